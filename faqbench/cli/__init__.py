@@ -1,0 +1,63 @@
+"""The command line. A first word that is a verb goes to that verb; anything else goes to Hydra.
+
+A verb is one file here with `run(arguments) -> int` and a line in `VERBS`; its docstring's first line
+is its help. Everything a user can get wrong arrives as a `UserError`: one sentence on standard error,
+exit code 2, no traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from faqbench.config import UserError
+
+VERBS = {
+    "fetch": "faqbench.cli.fetch",
+    "ls": "faqbench.cli.listing",
+    "report": "faqbench.cli.report",
+    "show": "faqbench.cli.show",
+    "sync": "faqbench.cli.sync",
+}
+_RUN = "faqbench.cli.cells"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        0 when all is done, 1 when a cell failed, 2 for a mistake that the user can mend, 130 after
+        Ctrl-C.
+    """
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
+    try:
+        if verb in {"help", "--version"}:
+            return _help() if verb == "help" else _version()
+        if verb in VERBS:
+            module = importlib.import_module(VERBS[verb])
+            return int(module.run(list(rest)))
+        return int(importlib.import_module(_RUN).run(list(arguments)))
+    except UserError as error:
+        print(f"faqbench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("faqbench: stopped; finished cells and stages are kept.", file=sys.stderr)
+        return 130
+
+
+def _help() -> int:
+    print(
+        "python -m faqbench [key=value ...]           run a cell; -m runs a sweep; --help lists keys"
+    )
+    for verb, name in VERBS.items():
+        doc = (importlib.import_module(name).__doc__ or "").split("\n", 1)[0]
+        print(f"python -m faqbench {verb:<8} {doc}")
+    return 0
+
+
+def _version() -> int:
+    from faqbench import __version__
+
+    print(f"faqbench {__version__}")
+    return 0

@@ -1,0 +1,35 @@
+"""Rebuild a report from runs/ alone: name=… select=… baseline=… title=… runs=… reports=…."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from faqbench.cli.arguments import read_arguments
+from faqbench.report import ReportRequest, write_report
+
+_KEYS = {
+    "name": "the report's folder below reports, and the sweep it shows",
+    "select": "patterns on run ids and key=value filters, separated by spaces",
+    "baseline": "the method or run that others are compared with",
+    "title": "the page's title",
+    "runs": "the folder of runs",
+    "reports": "the folder of reports",
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Write a report and print where it lies."""
+    _, values = read_arguments("report", arguments, _KEYS)
+    paths = write_report(
+        ReportRequest(
+            runs=Path(values.get("runs", "runs")),
+            reports=Path(values.get("reports", "reports")),
+            name=values.get("name", "all"),
+            select=tuple(shlex.split(values.get("select", ""))),
+            baseline=values.get("baseline"),
+            title=values.get("title"),
+        )
+    )
+    print(f"Report over {paths.n_runs} runs: {paths.html}")
+    return 0

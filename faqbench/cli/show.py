@@ -1,0 +1,65 @@
+"""Show one run, its metrics, gates, stages and warnings: show RUN runs=…."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from faqbench.cli.arguments import read_arguments
+from faqbench.cli.console import print_table
+from faqbench.config import UserError, did_you_mean
+from faqbench.records import RunRecord, read_record
+
+
+def run(arguments: list[str]) -> int:
+    """Print the record of one run."""
+    words, values = read_arguments("show", arguments, {"runs": "the folder of runs"}, n_words=1)
+    if not words:
+        raise UserError("show needs the name of a run; `faqbench ls` lists them.")
+    record = find_record(Path(values.get("runs", "runs")), words[0])
+    print(f"{record.run_id}: {record.status}, started {record.started}, {record.seconds:.0f} s")
+    if record.error:
+        print(record.error)
+    print_table(
+        [
+            {
+                "task": m.task,
+                "metric": m.name,
+                "value": "" if m.value is None else f"{m.value:.5g}",
+                "stderr": "" if m.stderr is None else f"{m.stderr:.2g}",
+                "n": str(m.n),
+            }
+            for m in record.metrics
+        ]
+    )
+    print_table(
+        [
+            {"stage": name, "seconds": f"{s.seconds:.1f}", "cached": "yes" if s.cached else ""}
+            for name, s in record.stages.items()
+        ]
+    )
+    print_table(
+        [
+            {"gate": g.name, "passed": "yes" if g.passed else "NO", "detail": g.detail}
+            for g in record.gates
+        ]
+    )
+    for text in (*record.warnings, *record.skipped_scales):
+        print(f"note: {text}")
+    return 0
+
+
+def find_record(runs: Path, name: str) -> RunRecord:
+    """Return the record of the run with this name, or with the only name that begins so.
+
+    Raises:
+        UserError: when there is none, or several, or it cannot be read.
+    """
+    names = sorted(p.parent.name for p in runs.glob("*/record.json"))
+    matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
+    if len(matches) != 1:
+        what = f"{len(matches)} runs begin with" if matches else "There is no run"
+        raise UserError(f"{what} '{name}' in {runs}.{did_you_mean(name, names)}")
+    try:
+        return read_record(runs / matches[0])
+    except ValueError as error:
+        raise UserError(f"Run {matches[0]} cannot be shown: {error}.") from error

@@ -1,0 +1,234 @@
+"""The frozen, typed experiment that everything below the command line works from.
+
+Fields mirror `conf/` one to one and carry no defaults: a field that is missing there is an error, and
+so is a key that is not listed here. Comments on each field's meaning are in `conf/config.yaml` and the
+group files, where users read them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
+DType = Literal["float32", "bfloat16", "float16"]
+RoleName = Literal["qkv", "o", "gate_up", "down"]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A frozen mapping that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelSection(Section):
+    """`model`: where the weights come from; the architecture follows from their own config."""
+
+    name: Slug
+    source: Literal["packaged", "hub", "path", "random"]
+    asset: str | None
+    hub_id: str | None
+    revision: str | None
+    path: str | None
+    random: dict[str, int | float | str | bool | list[int] | None] | None
+    tokenizer: str | None
+    trust_remote_code: bool
+    group_size: int
+    notes: str | None
+
+
+class SearchSection(Section):
+    """`quant.search`: the grids of the scale and clip searches."""
+
+    n_grid: Annotated[int, Field(ge=0, le=200)]
+    loss: Literal["gram", "module"]
+    gqa_scale: Literal["skip", "repeat"]
+    clip_steps: Annotated[int, Field(ge=1, le=100)]
+    clip_max_shrink: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class PreviewSection(Section):
+    """`quant.preview`: FAQ's look at later blocks."""
+
+    window: Annotated[int, Field(ge=0)]
+    gamma: Fraction
+    roles: Literal["all", "residual"]
+    source: Literal["same_role", "next_linear"]
+    weights: Literal["uniform", "linear", "geometric"]
+    norm: Literal["none", "mean", "max"]
+    fuse: Literal["convex", "geometric", "max"]
+    alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None
+
+
+class GPTQSection(Section):
+    """`quant.gptq`: column-wise rounding."""
+
+    damping: Annotated[float, Field(gt=0.0, le=10.0)]
+    act_order: bool
+    block_size: Positive
+
+
+class CorrectionSection(Section):
+    """`quant.correction`: QEP and LoaQ."""
+
+    strength: Annotated[float, Field(ge=0.0, le=1.0)]
+    residual_strength: Annotated[float, Field(ge=0.0, le=1.0)]
+    damping: Annotated[float, Field(gt=0.0, le=10.0)]
+    roles: tuple[RoleName, ...]
+    variant: Literal["linear", "residual", "norm_aware"]
+
+
+class LinearOverride(Section):
+    """One entry of `quant.overrides`: a grid for the linears whose names match a pattern."""
+
+    pattern: str
+    bits: Annotated[int, Field(ge=2, le=8)] | None
+    group_size: int | None
+
+
+class QuantSection(Section):
+    """`quant`: the four stages of a method and their options."""
+
+    name: Slug
+    scale: Literal["none", "awq", "faq"]
+    clip: Literal["none", "search"]
+    correct: Literal["none", "qep", "loaq"]
+    round: Literal["none", "nearest", "gptq"]
+    bits: Annotated[int, Field(ge=2, le=8)]
+    group_size: int
+    symmetric: bool
+    search: SearchSection
+    preview: PreviewSection
+    gptq: GPTQSection
+    correction: CorrectionSection
+    skip: tuple[str, ...]
+    overrides: tuple[LinearOverride, ...]
+
+
+class CalibrationSection(Section):
+    """`calibration`: which tokens the statistics are taken from."""
+
+    domain: str
+    n_samples: Positive
+    seq_len: Annotated[int, Field(ge=8)]
+    seed: Annotated[int, Field(ge=0)]
+    tokens: Literal["all", "drop_first", "norm_cap"]
+    dtype: DType
+    batch_size: Positive
+
+
+class ScenarioSection(Section):
+    """`scenario`: how the calibration set departs from the evaluation's domain; null keeps it."""
+
+    name: Slug
+    domain: str | None
+    n_samples: Positive | None
+
+
+class EvaluationSection(Section):
+    """`evaluation`: perplexity protocols and tasks, and how much of each."""
+
+    name: Slug
+    protocols: tuple[str, ...]
+    tasks: tuple[str, ...]
+    n_windows: Positive | None
+    n_documents: Positive | None
+    batch_size: Positive
+    add_bos: bool
+    num_fewshot: Annotated[int, Field(ge=0)]
+    keep_items: bool
+
+
+class TrackingSection(Section):
+    """`tracking`: where a view of the run is shown."""
+
+    name: Literal["none", "wandb"]
+    project: str
+    entity: str | None
+    mode: Literal["auto", "online", "offline", "disabled"]
+    group: str | None
+    tags: tuple[str, ...]
+
+
+class PathsSection(Section):
+    """`paths`: the folders that are written."""
+
+    runs: Path
+    reports: Path
+
+
+class DataSection(Section):
+    """`data`: files of the user's own."""
+
+    wikitext2_path: Path | None
+
+
+class ReportSection(Section):
+    """`report`: the report that a sweep ends with; null writes none."""
+
+    name: Slug | None
+    title: str | None
+
+
+class Experiment(Section):
+    """One cell: everything that decides a result, and where it is written and shown."""
+
+    model: ModelSection
+    quant: QuantSection
+    calibration: CalibrationSection
+    scenario: ScenarioSection
+    evaluation: EvaluationSection
+    tracking: TrackingSection
+    paths: PathsSection
+    data: DataSection
+    report: ReportSection
+    bits: int
+    group_size: int
+    symmetric: bool
+    window: int
+    gamma: float
+    seed: int
+    limit: Positive | None
+    device: str
+    dtype: DType
+    rerun: bool
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether any weight is put on a grid; false for the full precision baseline."""
+        return self.quant.round != "none"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether any stage reads activations; false for the baseline and for plain RTN."""
+        q = self.quant
+        return self.quantizes and (
+            (q.scale, q.clip, q.correct) != ("none", "none", "none") or q.round == "gptq"
+        )
+
+    @property
+    def calibration_domain(self) -> str:
+        """The calibration domain after the scenario has had its say."""
+        return self.scenario.domain or self.calibration.domain
+
+    @property
+    def n_calibration_samples(self) -> int:
+        """The number of calibration windows after the scenario has had its say."""
+        return self.scenario.n_samples or self.calibration.n_samples
+
+    def n_windows(self) -> int | None:
+        """Windows of each perplexity protocol, `limit` applied; None is all of them."""
+        return _smaller(self.evaluation.n_windows, self.limit)
+
+    def n_documents(self) -> int | None:
+        """Documents of each task, `limit` applied; None is all of them."""
+        return _smaller(self.evaluation.n_documents, self.limit)
+
+
+def _smaller(a: int | None, b: int | None) -> int | None:
+    known = [n for n in (a, b) if n is not None]
+    return min(known) if known else None

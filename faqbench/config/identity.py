@@ -1,0 +1,76 @@
+"""Which part of an experiment decides its result, and the run id made from it.
+
+What does not matter is left out, so that equal results have equal ids: the baseline ignores bits,
+group size and calibration; a method that reads no activations ignores calibration; an option of a
+stage that is off is dropped; where things are written, shown and computed (paths, tracking, report,
+device) never counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from faqbench.config.experiment import Experiment
+
+
+def identity(experiment: Experiment) -> dict[str, object]:
+    """Return the JSON mapping of everything that the experiment's result depends on."""
+    full = experiment.model_dump(mode="json")
+    model = {k: v for k, v in full["model"].items() if k not in {"notes", "group_size"}}
+    evaluation = {k: v for k, v in full["evaluation"].items() if k not in {"name", "keep_items"}}
+    evaluation |= {"n_windows": experiment.n_windows(), "n_documents": experiment.n_documents()}
+    if any(p.startswith("wikitext2") for p in experiment.evaluation.protocols):
+        evaluation["wikitext2_path"] = full["data"]["wikitext2_path"]
+    result: dict[str, object] = {
+        "model": model,
+        "quant": quant_identity(experiment),
+        "evaluation": evaluation,
+        "dtype": experiment.dtype,
+    }
+    if experiment.needs_calibration:
+        result["calibration"] = calibration_identity(experiment)
+    return result
+
+
+def quant_identity(experiment: Experiment) -> dict[str, object]:
+    """Return the part of `quant` that decides the quantized weights, options of idle stages dropped."""
+    quant = experiment.quant.model_dump(mode="json")
+    del quant["name"]
+    if not experiment.quantizes:
+        return {"round": "none"}
+    searches = quant["scale"] != "none" or quant["clip"] != "none"
+    keep = {
+        "search": searches,
+        "preview": quant["scale"] == "faq",
+        "gptq": quant["round"] == "gptq",
+        "correction": quant["correct"] != "none",
+    }
+    return {k: v for k, v in quant.items() if keep.get(k, True)}
+
+
+def calibration_identity(experiment: Experiment) -> dict[str, object]:
+    """Return what decides the calibration tokens and the statistics taken from them."""
+    calibration = experiment.calibration.model_dump(mode="json")
+    calibration["domain"] = experiment.calibration_domain
+    calibration["n_samples"] = experiment.n_calibration_samples
+    return calibration
+
+
+def run_id(experiment: Experiment) -> str:
+    """Return a readable slug and a hash of the identity, a name that is safe as a folder.
+
+    Example: `smollm2-135m-faq-w3-g64-s0-1f0c9a2b7d`.
+    """
+    text = json.dumps(identity(experiment), sort_keys=True, separators=(",", ":"))
+    parts = [experiment.model.name, experiment.quant.name]
+    if experiment.quantizes:
+        parts += [
+            f"w{experiment.quant.bits}",
+            f"g{experiment.quant.group_size}".replace("-1", "row"),
+        ]
+    if experiment.needs_calibration:
+        parts += [f"s{experiment.calibration.seed}"]
+        if experiment.scenario.name != "matched":
+            parts += [experiment.scenario.name]
+    return "-".join([*parts, hashlib.sha256(text.encode()).hexdigest()[:10]])

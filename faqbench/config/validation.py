@@ -1,0 +1,116 @@
+"""From the mapping that Hydra composed to a frozen `Experiment`, or one sentence per mistake.
+
+pydantic checks types, ranges and unknown keys; `_check_combination` the rules that join several keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from faqbench.config.errors import UserError, did_you_mean
+from faqbench.config.experiment import Experiment
+
+
+def validate(raw: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that a plain, fully resolved mapping describes.
+
+    Raises:
+        UserError: one sentence per mistake, each with the key, the value and what is allowed.
+    """
+    try:
+        experiment = Experiment.model_validate(_paths_and_tuples(raw))
+    except ValidationError as error:
+        raise UserError(" ".join(dict.fromkeys(_sentence(e) for e in error.errors()))) from error
+    _check_combination(experiment)
+    return experiment
+
+
+def _check_combination(experiment: Experiment) -> None:
+    quant, model = experiment.quant, experiment.model
+    if quant.group_size != -1 and quant.group_size < 1:
+        raise UserError(
+            f"group_size={quant.group_size} is not allowed: a positive number of channels, or -1 for "
+            "one group per row."
+        )
+    if quant.round == "none" and (quant.scale, quant.clip, quant.correct) != ("none",) * 3:
+        raise UserError(
+            "quant.round=none leaves weights as they are, so quant.scale, quant.clip and quant.correct "
+            "must be none too."
+        )
+    if quant.symmetric and quant.bits < 2:
+        raise UserError("symmetric codes need bits of 2 or more.")
+    needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[
+        model.source
+    ]
+    if not getattr(model, needed):
+        raise UserError(f"model.source={model.source} needs model.{needed}, which is not set.")
+
+
+def _paths_and_tuples(value: Any) -> Any:
+    """Give strict pydantic the types it wants where YAML has none: tuples for lists, paths for texts."""
+    if isinstance(value, Mapping):
+        result = {k: _paths_and_tuples(v) for k, v in value.items()}
+        for key in ("runs", "reports", "wikitext2_path"):
+            if isinstance(result.get(key), str):
+                result[key] = Path(result[key])
+        for key in (
+            "gamma",
+            "alpha",
+            "strength",
+            "residual_strength",
+            "damping",
+            "clip_max_shrink",
+        ):
+            if isinstance(result.get(key), int) and not isinstance(result[key], bool):
+                result[key] = float(result[key])
+        return result
+    if isinstance(value, list):
+        return tuple(_paths_and_tuples(v) for v in value)
+    return value
+
+
+def _sentence(error: ErrorDetails) -> str:
+    key = _readable_key([str(part) for part in error["loc"]])
+    value = error["input"]
+    if error["type"] == "extra_forbidden":
+        known = _known_keys([str(part) for part in error["loc"][:-1]])
+        hint = did_you_mean(str(error["loc"][-1]), known)
+        return f"Unknown key {key}.{hint} Keys there: {', '.join(known)}."
+    if error["type"] == "missing":
+        return f"{key} is missing."
+    if error["type"] == "literal_error":
+        expected = error["ctx"]["expected"]
+        known = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
+        return f"{key}={value} is not allowed: it is {expected}.{did_you_mean(str(value), known)}"
+    message = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
+    return f"{key}={value} is not allowed: it should be {message}."
+
+
+def _readable_key(location: list[str]) -> str:
+    """Name the knob that the user turned, where a group's field only repeats it."""
+    short = {f"quant.{k}": k for k in ("bits", "group_size", "symmetric")}
+    short |= {"quant.preview.window": "window", "quant.preview.gamma": "gamma"}
+    short |= {"calibration.seed": "seed"}
+    key = ".".join(location)
+    return short.get(key, key)
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Experiment
+    for part in location:
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next(
+            (a for a in (annotation, *getattr(annotation, "__args__", ())) if _is_section(a)), model
+        )
+    return list(model.model_fields)
+
+
+def _is_section(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseModel)

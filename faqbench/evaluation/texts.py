@@ -1,0 +1,83 @@
+"""The text of each protocol: a local file, a packaged domain, or the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from faqbench import corpora
+from faqbench.config import Experiment, UserError
+from faqbench.evaluation.hub import hub_errors, hub_or_local_copies
+from faqbench.evaluation.protocols import Protocol
+from faqbench.stages import Progress
+
+_C4_DOCUMENTS = 1100
+_C4_FILE = "en/c4-validation.00000-of-00008.json.gz"
+
+
+def protocol_text(protocol: Protocol, experiment: Experiment, progress: Progress) -> str:
+    """Return the protocol's whole text, joined as the protocol says.
+
+    Raises: UserError: when the text is missing, empty or not UTF-8, or when the hub is needed but
+        does not answer.
+    """
+    match protocol.corpus:
+        case "heldout":
+            assert protocol.domain is not None
+            text = "\n\n".join(corpora.domain_texts(protocol.domain, "evaluation", progress))
+            source = f"the evaluation part of domain '{protocol.domain}'"
+        case "wikitext2":
+            path = experiment.data.wikitext2_path
+            text = _hub_wikitext2(protocol) if path is None else _read(path)
+            source = "wikitext-2-raw-v1" if path is None else f"data.wikitext2_path={path}"
+        case "c4-new":
+            text = _hub_c4(protocol)
+            source = "C4's validation split"
+    if not text.strip():
+        raise UserError(f"Protocol '{protocol.name}' has no text: {source} is empty.")
+    return text
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.wikitext2_path={path} is not UTF-8 text ({error.reason})."
+        ) from error
+    except OSError as error:
+        raise UserError(f"data.wikitext2_path={path} cannot be read ({error.strerror}).") from error
+
+
+def _hub_wikitext2(protocol: Protocol) -> str:
+    remedy = "set data.wikitext2_path to a file with its test split joined by blank lines"
+    with _explained(protocol, "Salesforce/wikitext", remedy):
+        from datasets import load_dataset
+
+        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")
+        return "\n\n".join(rows["text"])
+
+
+def _hub_c4(protocol: Protocol) -> str:
+    remedy = "connect to it, or choose a protocol heldout-<domain>-<len>, which needs no hub"
+    with _explained(protocol, "allenai/c4", remedy):
+        from datasets import load_dataset
+
+        rows = load_dataset(
+            "allenai/c4", data_files={"validation": _C4_FILE}, split="validation", streaming=True
+        )
+        return " ".join(row["text"] for row in islice(rows, _C4_DOCUMENTS))
+
+
+@contextmanager
+def _explained(protocol: Protocol, dataset: str, remedy: str) -> Iterator[None]:
+    with hub_or_local_copies():
+        try:
+            yield
+        except hub_errors() as error:
+            raise UserError(
+                f"Protocol '{protocol.name}' needs {dataset} from the Hugging Face hub, which "
+                f"could not be reached; {remedy}."
+            ) from error

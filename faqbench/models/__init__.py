@@ -1,0 +1,27 @@
+"""Models: where their weights come from, how their decoder blocks are laid out, how to walk them.
+
+A model family is data. To add one whose decoder block has the usual shape (attention, then a gated
+MLP, each behind a norm):
+
+1. write `families/<name>.yaml` with the fields of `Architecture`, as the others there do;
+2. add `conf/model/tiny-<name>.yaml`, a random model of that family, for the tests;
+3. run `pytest tests/contract`: every family there is quantized and compared with its own outputs.
+
+Mixtures of experts and unknown shapes are refused with a sentence that says why.
+"""
+
+from faqbench.models.architecture import Architecture, Role, architecture_of
+from faqbench.models.blocks import BlockStream, open_stream
+from faqbench.models.loading import LoadedModel, load_model, load_tokenizer, resolve_device
+
+__all__ = [
+    "Architecture",
+    "BlockStream",
+    "LoadedModel",
+    "Role",
+    "architecture_of",
+    "load_model",
+    "load_tokenizer",
+    "open_stream",
+    "resolve_device",
+]

@@ -1,0 +1,130 @@
+"""Walking a model block by block.
+
+A `BlockStream` holds the hidden states that enter one decoder block, for all calibration windows, and
+moves them through the blocks one at a time. Nothing but the current block's inputs is ever kept, so a
+walk needs the memory of one set of hidden states, whatever the depth of the model; and it asks the model
+for one block at a time, so that blocks may come from anywhere.
+
+What a block needs beside its hidden states (rotary embeddings, masks; in some families they differ from
+block to block) is taken from the model's own forward pass, run once with every block replaced by a
+recorder that returns its input. The key-value cache is off: a live cache captured here would silently
+corrupt every later call of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from faqbench.models.architecture import Architecture
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: keeps what it was called with and returns its hidden states unchanged."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        # Model code may read plain attributes of its blocks, such as the kind of attention.
+        plain = {k: v for k, v in vars(block).items() if not k.startswith("_") and k != "training"}
+        self.__dict__.update(plain)
+        self.hidden: Tensor | None = None
+        self.kwargs: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        assert not args, "decoder blocks are called with keywords in transformers 5"
+        self.hidden, self.kwargs = hidden_states, kwargs
+        return hidden_states
+
+
+@dataclass
+class BlockStream:
+    """The hidden states on their way through the blocks.
+
+    Attributes:
+        hidden: [n_samples, seq_len, hidden_size], the input of block `index`.
+        kwargs: per block, the keyword arguments of its forward.
+        batch_size: how many windows go through a block together.
+        index: the block that `hidden` is the input of.
+    """
+
+    hidden: Tensor
+    kwargs: tuple[dict[str, Any], ...]
+    batch_size: int
+    index: int = 0
+
+    def batches(self, block: nn.Module) -> Iterator[tuple[slice, Tensor]]:
+        """Run the current block over all windows, yielding (rows, output) batch by batch."""
+        for start in range(0, len(self.hidden), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            output = block(self.hidden[rows], **self.kwargs[self.index])
+            yield rows, output[0] if isinstance(output, tuple) else output
+
+    @torch.inference_mode()
+    def advance(self, block: nn.Module) -> None:
+        """Replace the hidden states by the block's outputs and move on to the next block."""
+        for rows, output in self.batches(block):
+            self.hidden[rows] = output
+        self.index += 1
+
+    def fork(self) -> BlockStream:
+        """Return a second stream that starts from the same hidden states."""
+        return BlockStream(
+            hidden=self.hidden.clone(),
+            kwargs=self.kwargs,
+            batch_size=self.batch_size,
+            index=self.index,
+        )
+
+
+@torch.inference_mode()
+def open_stream(
+    model: nn.Module, architecture: Architecture, tokens: Tensor, batch_size: int
+) -> BlockStream:
+    """Return the stream that enters the first block.
+
+    Args:
+        model: a causal language model on its device, in its dtype.
+        architecture: where its blocks are.
+        tokens: [n_samples, seq_len] token ids, all windows full.
+        batch_size: windows per forward pass.
+    """
+    hidden = []
+    kwargs: tuple[dict[str, Any], ...] = ()
+    device = next(model.parameters()).device
+    with _recorders(model, architecture) as recorders:
+        for batch in torch.split(tokens, batch_size):
+            model.get_decoder()(input_ids=batch.to(device), use_cache=False)  # type: ignore[operator]
+            assert recorders[0].hidden is not None
+            hidden.append(recorders[0].hidden)
+            # Positions and masks are the same for every window: keep those of one.
+            kwargs = kwargs or tuple(
+                {k: _first_row(v) for k, v in r.kwargs.items()} for r in recorders
+            )
+    return BlockStream(hidden=torch.cat(hidden), kwargs=kwargs, batch_size=batch_size)
+
+
+@contextmanager
+def _recorders(model: nn.Module, architecture: Architecture) -> Iterator[list[_Recorder]]:
+    blocks = architecture.block_modules(model)
+    originals = list(blocks)
+    recorders = [_Recorder(block) for block in originals]
+    try:
+        for index, recorder in enumerate(recorders):
+            blocks[index] = recorder
+        yield recorders
+    finally:
+        for index, block in enumerate(originals):
+            blocks[index] = block
+
+
+def _first_row(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value[:1] if value.dim() > 1 else value
+    if isinstance(value, tuple):
+        return tuple(_first_row(v) for v in value)
+    return value

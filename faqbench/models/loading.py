@@ -1,0 +1,183 @@
+"""Loading a model and its tokenizer: packaged, from the hub, from a folder, or of random weights.
+
+One loader for all sources: each is turned into something that transformers' `from_pretrained` takes.
+Only safetensors are read. Code that comes with a checkpoint runs only where the user says so
+(`model.trust_remote_code=true`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from faqbench.assets import packaged_model
+from faqbench.config import UserError
+from faqbench.config.experiment import ModelSection
+from faqbench.models.architecture import Architecture, architecture_of
+from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.stages import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A causal language model, ready to run.
+
+    Attributes:
+        model: in evaluation mode, gradients off.
+        tokenizer: its transformers tokenizer.
+        architecture: where its blocks and linears are.
+        fingerprint: sha256 over the names, shapes and bytes of all weights, in the dtype as loaded.
+    """
+
+    model: Any
+    tokenizer: Any
+    architecture: Architecture
+    fingerprint: str
+
+
+def resolve_device(device: str) -> torch.device:
+    """Return the torch device of a `device` setting; `auto` is CUDA where there is one.
+
+    Raises:
+        UserError: for a device that this machine does not have.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={device} cannot be used here: {_first_line(error)}.") from error
+    return chosen
+
+
+def load_model(
+    section: ModelSection, dtype: torch.dtype, device: torch.device, progress: Progress
+) -> LoadedModel:
+    """Load weights, tokenizer and architecture.
+
+    Raises:
+        UserError: when the weights cannot be had, or their architecture is not supported.
+    """
+    with progress.stage(f"load {section.name}", 1) as advance:
+        if section.source == "random":
+            model = random_model(section.random or {})
+        else:
+            model = _from_pretrained(section, _location(section, progress))
+        architecture = architecture_of(model.config)
+        _check_layout(model, architecture)
+        model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        fingerprint = fingerprint_weights(model)
+        tokenizer = load_tokenizer(section, progress)
+        advance()
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, architecture=architecture, fingerprint=fingerprint
+    )
+
+
+def load_tokenizer(section: ModelSection, progress: Progress) -> Any:
+    """Load the tokenizer alone, without the model's weights."""
+    if section.tokenizer == "bytes":
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    location = section.tokenizer or _location(section, progress)
+    with _explained(section):
+        return AutoTokenizer.from_pretrained(
+            location, revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+
+
+def fingerprint_weights(model: nn.Module) -> str:
+    """Return a sha256 over the names, dtypes, shapes and bytes of a model's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().contiguous().cpu().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _location(section: ModelSection, progress: Progress) -> str:
+    """Return the folder or the hub id that from_pretrained takes."""
+    if section.source == "packaged":
+        assert section.asset is not None
+        return str(packaged_model(section.asset, progress))
+    if section.source == "path":
+        assert section.path is not None
+        folder = Path(section.path).expanduser()
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"model.path={section.path} is not a model folder: it has no config.json there."
+            )
+        return str(folder)
+    assert section.hub_id is not None
+    return section.hub_id
+
+
+def _from_pretrained(section: ModelSection, location: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _explained(section), _no_bars():
+        # float32 first: quantizers work on float32 weights, and the cast to `dtype` is ours to record.
+        return AutoModelForCausalLM.from_pretrained(
+            location,
+            revision=section.revision,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=section.trust_remote_code,
+        )
+
+
+@contextmanager
+def _explained(section: ModelSection) -> Iterator[None]:
+    """Turn what transformers raises for missing or unreadable models into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        if section.source != "hub":
+            raise UserError(
+                f"model={section.name} could not be loaded: {_first_line(error)}."
+            ) from error
+        raise UserError(
+            f"model={section.name} needs '{section.hub_id}' from the Hugging Face hub, which could not "
+            f"be reached or did not give it ({_first_line(error)}); connect to a network, log in if the "
+            "model is gated, or set model.source=path model.path=FOLDER."
+        ) from error
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars out of ours."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            logging.enable_progress_bar()
+
+
+def _check_layout(model: nn.Module, architecture: Architecture) -> None:
+    modules = dict(model.named_modules())
+    for name in architecture.linear_names():
+        if not isinstance(modules.get(name), nn.Linear):
+            raise UserError(
+                f"The model does not have the shape of family '{architecture.family}': "
+                f"{name} is not a linear."
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".")[:200]

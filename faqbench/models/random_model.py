@@ -1,0 +1,52 @@
+"""Models of random weights and a tokenizer of bytes: real code paths at no cost, for tests and timing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from faqbench.config import UserError
+
+N_BYTES = 256
+
+
+def random_model(settings: Mapping[str, object]) -> Any:
+    """Return a causal language model whose weights are drawn from a seed.
+
+    Args:
+        settings: fields of the transformers config, `model_type` and `seed` among them.
+
+    Raises:
+        UserError: for a model_type that transformers does not know.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+    fields = dict(settings)
+    model_type, seed = str(fields.pop("model_type", None)), int(str(fields.pop("seed", 0)))
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"model.random.model_type={model_type} is not known to transformers.")
+    fields = {"bos_token_id": N_BYTES, "eos_token_id": N_BYTES, "pad_token_id": None} | fields
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(model_type, **fields)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def byte_tokenizer() -> Any:
+    """Return a transformers tokenizer of the 256 bytes and one end-of-text token, id 256."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    fast.add_special_tokens(
+        {"bos_token": "<|end|>", "eos_token": "<|end|>", "pad_token": "<|end|>"}
+    )
+    assert len(fast) == N_BYTES + 1
+    return fast

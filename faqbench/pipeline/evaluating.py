@@ -1,0 +1,187 @@
+"""The cached evaluation stages: each protocol and each task by itself.
+
+A stage's key holds the weights that are evaluated, not the experiment: the full precision baseline and
+cells that differ only in what else they evaluate share their results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from faqbench.config import Experiment
+from faqbench.config.identity import calibration_identity, quant_identity
+from faqbench.evaluation import (
+    HARNESS_VERSION,
+    SCORER_VERSION,
+    perplexity_metrics,
+    protocol_tokens,
+    resolve_protocol,
+    run_task,
+    score_tokens,
+)
+from faqbench.models import LoadedModel
+from faqbench.quantization.engine import CODE_VERSION as QUANTIZATION_VERSION
+from faqbench.records import Metric
+from faqbench.stages import Progress, StageCache
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluated:
+    """What all protocols and tasks of a cell gave.
+
+    Attributes:
+        metrics: of all of them, in the order of the configuration.
+        items: per-item results of the tasks.
+        tokens: per-token negative log-likelihoods of the protocols.
+        fingerprints: `protocol/<name>` and `task/<name>` of the tokens and requests scored.
+        protocols: how each was measured, for the record.
+        warnings: sentences for the reader.
+        cached: whether everything came from the cache.
+    """
+
+    metrics: tuple[Metric, ...] = ()
+    items: pd.DataFrame = field(
+        default_factory=lambda: pd.DataFrame(columns=["task", "item", "metric", "value"])
+    )
+    tokens: Mapping[str, Any] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    protocols: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    cached: bool = False
+
+
+def evaluate(
+    experiment: Experiment,
+    loaded: LoadedModel,
+    fingerprints: Mapping[str, str],
+    cache: StageCache,
+    progress: Progress,
+) -> Evaluated:
+    """Score the model, as it stands in memory, on every protocol and task of the experiment."""
+    weights = _weights_key(experiment, loaded, fingerprints)
+    parts = [
+        _protocol(name, experiment, loaded, weights, cache, progress)
+        for name in experiment.evaluation.protocols
+    ] + [
+        _task(name, experiment, loaded, weights, cache, progress)
+        for name in experiment.evaluation.tasks
+    ]
+    if not parts:
+        return Evaluated()
+    tables = [p.items for p in parts if len(p.items)]
+    return Evaluated(
+        metrics=tuple(m for p in parts for m in p.metrics),
+        items=pd.concat(tables, ignore_index=True) if tables else parts[0].items,
+        tokens={k: v for p in parts for k, v in p.tokens.items()},
+        fingerprints={k: v for p in parts for k, v in p.fingerprints.items()},
+        protocols={k: v for p in parts for k, v in p.protocols.items()},
+        warnings=tuple(w for p in parts for w in p.warnings),
+        cached=all(p.cached for p in parts),
+    )
+
+
+def _weights_key(
+    experiment: Experiment, loaded: LoadedModel, fingerprints: Mapping[str, str]
+) -> dict[str, object]:
+    key: dict[str, object] = {
+        "weights": fingerprints["weights"],
+        "quant": quant_identity(experiment),
+        "quantization_version": QUANTIZATION_VERSION if experiment.quantizes else None,
+        "dtype": experiment.dtype,
+        "device": next(loaded.model.parameters()).device.type,
+    }
+    if experiment.needs_calibration:
+        settings = calibration_identity(experiment)
+        key["calibration"] = fingerprints["calibration"]
+        key["calibration_settings"] = {k: settings[k] for k in ("tokens", "dtype", "batch_size")}
+    return key
+
+
+def _protocol(
+    name: str,
+    experiment: Experiment,
+    loaded: LoadedModel,
+    weights: Mapping[str, object],
+    cache: StageCache,
+    progress: Progress,
+) -> Evaluated:
+    protocol = resolve_protocol(name, experiment)
+    windows = protocol_tokens(protocol, loaded.tokenizer, experiment, progress)
+    batch_size = experiment.evaluation.batch_size
+
+    def build(folder: Path) -> None:
+        nll = score_tokens(loaded.model, windows.tokens, batch_size, progress, name)
+        np.save(folder / "nll.npy", nll, allow_pickle=False)
+
+    key = {
+        "version": SCORER_VERSION,
+        "model": dict(weights),
+        "tokens": windows.fingerprint,
+        "batch_size": batch_size,
+    }
+    entry = cache.get("perplexity", key, build)
+    nll = np.load(entry.path / "nll.npy", allow_pickle=False)
+    warning = f"{name}: no expected token count is known for this tokenizer; tokens are unverified."
+    return Evaluated(
+        metrics=perplexity_metrics(protocol, nll),
+        tokens={name: nll},
+        fingerprints={f"protocol/{name}": windows.fingerprint},
+        protocols={
+            name: {
+                "n_windows": len(nll),
+                "seq_len": protocol.seq_len,
+                "verified": windows.verified,
+                "version": protocol.version,
+            }
+        },
+        warnings=() if windows.verified else (warning,),
+        cached=entry.cached,
+    )
+
+
+def _task(
+    name: str,
+    experiment: Experiment,
+    loaded: LoadedModel,
+    weights: Mapping[str, object],
+    cache: StageCache,
+    progress: Progress,
+) -> Evaluated:
+    def build(folder: Path) -> None:
+        result = run_task(name, loaded.model, loaded.tokenizer, experiment, progress)
+        result.items.to_parquet(folder / "items.parquet", index=False)
+        facts = {
+            "metrics": [asdict(m) for m in result.metrics],
+            "fingerprint": result.fingerprint,
+            "version": result.version,
+            "n_documents": result.n_documents,
+            "config": result.config,
+        }
+        (folder / "facts.json").write_text(json.dumps(facts))
+
+    settings = experiment.evaluation
+    key = {
+        "version": HARNESS_VERSION,
+        "model": dict(weights),
+        "task": name,
+        "limit": experiment.n_documents(),
+        "batch_size": settings.batch_size,
+        "add_bos": settings.add_bos,
+        "num_fewshot": settings.num_fewshot,
+    }
+    entry = cache.get("tasks", key, build)
+    facts = json.loads((entry.path / "facts.json").read_text())
+    return Evaluated(
+        metrics=tuple(Metric(**m) for m in facts["metrics"]),
+        items=pd.read_parquet(entry.path / "items.parquet"),
+        fingerprints={f"task/{name}": facts["fingerprint"]},
+        protocols={name: {k: facts[k] for k in ("version", "n_documents", "config")}},
+        cached=entry.cached,
+    )

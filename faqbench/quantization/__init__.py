@@ -1,0 +1,40 @@
+"""Quantization: four stages, each a pure function of tensors, and the walk that applies them.
+
+A method is a composition: `scale` x `clip` x `correct` x `round`, and `conf/quant/<name>.yaml` a preset
+of the four. Where each lives:
+
+    grid.py         codes, scales and zero points: what a quantized weight is
+    preview.py      FAQ's statistic, a blend of this block's activations with later ones
+    scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
+    clip.py         AWQ's search for shrunken ranges
+    activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role
+    method.py       one role of one block through all stages: read this first
+    engine.py       the walk over the blocks
+
+To add a value of a stage: write its function of tensors in a file of its own with its source in the
+docstring, add the value to the `Literal` in `config/experiment.py`, and one line to the stage's
+dispatch in `method.py`. A preset that uses it is one yaml.
+"""
+
+from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe
+from faqbench.quantization.engine import (
+    LinearReport,
+    QuantizedModel,
+    assign_grids,
+    quantize_model,
+)
+from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
+
+__all__ = [
+    "ActivationStore",
+    "Grid",
+    "LinearReport",
+    "QuantizedLinear",
+    "QuantizedModel",
+    "RoleStatistics",
+    "assign_grids",
+    "fake_quantize",
+    "observe",
+    "quantize",
+    "quantize_model",
+]

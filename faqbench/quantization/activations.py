@@ -1,0 +1,208 @@
+"""What the quantizers know of the activations, and the full precision pass that gathers it.
+
+Per decoder block and role, over all calibration tokens x [in]:
+
+    mean_abs [in]      mean of |x|
+    gram     [in, in]  mean of x x'
+
+Both are accumulated in float32, whatever the model's dtype, and stored one file per block, so that a
+reader holds one block's Gram matrices at a time. The means of all blocks are small and kept together:
+they are all that FAQ needs of the future.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from faqbench.config import UserError
+from faqbench.models import BlockStream, LoadedModel, Role, open_stream
+from faqbench.stages import Progress
+
+CODE_VERSION = 1  # raise it when the numbers that `observe` writes change
+Tokens = Literal["all", "drop_first", "norm_cap"]
+NORM_CAP = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleStatistics:
+    """Statistics of one role's input.
+
+    Attributes:
+        mean_abs: float32 [in_features].
+        gram: float32 [in_features, in_features].
+        n_tokens: how many tokens they were taken over.
+    """
+
+    mean_abs: Tensor
+    gram: Tensor
+    n_tokens: int
+
+
+class Accumulator:
+    """Sums up |x| and x x' over batches of tokens."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._abs = torch.zeros(in_features, dtype=torch.float64, device=device)
+        self._gram = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
+        self._n_tokens = 0
+
+    def add(self, x: Tensor) -> None:
+        """Add tokens [n_tokens, in_features]."""
+        x = x.float()
+        self._abs += x.abs().sum(dim=0)
+        self._gram.addmm_(x.T, x)
+        self._n_tokens += len(x)
+
+    def result(self) -> RoleStatistics:
+        """Return the means so far."""
+        return RoleStatistics(
+            mean_abs=(self._abs / self._n_tokens).float(),
+            gram=self._gram / self._n_tokens,
+            n_tokens=self._n_tokens,
+        )
+
+
+def select_tokens(x: Tensor, tokens: Tokens) -> Tensor:
+    """Return the rows [n, in_features] of windows x [batch, seq_len, in_features] that count.
+
+    `drop_first` leaves out position 0 of each window, which often carries a massive activation;
+    `norm_cap` shortens tokens longer than 10 times the median norm of their window to that norm.
+    """
+    if tokens == "drop_first":
+        x = x[:, 1:]
+    elif tokens == "norm_cap":
+        norms = x.float().norm(dim=-1, keepdim=True)
+        cap = NORM_CAP * norms.median(dim=1, keepdim=True).values
+        x = x * (cap / norms).clamp(max=1.0).to(x.dtype)
+    return x.flatten(0, 1)
+
+
+@torch.inference_mode()
+def observe_block(
+    stream: BlockStream, block: nn.Module, roles: Sequence[Role], tokens: Tokens
+) -> dict[str, RoleStatistics]:
+    """Gather the statistics of one block's roles and advance the stream past the block.
+
+    Raises:
+        UserError: when an activation is not finite, naming the block and the linear.
+    """
+    accumulators: dict[str, Accumulator] = {}
+    handles = []
+    for role in roles:
+        linear = block.get_submodule(role.linears[0])
+        assert isinstance(linear, nn.Linear)
+        accumulator = Accumulator(linear.in_features, linear.weight.device)
+        accumulators[role.name] = accumulator
+
+        def hook(_: nn.Module, args: tuple[Any, ...], a: Accumulator = accumulator) -> None:
+            a.add(select_tokens(args[0], tokens))
+
+        handles.append(linear.register_forward_pre_hook(hook))
+    try:
+        stream.advance(block)
+    finally:
+        for handle in handles:
+            handle.remove()
+    results = {name: accumulator.result() for name, accumulator in accumulators.items()}
+    for role in roles:
+        check_finite(results[role.name], stream.index - 1, role)
+    return results
+
+
+def check_finite(statistics: RoleStatistics, block: int, role: Role) -> None:
+    """Refuse statistics that hold NaN or infinity.
+
+    Raises:
+        UserError: naming the block and the linear whose input it was.
+    """
+    if not (statistics.mean_abs.isfinite().all() and statistics.gram.isfinite().all()):
+        raise UserError(
+            f"The input of {role.linears[0]} in block {block} holds NaN or infinity on the calibration "
+            "tokens; try calibration.dtype=float32, or check the model's weights."
+        )
+
+
+def observe(
+    loaded: LoadedModel,
+    tokens: Tensor,
+    *,
+    batch_size: int,
+    select: Tokens,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Run the full precision pass and write its statistics, in the layout `ActivationStore` reads.
+
+    Args:
+        loaded: the full precision model.
+        tokens: [n_samples, seq_len] calibration token ids.
+        batch_size: windows per forward pass.
+        select: which tokens count.
+        folder: an empty folder.
+        progress: one step per block.
+    """
+    architecture = loaded.architecture
+    blocks = architecture.block_modules(loaded.model)
+    means: dict[str, Tensor] = {}
+    n_tokens = 0
+    with progress.stage("activation statistics", len(blocks)) as advance:
+        stream = open_stream(loaded.model, architecture, tokens, batch_size)
+        for index, block in enumerate(blocks):
+            results = observe_block(stream, block, architecture.roles, select)
+            save_file(
+                {name: r.gram.cpu().contiguous() for name, r in results.items()},
+                folder / f"gram-{index:03d}.safetensors",
+            )
+            means |= {f"{index}.{name}": r.mean_abs.cpu() for name, r in results.items()}
+            n_tokens = next(iter(results.values())).n_tokens
+            advance()
+    save_file(means, folder / "mean_abs.safetensors")
+    (folder / "meta.json").write_text(json.dumps({"n_tokens": n_tokens, "n_blocks": len(blocks)}))
+
+
+class ActivationStore:
+    """Statistics on disk, read one block at a time."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder = folder
+        self._device = device
+
+    @cached_property
+    def _meta(self) -> Mapping[str, int]:
+        meta: dict[str, int] = json.loads((self._folder / "meta.json").read_text())
+        return meta
+
+    @cached_property
+    def _means(self) -> Mapping[str, Tensor]:
+        means: dict[str, Tensor] = load_file(
+            self._folder / "mean_abs.safetensors", device=str(self._device)
+        )
+        return means
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks there are."""
+        return self._meta["n_blocks"]
+
+    def mean_abs(self, block: int, role: str) -> Tensor:
+        """Return mean|x| [in_features] of one role of one block."""
+        return self._means[f"{block}.{role}"]
+
+    def block(self, block: int) -> dict[str, RoleStatistics]:
+        """Return the statistics of one block by role; the caller holds the only copy."""
+        grams = load_file(self._folder / f"gram-{block:03d}.safetensors", device=str(self._device))
+        return {
+            role: RoleStatistics(
+                mean_abs=self.mean_abs(block, role), gram=gram, n_tokens=self._meta["n_tokens"]
+            )
+            for role, gram in grams.items()
+        }

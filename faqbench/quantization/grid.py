@@ -1,0 +1,192 @@
+"""The integer grid: groups of input channels per output row, and the codes of a weight on it.
+
+Legend: W [out, in] weight, n_groups = in / group_size, qmax the largest code.
+
+    asymmetric   scale = max(max(W) - min(W), 1e-5) / (2^bits - 1)
+                 zero  = clamp(-round(min(W) / scale), 0, 2^bits - 1)
+                 q     = clamp(round(W / scale) + zero, 0, 2^bits - 1)
+    symmetric    scale = max(max|W|, 1e-5) / (2^(bits-1) - 1)
+                 q     = clamp(round(W / scale), -2^(bits-1), 2^(bits-1) - 1)
+
+The asymmetric form is llm-awq's, the symmetric one AutoAWQ's. With asymmetric codes a group whose
+values all have one sign still stretches its range to hold zero only as far as the clamp of `zero` does,
+as in the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from faqbench.config import UserError
+
+MIN_RANGE = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Bits, group size and symmetry of one linear's grid; group_size -1 is one group per row."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The smallest and the largest code."""
+        if self.symmetric:
+            return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
+        return 0, 2**self.bits - 1
+
+    def group_width(self, in_features: int) -> int:
+        """Return how many input channels share one scale."""
+        return in_features if self.group_size == -1 else self.group_size
+
+    def check(self, linear: str, in_features: int) -> None:
+        """Refuse a group size that does not divide a linear's input.
+
+        Raises:
+            UserError: naming the linear, its in_features and the group sizes that do divide it.
+        """
+        if self.group_size == -1 or (self.group_size > 0 and in_features % self.group_size == 0):
+            return
+        legal = [n for n in range(16, in_features + 1) if in_features % n == 0 and n % 8 == 0]
+        raise UserError(
+            f"group_size={self.group_size} does not divide in_features={in_features} of {linear}; "
+            f"sizes that do: {', '.join(map(str, legal or [in_features]))}, or -1 for one group per row."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupParameters:
+    """Scale and zero point of every group.
+
+    Attributes:
+        scale: [..., n_groups], positive.
+        zero_point: [..., n_groups], whole numbers in a float tensor; None when symmetric.
+    """
+
+    scale: Tensor
+    zero_point: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedLinear:
+    """A linear's weight as codes; dequantized weight = (qvalue - zero_point) * scale / input_scale.
+
+    Attributes:
+        qvalue: uint8 (asymmetric) or int8 (symmetric) [out_features, in_features].
+        scale: float32 [out_features, n_groups].
+        zero_point: uint8 [out_features, n_groups], or None when symmetric.
+        input_scale: float32 [in_features] that the weight was multiplied by before rounding, or None.
+        grid: bits, group size and symmetry.
+    """
+
+    qvalue: Tensor
+    scale: Tensor
+    zero_point: Tensor | None
+    input_scale: Tensor | None
+    grid: Grid
+
+    def dequantize(self) -> Tensor:
+        """Return the float32 weight [out_features, in_features] that stands in for the original."""
+        out, n_groups = self.scale.shape
+        q = self.qvalue.view(out, n_groups, -1).float()
+        if self.zero_point is not None:
+            q = q - self.zero_point.float().unsqueeze(-1)
+        weight = (q * self.scale.unsqueeze(-1)).view(out, -1)
+        return weight if self.input_scale is None else weight / self.input_scale
+
+    def storage_bits(self) -> int:
+        """Return the bits a packed checkpoint needs: codes, float16 scales, zero points at `bits`."""
+        per_group = 16 + (0 if self.zero_point is None else self.grid.bits)
+        return self.qvalue.numel() * self.grid.bits + self.scale.numel() * per_group
+
+
+def group_parameters(grouped: Tensor, grid: Grid) -> GroupParameters:
+    """Return each group's scale and zero point.
+
+    Args:
+        grouped: [..., n_groups, width], a weight cut into groups.
+        grid: the grid.
+    """
+    low, high = torch.aminmax(grouped, dim=-1)
+    if grid.symmetric:
+        largest = torch.maximum(high, -low).clamp_(min=MIN_RANGE)
+        return GroupParameters(scale=largest.div_(grid.code_range[1]), zero_point=None)
+    qmax = grid.code_range[1]
+    scale = (high - low).clamp_(min=MIN_RANGE).div_(qmax)
+    zero_point = low.div(scale).round_().neg_().clamp_(0, qmax)
+    return GroupParameters(scale=scale, zero_point=zero_point)
+
+
+def round_to_codes(grouped: Tensor, parameters: GroupParameters, grid: Grid) -> Tensor:
+    """Return the codes of a grouped weight, less their zero point, as floats of the same shape."""
+    low, high = grid.code_range
+    codes = grouped.div(parameters.scale.unsqueeze(-1)).round_()
+    if parameters.zero_point is None:
+        return codes.clamp_(low, high)
+    zero = parameters.zero_point.unsqueeze(-1)
+    return codes.clamp_(low - zero, high - zero)
+
+
+def fake_quantize(weight: Tensor, grid: Grid) -> Tensor:
+    """Return the weight rounded to its own grid, as floats of the same shape [out, in]."""
+    grouped = weight.view(weight.shape[0], -1, grid.group_width(weight.shape[1]))
+    parameters = group_parameters(grouped, grid)
+    return (
+        round_to_codes(grouped, parameters, grid)
+        .mul_(parameters.scale.unsqueeze(-1))
+        .view_as(weight)
+    )
+
+
+def quantize(
+    weight: Tensor, grid: Grid, *, input_scale: Tensor | None = None, limit: Tensor | None = None
+) -> QuantizedLinear:
+    """Round a weight to the nearest codes.
+
+    Args:
+        weight: [out_features, in_features].
+        grid: the grid; its group size divides in_features.
+        input_scale: [in_features], multiplied into the weight first.
+        limit: [out_features, n_groups], clamps each group of the scaled weight to ±limit.
+    """
+    grouped = scaled_groups(weight, grid, input_scale)
+    if limit is not None:
+        grouped = clamp_groups(grouped, limit)
+    parameters = group_parameters(grouped, grid)
+    codes = round_to_codes(grouped, parameters, grid)
+    return pack_codes(codes, parameters, grid, input_scale)
+
+
+def scaled_groups(weight: Tensor, grid: Grid, input_scale: Tensor | None) -> Tensor:
+    """Return the float32 weight times its input scale as [out_features, n_groups, width]."""
+    scaled = weight.float()
+    if input_scale is not None:
+        scaled = scaled * input_scale
+    return scaled.view(weight.shape[0], -1, grid.group_width(weight.shape[1]))
+
+
+def clamp_groups(grouped: Tensor, limit: Tensor) -> Tensor:
+    """Clamp every group to its own ±limit."""
+    bound = limit.unsqueeze(-1)
+    return grouped.clamp(-bound, bound)
+
+
+def pack_codes(
+    codes: Tensor, parameters: GroupParameters, grid: Grid, input_scale: Tensor | None
+) -> QuantizedLinear:
+    """Make a `QuantizedLinear` of codes less their zero point [out_features, n_groups, width]."""
+    zero = parameters.zero_point
+    if zero is not None:
+        codes = codes + zero.unsqueeze(-1)
+    return QuantizedLinear(
+        qvalue=codes.to(torch.int8 if zero is None else torch.uint8).view(codes.shape[0], -1),
+        scale=parameters.scale,
+        zero_point=None if zero is None else zero.to(torch.uint8),
+        input_scale=input_scale,
+        grid=grid,
+    )

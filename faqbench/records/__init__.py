@@ -1,0 +1,43 @@
+"""Run records: the one source of truth that reports, W&B and comparisons are made from.
+
+    runs/<run_id>/config.yaml      the resolved configuration, as it can be given to Hydra again
+                  record.json      `RunRecord`; its keys are a contract with other programs
+                  items.parquet    one row per task item: task, item, name of the metric, value
+                  tokens.npz       per protocol, negative log-likelihoods [n_windows, seq_len - 1]
+                  layers.parquet   one row per quantized linear: errors, alpha, seconds, ...
+
+This package imports no torch. A record of a newer schema is refused, a damaged one is skipped and
+listed, and a run folder appears by one rename.
+"""
+
+from faqbench.records.run_record import (
+    SCHEMA_VERSION,
+    Gate,
+    Metric,
+    RunRecord,
+    StageTiming,
+)
+from faqbench.records.store import (
+    RunData,
+    find_runs,
+    read_record,
+    read_run,
+    read_sweep,
+    write_run,
+    write_sweep,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Gate",
+    "Metric",
+    "RunData",
+    "RunRecord",
+    "StageTiming",
+    "find_runs",
+    "read_record",
+    "read_run",
+    "read_sweep",
+    "write_run",
+    "write_sweep",
+]

@@ -1,0 +1,23 @@
+"""Reports rebuilt from run folders alone: one HTML page, Markdown, tables and figures.
+
+Nothing here measures anything. `write_report` reads `runs/`, compares what may be compared, and
+writes `reports/<name>/`; the same runs give the same bytes. Reading path:
+
+    selection    which runs: a sweep's list, run ids, patterns and key=value filters
+    panels       one panel per model: rows (a method in a setting, its draws), columns (a metric)
+    evidence     window means and items of a run, read once, for paired comparisons
+    comparisons  paired differences, refused where the measured texts are not the same
+    analysis     contests at equal settings, Holm's correction, who is best and who ties
+    verdicts     the question, and the answer in words
+    tables       every table as one value, from which HTML, Markdown, LaTeX and CSV are made
+    figures/     one file per plot
+    writer       puts it together
+
+Torch, transformers and Hydra are never imported; pandas, matplotlib and scipy only when used.
+"""
+
+from faqbench.report.request import ReportPaths, ReportRequest
+from faqbench.report.summary import summary_rows
+from faqbench.report.writer import write_report
+
+__all__ = ["ReportPaths", "ReportRequest", "summary_rows", "write_report"]

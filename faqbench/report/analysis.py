@@ -1,0 +1,199 @@
+"""Contests at equal settings: everyone against the baseline, and everyone against the best.
+
+A contest is a set of rows that differ in their method alone: the same bits, grid, calibration and
+evaluation. The full precision model takes part in none, it is what they are measured against; a
+method that reads no calibration data takes part in the contests of every calibration setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from faqbench.config import UserError, did_you_mean
+from faqbench.report import facts
+from faqbench.report.comparisons import Comparison, compare_rows, with_holm
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.panels import Column, Panel, is_variant
+
+BEST, TIED = "best", "tied"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Rows that compete at one setting.
+
+    Attributes:
+        setting: keys and values that the rows share and that differ between contests.
+        rows: indices into the panel's rows.
+        baseline: index of the row that the others are compared with; None without such a method.
+    """
+
+    setting: dict[str, str]
+    rows: tuple[int, ...]
+    baseline: int | None
+
+    @property
+    def bits(self) -> str:
+        """Bits of this contest."""
+        return self.setting.get("quant.bits", "?")
+
+    @property
+    def label(self) -> str:
+        """The setting in words."""
+        rest = [
+            f"{k.removesuffix('.name').rsplit('.')[-1]}={v}"
+            for k, v in self.setting.items()
+            if k != "quant.bits"
+        ]
+        return ", ".join([f"{self.bits} bits", *rest])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """A panel and what may be said about it.
+
+    Attributes:
+        comparisons: everyone against the baseline of their contest, corrected together.
+        marks: (row, column) -> BEST, when significantly better than every rival, or TIED, when
+            it is the best or cannot be told from the best.
+    """
+
+    panel: Panel
+    baseline: str | None
+    contests: tuple[Contest, ...]
+    comparisons: tuple[tuple[Contest, Comparison], ...]
+    marks: dict[tuple[int, int], str]
+
+
+def analyse(panel: Panel, store: EvidenceStore, baseline: str | None) -> Analysis:
+    """Compare a panel's rows.
+
+    Args:
+        panel: the rows and columns of one model.
+        store: where the runs' windows and items are read.
+        baseline: the method to compare with, as `resolve_baseline` returned it.
+    """
+    contests = _contests(panel, baseline)
+    known: dict[tuple[int, int, int], Comparison] = {}
+
+    def compare(a: int, b: int, c: int) -> Comparison:
+        if (a, b, c) not in known:
+            rows, column = panel.rows, panel.columns[c]
+            known[a, b, c] = compare_rows(store, rows[a], rows[b], column)
+        return known[a, b, c]
+
+    pairs = [
+        (contest, compare(row, contest.baseline, c))
+        for contest in contests
+        if contest.baseline is not None
+        for c, column in enumerate(panel.columns)
+        for row in contest.rows
+        if row != contest.baseline and _both(panel, row, contest.baseline, column)
+    ]
+    corrected = with_holm([comparison for _, comparison in pairs])
+    against_best = {}
+    for contest in contests:
+        for c, column in enumerate(panel.columns):
+            best = best_of(panel, contest, column)
+            for row in contest.rows:
+                if best is not None and row != best and column.estimate(panel.rows[row]):
+                    against_best[row, best, c] = compare(row, best, c)
+    judged = dict(zip(against_best, with_holm(list(against_best.values())), strict=True))
+    return Analysis(
+        panel=panel,
+        baseline=baseline,
+        contests=tuple(contests),
+        comparisons=tuple((k, v) for (k, _), v in zip(pairs, corrected, strict=True)),
+        marks=_marks(panel, contests, judged),
+    )
+
+
+def resolve_baseline(panels: Sequence[Panel], asked: str | None) -> str | None:
+    """Return the method that others are compared with.
+
+    Raises:
+        UserError: when the asked one is neither a method nor a run of the report.
+    """
+    rows = [row for panel in panels for row in panel.rows]
+    methods = {row.method for row in rows if not row.is_baseline}
+    if asked is None:
+        ordered = sorted(methods, key=facts.method_order)
+        return next((m for m in ("awq", "rtn", *ordered) if m in methods), None)
+    if asked in {row.method for row in rows}:
+        return asked
+    of_run = {run.run_id: row.method for row in rows for run in row.runs}
+    if asked in of_run:
+        return of_run[asked]
+    raise UserError(
+        f"baseline '{asked}' is neither a method nor a run of this report; its methods are "
+        f"{', '.join(sorted(methods, key=facts.method_order))}."
+        f"{did_you_mean(asked, [*methods, *of_run])}"
+    )
+
+
+def _contests(panel: Panel, baseline: str | None) -> list[Contest]:
+    keys = ("quant.bits", *(k for k in panel.shown_keys if not is_variant(k)))
+    settings: dict[tuple[str | None, ...], list[int]] = {}
+    for i, row in enumerate(panel.rows):
+        if not row.is_baseline:
+            settings.setdefault(tuple(row.keys.get(k) for k in keys), []).append(i)
+    contests = []
+    for setting in settings:
+        if any(_narrower(other, setting) for other in settings):
+            continue
+        rows = sorted(i for s, found in settings.items() if _fits(s, setting) for i in found)
+        named = dict(zip(keys, setting, strict=True))
+        contests.append(
+            Contest(
+                setting={k: v for k, v in named.items() if v is not None},
+                rows=tuple(rows),
+                baseline=_baseline_of(panel, rows, baseline),
+            )
+        )
+    return contests
+
+
+def _fits(loose: tuple[str | None, ...], tight: tuple[str | None, ...]) -> bool:
+    return all(a is None or a == b for a, b in zip(loose, tight, strict=True))
+
+
+def _narrower(other: tuple[str | None, ...], setting: tuple[str | None, ...]) -> bool:
+    return other != setting and _fits(setting, other)
+
+
+def _baseline_of(panel: Panel, rows: list[int], baseline: str | None) -> int | None:
+    found = [i for i in rows if panel.rows[i].method == baseline]
+    full = [i for i, row in enumerate(panel.rows) if row.is_baseline and row.method == baseline]
+    return next(iter(found + full), None)
+
+
+def _both(panel: Panel, a: int, b: int, column: Column) -> bool:
+    return all(column.estimate(panel.rows[i]) is not None for i in (a, b))
+
+
+def best_of(panel: Panel, contest: Contest, column: Column) -> int | None:
+    """Return the row with the best value of a contest of at least two; significance aside."""
+    found = {i: e.value for i in contest.rows if (e := column.estimate(panel.rows[i]))}
+    if len(found) < 2:
+        return None
+    sign = -1 if column.higher_is_better else 1
+    return min(found, key=lambda i: (sign * found[i], i))
+
+
+def _marks(
+    panel: Panel, contests: Sequence[Contest], judged: dict[tuple[int, int, int], Comparison]
+) -> dict[tuple[int, int], str]:
+    marks: dict[tuple[int, int], str] = {}
+    for contest in contests:
+        for c, column in enumerate(panel.columns):
+            best = best_of(panel, contest, column)
+            if best is None:
+                continue
+            rivals = {r: judged[r, best, c] for r in contest.rows if (r, best, c) in judged}
+            if any(v.refused for v in rivals.values()):
+                continue
+            ties = [row for row, v in rivals.items() if not v.is_significant]
+            marks[best, c] = BEST if not ties and marks.get((best, c)) != TIED else TIED
+            marks |= {(row, c): TIED for row in ties}
+    return marks

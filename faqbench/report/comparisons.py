@@ -1,0 +1,243 @@
+"""A paired comparison of two rows on one column, or the reason why there is none.
+
+Two runs may be paired only when the fingerprint of what they were scored on is the same, and both
+kept the windows or items. Rows with several calibration draws are compared on the draws they share;
+a method without calibration stands in every draw.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from faqbench.records import RunRecord
+from faqbench.report import facts
+from faqbench.report.evidence import Array, EvidenceStore
+from faqbench.report.panels import Column, Row
+from faqbench.statistics import (
+    accuracy_difference,
+    aggregate_draws,
+    block_length_for,
+    holm,
+    mean_accuracy_difference,
+    perplexity_ratio,
+)
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Row A against row B on one column.
+
+    Attributes:
+        effect: the logarithm of the perplexity ratio A / B, or the accuracy difference A - B.
+        low: lower end of its 95 % interval, not corrected for the number of comparisons.
+        high: its upper end.
+        stderr: its standard error.
+        p_value: two-sided, before correction.
+        p_holm: after Holm's correction over its table; NaN until corrected.
+        n: windows or items compared.
+        n_draws: shared calibration draws.
+        draw_share: the draws' part of the error's variance; NaN for one draw.
+        refused: why the rows cannot be paired; empty when they were.
+    """
+
+    a: Row
+    b: Row
+    column: Column
+    effect: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    stderr: float = math.nan
+    p_value: float = math.nan
+    p_holm: float = math.nan
+    n: int = 0
+    n_draws: int = 0
+    draw_share: float = math.nan
+    refused: str = ""
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference stands after Holm's correction."""
+        return self.p_holm < LEVEL
+
+    @property
+    def a_is_better(self) -> bool:
+        """Whether the estimate, significant or not, favours A."""
+        return (self.effect > 0) == self.column.higher_is_better and self.effect != 0
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether `effect` is the logarithm of a ratio."""
+        return self.column.kind == "perplexity"
+
+
+class RefusalError(ValueError):
+    """Two runs cannot be paired; the text says why."""
+
+
+def compare_rows(store: EvidenceStore, a: Row, b: Row, column: Column) -> Comparison:
+    """Compare two rows on a column; a refusal is part of the answer, not an exception."""
+    empty = Comparison(a=a, b=b, column=column)
+    try:
+        pairs = _shared_draws(a, b)
+        if column.kind == "perplexity":
+            return _compare_perplexity(store, empty, pairs)
+        return _compare_accuracy(store, empty, pairs)
+    except RefusalError as reason:
+        return replace(empty, refused=str(reason))
+
+
+def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return the comparisons of one table with their corrected p-values."""
+    corrected = holm([c.p_value for c in comparisons])
+    return [replace(c, p_holm=p) for c, p in zip(comparisons, corrected, strict=True)]
+
+
+def _shared_draws(a: Row, b: Row) -> list[tuple[RunRecord, RunRecord]]:
+    draws_a = {facts.seed(run): run for run in a.runs}
+    draws_b = {facts.seed(run): run for run in b.runs}
+    if not a.is_calibrated and not b.is_calibrated:
+        return [(a.runs[0], b.runs[0])]
+    if not a.is_calibrated:
+        return [(a.runs[0], run) for run in draws_b.values()]
+    if not b.is_calibrated:
+        return [(run, b.runs[0]) for run in draws_a.values()]
+    shared = [(run, draws_b[s]) for s, run in draws_a.items() if s in draws_b]
+    if not shared:
+        raise RefusalError(
+            f"no calibration draw in common (seeds {', '.join(draws_a)} and {', '.join(draws_b)})"
+        )
+    return shared
+
+
+def _generator(comparison: Comparison) -> np.random.Generator:
+    """Return a generator that depends on what is compared, not on the order of comparisons."""
+    ids = [comparison.a.runs[0].run_id, comparison.b.runs[0].run_id, comparison.column.label]
+    return np.random.default_rng(zlib.crc32("\n".join(ids).encode()))
+
+
+def _check_fingerprints(a: RunRecord, b: RunRecord, column: Column) -> None:
+    kind = "protocol" if column.kind == "perplexity" else "task"
+    key = f"{kind}/{column.task}"
+    print_a, print_b = a.fingerprints.get(key), b.fingerprints.get(key)
+    if not print_a or not print_b:
+        without = a if not print_a else b
+        raise RefusalError(f"{without.run_id} has no fingerprint of {column.task}")
+    if print_a != print_b:
+        raise RefusalError(f"different {'texts' if kind == 'protocol' else 'items'} under one name")
+
+
+def _windows(store: EvidenceStore, run: RunRecord, column: Column) -> Array:
+    found = store.of(run.run_id).windows.get(column.task)
+    if found is None:
+        raise RefusalError(f"{run.run_id} kept no token losses of {column.task}")
+    if not np.isfinite(found).all():
+        raise RefusalError(f"{run.run_id} has a loss that is not finite")
+    return found
+
+
+def _items(store: EvidenceStore, run: RunRecord, column: Column) -> tuple[Array, Array]:
+    found = store.of(run.run_id).items.get((column.task, column.metric))
+    if found is None:
+        raise RefusalError(f"{run.run_id} kept no items of {column.task}")
+    return found
+
+
+def _compare_perplexity(
+    store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
+) -> Comparison:
+    column, arrays = empty.column, []
+    for a, b in pairs:
+        _check_fingerprints(a, b, column)
+        losses = _windows(store, a, column), _windows(store, b, column)
+        if losses[0].shape != losses[1].shape:
+            raise RefusalError("different numbers of windows")
+        arrays.append(losses)
+    n_windows = len(arrays[0][0])
+    if n_windows < 2:
+        raise RefusalError("a single window has no error")
+    if len(arrays) == 1:
+        result = perplexity_ratio(*arrays[0], rng=_generator(empty))
+        return replace(
+            empty,
+            effect=math.log(result.ratio),
+            low=math.log(result.low),
+            high=math.log(result.high),
+            stderr=result.stderr_log,
+            p_value=result.p_value,
+            n=n_windows,
+            n_draws=1,
+        )
+    differences = np.stack([a[:, 0] - b[:, 0] for a, b in arrays])
+    n_blocks = max(2, n_windows // block_length_for(n_windows))
+    blocks = np.array_split(differences, n_blocks, axis=1)
+    return _over_draws(empty, np.stack([b.mean(axis=1) for b in blocks], axis=1), n_windows)
+
+
+def _compare_accuracy(
+    store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
+) -> Comparison:
+    tasks = empty.column.parts or (empty.column,)
+    per_draw = []
+    for a, b in pairs:
+        per_draw.append([_paired_items(store, a, b, task) for task in tasks])
+    n_items = sum(len(x) for x, _ in per_draw[0])
+    if len(pairs) == 1:
+        rng = _generator(empty)
+        if len(tasks) == 1:
+            result = accuracy_difference(*per_draw[0][0], rng=rng)
+        else:
+            result = mean_accuracy_difference(per_draw[0], rng=rng)
+        return replace(
+            empty,
+            effect=result.difference,
+            low=result.low,
+            high=result.high,
+            stderr=result.stderr,
+            p_value=result.p_value,
+            n=n_items,
+            n_draws=1,
+        )
+    if len({tuple(len(x) for x, _ in draw) for draw in per_draw}) > 1:
+        raise RefusalError("different numbers of items between draws")
+    # Items weighted so that their plain mean is the unweighted mean over tasks.
+    rows = [
+        np.concatenate([(x - y) * n_items / (len(x) * len(tasks)) for x, y in draw])
+        for draw in per_draw
+    ]
+    return _over_draws(empty, np.stack(rows), n_items)
+
+
+def _paired_items(
+    store: EvidenceStore, a: RunRecord, b: RunRecord, task: Column
+) -> tuple[Array, Array]:
+    _check_fingerprints(a, b, task)
+    (numbers_a, values_a), (numbers_b, values_b) = _items(store, a, task), _items(store, b, task)
+    if not np.array_equal(numbers_a, numbers_b):
+        raise RefusalError(f"different items of {task.task} were kept")
+    return values_a, values_b
+
+
+def _over_draws(empty: Comparison, differences: Array, n: int) -> Comparison:
+    try:
+        summary = aggregate_draws(differences)
+    except ValueError as error:
+        raise RefusalError(str(error)) from error
+    share = summary.draw_variance / summary.n_draws / summary.stderr**2 if summary.stderr else 0.0
+    return replace(
+        empty,
+        effect=summary.mean,
+        low=summary.low,
+        high=summary.high,
+        stderr=summary.stderr,
+        p_value=summary.p_value,
+        n=n,
+        n_draws=summary.n_draws,
+        draw_share=min(share, 1.0),
+    )

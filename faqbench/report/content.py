@@ -1,0 +1,173 @@
+"""Everything a report says, as one value that the templates lay out and do not interpret."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from faqbench.records import RunRecord
+from faqbench.report import facts, formatting
+from faqbench.report.analysis import Analysis, analyse, resolve_baseline
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.figures import draw_figures
+from faqbench.report.figures.drawing import Drawing, to_inline, to_png, to_svg
+from faqbench.report.method_notes import how_measured
+from faqbench.report.panels import build_panels
+from faqbench.report.published import published_table
+from faqbench.report.request import ReportRequest
+from faqbench.report.run_section import RunSection, run_section
+from faqbench.report.selection import Selection
+from faqbench.report.tables import Table, comparisons_table, further_table, results_table
+from faqbench.report.verdicts import Verdict, draws_note, question, verdicts
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureContent:
+    """A figure in the forms that the page and the folder need."""
+
+    name: str
+    title: str
+    drawing: Drawing
+    svg: str
+    inline: str
+    png: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PanelContent:
+    """One model's part of the page."""
+
+    model: str
+    slug: str
+    question: str
+    verdicts: tuple[Verdict, ...]
+    draws_note: str
+    results: Table
+    comparisons: Table | None
+    further: Table | None
+    figures: tuple[FigureContent, ...]
+    measured: tuple[tuple[str, str], ...]
+    has_marks: bool
+
+    @property
+    def verdict_groups(self) -> list[tuple[str, list[Verdict]]]:
+        """The answer by setting, in the order of the contests."""
+        settings = dict.fromkeys(v.setting for v in self.verdicts)
+        return [(s, [v for v in self.verdicts if v.setting == s]) for s in settings]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A failed gate or a warning, and the runs it concerns."""
+
+    text: str
+    failed: bool
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContent:
+    """The whole report."""
+
+    title: str
+    name: str
+    panels: tuple[PanelContent, ...]
+    alarms: tuple[Alarm, ...]
+    runs: tuple[RunSection, ...]
+    published: Table
+    published_is_close: bool
+    failed: tuple[tuple[str, str], ...]
+    missing: tuple[str, ...]
+    damaged: tuple[tuple[str, str], ...]
+
+
+def build_content(request: ReportRequest, selection: Selection) -> ReportContent:
+    """Analyse the selected runs and put every part of the report into words, tables and figures.
+
+    Raises:
+        UserError: when the baseline asked for is not among the runs.
+    """
+    store = EvidenceStore(request.runs)
+    panels = build_panels(selection.finished)
+    baseline = resolve_baseline(panels, request.baseline) if panels else None
+    contents, sections = [], []
+    for panel in panels:
+        analysis = analyse(panel, store, baseline)
+        contents.append(_panel_content(analysis, store, several=len(panels) > 1))
+        for row in panel.rows:
+            sections += [run_section(run, row, store) for run in row.runs]
+    models = [panel.model for panel in panels]
+    published = published_table()
+    return ReportContent(
+        title=request.title or _title(models, request.name),
+        name=request.name,
+        panels=tuple(contents),
+        alarms=_alarms(selection.finished),
+        runs=tuple(sections),
+        published=published,
+        published_is_close=any(_same(m, row[0].text) for m in models for row in published.rows),
+        failed=tuple(
+            (run.run_id, (run.error or "no error was kept").strip()) for run in selection.failed
+        ),
+        missing=selection.missing,
+        damaged=(*selection.damaged, *store.damaged()),
+    )
+
+
+def _panel_content(analysis: Analysis, store: EvidenceStore, *, several: bool) -> PanelContent:
+    slug = slug_of(analysis.panel.model)
+    end = f"-{slug}" if several else ""
+    figures = []
+    for name, title, drawing in draw_figures(analysis, store):
+        svg, stem = to_svg(drawing), f"{name}{end}"
+        inline = to_inline(svg, f"fig-{stem}")
+        figures.append(
+            FigureContent(
+                name=stem, title=title, drawing=drawing, svg=svg, inline=inline, png=to_png(drawing)
+            )
+        )
+    return PanelContent(
+        model=analysis.panel.model,
+        slug=slug,
+        question=question(analysis),
+        verdicts=tuple(verdicts(analysis)),
+        draws_note=draws_note(analysis),
+        results=results_table(analysis, f"results{end}"),
+        comparisons=comparisons_table(analysis, f"differences{end}"),
+        further=further_table(analysis, f"further-metrics{end}"),
+        figures=tuple(figures),
+        measured=tuple(how_measured(analysis.panel)),
+        has_marks=bool(analysis.marks),
+    )
+
+
+def slug_of(text: str) -> str:
+    """Return a name that is safe in a file's name and in an id."""
+    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower())
+    return "-".join(part for part in kept.split("-") if part) or "unnamed"
+
+
+def _title(models: Sequence[str], name: str) -> str:
+    if len(models) == 1:
+        return f"Post-training quantization of {models[0]}"
+    if models:
+        return f"Post-training quantization of {formatting.count(len(models), 'model')}"
+    return f"Report {name}"
+
+
+def _same(model: str, published: str) -> bool:
+    return slug_of(published) in slug_of(model)
+
+
+def _alarms(records: Sequence[RunRecord]) -> tuple[Alarm, ...]:
+    found: dict[tuple[bool, str], list[str]] = {}
+    for run in records:
+        for gate in run.gates:
+            if not gate.passed:
+                who = facts.display_method(facts.method_name(run))
+                text = f"{who}: {gate.name.replace('_', ' ')}. {gate.detail}"
+                found.setdefault((True, text), []).append(run.run_id)
+        for warning in run.warnings:
+            found.setdefault((False, warning), []).append(run.run_id)
+    ordered = sorted(found.items(), key=lambda entry: not entry[0][0])
+    return tuple(Alarm(text=t, failed=f, run_ids=tuple(ids)) for (f, t), ids in ordered)

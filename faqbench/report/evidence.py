@@ -1,0 +1,71 @@
+"""The arrays behind the numbers: window means and item scores of a run, read once per run."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from faqbench.records import read_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What pairing needs of one run.
+
+    Attributes:
+        windows: protocol -> [n_windows, 1] mean negative log-likelihood per window, nats.
+        items: (task, metric) -> (item numbers [n], values [n]), in the order of the items.
+        layers: one row per quantized linear; empty for baselines.
+        damage: why the run's tables cannot be read, or an empty string.
+    """
+
+    windows: Mapping[str, Array] = field(default_factory=dict)
+    items: Mapping[tuple[str, str], tuple[Array, Array]] = field(default_factory=dict)
+    layers: pd.DataFrame | None = None
+    damage: str = ""
+
+
+class EvidenceStore:
+    """Reads each run's tables at the first question about it and keeps only what pairing needs."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        self._known: dict[str, Evidence] = {}
+
+    def of(self, run_id: str) -> Evidence:
+        """Return a run's evidence; a run whose tables are damaged has none, and says why."""
+        if run_id not in self._known:
+            self._known[run_id] = _read(self._runs / run_id)
+        return self._known[run_id]
+
+    def damaged(self) -> list[tuple[str, str]]:
+        """Return (run id, reason) of the runs whose tables could not be read."""
+        return [(run_id, e.damage) for run_id, e in sorted(self._known.items()) if e.damage]
+
+
+def _read(folder: Path) -> Evidence:
+    try:
+        data = read_run(folder)
+        windows = {
+            name: nll.mean(axis=1, dtype=np.float64)[:, None] for name, nll in data.tokens.items()
+        }
+        items = {}
+        if len(data.items):
+            for (task, metric), rows in data.items.groupby(["task", "metric"]):
+                rows = rows.sort_values("item")
+                values = rows["value"].to_numpy(dtype=np.float64)
+                items[str(task), str(metric)] = (rows["item"].to_numpy(), values)
+        return Evidence(windows=windows, items=items, layers=data.layers)
+    except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return Evidence(damage=reason.replace(str(folder), folder.name))

@@ -1,0 +1,88 @@
+"""What a plot returns, and how it becomes the same bytes every time.
+
+matplotlib writes ids and dates into its files; here ids come from a fixed salt and all metadata is
+left out. For the page, an SVG's dark strokes and texts are turned into the page's own colours, so
+one drawing serves the light and the dark page, and its ids get a prefix, since one page holds many.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from faqbench.report.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure with its caption and its numbers.
+
+    Attributes:
+        figure: the matplotlib figure.
+        caption: what is drawn and how to read it.
+        alt: the figure's message for those who do not see it.
+        header: the heads of its data table.
+        rows: its data, as text.
+    """
+
+    figure: Figure
+    caption: str
+    alt: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def to_svg(drawing: Drawing) -> str:
+    """Return the figure as SVG with its texts as text, equal for equal figures."""
+    import matplotlib
+
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with matplotlib.rc_context(style.RC), _any_glyph():
+        drawing.figure.savefig(out, format="svg", metadata=nothing)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def to_png(drawing: Drawing) -> bytes:
+    """Return the figure as PNG at twice the page's resolution."""
+    import matplotlib
+
+    out = io.BytesIO()
+    with matplotlib.rc_context(style.RC), _any_glyph():
+        drawing.figure.savefig(out, format="png", dpi=200, metadata={"Software": None})
+    return out.getvalue()
+
+
+@contextmanager
+def _any_glyph() -> Iterator[None]:
+    """Let a name in any script pass: a box in the PNG is no reason to warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
+def to_inline(svg: str, prefix: str) -> str:
+    """Return an SVG element for the page: own ids, page colours, no background, no size in points.
+
+    It is hidden from assistive technology; the figure around it carries the words and the table.
+    """
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    element = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', element)
+    element = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", element)
+    element = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{prefix}-\1"', element)
+    width = re.search(r'width="([\d.]+)pt"', element)
+    size = f'style="width:{float(width[1]) * 4 / 3:.0f}px"' if width else ""
+    head, rest = element.split(">", 1)
+    head = re.sub(r'\s(width|height)="[\d.]+pt"', "", head)
+    for color, variable in style.PAGE_COLORS.items():
+        rest = rest.replace(color, f"var({variable})")
+    return f'{head} {size} aria-hidden="true" focusable="false">{rest}'

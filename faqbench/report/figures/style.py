@@ -1,0 +1,113 @@
+"""One style for every figure: sizes, quiet axes, and one colour and marker per method everywhere.
+
+The colours are Okabe and Ito's, which stay apart for all common kinds of colour blindness; markers
+and line styles repeat the distinction. INK, QUIET, RULE and white are exact values that the
+page replaces by its own colours.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, RULE = "#1c1d21", "#5f636b", "#dcdee2"
+PAGE_COLORS = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", "#ffffff": "--paper"}
+
+_COLORS = {
+    "fp": QUIET, "rtn": "#d55e00", "awq": "#0072b2", "faq": "#009e73", "gptq": "#cc79a7",
+    "qep": "#e69f00", "loaq": "#56b4e9",
+}  # fmt: skip
+_MARKERS = {
+    "fp": "|", "rtn": "s", "awq": "o", "faq": "D", "gptq": "^", "qep": "v", "loaq": "P",
+}  # fmt: skip
+_SPARE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_SPARE_MARKERS = ("X", "p", "h", "<", ">", "*")
+LINE_STYLES = ("-", "--", ":", "-.")
+STAGE_COLORS = ("#56b4e9", "#e69f00", "#0072b2", "#cc79a7", "#009e73", "#d55e00", "#999999")
+
+RC: Any = {
+    "svg.hashsalt": "faqbench", "svg.fonttype": "none", "font.family": ["DejaVu Sans"],
+    "font.size": 9, "text.color": INK, "axes.edgecolor": QUIET, "axes.labelcolor": QUIET,
+    "axes.labelsize": 8.5, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.titlepad": 8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": RULE, "grid.linewidth": 0.6,
+    "xtick.color": QUIET, "ytick.color": QUIET, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
+    "xtick.major.size": 3, "ytick.major.size": 3, "xtick.minor.size": 0, "ytick.minor.size": 0,
+    "lines.linewidth": 1.6, "lines.markersize": 6, "legend.frameon": False, "legend.fontsize": 8.5,
+    "figure.facecolor": "white", "axes.facecolor": "none", "savefig.facecolor": "white",
+    "axes.unicode_minus": True, "text.parse_math": False, "figure.dpi": 72,
+}  # fmt: skip
+WIDTH = 5.2
+
+
+def color(method: str) -> str:
+    """Return a method's colour; a composition such as qep-gptq has the colour of its last part."""
+    known = [_COLORS[p] for p in method.split("-") if p in _COLORS]
+    return known[-1] if known else _SPARE_COLORS[zlib.crc32(method.encode()) % len(_SPARE_COLORS)]
+
+
+def marker(method: str) -> str:
+    """Return a method's marker; compositions have markers of their own."""
+    spare = _SPARE_MARKERS[zlib.crc32(method.encode()) % len(_SPARE_MARKERS)]
+    return _MARKERS.get(method, spare)
+
+
+def label(text: str, longest: int = 34) -> str:
+    """Return text for a figure: printable characters, and no more than fit."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean if len(clean) <= longest else clean[: longest - 1] + "…"
+
+
+def new_figure(
+    width: float, height: float, n_rows: int = 1, n_columns: int = 1, **kwargs: Any
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of inches with its axes in a list, made without any global state."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(n_rows, n_columns, squeeze=False, **kwargs)
+    return figure, list(axes.flat)
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Label the rows of a dot plot from the top down, and keep only its vertical grid lines."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
+    axes.spines["left"].set_visible(False)
+
+
+def plain_log_ticks(axes: Axes, axis: str) -> None:
+    """Put plain numbers (20, 50, 100) on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    target = axes.xaxis if axis == "x" else axes.yaxis
+    low, high = axes.get_xlim() if axis == "x" else axes.get_ylim()
+    subs = (1, 2, 3, 4, 5, 7) if high / low < 12 else (1, 2, 5) if high / low < 300 else (1,)
+    target.set_major_locator(LogLocator(base=10, subs=subs, numticks=12))
+    target.set_minor_formatter(NullFormatter())
+    target.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Put one legend above a figure; none where the rows are named already."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1 and any(name != "full precision" for name in labels):
+        widths = [len(name) + 6 for name in labels]
+        columns = len(labels) if sum(widths) <= 72 else max(1, 72 // max(widths))
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper left",
+            ncols=columns,
+            handlelength=1.6,
+            columnspacing=1.2,
+        )

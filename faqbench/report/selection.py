@@ -1,0 +1,126 @@
+"""Which runs a report is about: a sweep's list or all runs, narrowed by patterns and filters."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from faqbench.config import UserError, did_you_mean
+from faqbench.records import RunRecord, find_runs, read_sweep
+from faqbench.report.facts import config_value
+from faqbench.report.request import ReportRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The runs of a report, and those that cannot be in it.
+
+    Attributes:
+        finished: records to show.
+        failed: records of cells that ended with an error.
+        missing: run ids that were asked for and are not on disk.
+        damaged: (folder, reason) of records that cannot be read.
+    """
+
+    finished: tuple[RunRecord, ...]
+    failed: tuple[RunRecord, ...]
+    missing: tuple[str, ...]
+    damaged: tuple[tuple[str, str], ...]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing at all to report on."""
+        return not (self.finished or self.failed)
+
+
+def select_runs(request: ReportRequest) -> Selection:
+    """Read the records that a request asks for.
+
+    Raises:
+        UserError: when `select` matches none of the runs there are.
+    """
+    records, damaged = find_runs(request.runs)
+    wanted, note = _wanted_ids(request)
+    missing: list[str] = []
+    if wanted is not None:
+        known = {record.run_id: record for record in records}
+        broken = {name for name, _ in damaged}
+        missing = [i for i in wanted if i not in known and i not in broken]
+        records = [known[i] for i in dict.fromkeys(wanted) if i in known]
+        damaged = [entry for entry in damaged if entry[0] in set(wanted)]
+    if request.select and records:
+        records = _narrow(records, request.select)
+        missing = [i for i in missing if _matches_pattern(i, _patterns(request.select))]
+    return Selection(
+        finished=tuple(r for r in records if r.status == "finished"),
+        failed=tuple(r for r in records if r.status != "finished"),
+        missing=tuple(dict.fromkeys(missing)),
+        damaged=tuple(
+            (n, reason.replace(str(request.runs), "runs")) for n, reason in damaged + note
+        ),
+    )
+
+
+def _wanted_ids(request: ReportRequest) -> tuple[Sequence[str] | None, list[tuple[str, str]]]:
+    if request.run_ids is not None:
+        return request.run_ids, []
+    try:
+        return read_sweep(request.runs, request.name), []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, [(f"_sweeps/{request.name}.json", f"the sweep's list: {error}")]
+
+
+def _narrow(records: list[RunRecord], select: Sequence[str]) -> list[RunRecord]:
+    filters = [entry.partition("=")[::2] for entry in select if "=" in entry]
+    patterns = _patterns(select)
+    chosen = [r for r in records if _matches_pattern(r.run_id, patterns)]
+    if not chosen:
+        raise UserError(_nothing_matches(patterns, [r.run_id for r in records]))
+    for key, value in filters:
+        kept = [r for r in chosen if _matches_filter(r, key, value)]
+        if not kept:
+            raise UserError(_no_such_value(key, value, chosen))
+        chosen = kept
+    return chosen
+
+
+def _patterns(select: Sequence[str]) -> list[str]:
+    return [entry for entry in select if "=" not in entry]
+
+
+def _matches_pattern(run_id: str, patterns: Sequence[str]) -> bool:
+    def matches(pattern: str) -> bool:
+        return (
+            fnmatchcase(run_id, pattern) if any(c in pattern for c in "*?[") else pattern in run_id
+        )
+
+    return not patterns or any(matches(p) for p in patterns)
+
+
+def _matches_filter(record: RunRecord, key: str, value: str) -> bool:
+    actual = config_value(record.config, key)
+    return actual is not None and any(
+        fnmatchcase(actual.lower(), v.strip().lower()) for v in value.split(",")
+    )
+
+
+def _nothing_matches(patterns: Iterable[str], run_ids: list[str]) -> str:
+    wanted = ", ".join(f"'{p}'" for p in patterns)
+    bare = " ".join(patterns).strip("*?")
+    near = difflib.get_close_matches(bare, run_ids, n=3, cutoff=0.0)
+    return (
+        f"select {wanted} matches none of {len(run_ids)} runs; the nearest are {', '.join(near)}."
+    )
+
+
+def _no_such_value(key: str, value: str, records: Sequence[RunRecord]) -> str:
+    seen = sorted({v for r in records if (v := config_value(r.config, key)) is not None})
+    if not seen:
+        return f"select '{key}={value}' matches no run: no run's config has a key '{key}'."
+    near = difflib.get_close_matches(value, [r.run_id for r in records], n=3, cutoff=0.0)
+    return (
+        f"select '{key}={value}' matches none of {len(records)} runs; their values of '{key}' are "
+        f"{', '.join(seen[:12])}.{did_you_mean(value, seen)} Nearest runs: {', '.join(near)}."
+    )

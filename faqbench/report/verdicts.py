@@ -1,0 +1,177 @@
+"""The question a report answers, and the answer in words, generated from the statistics.
+
+The words follow three rules. A difference that does not stand after Holm's correction is called not
+decidable, with the smallest difference that these data would have shown. An answer from one
+calibration draw says so. Nothing is claimed about pairs that cannot be paired.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from faqbench.report import facts, formatting
+from faqbench.report.analysis import BEST, Analysis, Contest, best_of
+from faqbench.report.comparisons import Comparison
+from faqbench.report.panels import Column
+from faqbench.statistics import detectable_from_stderr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One sentence of the answer.
+
+    Attributes:
+        setting: where the claim holds, as in "3 bits".
+        lead: the claim; bold only when `decided`.
+        evidence: the numbers behind it.
+        decided: whether the claim is significant.
+        minor: whether it is about a method that nobody expects to win, such as RTN.
+    """
+
+    setting: str
+    lead: str
+    evidence: str
+    decided: bool
+    minor: bool = False
+
+
+def question(analysis: Analysis) -> str:
+    """Return the question that a panel's rows put."""
+    panel = analysis.panel
+    names = list(
+        dict.fromkeys(facts.display_method(r.method) for r in panel.rows if not r.is_baseline)
+    )
+    if not names:
+        return f"How good is {panel.model} before it is quantized?"
+    bits = sorted({c.bits for c in analysis.contests}, key=lambda b: (len(b), b))
+    where = f"at {formatting.listing(bits)} bits"
+    if len(names) == 1:
+        return f"What does {names[0]} cost {panel.model} {where}?"
+    asked = f"Which of {formatting.listing(names)} should quantize {panel.model} {where}"
+    if analysis.baseline is None or not analysis.comparisons:
+        return f"{asked}?"
+    return f"{asked}, and is any difference from {facts.display_method(analysis.baseline)} real?"
+
+
+def verdicts(analysis: Analysis) -> list[Verdict]:
+    """Return the answer: per contest who leads, then each method against the baseline."""
+    has_mean = any(column.kind == "mean_acc" for column in analysis.panel.columns)
+    kinds = {"perplexity", "mean_acc" if has_mean else "acc"}
+    others = {c.a.method for _, c in analysis.comparisons} - {"rtn"}
+    found = []
+    for contest in analysis.contests:
+        found += [
+            leader
+            for i, column in enumerate(analysis.panel.columns)
+            if column.kind in kinds and (leader := _leader(analysis, contest, i))
+        ]
+        found += [
+            _verdict(contest, c, minor=c.a.method == "rtn" and bool(others))
+            for k, c in analysis.comparisons
+            if k is contest and c.column.kind in kinds
+        ]
+    return found
+
+
+def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
+    """Say who is best of three or more, or who cannot be told from the best."""
+    column, rows = analysis.panel.columns[index], analysis.panel.rows
+    marks = {row: analysis.marks.get((row, index)) for row in contest.rows}
+    ahead = [rows[row].short_name for row, mark in marks.items() if mark]
+    if len(contest.rows) < 3 or not ahead:
+        return None
+    what = _measure(column)
+    if BEST in marks.values():
+        best = next(rows[row].short_name for row, mark in marks.items() if mark == BEST)
+        return Verdict(
+            setting=contest.label,
+            lead=f"{best} has the best {what}",
+            evidence="It is significantly better than every other method here.",
+            decided=True,
+        )
+    best_row = best_of(analysis.panel, contest, column)
+    assert best_row is not None, "a marked column has a best row"
+    name = rows[best_row].short_name
+    close = [other for other in ahead if other != name]
+    everyone = "no other method" if len(close) == len(contest.rows) - 1 else ""
+    return Verdict(
+        setting=contest.label,
+        lead=f"The best {what} is undecided",
+        evidence=f"{name} is ahead by value, but "
+        + (
+            f"{everyone} can be told from it."
+            if everyone
+            else f"{formatting.listing(close)} cannot be told from it."
+        ),
+        decided=False,
+    )
+
+
+def _measure(column: Column) -> str:
+    if column.kind == "mean_acc":
+        return f"mean accuracy over {len(column.parts)} tasks"
+    return f"{'perplexity' if column.kind == 'perplexity' else 'accuracy'} on {column.label}"
+
+
+def draws_note(analysis: Analysis) -> str:
+    """Return what the number of calibration draws allows to be said."""
+    calibrated = [row for row in analysis.panel.rows if row.is_calibrated]
+    if not calibrated:
+        return ""
+    fewest = min(len(row.runs) for row in calibrated)
+    if fewest == 1:
+        return (
+            "At least one method was calibrated on a single draw, so its intervals speak about "
+            "these calibration sets alone. Add draws with seed=0,1,2 to see whether a difference "
+            "survives another draw."
+        )
+    return f"Every calibrated method was run on at least {fewest} calibration draws."
+
+
+def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Verdict:
+    a, b, what = c.a.short_name, c.b.short_name, _measure(c.column)
+    if c.refused:
+        lead, evidence = f"{a} and {b} cannot be paired in {what}", f"{c.refused}."
+    elif c.is_significant:
+        relation = "better" if c.a_is_better else "worse"
+        lead, evidence = f"{a} is {relation} than {b} in {what}", f"{describe(c)}."
+    else:
+        lead = f"{a} against {b} in {what} is not decidable"
+        evidence = f"{describe(c)}. {_would_show(c)}"
+    return Verdict(
+        setting=contest.label,
+        lead=lead,
+        evidence=evidence[:1].upper() + evidence[1:],
+        decided=c.is_significant,
+        minor=minor,
+    )
+
+
+def describe(c: Comparison) -> str:
+    """Return a comparison's numbers in words."""
+    p = formatting.p_value(c.p_holm)
+    p = (p if p.startswith("<") else f"= {p}").replace(" ", "\N{NO-BREAK SPACE}")
+    tail = f"p\N{NO-BREAK SPACE}{p} after Holm, {_basis(c)}"
+    if c.is_ratio:
+        ratio, low, high = (formatting.number(math.exp(x), 3) for x in (c.effect, c.low, c.high))
+        return f"ratio {ratio}, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
+    points, low, high = (formatting.signed(100 * x, 1) for x in (c.effect, c.low, c.high))
+    return f"{points} points, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
+
+
+def _basis(c: Comparison) -> str:
+    unit = formatting.count(c.n, "window" if c.is_ratio else "item")
+    if c.n_draws < 2:
+        return unit
+    share = f"{100 * c.draw_share:.0f}\N{NO-BREAK SPACE}% of the variance"
+    return f"{unit}, {c.n_draws} draws ({share})"
+
+
+def _would_show(c: Comparison) -> str:
+    if not c.stderr > 0:
+        return "No window or item tells the two apart."
+    least = detectable_from_stderr(c.stderr)
+    size = f"{100 * math.expm1(least):.1f}\N{NO-BREAK SPACE}%"
+    size = size if c.is_ratio else f"{100 * least:.1f} points"
+    return f"Before correction, a difference of {size} would be found four times in five."

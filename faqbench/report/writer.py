@@ -1,0 +1,88 @@
+"""From run folders to `reports/<name>/`, all of it or nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from faqbench.config import UserError
+from faqbench.files import atomic_directory, explain_os_error
+from faqbench.report import markup
+from faqbench.report.content import ReportContent, build_content
+from faqbench.report.layout import render
+from faqbench.report.request import ReportPaths, ReportRequest
+from faqbench.report.run_tables import metrics_table, runs_table
+from faqbench.report.selection import Selection, select_runs
+from faqbench.report.tables import Table
+
+_REMEDY = "free some space, or set paths.reports to a folder that can be written"
+
+
+def write_report(request: ReportRequest) -> ReportPaths:
+    """Rebuild a report from its runs, replacing an earlier report of the name.
+
+    Raises:
+        UserError: when nothing matches `select`, the baseline is unknown, the name is no folder
+            name, the folder holds something that is no report, or it cannot be written.
+    """
+    target = _target(request)
+    selection = select_runs(request)
+    if selection.is_empty:
+        pages = {
+            "index.html": render("empty.html.j2", name=request.name, selection=selection),
+            "report.md": render("empty.md.j2", name=request.name, selection=selection),
+        }
+        return _write(target, {k: v.encode() for k, v in pages.items()}, 0)
+    content = build_content(request, selection)
+    n_runs = len(selection.finished) + len(selection.failed)
+    return _write(target, _files(content, selection), n_runs)
+
+
+def _target(request: ReportRequest) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", request.name):
+        raise UserError(
+            f"name '{request.name}' cannot name a folder; use letters, digits and . _ + - only."
+        )
+    target = request.reports / request.name
+    if target.exists() and not (target / "index.html").is_file() and any(target.iterdir()):
+        raise UserError(
+            f"{target} exists and is no report, so it is left alone; choose another name."
+        )
+    return target
+
+
+def _files(content: ReportContent, selection: Selection) -> dict[str, bytes]:
+    files = {
+        "index.html": render("page.html.j2", report=content).encode(),
+        "report.md": render("report.md.j2", report=content).encode(),
+    }
+    for table in _tables(content):
+        files[f"tables/{table.name}.csv"] = markup.to_csv(table).encode()
+        files[f"tables/{table.name}.tex"] = markup.to_latex(table).encode()
+    for table in (runs_table(selection.finished), metrics_table(selection.finished)):
+        files[f"tables/{table.name}.csv"] = markup.to_csv(table).encode()
+    for figure in (figure for panel in content.panels for figure in panel.figures):
+        files[f"figures/{figure.name}.svg"] = figure.svg.encode()
+        files[f"figures/{figure.name}.png"] = figure.png
+    return files
+
+
+def _tables(content: ReportContent) -> list[Table]:
+    found = [t for p in content.panels for t in (p.results, p.comparisons, p.further)]
+    return [*(table for table in found if table is not None), content.published]
+
+
+def _write(target: Path, files: dict[str, bytes], n_runs: int) -> ReportPaths:
+    with explain_os_error("write the report", target, _REMEDY), atomic_directory(target) as folder:
+        for name, data in files.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(data)
+    return ReportPaths(
+        folder=target,
+        html=target / "index.html",
+        markdown=target / "report.md",
+        tables=tuple(target / name for name in files if name.startswith("tables/")),
+        figures=tuple(target / name for name in files if name.startswith("figures/")),
+        n_runs=n_runs,
+    )

@@ -1,0 +1,58 @@
+"""Statistics of a benchmark of quantizers: the error of a number, and of a difference.
+
+Two runs of this benchmark score the same tokens and the same items, so a difference is taken window
+by window and item by item before anything is averaged; this removes the large spread between texts
+that both runs share, and finds what unpaired tests miss.
+
+    one run         perplexity.perplexity_with_stderr, accuracy.accuracy_with_stderr
+    two runs        perplexity.perplexity_ratio (block bootstrap over windows)
+                    accuracy.mcnemar, accuracy.accuracy_difference (paired bootstrap)
+                    accuracy.mean_accuracy_difference (unweighted over several tasks)
+    a whole table   multiplicity.holm
+    several draws   draws.aggregate_draws (variance split into draw, item and residual)
+    before a run    power: the smallest difference that a given n can show
+
+Arrays in, frozen values out; every random function takes its Generator. numpy is imported at once,
+scipy.stats and statsmodels (about a second each) only inside the functions that need them.
+"""
+
+from faqbench.statistics.accuracy import (
+    AccuracyDifference,
+    McNemar,
+    accuracy_difference,
+    accuracy_with_stderr,
+    mcnemar,
+    mean_accuracy_difference,
+)
+from faqbench.statistics.draws import DrawSummary, aggregate_draws
+from faqbench.statistics.multiplicity import holm
+from faqbench.statistics.perplexity import (
+    PerplexityRatio,
+    block_length_for,
+    perplexity_ratio,
+    perplexity_with_stderr,
+)
+from faqbench.statistics.power import (
+    detectable_accuracy_difference,
+    detectable_difference,
+    detectable_from_stderr,
+)
+
+__all__ = [
+    "AccuracyDifference",
+    "DrawSummary",
+    "McNemar",
+    "PerplexityRatio",
+    "accuracy_difference",
+    "accuracy_with_stderr",
+    "aggregate_draws",
+    "block_length_for",
+    "detectable_accuracy_difference",
+    "detectable_difference",
+    "detectable_from_stderr",
+    "holm",
+    "mcnemar",
+    "mean_accuracy_difference",
+    "perplexity_ratio",
+    "perplexity_with_stderr",
+]

