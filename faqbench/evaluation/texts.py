@@ -9,8 +9,8 @@ from pathlib import Path
 
 from faqbench import corpora
 from faqbench.config import Experiment, UserError
-from faqbench.evaluation.hub import hub_errors, hub_or_local_copies
 from faqbench.evaluation.protocols import Protocol
+from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
 _C4_DOCUMENTS = 1100

@@ -31,6 +31,8 @@ class Role:
             whose rows an input scale would fold into.
         residual: whether the input is a norm of the residual stream.
         inspect: the module whose output error the reference search measures.
+        adds_to: the module whose input is the residual stream that the role's output is added to;
+            None for roles that do not write to the residual stream.
         unclipped: linears that the clip search leaves alone.
     """
 
@@ -39,6 +41,7 @@ class Role:
     source: str
     residual: bool
     inspect: str
+    adds_to: str | None = None
     unclipped: tuple[str, ...] = ()
 
 
@@ -129,6 +132,7 @@ def _role(name: str, raw: dict[str, Any]) -> Role:
         source=raw["source"],
         residual=raw["residual"],
         inspect=raw["inspect"],
+        adds_to=raw.get("adds_to"),
         unclipped=tuple(raw.get("unclipped", ())),
     )
 

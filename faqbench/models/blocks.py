@@ -41,6 +41,14 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """Leaves a block's forward at the module whose input was wanted."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
 @dataclass
 class BlockStream:
     """The hidden states on their way through the blocks.
@@ -64,6 +72,24 @@ class BlockStream:
             output = block(self.hidden[rows], **self.kwargs[self.index])
             yield rows, output[0] if isinstance(output, tuple) else output
 
+    def inputs_of(self, block: nn.Module, module: str) -> Iterator[tuple[slice, Tensor]]:
+        """Run the current block up to one of its modules, yielding (rows, that module's input)."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
+            raise _Reached(args[0])
+
+        for start in range(0, len(self.hidden), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            # The hook is gone before the caller sees the input: it may run the block meanwhile.
+            handle = block.get_submodule(module).register_forward_pre_hook(stop)
+            try:
+                block(self.hidden[rows], **self.kwargs[self.index])
+            except _Reached as reached:
+                value = reached.value
+            finally:
+                handle.remove()
+            yield rows, value
+
     @torch.inference_mode()
     def advance(self, block: nn.Module) -> None:
         """Replace the hidden states by the block's outputs and move on to the next block."""
@@ -71,10 +97,10 @@ class BlockStream:
             self.hidden[rows] = output
         self.index += 1
 
-    def fork(self) -> BlockStream:
-        """Return a second stream that starts from the same hidden states."""
+    def fork(self, n_samples: int | None = None) -> BlockStream:
+        """Return a second stream from the same hidden states, or from those of the first windows."""
         return BlockStream(
-            hidden=self.hidden.clone(),
+            hidden=self.hidden[:n_samples].clone(),
             kwargs=self.kwargs,
             batch_size=self.batch_size,
             index=self.index,

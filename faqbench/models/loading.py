@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 from faqbench.assets import packaged_model
 from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
+from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.models.architecture import Architecture, architecture_of
 from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.stages import Progress
@@ -140,10 +141,11 @@ def _from_pretrained(section: ModelSection, location: str) -> Any:
 def _explained(section: ModelSection) -> Iterator[None]:
     """Turn what transformers raises for missing or unreadable models into one sentence."""
     try:
-        yield
+        with hub_or_local_copies() if section.source == "hub" else nullcontext():
+            yield
     except UserError:
         raise
-    except (OSError, ValueError) as error:
+    except hub_errors() as error:
         if section.source != "hub":
             raise UserError(
                 f"model={section.name} could not be loaded: {_first_line(error)}."

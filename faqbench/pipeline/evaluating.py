@@ -27,7 +27,7 @@ from faqbench.evaluation import (
     score_tokens,
 )
 from faqbench.models import LoadedModel
-from faqbench.quantization.engine import CODE_VERSION as QUANTIZATION_VERSION
+from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
 from faqbench.records import Metric
 from faqbench.stages import Progress, StageCache
 
@@ -128,7 +128,6 @@ def _protocol(
     }
     entry = cache.get("perplexity", key, build)
     nll = np.load(entry.path / "nll.npy", allow_pickle=False)
-    warning = f"{name}: no expected token count is known for this tokenizer; tokens are unverified."
     return Evaluated(
         metrics=perplexity_metrics(protocol, nll),
         tokens={name: nll},
@@ -141,7 +140,7 @@ def _protocol(
                 "version": protocol.version,
             }
         },
-        warnings=() if windows.verified else (warning,),
+        warnings=windows.warnings,
         cached=entry.cached,
     )
 

@@ -50,7 +50,7 @@ def _tied(loaded: LoadedModel) -> Gate:
 
 
 def _all_quantized(record: RunRecord, loaded: LoadedModel, quantized: QuantizedModel) -> Gate:
-    expected, found = len(loaded.architecture.linear_names()), len(quantized.reports)
+    expected, found = len(loaded.architecture.linear_names()), len(quantized.linears)
     skips = record.config["quant"]["skip"]
     return Gate(
         name="all_linears_quantized",

@@ -17,7 +17,7 @@ from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
 from faqbench.pipeline.statistics import activation_store
 from faqbench.pipeline.timing import Timings
-from faqbench.quantization import QuantizedModel, assign_grids, quantize_model
+from faqbench.quantization import Calibration, QuantizedModel, assign_grids, quantize_model
 from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, read_record, write_run
 from faqbench.stages import Progress, StageCache
 
@@ -45,18 +45,25 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
     # Before the long stages, since it finds the user's mistakes.
     grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
 
-    store = None
+    store = calibration = None
     if experiment.needs_calibration:
         with timings.stage("calibrate"):
-            calibration = calibration_tokens(experiment, loaded.tokenizer, progress)
-        fingerprints["calibration"] = calibration.fingerprint
+            drawn = calibration_tokens(experiment, loaded.tokenizer, progress)
+        fingerprints["calibration"] = drawn.fingerprint
+        calibration = Calibration(
+            tokens=drawn.tokens,
+            batch_size=experiment.calibration.batch_size,
+            select=experiment.calibration.tokens,
+        )
         with timings.stage("statistics") as stage:
-            store, stage.cached = activation_store(experiment, loaded, calibration, cache, progress)
+            store, stage.cached = activation_store(experiment, loaded, drawn, cache, progress)
 
     quantized = None
     if experiment.quantizes:
         with timings.stage("quantize"):
-            quantized = quantize_model(loaded, experiment.quant, grids, store, progress)
+            quantized = quantize_model(
+                loaded, experiment.quant, grids, store, calibration, progress
+            )
 
     loaded.model.to(getattr(torch, experiment.dtype))
     with timings.stage("evaluate") as stage:
@@ -106,7 +113,11 @@ def _record(
     import pandas as pd
 
     now = datetime.now(UTC)
-    reports = quantized.reports if quantized else ()
+    reports = quantized.linears if quantized else ()
+    extra: dict[str, object] = {"evaluation": evaluated.protocols}
+    if quantized:
+        extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
+        extra["n_window_cuts"] = quantized.n_window_cuts
     record = RunRecord(
         schema_version=SCHEMA_VERSION,
         run_id=run_id(experiment),
@@ -124,9 +135,7 @@ def _record(
         skipped_scales=quantized.skipped_scales if quantized else (),
         started=(now - timings.elapsed).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - timings.start, 3),
-        extra={"evaluation": evaluated.protocols, "window_cuts": quantized.window_cuts}
-        if quantized
-        else {"evaluation": evaluated.protocols},
+        extra=extra,
     )
     items = evaluated.items if experiment.evaluation.keep_items else evaluated.items.iloc[:0]
     return RunData(

@@ -8,7 +8,10 @@ of the four. Where each lives:
     scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
     clip.py         AWQ's search for shrunken ranges
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role
-    method.py       one role of one block through all stages: read this first
+    correct.py      QEP and LoaQ: weights moved to make up for the error made upstream
+    gptq.py         rounding column by column
+    method.py       one role of one block through scale, clip and round: read this first
+    streams.py      the model in full precision and as quantized so far, block by block
     engine.py       the walk over the blocks
 
 To add a value of a stage: write its function of tensors in a file of its own with its source in the
@@ -17,16 +20,17 @@ dispatch in `method.py`. A preset that uses it is one yaml.
 """
 
 from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe
-from faqbench.quantization.engine import (
-    LinearReport,
-    QuantizedModel,
-    assign_grids,
-    quantize_model,
-)
+from faqbench.quantization.assignment import assign_grids
+from faqbench.quantization.engine import CODE_VERSION, quantize_model
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
+from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel
+from faqbench.quantization.streams import Calibration
 
 __all__ = [
+    "CODE_VERSION",
     "ActivationStore",
+    "BlockReport",
+    "Calibration",
     "Grid",
     "LinearReport",
     "QuantizedLinear",

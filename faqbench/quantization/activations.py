@@ -88,9 +88,14 @@ def select_tokens(x: Tensor, tokens: Tokens) -> Tensor:
 
 @torch.inference_mode()
 def observe_block(
-    stream: BlockStream, block: nn.Module, roles: Sequence[Role], tokens: Tokens
+    stream: BlockStream,
+    block: nn.Module,
+    roles: Sequence[Role],
+    tokens: Tokens,
+    *,
+    advance: bool,
 ) -> dict[str, RoleStatistics]:
-    """Gather the statistics of one block's roles and advance the stream past the block.
+    """Gather the statistics of one block's roles in one pass, and move the stream on if asked to.
 
     Raises:
         UserError: when an activation is not finite, naming the block and the linear.
@@ -108,13 +113,17 @@ def observe_block(
 
         handles.append(linear.register_forward_pre_hook(hook))
     try:
-        stream.advance(block)
+        if advance:
+            stream.advance(block)
+        else:
+            for _ in stream.batches(block):
+                pass
     finally:
         for handle in handles:
             handle.remove()
     results = {name: accumulator.result() for name, accumulator in accumulators.items()}
     for role in roles:
-        check_finite(results[role.name], stream.index - 1, role)
+        check_finite(results[role.name], stream.index - advance, role)
     return results
 
 
@@ -157,7 +166,7 @@ def observe(
     with progress.stage("activation statistics", len(blocks)) as advance:
         stream = open_stream(loaded.model, architecture, tokens, batch_size)
         for index, block in enumerate(blocks):
-            results = observe_block(stream, block, architecture.roles, select)
+            results = observe_block(stream, block, architecture.roles, select, advance=True)
             save_file(
                 {name: r.gram.cpu().contiguous() for name, r in results.items()},
                 folder / f"gram-{index:03d}.safetensors",

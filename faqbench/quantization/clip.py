@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from faqbench.quantization.grid import Grid, group_parameters, round_to_codes
+from faqbench.quantization.grid import Grid, clamp_groups, range_parameters, round_to_codes
 from faqbench.quantization.scale import row_chunks
 
 
@@ -63,16 +63,15 @@ def search_clip(
 def _best_limit(
     grouped: Tensor, grams: Tensor, grid: Grid, steps: int, max_shrink: float
 ) -> Tensor:
-    largest = grouped.abs().amax(dim=-1)
+    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)
+    largest = torch.maximum(high, -low)
     best_limit, best_loss = largest, torch.full_like(largest, torch.inf)
     for i in range(steps):
         limit = largest * (1 - i * max_shrink / steps)
-        bound = limit.unsqueeze(-1)
-        clamped = grouped.clamp(-bound, bound)
-        parameters = group_parameters(clamped, grid)
-        error = round_to_codes(clamped, parameters, grid)
+        parameters = range_parameters(torch.maximum(low, -limit), torch.minimum(high, limit), grid)
+        error = round_to_codes(clamp_groups(grouped, limit), parameters, grid)
         error = error.mul_(parameters.scale.unsqueeze(-1)).sub_(grouped)
-        loss = (torch.bmm(error, grams) * error).sum(dim=-1)
+        loss = torch.bmm(error, grams).mul_(error).sum(dim=-1)
         better = loss < best_loss
         best_loss = torch.where(better, loss, best_loss)
         best_limit = torch.where(better, limit, best_limit)

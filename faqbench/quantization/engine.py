@@ -1,8 +1,10 @@
-"""The walk over a model's decoder blocks: a block arrives, is quantized, and its weights replaced.
+"""The walk over a model's decoder blocks: a block arrives, is observed, quantized, and released.
 
-Methods that need only the full precision pass (RTN, AWQ, FAQ) never run the model here: they read each
-block's statistics from an `ActivationStore`. Weights are replaced in place by their dequantized
-stand-ins, in the model's dtype; embeddings and lm_head are never touched, so tied weights stay tied.
+Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
+`ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
+once per block; QEP and LoaQ gather anew before each role, since quantizing one changes the next one's
+input. Weights are replaced in place by their dequantized stand-ins, in the model's dtype; embeddings and
+lm_head are never touched, so tied weights stay tied.
 """
 
 from __future__ import annotations
@@ -10,23 +12,22 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.models import Architecture, LoadedModel, Role
-from faqbench.quantization.activations import ActivationStore
+from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.grid import Grid
-from faqbench.quantization.method import (
-    RoleResult,
-    nearest_error,
-    quantize_role,
-    relative_error,
-    scale_statistic,
-    skipped_scale,
+from faqbench.quantization.method import RoleInput, quantize_role, scale_statistic, skipped_scale
+from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
+from faqbench.quantization.streams import (
+    Calibration,
+    Streams,
+    check_correction,
+    corrects,
+    uses_streams,
 )
 from faqbench.stages import Progress
 
@@ -34,63 +35,14 @@ CODE_VERSION = 1  # raise it when the same method would give other weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearReport:
-    """What happened to one linear; a row of `layers.parquet`.
+class _Walk:
+    """What stays the same from block to block."""
 
-    Attributes:
-        block: index of the decoder block.
-        role: qkv, o, gate_up or down.
-        linear: name relative to the block.
-        bits: of its codes.
-        group_size: input channels per scale.
-        alpha: the exponent of the scale; None when unscaled.
-        clipped_frac: share of weights outside their group's limit.
-        scale_range: largest over smallest input scale; 1 when unscaled.
-        nearest_error: relative squared output error of plain rounding on the same grid.
-        relative_error: relative squared output error of the result, on the calibration tokens.
-        storage_bits: of codes, scales and zero points.
-        n_weights: out_features times in_features.
-        seconds: of the linear's role, shared equally among its linears.
-    """
-
-    block: int
-    role: str
-    linear: str
-    bits: int
-    group_size: int
-    alpha: float | None
-    clipped_frac: float
-    scale_range: float
-    nearest_error: float | None
-    relative_error: float | None
-    storage_bits: int
-    n_weights: int
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizedModel:
-    """The outcome of a walk.
-
-    Attributes:
-        reports: one per quantized linear.
-        skipped_scales: scale mappings that were ruled out, with the reason, once per role.
-        window_cuts: how many blocks had fewer later blocks than FAQ's window asks for.
-    """
-
-    reports: tuple[LinearReport, ...]
-    skipped_scales: tuple[str, ...]
-    window_cuts: int
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Bits of codes, scales and zero points per weight of the quantized linears."""
-        return self.storage_bits / sum(r.n_weights for r in self.reports)
-
-    @property
-    def storage_bits(self) -> int:
-        """Bits of all quantized linears."""
-        return sum(r.storage_bits for r in self.reports)
+    architecture: Architecture
+    quant: QuantSection
+    grids: Mapping[str, Grid]
+    store: ActivationStore | None
+    streams: Streams | None
 
 
 @torch.inference_mode()
@@ -99,6 +51,7 @@ def quantize_model(
     quant: QuantSection,
     grids: Mapping[str, Grid],
     store: ActivationStore | None,
+    calibration: Calibration | None,
     progress: Progress,
 ) -> QuantizedModel:
     """Quantize every linear of every decoder block in place.
@@ -106,133 +59,104 @@ def quantize_model(
     Args:
         loaded: the full precision model; its linears' weights are replaced.
         quant: the method.
-        grids: of the linears to quantize, from `assign_grids`.
+        grids: of the linears to quantize, by full name, from `assign_grids`.
         store: statistics of the full precision pass; None for methods that read none.
+        calibration: the tokens, for methods that read the quantized stream and for tracing.
         progress: one step per block.
+
+    Raises:
+        UserError: when a correction does not fit the architecture, or an activation is not finite.
     """
     architecture = loaded.architecture
-    reports: list[LinearReport] = []
+    check_correction(quant, architecture.roles)
+    streams = None
+    if calibration is not None and (uses_streams(quant) or quant.trace_windows):
+        streams = Streams(loaded, quant, calibration)
+    walk = _Walk(architecture=architecture, quant=quant, grids=grids, store=store, streams=streams)
+    linears: list[LinearReport] = []
+    traced: list[BlockReport] = []
     blocks = architecture.block_modules(loaded.model)
     with progress.stage(f"quantize {quant.name}", len(blocks)) as advance:
         for index, block in enumerate(blocks):
-            reports += _quantize_block(index, block, architecture, quant, grids, store)
+            if streams is not None:
+                streams.arrive(block)
+            linears += _quantize_block(walk, index, block)
+            report = streams.release() if streams is not None else None
+            traced += [report] if report is not None else []
             advance()
     skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
-    cuts = min(quant.preview.window, len(blocks)) if quant.scale == "faq" else 0
     return QuantizedModel(
-        reports=tuple(reports),
+        linears=tuple(linears),
+        blocks=tuple(traced),
         skipped_scales=tuple(reason for reason in skipped if reason is not None),
-        window_cuts=cuts,
+        n_window_cuts=min(quant.preview.window, len(blocks)) if quant.scale == "faq" else 0,
     )
 
 
-def assign_grids(
-    model: nn.Module, architecture: Architecture, quant: QuantSection
-) -> dict[str, Grid]:
-    """Return the grid of every linear that is to be quantized, by full name.
-
-    Raises:
-        UserError: when a pattern matches no linear, two overrides match the same one, or a group size
-            does not divide its in_features.
-    """
-    if quant.round == "none":
-        return {}
-    names = architecture.linear_names()
-    for pattern in (*quant.skip, *(o.pattern for o in quant.overrides)):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(f"Pattern '{pattern}' matches no linear; they look like {names[0]}.")
-    grids = {}
-    for name in names:
-        if any(fnmatchcase(name, pattern) for pattern in quant.skip):
-            continue
-        matches = [o for o in quant.overrides if fnmatchcase(name, o.pattern)]
-        if len(matches) > 1:
-            raise UserError(
-                f"quant.overrides '{matches[0].pattern}' and '{matches[1].pattern}' both match {name}."
-            )
-        bits, group_size = quant.bits, quant.group_size
-        if matches:
-            bits = matches[0].bits or bits
-            group_size = matches[0].group_size or group_size
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        grids[name] = Grid(bits=bits, group_size=group_size, symmetric=quant.symmetric)
-        grids[name].check(name, linear.in_features)
-    return grids
-
-
-def _quantize_block(
-    index: int,
-    block: nn.Module,
-    architecture: Architecture,
-    quant: QuantSection,
-    grids: Mapping[str, Grid],
-    store: ActivationStore | None,
-) -> list[LinearReport]:
-    statistics = store.block(index) if store else {}
+def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearReport]:
+    quant, streams = walk.quant, walk.streams
+    full = walk.store.block(index) if walk.store is not None else {}
+    quantized: Mapping[str, RoleStatistics] = {}
+    if quant.round == "gptq" and not corrects(quant):
+        assert streams is not None
+        quantized = streams.observe(walk.architecture.roles)
     reports: list[LinearReport] = []
-    for role in architecture.roles:
+    for role in walk.architecture.roles:
         start = time.perf_counter()
-        linears = {
-            name: _linear(block, name)
-            for name in role.linears
-            if f"{architecture.blocks}.{index}.{name}" in grids
-        }
+        linears = _linears(walk, index, block, role)
         if not linears:
             continue
-        role_grids = {name: grids[f"{architecture.blocks}.{index}.{name}"] for name in linears}
-        weights = {name: linear.weight.float() for name, linear in linears.items()}
-        statistic = None
-        if store is not None:
-            later = [
-                store.mean_abs(j, role.name)
-                for j in range(index + 1, min(index + 1 + quant.preview.window, store.n_blocks))
-            ]
-            current = statistics[role.name].mean_abs
-            statistic = scale_statistic(role, current, later, architecture, quant)
-        known = statistics.get(role.name)
-        result = quantize_role(role, weights, role_grids, known, statistic, quant)
-        seconds = (time.perf_counter() - start) / len(linears)
-        gram = known.gram if known else None
+        grids = {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in linears}
+        originals = {name: linear.weight.float().clone() for name, linear in linears.items()}
+        weights: Mapping[str, Tensor] = originals
+        correction_damping = None
+        if corrects(quant) and role.name in quant.correction.roles:
+            assert streams is not None
+            corrected = streams.correct(role, originals)
+            weights = {name: c.weight for name, c in corrected.items()}
+            correction_damping = max(c.damping for c in corrected.values())
+        known = _known(walk, index, role, full.get(role.name), quantized.get(role.name))
+        result = quantize_role(role, weights, grids, known, quant)
         for name, linear in linears.items():
-            stand_in = result.linears[name].dequantize()
-            reports.append(
-                _report(index, role, name, result, weights[name], stand_in, gram, seconds)
-            )
-            linear.weight.copy_(stand_in)
+            linear.weight.copy_(result.linears[name].dequantize())
+        seconds = (time.perf_counter() - start) / len(linears)
+        gram = full[role.name].gram if role.name in full else None
+        reports += report_role(index, role, result, originals, gram, correction_damping, seconds)
     return reports
 
 
-def _report(
+def _known(
+    walk: _Walk,
     index: int,
     role: Role,
-    name: str,
-    result: RoleResult,
-    weight: Tensor,
-    stand_in: Tensor,
-    gram: Tensor | None,
-    seconds: float,
-) -> LinearReport:
-    quantized = result.linears[name]
-    scale = quantized.input_scale
-    return LinearReport(
-        block=index,
-        role=role.name,
-        linear=name,
-        bits=quantized.grid.bits,
-        group_size=quantized.grid.group_size,
-        alpha=result.alpha,
-        clipped_frac=result.clipped_frac[name],
-        scale_range=1.0 if scale is None else float(scale.max() / scale.min()),
-        nearest_error=None if gram is None else nearest_error(weight, quantized.grid, gram),
-        relative_error=None if gram is None else relative_error(weight, stand_in, gram),
-        storage_bits=quantized.storage_bits(),
-        n_weights=weight.numel(),
-        seconds=seconds,
+    full: RoleStatistics | None,
+    quantized: RoleStatistics | None,
+) -> RoleInput:
+    """Gather what the stages after the correction need to know of a role's input."""
+    quant = walk.quant
+    reads = quant.scale != "none" or quant.clip != "none" or quant.round == "gptq"
+    if full is None or walk.store is None or not reads:
+        return RoleInput()
+    search = full
+    if corrects(quant):
+        # The corrected weight is fitted to the quantized stream: all that follows is measured there.
+        assert walk.streams is not None
+        search = quantized = walk.streams.observe_role(role)
+    end = min(index + 1 + quant.preview.window, walk.store.n_blocks)
+    later = [walk.store.mean_abs(j, role.name) for j in range(index + 1, end)]
+    return RoleInput(
+        search=search,
+        hessian=None if quantized is None else quantized.gram,
+        statistic=scale_statistic(role, search.mean_abs, later, walk.architecture, quant),
     )
 
 
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    linear = block.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    return linear
+def _linears(walk: _Walk, index: int, block: nn.Module, role: Role) -> dict[str, nn.Linear]:
+    """Return the role's linears that are to be quantized."""
+    linears = {}
+    for name in role.linears:
+        if f"{walk.architecture.blocks}.{index}.{name}" in walk.grids:
+            linear = block.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            linears[name] = linear
+    return linears

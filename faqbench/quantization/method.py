@@ -1,13 +1,14 @@
-"""One role of one decoder block through all stages: scale, clip, round.
+"""One role of one decoder block through its stages: scale, clip, round.
 
-The linears of a role share an input, hence one scale. The search sees the unscaled full precision
-weights; the clip search and the rounding see the scaled ones.
+The linears of a role share an input, hence one scale. The scale search sees the role's unscaled weights;
+the clip search and the rounding see the scaled ones. Correction comes before all of them, and needs the
+model's two streams: see `engine.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,15 +17,32 @@ from faqbench.config.experiment import QuantSection
 from faqbench.models import Architecture, Role
 from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
-from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
+from faqbench.quantization.gptq import gptq_round
+from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.scale import (
     ScaleChoice,
     alpha_grid,
+    has_fast_bfloat16,
     quadratic_form,
     row_chunks,
     search_scale,
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleInput:
+    """What the stages know of a role's input; a stage that is off leaves its part None.
+
+    Attributes:
+        search: statistics that the scale and clip searches measure their loss with.
+        hessian: [in_features, in_features] on the quantized stream, for GPTQ.
+        statistic: [in_features] that the scales are made of; None leaves the role unscaled.
+    """
+
+    search: RoleStatistics | None = None
+    hessian: Tensor | None = None
+    statistic: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,19 +53,22 @@ class RoleResult:
         linears: by name relative to the block.
         alpha: the chosen exponent; None when nothing was scaled.
         clipped_frac: by linear, the share of weights that lie outside their group's limit.
+        damping: GPTQ's, relative to the mean of the Hessian's diagonal, by linear.
+        condition: of GPTQ's damped Hessian, by linear.
     """
 
     linears: Mapping[str, QuantizedLinear]
     alpha: float | None
     clipped_frac: Mapping[str, float]
+    damping: Mapping[str, float] = field(default_factory=dict)
+    condition: Mapping[str, float] = field(default_factory=dict)
 
 
 def quantize_role(
     role: Role,
     weights: Mapping[str, Tensor],
     grids: Mapping[str, Grid],
-    statistics: RoleStatistics | None,
-    statistic: Tensor | None,
+    known: RoleInput,
     quant: QuantSection,
 ) -> RoleResult:
     """Quantize the linears of one role.
@@ -56,33 +77,82 @@ def quantize_role(
         role: the role.
         weights: float32 [out_features, in_features] by linear name.
         grids: the grid of each linear.
-        statistics: of the role's input; None for methods that read no activations.
-        statistic: [in_features] that the scales are made of; None leaves the role unscaled.
+        known: what is known of the role's input.
         quant: the method.
     """
     choice = ScaleChoice(alpha=None, input_scale=None)
-    if statistic is not None:
-        assert statistics is not None
-        alphas = _alphas(quant)
+    if known.statistic is not None:
+        assert known.search is not None
         choice = search_scale(
-            list(weights.values()), list(grids.values()), statistic, statistics.gram, alphas
+            list(weights.values()),
+            list(grids.values()),
+            known.statistic,
+            known.search.gram,
+            _alphas(quant),
         )
-    linears, clipped_frac = {}, {}
-    for name, weight in weights.items():
-        limit = None
+    limits: dict[str, Tensor | None] = dict.fromkeys(weights)
+    for name in weights:
         if quant.clip == "search" and name not in role.unclipped:
-            assert statistics is not None
-            limit = search_clip(
-                weight,
-                statistics.gram,
+            assert known.search is not None
+            limits[name] = search_clip(
+                weights[name],
+                known.search.gram,
                 grids[name],
                 input_scale=choice.input_scale,
                 steps=quant.search.clip_steps,
                 max_shrink=quant.search.clip_max_shrink,
             )
-        linears[name] = quantize(weight, grids[name], input_scale=choice.input_scale, limit=limit)
-        clipped_frac[name] = _clipped_frac(weight, choice.input_scale, limit)
-    return RoleResult(linears=linears, alpha=choice.alpha, clipped_frac=clipped_frac)
+    clipped = {n: _clipped_frac(w, choice.input_scale, limits[n]) for n, w in weights.items()}
+    if quant.round == "gptq":
+        assert known.hessian is not None
+        return _round_gptq(weights, grids, choice, limits, clipped, known.hessian, quant)
+    linears = {
+        name: quantize(weight, grids[name], input_scale=choice.input_scale, limit=limits[name])
+        for name, weight in weights.items()
+    }
+    return RoleResult(linears=linears, alpha=choice.alpha, clipped_frac=clipped)
+
+
+def _round_gptq(
+    weights: Mapping[str, Tensor],
+    grids: Mapping[str, Grid],
+    choice: ScaleChoice,
+    limits: Mapping[str, Tensor | None],
+    clipped: Mapping[str, float],
+    hessian: Tensor,
+    quant: QuantSection,
+) -> RoleResult:
+    """Round linears of the same grid together: they share the Hessian, and rows are independent."""
+    s = choice.input_scale
+    if s is not None:
+        hessian = hessian / torch.outer(s, s)
+    linears: dict[str, QuantizedLinear] = {}
+    damping, condition = {}, {}
+    for grid in dict.fromkeys(grids.values()):
+        names = [n for n in weights if grids[n] == grid]
+        stacked = torch.cat([weights[n] if s is None else weights[n] * s for n in names])
+        limit = _stacked_limits([limits[n] for n in names], [weights[n] for n in names], grid)
+        result = gptq_round(stacked, hessian, grid, quant.gptq, limit)
+        sizes = [len(weights[n]) for n in names]
+        zeros = result.parameters.zero_point
+        parts = zip(
+            names,
+            torch.split(result.codes, sizes),
+            torch.split(result.parameters.scale, sizes),
+            torch.split(zeros, sizes) if zeros is not None else [None] * len(names),
+            strict=True,
+        )
+        for name, codes, scale, zero in parts:
+            parameters = GroupParameters(scale=scale.clone(), zero_point=zero)
+            linears[name] = pack_codes(codes, parameters, grid, s)
+            damping[name], condition[name] = result.damping, result.condition
+    return RoleResult(
+        linears={name: linears[name] for name in weights},
+        alpha=choice.alpha,
+        clipped_frac=clipped,
+        damping=damping,
+        condition=condition,
+    )
 
 
 def scale_statistic(
@@ -97,7 +167,7 @@ def scale_statistic(
     Args:
         role: the role.
         current: [in_features], mean|x| of this block.
-        later: mean|x| of the same role in the blocks after this one, nearest first.
+        later: what the preview reads of the blocks after this one, nearest first.
         architecture: tells whether o's scale has linear rows to fold into.
         quant: the method.
     """
@@ -122,19 +192,20 @@ def skipped_scale(role: Role, architecture: Architecture, quant: QuantSection) -
     )
 
 
-def relative_error(weight: Tensor, quantized: Tensor, gram: Tensor) -> float:
-    """Return the squared output error over the squared output, tr(E G E') / tr(W G W')."""
-    error = torch.zeros((), dtype=torch.float64, device=weight.device)
-    size = torch.zeros_like(error)
-    for rows, stand_in in zip(row_chunks(weight), row_chunks(quantized), strict=True):
-        error += quadratic_form(stand_in - rows, gram)
-        size += quadratic_form(rows, gram)
-    return float(error / size) if size > 0 else float(error)
+def relative_errors(weight: Tensor, stand_ins: Sequence[Tensor], gram: Tensor) -> list[float]:
+    """Return each stand-in's squared output error over the squared output, tr(E G E') / tr(W G W').
+
+    A diagnostic: the products are taken in bfloat16 where that is fast, good to about 0.1 %.
+    """
+    if has_fast_bfloat16(gram.device):
+        gram = gram.to(torch.bfloat16)
+    size = _squared_output(weight, gram)
+    errors = [_squared_output(stand_in - weight, gram) for stand_in in stand_ins]
+    return [error / size if size > 0 else error for error in errors]
 
 
-def nearest_error(weight: Tensor, grid: Grid, gram: Tensor) -> float:
-    """Return the relative output error of plain rounding to nearest on the same grid."""
-    return relative_error(weight, fake_quantize(weight, grid), gram)
+def _squared_output(weight: Tensor, gram: Tensor) -> float:
+    return sum(float(quadratic_form(rows, gram)) for rows in row_chunks(weight))
 
 
 def _alphas(quant: QuantSection) -> list[float]:
@@ -148,6 +219,19 @@ def _shared_by_kv_head(statistic: Tensor, architecture: Architecture) -> Tensor:
     shape = (architecture.n_kv_heads, -1, architecture.head_dim)
     heads = statistic.view(shape)
     return heads.mean(dim=1, keepdim=True).expand_as(heads).reshape(-1)
+
+
+def _stacked_limits(
+    limits: Sequence[Tensor | None], weights: Sequence[Tensor], grid: Grid
+) -> Tensor | None:
+    """Stack the limits of several linears; one without limits gets infinite ones."""
+    if all(limit is None for limit in limits):
+        return None
+    rows = []
+    for limit, weight in zip(limits, weights, strict=True):
+        n_groups = weight.shape[1] // grid.group_width(weight.shape[1])
+        rows.append(weight.new_full((len(weight), n_groups), torch.inf) if limit is None else limit)
+    return torch.cat(rows)
 
 
 def _clipped_frac(weight: Tensor, input_scale: Tensor | None, limit: Tensor | None) -> float:

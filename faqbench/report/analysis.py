@@ -41,11 +41,7 @@ class Contest:
     @property
     def label(self) -> str:
         """The setting in words."""
-        rest = [
-            f"{k.removesuffix('.name').rsplit('.')[-1]}={v}"
-            for k, v in self.setting.items()
-            if k != "quant.bits"
-        ]
+        rest = [f"{facts.key_label(k)}={v}" for k, v in self.setting.items() if k != "quant.bits"]
         return ", ".join([f"{self.bits} bits", *rest])
 
 

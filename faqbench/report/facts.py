@@ -70,6 +70,11 @@ def is_calibrated(record: RunRecord) -> bool:
     return rounds != "none" and (any(s not in (None, "none") for s in stages) or rounds == "gptq")
 
 
+def key_label(key: str) -> str:
+    """Return the last word of a dotted key; a group's name stands for the group."""
+    return key.removesuffix(".name").rsplit(".")[-1]
+
+
 def model_name(record: RunRecord) -> str:
     """Return the model's name."""
     return config_value(record.config, "model.name") or "unknown model"

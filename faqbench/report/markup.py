@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 
@@ -17,7 +18,7 @@ _TEX = {
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "∞": r"$\infty$",
     "—": "---", "\n": " ", "\r": " ", "•": r"$\bullet$",
 }  # fmt: skip
-_MARKDOWN = "\\`*_{}[]()#+!|<>~&$"
+_MARKDOWN = "\\`*_[]#|~$"
 
 
 def escape_tex(text: str) -> str:
@@ -27,15 +28,8 @@ def escape_tex(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return text that Markdown, inline HTML included, shows as it is, on one line."""
-    one_line = " ".join(text.split())
-    return "".join(
-        f"&{ {'<': 'lt', '>': 'gt', '&': 'amp'}[c] };"
-        if c in "<>&"
-        else f"\\{c}"
-        if c in _MARKDOWN
-        else c
-        for c in one_line
-    )
+    one_line = html.escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{c}" if c in _MARKDOWN else c for c in one_line)
 
 
 def to_csv(table: Table) -> str:
@@ -44,8 +38,10 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     header: list[str] = []
     for heading in table.headings:
-        name = f"{heading.text} ({heading.sub})" if heading.sub else heading.text
-        header += [_csv_text(name)] + ([_csv_text(f"{name} stderr")] if heading.has_error else [])
+        name = heading.csv or heading.text
+        header.append(_csv_text(name))
+        if heading.has_error:
+            header.append(_csv_text(heading.csv_error or f"{name} stderr"))
     writer.writerow(header)
     for row in table.rows:
         line: list[str] = []

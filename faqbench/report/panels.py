@@ -116,19 +116,16 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The method as papers write it, with the keys that tell variants apart, without bits."""
-        return " ".join(
-            [
-                facts.display_method(self.method),
-                *(f"{k.rsplit('.')[-1]}={v}" for k, v in self.shown.items()),
-            ]
-        )
+        """The method as papers write it, with all shown keys, without bits."""
+        return self._named(self.shown)
 
     @property
     def short_name(self) -> str:
-        """The method with the keys that tell it from the same method in the same setting."""
-        variant = {k: v for k, v in self.shown.items() if is_variant(k)}
-        words = [f"{k.rsplit('.')[-1]}={v}" for k, v in variant.items()]
+        """The method with only the keys that make it a variant, those of the setting left out."""
+        return self._named({k: v for k, v in self.shown.items() if is_variant(k)})
+
+    def _named(self, keys: dict[str, str]) -> str:
+        words = [f"{facts.key_label(key)}={value}" for key, value in keys.items()]
         return " ".join([facts.display_method(self.method), *words])
 
 

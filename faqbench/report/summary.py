@@ -22,7 +22,7 @@ def summary_rows(records: Sequence[RunRecord]) -> list[dict[str, str]]:
         for row in panel.rows:
             cells = {"model": panel.model} if len(panels) > 1 else {}
             cells |= {"method": facts.display_method(row.method), "bits": str(row.bits or "")}
-            cells |= {k.removesuffix(".name").rsplit(".")[-1]: v for k, v in row.shown.items()}
+            cells |= {facts.key_label(k): v for k, v in row.shown.items()}
             if any(len(r.runs) > 1 for r in panel.rows):
                 cells["draws"] = str(len(row.runs))
             for column in panel.columns:

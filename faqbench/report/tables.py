@@ -17,10 +17,21 @@ from faqbench.report.panels import Column, Estimate, Row
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """A column's head: its name, a second line, and whether numbers stand below it."""
+    """A column's head.
+
+    Attributes:
+        text: the column's name.
+        sub: a second line, such as the unit that readers see.
+        numeric: whether numbers stand below it.
+        has_error: whether every value has a standard error, which gets a CSV column of its own.
+        csv: the name in CSV, where values are raw; `text` unless given.
+        csv_error: the name of that second CSV column; the name and "stderr" unless given.
+    """
 
     text: str
     sub: str = ""
+    csv: str = ""
+    csv_error: str = ""
     numeric: bool = True
     has_error: bool = False
 
@@ -33,7 +44,7 @@ class Cell:
         text: what a reader sees.
         error: the standard error, shown small after the text.
         raw: the number, or text, for sorting and CSV.
-        raw_error: the standard error for CSV.
+        raw_error: the standard error, or an interval's upper end, for CSV.
         mark: "best", "tied" or empty.
         href: a run id to link to.
         links: (text, run id) of further links.
@@ -79,7 +90,7 @@ def results_table(analysis: Analysis, name: str) -> Table:
     headings += [_metric_heading(column) for column in panel.columns]
     headings += [
         Heading(text="bits per weight"),
-        Heading(text="time"),
+        Heading(text="time", csv="seconds"),
         Heading(text="gates", numeric=False),
     ]
     rows = []
@@ -137,9 +148,9 @@ def comparisons_table(analysis: Analysis, name: str) -> Table | None:
         Heading(text="method", numeric=False),
         Heading(text="against", numeric=False),
         Heading(text="measured on", numeric=False),
-        Heading(text="difference", sub="% or points"),
-        Heading(text="95 % interval"),
-        Heading(text="p", sub="after Holm"),
+        Heading(text="difference", sub="% or points", csv="difference"),
+        Heading(text="95 % interval", csv="low", csv_error="high", has_error=True),
+        Heading(text="p", sub="after Holm", csv="p after Holm"),
         Heading(text="verdict", numeric=False),
     )
     rows = []
@@ -198,10 +209,9 @@ def gates_cell(row: Row) -> Cell:
     gates = [gate for run in row.runs for gate in run.gates]
     failed = [gate for gate in gates if not gate.passed]
     if failed:
-        return Cell(
-            text=f"{len(failed)} failed", raw=-len(failed), tone="bad", href=row.runs[0].run_id
-        )
-    return Cell(text=f"{len(gates)} passed" if gates else formatting.NONE, raw=len(gates))
+        text = f"{len(failed)} failed"
+        return Cell(text=text, raw=text, tone="bad", href=row.runs[0].run_id)
+    return text_cell(f"{len(gates)} passed" if gates else formatting.NONE)
 
 
 def _difference_cells(c: Comparison) -> tuple[Cell, Cell, Cell, Cell]:
@@ -209,12 +219,17 @@ def _difference_cells(c: Comparison) -> tuple[Cell, Cell, Cell, Cell]:
         none = Cell(text=formatting.NONE)
         return none, none, none, text_cell(f"not paired: {c.refused}")
     value, low, high = difference(c)
+    decimals = 1 if abs(value) < 1000 else 0
     word = "not decidable"
     if c.is_significant:
         word = "better" if c.a_is_better else "worse"
     return (
-        Cell(text=formatting.signed(value, 1 if abs(value) < 1000 else 0), raw=value),
-        Cell(text=f"{formatting.signed(low, 1)} to {formatting.signed(high, 1)}", raw=low),
+        Cell(text=formatting.signed(value, decimals), raw=value),
+        Cell(
+            text=f"{formatting.signed(low, decimals)} to {formatting.signed(high, decimals)}",
+            raw=low,
+            raw_error=high,
+        ),
         Cell(text=formatting.p_value(c.p_holm), raw=c.p_holm),
         Cell(text=word, raw=word, mark="best" if c.is_significant else ""),
     )
@@ -222,7 +237,7 @@ def _difference_cells(c: Comparison) -> tuple[Cell, Cell, Cell, Cell]:
 
 def _key_heading(key: str) -> Heading:
     group, _, last = key.removesuffix(".name").rpartition(".")
-    return Heading(text=last.replace("_", " "), sub=group, numeric=False)
+    return Heading(text=last.replace("_", " "), sub=group, numeric=False, csv=key)
 
 
 def _metric_heading(column: Column) -> Heading:
@@ -230,7 +245,7 @@ def _metric_heading(column: Column) -> Heading:
     arrow = "↑" if column.higher_is_better else "↓"
     sub = unit.get(column.kind, f"{column.metric} {arrow}")
     label = column.label if column.kind != "other" else column.task
-    return Heading(text=label, sub=sub, has_error=True)
+    return Heading(text=label, sub=sub, has_error=True, csv=f"{label} {column.metric}")
 
 
 def _method_cell(row: Row) -> Cell:

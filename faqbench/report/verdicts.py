@@ -66,21 +66,23 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
             for i, column in enumerate(analysis.panel.columns)
             if column.kind in kinds and (leader := _leader(analysis, contest, i))
         ]
-        found += [
+        against = [
             _verdict(contest, c, minor=c.a.method == "rtn" and bool(others))
             for k, c in analysis.comparisons
             if k is contest and c.column.kind in kinds
         ]
+        found += sorted(against, key=lambda verdict: verdict.minor)
     return found
 
 
 def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
-    """Say who is best of three or more, or who cannot be told from the best."""
+    """Say who is best of three or more contenders, or who cannot be told from the best."""
     column, rows = analysis.panel.columns[index], analysis.panel.rows
     marks = {row: analysis.marks.get((row, index)) for row in contest.rows}
     ahead = [rows[row].short_name for row, mark in marks.items() if mark]
-    if len(contest.rows) < 3 or not ahead:
-        return None
+    contenders = [row for row in contest.rows if rows[row].method != "rtn"]
+    if len(contenders) < 3 or not ahead:
+        return None  # the comparison with the baseline says it all
     what = _measure(column)
     if BEST in marks.values():
         best = next(rows[row].short_name for row, mark in marks.items() if mark == BEST)

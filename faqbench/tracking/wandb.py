@@ -9,7 +9,8 @@
 
 A failed cell's run is finished with exit code 1. Mode `auto` is online where credentials are
 configured and offline elsewhere; offline runs lie in `<runs>/wandb/` and `wandb sync` uploads them
-later, under the same id. Whatever goes wrong inside W&B is one warning: the record has everything.
+later, under the same id. A server that does not answer makes a run offline, and whatever else goes
+wrong inside W&B is one warning: the record has everything.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import logging
 import os
 import re
 import shutil
-import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +37,7 @@ from faqbench.tracking.credentials import has_credentials
 _log = logging.getLogger("faqbench")
 Mode = Literal["auto", "online", "offline", "disabled"]
 _LONGEST_ID = 64
+_PROBE_SECONDS = 4.0
 _INIT_SECONDS = 20.0
 _FINISH_SECONDS = 120.0
 
@@ -116,7 +119,12 @@ def _show(
     import wandb
 
     record = data.record
-    before = _offline_folders(runs, record.run_id)
+    session = wandb.setup(settings=wandb.Settings(silent=True, quiet=True))
+    if mode == "online" and not _answers(session.settings.base_url):
+        _log.warning("W&B does not answer: run %s is offline, for `wandb sync`", record.run_id)
+        mode = "offline"
+    if mode == "offline":
+        _remove_offline_copies(runs, record.run_id)
     with _staging(runs, record.run_id):
         run = _start(wandb, record, section, runs, mode)
         exit_code = 1
@@ -127,8 +135,6 @@ def _show(
             exit_code = 0 if record.status == "finished" else 1
         finally:
             run.finish(exit_code=exit_code)
-    for folder in before if mode == "offline" else ():
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _start(
@@ -206,11 +212,12 @@ def _table(wandb: Any, frame: pd.DataFrame) -> Any:
     return wandb.Table(columns=columns, data=rows, dtype=types, optional=True)
 
 
-def _offline_folders(runs: Path, run_id: str) -> list[Path]:
-    """Return earlier offline copies of a run, which a new one replaces."""
+def _remove_offline_copies(runs: Path, run_id: str) -> None:
+    """Remove earlier offline copies of a run, so that a sync finds one."""
     wandb_id = stable_id(run_id)
     copies = (runs / "wandb").glob(f"offline-run-????????_??????-{wandb_id}")
-    return [*copies, *(runs / "wandb" / "staging" / wandb_id).glob("*")]
+    for folder in [*copies, runs / "wandb" / "staging" / wandb_id]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -218,13 +225,24 @@ def _staging(runs: Path, run_id: str) -> Iterator[None]:
     """Let W&B stage tables below `runs`, not in the home folder; only a variable can say so."""
     chosen = os.environ.get("WANDB_DATA_DIR")
     if chosen is None:
-        folder = runs / "wandb" / "staging" / stable_id(run_id) / str(time.time_ns())
+        folder = runs / "wandb" / "staging" / stable_id(run_id)
         os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
     try:
         yield
     finally:
         if chosen is None:
             del os.environ["WANDB_DATA_DIR"]
+
+
+def _answers(base_url: str) -> bool:
+    """Return whether the server answers at all; W&B itself would try for a long time."""
+    try:
+        urllib.request.urlopen(base_url, timeout=_PROBE_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def _raised_inside_wandb(error: BaseException) -> bool:

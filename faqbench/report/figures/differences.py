@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TITLE = "Forest plot of the paired differences"
 _MOST_ROWS = 60
+_FAR = 25.0
 
 
 def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
@@ -36,13 +37,14 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     for axes, group in zip(all_axes, groups, strict=True):
         _plot(axes, group, several=len(analysis.contests) > 1)
         ratio = group[0][1].is_ratio
-        axes.set_title("Perplexity, lower is better" if ratio else "Accuracy, higher is better")
+        axes.set_title(_title(group))
         axes.set_xlabel(f"difference from {baseline}, {'%' if ratio else 'points'}")
     firm = [c for _, c in pairs if c.is_significant]
     return Drawing(
         figure=figure,
         caption=f"Paired differences from {baseline} with 95 % intervals of each comparison by "
-        "itself. Filled: significant after Holm's correction. Hollow: not decidable.",
+        "itself. Filled: significant after Holm's correction; hollow: not decidable; an arrow: "
+        "beyond the axis.",
         alt=f"{len(firm)} of {len(pairs)} differences from {baseline} are significant after Holm.",
         header=("setting", "method", "measured on", "difference", "low", "high", "p after Holm"),
         rows=tuple(_data_row(contest, c) for contest, c in pairs),
@@ -50,10 +52,18 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 
 
 def _plot(axes: Axes, pairs: list[tuple[Contest, Comparison]], *, several: bool) -> None:
+    limit = _limit([difference(c) for _, c in pairs])
     names = []
+    several_columns = len({c.column.label for _, c in pairs}) > 1
     for y, (contest, c) in enumerate(pairs):
         value, low, high = difference(c)
         paint = style.color(c.a.method)
+        setting = f", {contest.label}" if several else ""
+        where = f" · {c.column.label}" if several_columns else ""
+        names.append(style.label(f"{c.a.short_name}{setting}{where}", 44))
+        if limit is not None and abs(value) > limit:
+            _write_beyond(axes, y, value, limit, paint)
+            continue
         axes.plot([low, high], [y, y], color=paint, linewidth=1.4, solid_capstyle="butt")
         axes.plot(
             [value],
@@ -62,18 +72,33 @@ def _plot(axes: Axes, pairs: list[tuple[Contest, Comparison]], *, several: bool)
             color=paint,
             markerfacecolor=paint if c.is_significant else "white",
         )
-        setting = f", {contest.label}" if several else ""
-        names.append(style.label(f"{c.a.short_name}{setting} · {c.column.label}", 44))
-    low, high = axes.get_xlim()
-    if high > 40 and min(difference(c)[2] for _, c in pairs) < 0.2 * high:
-        axes.set_xscale("symlog", linthresh=10, linscale=1.5)
-        axes.set_xlim(low, high * 1.2)
-        ticks = [
-            t for t in (-100, -50, -10, -5, 0, 5, 10, 50, 100, 1000, 10000) if low <= t <= high
-        ]
-        axes.set_xticks(ticks, [formatting.signed(t, 0) for t in ticks])
+    if limit is not None:
+        axes.set_xlim(-limit, limit)
     axes.axvline(0, color=style.QUIET, linewidth=1.0, zorder=1.5)
     style.name_rows(axes, names)
+
+
+def _title(pairs: list[tuple[Contest, Comparison]]) -> str:
+    labels = list(dict.fromkeys(c.column.label for _, c in pairs))
+    where = f" on {labels[0]}" if len(labels) == 1 else ""
+    if pairs[0][1].is_ratio:
+        return style.label(f"Perplexity{where}, lower is better", 60)
+    return style.label(f"Accuracy{where}, higher is better", 60)
+
+
+def _limit(differences: list[tuple[float, float, float]]) -> float | None:
+    """Return where to end the axis so that one failure does not flatten the rest, or None."""
+    near = [d for d in differences if abs(d[0]) <= _FAR]
+    if not near or len(near) == len(differences):
+        return None
+    return max(1.0, 1.25 * max(abs(end) for d in near for end in d))
+
+
+def _write_beyond(axes: Axes, y: int, value: float, limit: float, paint: str) -> None:
+    text = f"{formatting.signed(value, 0)} ▸" if value > 0 else f"◂ {formatting.signed(value, 0)}"
+    side = "right" if value > 0 else "left"
+    edge = limit if value > 0 else -limit
+    axes.text(edge * 0.98, y, text, ha=side, va="center", fontsize=8.5, color=paint)
 
 
 def _data_row(contest: Contest, c: Comparison) -> tuple[str, ...]:

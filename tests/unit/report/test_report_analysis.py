@@ -147,6 +147,16 @@ def test_only_one_row_of_a_contest_can_be_best_and_none_ties_with_it(draws):
             assert not (BEST in marks and TIED in marks)
 
 
+def test_rows_that_differ_in_a_group_are_named_by_the_group(make_run, tmp_path):
+    for name in ("matched", "code"):
+        scenario = {"name": name, "domain": None if name == "matched" else name}
+        make_run(tmp_path, "awq", run_id=name, scenario=scenario)
+    assert {row.name for row in panel_of(tmp_path).rows} == {
+        "AWQ scenario=matched",
+        "AWQ scenario=code",
+    }
+
+
 def test_full_precision_competes_with_nobody(quickstart_runs):
     analysis = analysis_of(quickstart_runs)
     assert all(not analysis.panel.rows[row].is_baseline for row, _ in analysis.marks)

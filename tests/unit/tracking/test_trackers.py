@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import http.server
 import json
 import logging
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import faqbench.tracking.wandb
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import SCHEMA_VERSION, Gate, Metric, RunData, RunRecord, StageTiming
 from faqbench.tracking import NoTracker, WandbTracker, tracker
@@ -104,6 +107,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     return runs, logged(runs)
 
 
+def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Leave out W&B's own logger, which pytest listens to though it reaches no other handler."""
+    return [record for record in caplog.records if record.name == "faqbench"]
+
+
 def only(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [record[kind] for record in records if record["type"] == kind]
 
@@ -175,10 +183,12 @@ def test_nothing_but_the_record_is_kept(finished: Any) -> None:
 
 def test_the_same_record_twice_is_one_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
+    n_staged = []
     for _ in range(2):
         WandbTracker(section(), runs).log(run_data())
+        n_staged.append(len(list((runs / "wandb" / "staging").rglob("*"))))
     (run,) = only(logged(runs), "run")
-    assert len(list((runs / "wandb" / "staging").glob("*/*"))) == 1
+    assert n_staged[0] == n_staged[1] > 0
     assert run["run_id"] == stable_id(run_data().record.run_id)
 
 
@@ -205,9 +215,37 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
 ) -> None:
     (tmp_path / "runs").write_text("a file, not a folder")
     WandbTracker(section(), tmp_path / "runs").log(run_data())
-    (record,) = caplog.records
+    (record,) = ours(caplog)
     assert record.levelno == logging.WARNING
     assert "its record is complete" in record.getMessage()
+
+
+def test_a_server_that_does_not_answer_leaves_an_offline_run(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(faqbench.tracking.wandb, "_answers", lambda _url: False)
+    WandbTracker(section(mode="auto"), tmp_path).log(run_data())
+    (record,) = ours(caplog)
+    assert "W&B does not answer" in record.getMessage()
+    assert only(logged(tmp_path), "exit") == [{"exit_code": 0}]
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_whether_a_server_answers_is_known_at_once() -> None:
+    answers = faqbench.tracking.wandb._answers
+    handler = http.server.BaseHTTPRequestHandler
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        assert answers(url)  # 501, but an answer
+        thread.join()
+    assert not answers(url)
 
 
 def test_a_crash_inside_wandb_is_one_warning(
@@ -215,7 +253,7 @@ def test_a_crash_inside_wandb_is_one_warning(
 ) -> None:
     data = run_data(run_id="ok")
     WandbTracker(section(project="no/slashes?"), tmp_path).log(data)
-    (record,) = caplog.records
+    (record,) = ours(caplog)
     assert "W&B could not show run ok" in record.getMessage()
 
 

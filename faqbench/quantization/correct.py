@@ -1,0 +1,127 @@
+"""QEP and LoaQ: weights moved toward the full precision output, given the error made upstream.
+
+Legend, tokens as rows: X the linear's input in the full precision model, X̂ in the model quantized so
+far; R and R̂ the residual stream that its output is added to; Ĥ = X̂'X̂ / n, C = X̂'T / n for a target T.
+
+    W* = W + C' (Ĥ + lambda I)^-1                       lambda = damping · mean(diag Ĥ)
+
+which minimises |X̂ W*' - (X̂ W' + T)|² with a penalty that pulls toward W, never toward 0. The methods
+differ in the part T of the full precision output that is still to be made up for:
+
+    QEP              T = strength (X - X̂) W'
+    LoaQ, residual   T = strength (X - X̂) W' + residual_strength (R - R̂)          for o and down
+    LoaQ, norm_aware T = strength (r X - X̂) W' + residual_strength (r R - R̂), each token weighted by
+                     1 / rms̃², where r = rms̃ / rms, and rms, rms̃ are the norms' factors of the sums
+                     R + X W' and R̂ + X̂ W', both frozen, which keeps it least squares
+    LoaQ, linear     QEP for every role
+
+Reference: QEP, arXiv 2504.09629; LoaQ, arXiv 2509.06297, as restated in arXiv 2512.01546. The weighting
+of the norm-aware variant is our reading of "freezes both RMS factors".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from faqbench.config.experiment import CorrectionSection
+from faqbench.quantization.gptq import MAX_DAMPING
+
+_EPSILON = 1e-6  # of the norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correction:
+    """Corrected weights and the damping that was used.
+
+    Attributes:
+        weight: [out_features, in_features].
+        damping: relative to the mean of the Hessian's diagonal.
+    """
+
+    weight: Tensor
+    damping: float
+
+
+class CorrectionAccumulator:
+    """Sums up Ĥ and C over batches of tokens, for the linears of one role.
+
+    Args:
+        weights: of each linear, float32 [out_features, in_features].
+        settings: strengths and variant.
+        uses_residual: whether T has a residual part: LoaQ's o and down.
+    """
+
+    def __init__(
+        self, weights: dict[str, Tensor], settings: CorrectionSection, *, uses_residual: bool
+    ) -> None:
+        self._weights = weights
+        self._settings = settings
+        self._uses_residual = uses_residual
+        self._norm_aware = uses_residual and settings.variant == "norm_aware"
+        first = next(iter(weights.values()))
+        in_features = first.shape[1]
+        self._hessian = torch.zeros(in_features, in_features, device=first.device)
+        # Without a residual part, T = (X - X̂) W', and one [in, in] cross product serves all linears.
+        n_columns = first.shape[0] if uses_residual else in_features
+        self._cross = torch.zeros(in_features, n_columns, device=first.device)
+        self._n_tokens = 0
+
+    def add(
+        self, x: Tensor, x_hat: Tensor, residual: Tensor | None, residual_hat: Tensor | None
+    ) -> None:
+        """Add tokens: inputs [n, in_features], and for a residual part the residuals [n, hidden]."""
+        x, x_hat = x.float(), x_hat.float()
+        weighted = x_hat
+        if self._uses_residual:
+            assert residual is not None and residual_hat is not None
+            (weight,) = self._weights.values()
+            output, output_hat = x @ weight.T, x_hat @ weight.T
+            before, before_hat = residual.float(), residual_hat.float()
+            if self._norm_aware:
+                rms, rms_hat = _rms(before + output), _rms(before_hat + output_hat)
+                output, before = output * (rms_hat / rms), before * (rms_hat / rms)
+                weighted = x_hat / rms_hat.square()
+            target = self._settings.strength * (output - output_hat)
+            target += self._settings.residual_strength * (before - before_hat)
+        else:
+            target = self._settings.strength * (x - x_hat)
+        self._hessian.addmm_(weighted.T, x_hat)
+        self._cross.addmm_(weighted.T, target)
+        self._n_tokens += len(x)
+
+    def corrected(self) -> dict[str, Correction]:
+        """Return the corrected weight of every linear."""
+        hessian, cross = self._hessian / self._n_tokens, self._cross / self._n_tokens
+        return {
+            name: _solve(
+                weight,
+                hessian,
+                cross.T if self._uses_residual else weight @ cross.T,
+                self._settings,
+            )
+            for name, weight in self._weights.items()
+        }
+
+
+def _solve(
+    weight: Tensor, hessian: Tensor, wanted: Tensor, settings: CorrectionSection
+) -> Correction:
+    """Return W + wanted (Ĥ + lambda I)^-1 for wanted = C' [out, in], in float64."""
+    damping = settings.damping
+    mean = hessian.diagonal().mean().double()
+    while damping <= MAX_DAMPING:
+        damped = hessian.double()
+        damped.diagonal().add_(damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            moved = torch.cholesky_solve(wanted.double().T, lower).T
+            return Correction(weight=(weight.double() + moved).float(), damping=damping)
+        damping *= 10
+    raise ValueError("the Hessian cannot be factored at any damping; it may hold NaN or infinity")
+
+
+def _rms(x: Tensor) -> Tensor:
+    return (x.square().mean(dim=-1, keepdim=True) + _EPSILON).sqrt()

@@ -1,0 +1,165 @@
+"""Two streams through a model: full precision, and quantized so far.
+
+Both move block by block. Methods that read what earlier quantization did to a linear's input (GPTQ, QEP,
+LoaQ) get all calibration windows on both; other methods get a few windows only, to trace how the error
+of the blocks' outputs grows with depth.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faqbench.config import UserError
+from faqbench.config.experiment import QuantSection
+from faqbench.models import LoadedModel, Role, open_stream
+from faqbench.quantization.activations import (
+    Accumulator,
+    RoleStatistics,
+    Tokens,
+    check_finite,
+    observe_block,
+    select_tokens,
+)
+from faqbench.quantization.correct import Correction, CorrectionAccumulator
+from faqbench.quantization.reports import BlockReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the streams are made of.
+
+    Attributes:
+        tokens: [n_samples, seq_len] token ids.
+        batch_size: windows per forward pass.
+        select: which tokens count in statistics.
+    """
+
+    tokens: Tensor
+    batch_size: int
+    select: Tokens
+
+
+def uses_streams(quant: QuantSection) -> bool:
+    """Say whether a method reads what earlier quantization did to a linear's input."""
+    return quant.round == "gptq" or corrects(quant)
+
+
+def corrects(quant: QuantSection) -> bool:
+    """Say whether any weight is moved; at strength 0 the method is the uncorrected one."""
+    settings = quant.correction
+    strength = max(settings.strength, settings.residual_strength if quant.correct == "loaq" else 0)
+    return quant.correct != "none" and strength > 0 and bool(settings.roles)
+
+
+class Streams:
+    """Both streams at the input of one block, and that block in full precision and as it is quantized."""
+
+    def __init__(self, loaded: LoadedModel, quant: QuantSection, calibration: Calibration) -> None:
+        self._quant = quant
+        self._select: Tokens = calibration.select
+        self._n_traced = quant.trace_windows
+        tokens = calibration.tokens
+        if not uses_streams(quant):
+            tokens = tokens[: self._n_traced]
+        self._quantized = open_stream(
+            loaded.model, loaded.architecture, tokens, calibration.batch_size
+        )
+        # Without a correction, the full precision stream only traces.
+        n_full = len(tokens) if corrects(quant) else self._n_traced
+        self._full = self._quantized.fork(n_full)
+        self._original: nn.Module = nn.Identity()
+        self._block: nn.Module = nn.Identity()
+
+    def arrive(self, block: nn.Module) -> None:
+        """Take the next block, whose weights are about to be replaced."""
+        self._block, self._original = block, copy.deepcopy(block)
+
+    def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
+        """Return the statistics of the roles' inputs on the quantized stream, in one pass."""
+        return observe_block(self._quantized, self._block, roles, self._select, advance=False)
+
+    def observe_role(self, role: Role) -> RoleStatistics:
+        """Return the statistics of one role's input, with the roles before it quantized."""
+        linear = self._block.get_submodule(role.linears[0])
+        assert isinstance(linear, nn.Linear)
+        accumulator = Accumulator(linear.in_features, linear.weight.device)
+        for _, x in self._quantized.inputs_of(self._block, role.linears[0]):
+            accumulator.add(select_tokens(x, self._select))
+        statistics = accumulator.result()
+        check_finite(statistics, self._quantized.index, role)
+        return statistics
+
+    def correct(self, role: Role, weights: Mapping[str, Tensor]) -> Mapping[str, Correction]:
+        """Return the role's weights, moved to make up for what is wrong with its input."""
+        settings = self._quant.correction
+        uses_residual = (
+            self._quant.correct == "loaq" and settings.variant != "linear" and _writes(role)
+        )
+        accumulator = CorrectionAccumulator(dict(weights), settings, uses_residual=uses_residual)
+        name = role.linears[0]
+        full = self._full.inputs_of(self._original, name)
+        quantized = self._quantized.inputs_of(self._block, name)
+        residuals = self._residuals(role) if uses_residual else None
+        for (_, x), (_, x_hat) in zip(full, quantized, strict=True):
+            r, r_hat = next(residuals) if residuals is not None else (None, None)
+            accumulator.add(
+                select_tokens(x, self._select),
+                select_tokens(x_hat, self._select),
+                None if r is None else select_tokens(r, self._select),
+                None if r_hat is None else select_tokens(r_hat, self._select),
+            )
+        return accumulator.corrected()
+
+    def release(self) -> BlockReport | None:
+        """Move both streams past the block and report its error; None when nothing is traced."""
+        traced = self._full.fork(self._n_traced)
+        self._full.advance(self._original)
+        self._quantized.advance(self._block)
+        if self._n_traced == 0:
+            return None
+        traced.advance(self._block)
+        wanted = self._full.hidden[: self._n_traced].float()
+        got = self._quantized.hidden[: self._n_traced].float()
+        return BlockReport(
+            block=self._full.index - 1,
+            local_error=_relative(traced.hidden.float(), wanted),
+            relative_error=_relative(got, wanted),
+            cosine=float(functional.cosine_similarity(got, wanted, dim=-1).mean()),
+        )
+
+    def _residuals(self, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
+        assert role.adds_to is not None
+        full = self._full.inputs_of(self._original, role.adds_to)
+        quantized = self._quantized.inputs_of(self._block, role.adds_to)
+        for (_, r), (_, r_hat) in zip(full, quantized, strict=True):
+            yield r, r_hat
+
+
+def check_correction(quant: QuantSection, roles: tuple[Role, ...]) -> None:
+    """Refuse a residual correction of a family whose blocks do not write straight to the residual.
+
+    Raises:
+        UserError: naming the variant that works.
+    """
+    if quant.correct != "loaq" or quant.correction.variant == "linear" or not corrects(quant):
+        return
+    writers = [r for r in roles if r.name in ("o", "down") and r.name in quant.correction.roles]
+    if any(not _writes(role) for role in writers):
+        raise UserError(
+            f"quant.correction.variant={quant.correction.variant} needs o and down to add straight to "
+            "the residual stream, and this family puts a norm between; use "
+            "quant.correction.variant=linear."
+        )
+
+
+def _writes(role: Role) -> bool:
+    return role.adds_to is not None
+
+
+def _relative(got: Tensor, wanted: Tensor) -> float:
+    return float((got - wanted).square().sum() / wanted.square().sum())

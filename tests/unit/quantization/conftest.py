@@ -1,0 +1,129 @@
+"""Toy models with uneven channels, their statistics, and one call that quantizes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from faqbench.config import Experiment
+from faqbench.models import LoadedModel, load_model
+from faqbench.quantization import (
+    ActivationStore,
+    Calibration,
+    LinearReport,
+    QuantizedModel,
+    assign_grids,
+    observe,
+    quantize_model,
+)
+from faqbench.stages import PlainProgress
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def small_tensors(one_thread: None) -> None:
+    """All tensors here are small."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a model: every linear's weight before and after, and the engine's report."""
+
+    before: dict[str, Tensor]
+    after: dict[str, Tensor]
+    result: QuantizedModel
+    loaded: LoadedModel
+
+    def report(self, linear: str, block: int = 0) -> LinearReport:
+        return next(r for r in self.result.linears if (r.block, r.linear) == (block, linear))
+
+    def same_as(self, other: Outcome, contains: str = "") -> bool:
+        names = [name for name in self.after if contains in name]
+        assert names
+        return all(torch.equal(self.after[name], other.after[name]) for name in names)
+
+
+@pytest.fixture(scope="session")
+def tokens() -> Tensor:
+    return torch.randint(0, 257, (5, 40), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def load(compose: Callable[..., Experiment]) -> Callable[..., LoadedModel]:
+    """Load a fresh tiny model whose norms give its channels very different sizes."""
+
+    def make(
+        family: str = "llama", dtype: torch.dtype = torch.float32, **random: Any
+    ) -> LoadedModel:
+        section = compose(f"model=tiny-{family}").model
+        section = section.model_copy(update={"random": {**(section.random or {}), **random}})
+        loaded = load_model(section, torch.float32, CPU, PlainProgress())
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in loaded.model.named_parameters():
+            if name.endswith("layernorm.weight"):
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise.exp() - 1)
+            elif name.endswith("proj.weight"):
+                parameter.mul_(4)
+        loaded.model.to(dtype)
+        return loaded
+
+    return make
+
+
+@pytest.fixture
+def observed(
+    tmp_path_factory: pytest.TempPathFactory, tokens: Tensor
+) -> Callable[..., ActivationStore]:
+    """Take the statistics of a model on the toy tokens."""
+
+    def make(loaded: LoadedModel, *, select: Any = "all", batch_size: int = 2) -> ActivationStore:
+        folder: Path = tmp_path_factory.mktemp("statistics")
+        observe(
+            loaded,
+            tokens,
+            batch_size=batch_size,
+            select=select,
+            folder=folder,
+            progress=PlainProgress(),
+        )
+        return ActivationStore(folder, CPU)
+
+    return make
+
+
+@pytest.fixture
+def quantized(
+    compose: Callable[..., Experiment],
+    load: Callable[..., LoadedModel],
+    observed: Callable[..., ActivationStore],
+    tokens: Tensor,
+) -> Callable[..., Outcome]:
+    """Quantize a fresh model, or the one given, by a preset and overrides."""
+
+    def make(preset: str, *overrides: str, loaded: LoadedModel | None = None) -> Outcome:
+        loaded = loaded or load()
+        experiment = compose("model=tiny-llama", f"quant={preset}", *overrides)
+        names = loaded.architecture.linear_names()
+
+        def weights() -> dict[str, Tensor]:
+            return {name: loaded.model.get_submodule(name).weight.clone() for name in names}
+
+        before = weights()
+        grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
+        select = experiment.calibration.tokens
+        store = observed(loaded, select=select) if experiment.needs_calibration else None
+        calibration = Calibration(tokens=tokens, batch_size=2, select=select)
+        result = quantize_model(
+            loaded, experiment.quant, grids, store, calibration, PlainProgress()
+        )
+        return Outcome(before, weights(), result, loaded)
+
+    return make

@@ -1,0 +1,168 @@
+"""The walk over a tiny model: which methods coincide, which linears are touched, what is reported."""
+
+import pytest
+import torch
+
+from faqbench.config import UserError
+from faqbench.quantization import assign_grids
+
+
+@pytest.mark.parametrize("override", ["gamma=1", "window=0"])
+def test_faq_without_a_preview_is_awq_bit_for_bit(quantized, override):
+    assert quantized("faq", override).same_as(quantized("awq"))
+
+
+def test_only_the_last_block_of_faq_is_awq(quantized):
+    faq, awq = quantized("faq", "gamma=0.3"), quantized("awq")
+    assert faq.same_as(awq, "layers.3.")
+    assert not any(faq.same_as(awq, f"layers.{block}.") for block in range(3))
+
+
+def test_awq_with_an_empty_grid_is_rtn(quantized):
+    assert quantized("awq", "quant.search.n_grid=0", "quant.clip=none").same_as(quantized("rtn"))
+
+
+def test_awq_with_a_grid_of_one_exponent_is_rtn(quantized):
+    assert quantized("awq", "quant.search.n_grid=1", "quant.clip=none").same_as(quantized("rtn"))
+
+
+def test_awq_is_not_rtn(quantized):
+    assert not quantized("awq", "quant.clip=none").same_as(quantized("rtn"), "q_proj")
+
+
+def test_a_preview_of_residual_roles_leaves_o_and_down_to_awq(quantized):
+    faq = quantized("faq", "gamma=0.3", "quant.preview.roles=residual")
+    awq = quantized("awq")
+    assert faq.same_as(awq, "down_proj") and faq.same_as(awq, "o_proj")
+    assert not faq.same_as(awq, "q_proj")
+
+
+def test_a_fixed_alpha_is_used_everywhere(quantized):
+    outcome = quantized("faq", "quant.preview.alpha=0.5")
+    alphas = {r.alpha for r in outcome.result.linears if r.role != "o"}
+    assert alphas == {0.5}
+
+
+def test_a_window_longer_than_the_model_is_cut_and_says_so(quantized):
+    faq = quantized("faq", "window=99")
+    assert faq.same_as(quantized("faq", "window=3"))
+    assert faq.result.n_window_cuts == 4
+
+
+def test_the_search_never_does_worse_than_plain_rounding_on_its_own_statistics(quantized):
+    outcome = quantized("awq", "quant.clip=none")
+    down = [r for r in outcome.result.linears if r.role == "down"]
+    assert all(r.relative_error <= r.nearest_error * 1.005 for r in down)
+    assert any(r.relative_error < r.nearest_error for r in down)
+
+
+def test_query_and_key_projections_are_not_clipped(quantized):
+    outcome = quantized("awq", "quant.scale=none")
+    unclipped = [r for r in outcome.result.linears if r.linear.endswith(("q_proj", "k_proj"))]
+    assert all(r.clipped_frac == 0 for r in unclipped)
+    assert outcome.report("self_attn.v_proj").clipped_frac > 0
+    assert outcome.same_as(quantized("rtn"), "q_proj")
+
+
+def test_storage_counts_codes_scales_and_zero_points(quantized):
+    asymmetric = quantized("rtn", "bits=3", "group_size=32").result
+    symmetric = quantized("rtn", "bits=4", "group_size=16", "symmetric=true").result
+    assert asymmetric.bits_per_weight == pytest.approx(3 + (16 + 3) / 32)
+    assert symmetric.bits_per_weight == pytest.approx(4 + 16 / 16)
+
+
+def test_embeddings_stay_in_full_precision_and_tied(load, quantized):
+    loaded = load()
+    embedding = loaded.model.get_input_embeddings().weight.clone()
+    quantized("awq", loaded=loaded)
+    head = loaded.model.get_output_embeddings().weight
+    assert torch.equal(loaded.model.get_input_embeddings().weight, embedding)
+    assert head.data_ptr() == loaded.model.get_input_embeddings().weight.data_ptr()
+
+
+def test_a_grouped_query_model_skips_o_and_says_so(quantized):
+    outcome = quantized("awq")
+    (reason,) = outcome.result.skipped_scales
+    assert "o_proj" in reason and "4 query heads share 2 value heads" in reason
+    assert outcome.report("self_attn.o_proj").alpha is None
+    assert outcome.report("self_attn.o_proj").scale_range == 1
+
+
+def test_repeat_scales_o_and_skips_nothing(quantized):
+    outcome = quantized("awq", "quant.search.gqa_scale=repeat")
+    assert outcome.result.skipped_scales == ()
+    assert outcome.report("self_attn.o_proj").alpha is not None
+
+
+def test_a_model_with_a_value_head_per_query_head_scales_o(load, quantized):
+    outcome = quantized("awq", loaded=load(num_key_value_heads=4))
+    assert outcome.result.skipped_scales == ()
+    assert outcome.report("self_attn.o_proj").alpha is not None
+
+
+def test_skipped_linears_keep_their_weights_and_all_others_change(quantized):
+    outcome = quantized("awq", 'quant.skip=["*.down_proj","*.layers.1.*"]')
+    kept = [n for n in outcome.before if torch.equal(outcome.before[n], outcome.after[n])]
+    assert kept == [n for n in outcome.before if n.endswith("down_proj") or ".layers.1." in n]
+    assert len(outcome.result.linears) == len(outcome.before) - len(kept)
+
+
+def test_an_override_changes_the_grid_of_the_linears_it_names_and_no_other(quantized):
+    override = 'quant.overrides=[{pattern: "*.v_proj", bits: 8, group_size: -1}]'
+    mixed, plain = quantized("rtn", override), quantized("rtn")
+    report = mixed.report("self_attn.v_proj")
+    assert (report.bits, report.group_size) == (8, -1)
+    assert mixed.same_as(plain, "q_proj") and not mixed.same_as(plain, "v_proj")
+
+
+def test_an_override_of_bits_alone_keeps_the_group_size(quantized):
+    override = 'quant.overrides=[{pattern: "*.v_proj", bits: 8, group_size: null}]'
+    report = quantized("rtn", override).report("self_attn.v_proj")
+    assert (report.bits, report.group_size) == (8, 32)
+
+
+def refusal(compose, load, *overrides):
+    loaded = load()
+    with pytest.raises(UserError) as caught:
+        assign_grids(
+            loaded.model, loaded.architecture, compose("model=tiny-llama", *overrides).quant
+        )
+    return str(caught.value)
+
+
+def test_a_group_size_that_does_not_divide_names_the_linear_and_the_sizes_that_do(compose, load):
+    text = refusal(compose, load, "group_size=48")
+    assert "group_size=48" in text and "in_features=64" in text
+    assert "model.layers.0.self_attn.q_proj" in text
+    assert "16, 32, 64, or -1" in text
+
+
+def test_a_group_size_that_divides_only_some_linears_names_the_one_it_does_not(compose, load):
+    assert "in_features=64 of model.layers.0" in refusal(compose, load, "group_size=128")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["quant.skip=[lm_head]", 'quant.overrides=[{pattern: "*.w1", bits: 4, group_size: null}]'],
+)
+def test_a_pattern_that_matches_no_linear_is_refused(compose, load, override):
+    text = refusal(compose, load, override)
+    assert "matches no linear" in text and "model.layers.0.self_attn.q_proj" in text
+
+
+def test_two_overrides_of_one_linear_are_refused_with_both_patterns(compose, load):
+    first = '{pattern: "*.v_proj", bits: 4, group_size: null}'
+    second = '{pattern: "*.layers.2.*", bits: 8, group_size: null}'
+    text = refusal(compose, load, f"quant.overrides=[{first},{second}]")
+    assert "'*.v_proj'" in text and "'*.layers.2.*'" in text
+    assert "model.layers.2.self_attn.v_proj" in text
+
+
+def test_the_baseline_has_no_grids(compose, load):
+    loaded = load()
+    quant = compose("model=tiny-llama", "quant=fp").quant
+    assert assign_grids(loaded.model, loaded.architecture, quant) == {}
+
+
+def test_quantizing_is_deterministic(quantized):
+    assert quantized("faq").same_as(quantized("faq"))

@@ -1,0 +1,159 @@
+"""The integer grid, against METHODS.md written out as a loop, and its invariances."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faqbench.quantization import Grid, fake_quantize, quantize
+
+grids = st.builds(
+    Grid,
+    bits=st.integers(2, 8),
+    group_size=st.sampled_from([-1, 8, 16, 32]),
+    symmetric=st.booleans(),
+)
+seeds = st.integers(0, 2**20)
+few = settings(max_examples=40, deadline=None)
+
+
+def random_weight(seed, rows=6, columns=32):
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+def naive(weight, bits, group_size, symmetric):
+    """METHODS.md, "Grid", one group at a time in numpy."""
+    weight = weight.astype(np.float64)
+    codes, values = np.zeros_like(weight), np.zeros_like(weight)
+    width = weight.shape[1] if group_size == -1 else group_size
+    for row in range(weight.shape[0]):
+        for start in range(0, weight.shape[1], width):
+            cut = slice(start, start + width)
+            w = weight[row, cut]
+            if symmetric:
+                scale, zero = max(abs(w).max(), 1e-5) / (2 ** (bits - 1) - 1), 0
+                low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+            else:
+                scale = max(w.max() - w.min(), 1e-5) / (2**bits - 1)
+                low, high = 0, 2**bits - 1
+                zero = np.clip(-np.round(w.min() / scale), low, high)
+            codes[row, cut] = np.clip(np.round(w / scale) + zero, low, high)
+            values[row, cut] = (codes[row, cut] - zero) * scale
+    return codes, values
+
+
+@few
+@given(seeds, grids)
+def test_the_grid_is_the_one_of_the_methods_page(seed, grid):
+    weight = random_weight(seed).double()
+    _, values = naive(weight.numpy(), grid.bits, grid.group_size, grid.symmetric)
+    np.testing.assert_allclose(fake_quantize(weight, grid).numpy(), values, rtol=1e-12, atol=1e-15)
+
+
+@few
+@given(seeds, grids, st.sampled_from([-3.0, 0.0, 3.0]))
+def test_groups_of_one_sign_follow_the_reference_too(seed, grid, shift):
+    weight = random_weight(seed).double() + shift
+    _, values = naive(weight.numpy(), grid.bits, grid.group_size, grid.symmetric)
+    np.testing.assert_allclose(fake_quantize(weight, grid).numpy(), values, rtol=1e-12, atol=1e-15)
+
+
+def test_float32_and_float64_agree_on_codes_for_all_but_a_handful():
+    n_differing = n_codes = 0
+    for seed in range(10):
+        for bits in (3, 4, 8):
+            weight = random_weight(seed, 64, 128)
+            codes, _ = naive(weight.numpy(), bits, 32, False)
+            q = quantize(weight, Grid(bits=bits, group_size=32, symmetric=False))
+            n_differing += int((q.qvalue.numpy() != codes).sum())
+            n_codes += codes.size
+    assert n_differing <= 5 < n_codes == 245_760
+
+
+@few
+@given(seeds, grids)
+def test_quantizing_twice_is_quantizing_once_where_groups_have_both_signs(seed, grid):
+    weight = random_weight(seed)
+    weight[:, ::8], weight[:, 1::8] = weight[:, ::8].abs(), -weight[:, 1::8].abs()
+    once = quantize(weight, grid)
+    twice = quantize(once.dequantize(), grid)
+    assert torch.equal(once.qvalue, twice.qvalue)
+    torch.testing.assert_close(once.dequantize(), twice.dequantize(), rtol=1e-5, atol=0)
+
+
+@few
+@given(seeds, grids)
+def test_permuting_output_rows_permutes_the_result(seed, grid):
+    weight = random_weight(seed)
+    order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(seed))
+    straight, permuted = quantize(weight, grid), quantize(weight[order], grid)
+    assert torch.equal(straight.qvalue[order], permuted.qvalue)
+    assert torch.equal(straight.dequantize()[order], permuted.dequantize())
+
+
+@few
+@given(seeds, grids, st.integers(-6, 12))
+def test_scaling_by_a_power_of_two_leaves_codes_unchanged(seed, grid, power):
+    weight = random_weight(seed)
+    plain, scaled = quantize(weight, grid), quantize(weight * 2.0**power, grid)
+    assert torch.equal(plain.qvalue, scaled.qvalue)
+    assert torch.equal(plain.dequantize() * 2.0**power, scaled.dequantize())
+
+
+@few
+@given(seeds, grids)
+def test_an_input_scale_of_ones_changes_nothing(seed, grid):
+    weight = random_weight(seed)
+    scaled = quantize(weight, grid, input_scale=torch.ones(32))
+    assert torch.equal(scaled.dequantize(), quantize(weight, grid).dequantize())
+
+
+@few
+@given(seeds, grids)
+def test_an_input_scale_is_taken_out_again(seed, grid):
+    weight = random_weight(seed)
+    input_scale = random_weight(seed + 1, 1, 32)[0].exp()
+    stand_in = quantize(weight, grid, input_scale=input_scale).dequantize()
+    torch.testing.assert_close(
+        stand_in * input_scale, fake_quantize(weight * input_scale, grid), rtol=1e-6, atol=1e-7
+    )
+
+
+@few
+@given(seeds, grids)
+def test_dequantized_codes_are_the_fake_quantized_weight(seed, grid):
+    weight = random_weight(seed)
+    torch.testing.assert_close(
+        quantize(weight, grid).dequantize(), fake_quantize(weight, grid), rtol=0, atol=0
+    )
+
+
+@few
+@given(seeds, st.integers(2, 8))
+def test_a_weight_is_never_further_from_its_code_than_one_step(seed, bits):
+    weight = random_weight(seed)
+    q = quantize(weight, Grid(bits=bits, group_size=16, symmetric=False))
+    steps = q.scale.repeat_interleave(16, dim=1)
+    assert ((q.dequantize() - weight).abs() <= steps * 1.0001).all()
+
+
+def test_a_limit_at_the_largest_weight_clamps_nothing():
+    weight, grid = random_weight(0), Grid(bits=3, group_size=16, symmetric=False)
+    limit = weight.view(6, 2, 16).abs().amax(dim=-1)
+    assert torch.equal(quantize(weight, grid, limit=limit).qvalue, quantize(weight, grid).qvalue)
+
+
+@pytest.mark.parametrize(("symmetric", "dtype"), [(True, torch.int8), (False, torch.uint8)])
+def test_codes_are_bytes_and_scales_are_floats(symmetric, dtype):
+    q = quantize(random_weight(0), Grid(bits=4, group_size=-1, symmetric=symmetric))
+    assert (q.qvalue.dtype, q.scale.dtype) == (dtype, torch.float32)
+    assert (q.qvalue.shape, q.scale.shape) == ((6, 32), (6, 1))
+
+
+def test_storage_bits_are_codes_plus_a_half_float_and_a_zero_point_per_group():
+    weight = random_weight(0)
+    asymmetric = quantize(weight, Grid(bits=3, group_size=16, symmetric=False))
+    symmetric = quantize(weight, Grid(bits=3, group_size=-1, symmetric=True))
+    assert asymmetric.storage_bits() == 6 * 32 * 3 + 6 * 2 * (16 + 3)
+    assert symmetric.storage_bits() == 6 * 32 * 3 + 6 * 16

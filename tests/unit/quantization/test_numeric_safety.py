@@ -1,0 +1,106 @@
+"""Weights and activations that break careless code: the result is finite, or the cell is refused."""
+
+import pytest
+import torch
+
+from faqbench.config import UserError
+from faqbench.quantization import Grid, quantize
+
+METHODS = ["rtn", "awq", "faq"]
+
+
+def is_finite(outcome):
+    numbers = [r.relative_error or 0.0 for r in outcome.result.linears]
+    weights_are = all(w.isfinite().all() for w in outcome.after.values())
+    return weights_are and bool(torch.tensor(numbers).isfinite().all())
+
+
+def norm(loaded, block=1):
+    return loaded.model.model.layers[block].input_layernorm.weight
+
+
+def weight(loaded, name="mlp.down_proj", block=1):
+    return loaded.model.model.layers[block].get_submodule(name).weight
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_channels_that_are_never_active_give_finite_weights(load, quantized, method):
+    loaded = load()
+    norm(loaded)[:40] = 0
+    assert is_finite(quantized(method, loaded=loaded))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_role_whose_input_is_always_zero_gives_finite_weights(load, quantized, method):
+    loaded = load()
+    norm(loaded)[:] = 0
+    assert is_finite(quantized(method, loaded=loaded))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_of_zeros_stay_zeros(load, quantized, method):
+    loaded = load()
+    weight(loaded)[3, 32:64] = 0
+    weight(loaded)[5] = 0
+    outcome = quantized(method, loaded=loaded)
+    assert is_finite(outcome)
+    assert not weight(loaded)[3, 32:64].any() and not weight(loaded)[5].any()
+
+
+@pytest.mark.parametrize("symmetric", ["true", "false"])
+@pytest.mark.parametrize("method", METHODS)
+def test_constant_rows_give_finite_weights(load, quantized, method, symmetric):
+    loaded = load()
+    weight(loaded)[2], weight(loaded)[4] = 0.3, -0.3
+    assert is_finite(quantized(method, f"symmetric={symmetric}", loaded=loaded))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_huge_outliers_in_weights_and_channels_give_finite_weights(load, quantized, method):
+    loaded = load()
+    weight(loaded)[0, 0] = 1e6
+    norm(loaded)[7] = 1e6
+    assert is_finite(quantized(method, loaded=loaded))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_models_give_finite_weights_of_their_own_dtype(
+    load, quantized, method, dtype
+):
+    outcome = quantized(method, loaded=load(dtype=dtype))
+    assert is_finite(outcome)
+    assert {w.dtype for w in outcome.after.values()} == {dtype}
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_activations_that_are_not_finite_are_refused_naming_block_and_linear(load, observed, value):
+    loaded = load()
+    norm(loaded, block=2)[0] = value
+    with pytest.raises(UserError, match=r"self_attn\.q_proj in block 2 .*NaN or infinity"):
+        observed(loaded)
+
+
+def test_a_nan_that_arises_inside_a_block_is_refused_there(load, observed):
+    loaded = load()
+    weight(loaded, "mlp.up_proj", block=1)[0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"mlp\.down_proj in block 1"):
+        observed(loaded)
+
+
+@pytest.mark.parametrize("select", ["all", "drop_first", "norm_cap"])
+def test_a_silent_role_has_finite_statistics_however_tokens_count(load, observed, select):
+    loaded = load()
+    norm(loaded)[:] = 0
+    assert not observed(loaded, select=select).block(1)["qkv"].gram.any()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_fit_their_type_at_every_width(bits, symmetric):
+    grid = Grid(bits=bits, group_size=16, symmetric=symmetric)
+    w = torch.randn(8, 32, generator=torch.Generator().manual_seed(bits)) * 10.0
+    q = quantize(w, grid)
+    low, high = grid.code_range
+    assert low <= int(q.qvalue.min()) and int(q.qvalue.max()) <= high
+    assert (q.dequantize() - w).abs().max() <= q.scale.max() * 1.001
