@@ -36,11 +36,17 @@ def main(arguments: Sequence[str]) -> int:
             return _help() if verb == "help" else _version()
         if verb in VERBS:
             module = importlib.import_module(VERBS[verb])
+            if {"-h", "--help"} & set(rest):
+                print(f"faqbench {verb}: {(module.__doc__ or '').strip()}")
+                return 0
             return int(module.run(list(rest)))
         return int(importlib.import_module(_RUN).run(list(arguments)))
     except UserError as error:
         print(f"faqbench: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+        sys.stdout = None  # nothing is left to flush at exit
+        return 0
     except KeyboardInterrupt:
         print("faqbench: stopped; finished cells and stages are kept.", file=sys.stderr)
         return 130

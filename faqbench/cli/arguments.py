@@ -24,9 +24,6 @@ def read_arguments(
     words, values = [], {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if argument in {"-h", "--help"}:
-            meanings = "; ".join(f"{k}={m}" for k, m in keys.items())
-            raise UserError(f"{verb} takes {meanings or 'no arguments'}.")
         if equals:
             if key not in keys:
                 known = ", ".join(keys) or "none"

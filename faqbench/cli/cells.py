@@ -78,12 +78,10 @@ def run_cell(config: DictConfig) -> float:
     try:
         data = pipeline.run(experiment, cache=StageCache(), progress=progress)
     except UserError as error:
-        pipeline.write_failure(experiment, str(error))
-        return float("inf")
+        data = pipeline.write_failure(experiment, str(error))
     except Exception:  # noqa: BLE001 - a failing cell is a failed record, and its sweep goes on
         lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
-        pipeline.write_failure(experiment, "\n".join(lines))
-        return float("inf")
+        data = pipeline.write_failure(experiment, "\n".join(lines))
     tracker(experiment.tracking, experiment.paths.runs).log(data)
     return _objective(data.record)
 
@@ -138,7 +136,7 @@ def _conclude(experiments: Sequence[Experiment], is_sweep: bool) -> int:
         print(f"Record: {runs / records[0].run_id}")
     if failed and not is_sweep:
         print(f"faqbench: {failed[0].error}", file=sys.stderr)
-        return 1 if (failed[0].error or "").startswith("Traceback") or _is_trace(failed[0]) else 2
+        return 1 if _is_trace(failed[0]) else 2
     if failed:
         print_table([{"failed cell": r.run_id, "error": _last_line(r)} for r in failed])
         return 1
@@ -146,6 +144,7 @@ def _conclude(experiments: Sequence[Experiment], is_sweep: bool) -> int:
 
 
 def _is_trace(record: RunRecord) -> bool:
+    """Say whether a failure is a traceback, ours to mend, rather than a sentence to the user."""
     return "\n" in (record.error or "")
 
 

@@ -140,11 +140,19 @@ def _explained() -> Iterator[None]:
     """Turn Hydra's and OmegaConf's errors into one sentence each."""
     try:
         yield
+    except UserError:
+        raise
     except MissingConfigException as error:
         raise UserError(_missing_choice(error)) from error
-    except (OverrideParseException, ConfigCompositionException) as error:
+    except OverrideParseException as error:
+        raise UserError(
+            f"'{error.override}' is neither a verb (faqbench help lists them) nor an override that Hydra "
+            "can read, such as bits=3."
+        ) from error
+    except ConfigCompositionException as error:
         raise UserError(_bad_override(error)) from error
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        # Hydra raises a plain ValueError too, as for model=null.
         raise UserError(_one_line(error)) from error
 
 

@@ -83,7 +83,9 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
         return
     table = Table(title=title, title_justify="left", header_style="bold")
     for index, column in enumerate(rows[0]):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        # A space lets a long header wrap between a task and its split.
+        header = column.replace("_validation", " validation")
+        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*[row[column] for column in rows[0]])
     console = Console()

@@ -54,7 +54,7 @@ def find_record(runs: Path, name: str) -> RunRecord:
     Raises:
         UserError: when there is none, or several, or it cannot be read.
     """
-    names = sorted(p.parent.name for p in runs.glob("*/record.json"))
+    names = sorted(p.parent.name for p in runs.glob("[!.]*/record.json"))
     matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
     if len(matches) != 1:
         what = f"{len(matches)} runs begin with" if matches else "There is no run"

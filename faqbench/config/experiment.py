@@ -10,13 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
 
 Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
 DType = Literal["float32", "bfloat16", "float16"]
 RoleName = Literal["qkv", "o", "gate_up", "down"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+# A number for all roles, or one for each. The tags keep errors to the form that the user wrote.
+PerRole = Annotated[
+    Annotated[Fraction, Tag("number")] | Annotated[dict[RoleName, Fraction], Tag("per role")],
+    Discriminator(lambda value: "per role" if isinstance(value, dict) else "number"),
+]
 
 
 class Section(BaseModel):
@@ -34,7 +39,7 @@ class ModelSection(Section):
     hub_id: str | None
     revision: str | None
     path: str | None
-    random: dict[str, int | float | str | bool | list[int] | None] | None
+    random: dict[str, int | float | str | bool | tuple[int | str, ...] | None] | None
     tokenizer: str | None
     trust_remote_code: bool
     group_size: int
@@ -75,11 +80,19 @@ class GPTQSection(Section):
 class CorrectionSection(Section):
     """`quant.correction`: QEP and LoaQ."""
 
-    strength: Annotated[float, Field(ge=0.0, le=1.0)]
-    residual_strength: Annotated[float, Field(ge=0.0, le=1.0)]
+    strength: PerRole
+    residual_strength: Fraction
     damping: Annotated[float, Field(gt=0.0, le=10.0)]
     roles: tuple[RoleName, ...]
     variant: Literal["linear", "residual", "norm_aware"]
+
+    def strength_of(self, role: str) -> float:
+        """Return how far a role's weights are moved; 0 for a role that is not corrected."""
+        if role not in self.roles:
+            return 0.0
+        if isinstance(self.strength, dict):
+            return next(value for name, value in self.strength.items() if name == role)
+        return self.strength
 
 
 class LinearOverride(Section):

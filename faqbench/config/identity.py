@@ -42,6 +42,9 @@ def quant_identity(experiment: Experiment) -> dict[str, object]:
     searches = quant["scale"] != "none" or quant["clip"] != "none"
     if quant["correct"] == "qep":  # these two are LoaQ's
         del quant["correction"]["variant"], quant["correction"]["residual_strength"]
+    strength = quant["correction"]["strength"]
+    if isinstance(strength, dict) and len(set(strength.values())) == 1:
+        quant["correction"]["strength"] = next(iter(strength.values()))
     keep = {
         "search": searches,
         "preview": quant["scale"] == "faq",

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from faqbench.config.errors import UserError, did_you_mean
-from faqbench.config.experiment import Experiment
+from faqbench.config.experiment import CorrectionSection, Experiment, LinearOverride, RoleName
+
+# What pydantic puts into an error's location that the user did not write.
+_NOT_KEYS = ("number", "per role", "[key]")
 
 
 def validate(raw: Mapping[str, Any]) -> Experiment:
@@ -32,23 +35,47 @@ def validate(raw: Mapping[str, Any]) -> Experiment:
 
 def _check_combination(experiment: Experiment) -> None:
     quant, model = experiment.quant, experiment.model
-    if quant.group_size != -1 and quant.group_size < 1:
-        raise UserError(
-            f"group_size={quant.group_size} is not allowed: a positive number of channels, or -1 for "
-            "one group per row."
-        )
+    _check_group_size("group_size", quant.group_size)
     if quant.round == "none" and (quant.scale, quant.clip, quant.correct) != ("none",) * 3:
         raise UserError(
             "quant.round=none leaves weights as they are, so quant.scale, quant.clip and quant.correct "
             "must be none too."
         )
-    if quant.symmetric and quant.bits < 2:
-        raise UserError("symmetric codes need bits of 2 or more.")
+    _check_correction(quant.correction)
+    for override in quant.overrides:
+        _check_override(override)
     needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[
         model.source
     ]
     if not getattr(model, needed):
         raise UserError(f"model.source={model.source} needs model.{needed}, which is not set.")
+
+
+def _check_group_size(key: str, group_size: int) -> None:
+    if group_size != -1 and group_size < 1:
+        raise UserError(
+            f"{key}={group_size} is not allowed: a positive number of channels, or -1 for one group "
+            "per row."
+        )
+
+
+def _check_override(override: LinearOverride) -> None:
+    where = f"quant.overrides '{override.pattern}'"
+    if override.bits is None and override.group_size is None:
+        raise UserError(f"{where} changes nothing: it needs bits, group_size or both.")
+    if override.group_size is not None:
+        _check_group_size(f"{where} group_size", override.group_size)
+
+
+def _check_correction(correction: CorrectionSection) -> None:
+    roles = correction.roles
+    if len(set(roles)) < len(roles):
+        raise UserError(f"quant.correction.roles={list(roles)} names a role twice.")
+    if isinstance(correction.strength, dict) and set(correction.strength) != set(roles):
+        raise UserError(
+            f"quant.correction.strength is given for {', '.join(correction.strength) or 'no role'}, "
+            f"but quant.correction.roles lists {', '.join(roles) or 'none'}: name each of them once."
+        )
 
 
 def _paths_and_tuples(value: Any) -> Any:
@@ -65,6 +92,7 @@ def _paths_and_tuples(value: Any) -> Any:
             "residual_strength",
             "damping",
             "clip_max_shrink",
+            *get_args(RoleName),
         ):
             if isinstance(result.get(key), int) and not isinstance(result[key], bool):
                 result[key] = float(result[key])
@@ -75,7 +103,7 @@ def _paths_and_tuples(value: Any) -> Any:
 
 
 def _sentence(error: ErrorDetails) -> str:
-    key = _readable_key([str(part) for part in error["loc"]])
+    key = _readable_key([str(part) for part in error["loc"] if part not in _NOT_KEYS])
     value = error["input"]
     if error["type"] == "extra_forbidden":
         known = _known_keys([str(part) for part in error["loc"][:-1]])

@@ -10,15 +10,17 @@ MLP, each behind a norm):
 Mixtures of experts and unknown shapes are refused with a sentence that says why.
 """
 
-from faqbench.models.architecture import Architecture, Role, architecture_of
-from faqbench.models.blocks import BlockStream, open_stream
+from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
+from faqbench.models.blocks import BlockStream, Call, open_stream
 from faqbench.models.loading import LoadedModel, load_model, load_tokenizer, resolve_device
 
 __all__ = [
     "Architecture",
     "BlockStream",
+    "Call",
     "LoadedModel",
     "Role",
+    "Rows",
     "architecture_of",
     "load_model",
     "load_tokenizer",

@@ -41,12 +41,20 @@ class _Recorder(nn.Module):
         return hidden_states
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The arguments that a module was called with."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class _Reached(Exception):  # noqa: N818 - a signal, not an error
     """Leaves a block's forward at the module whose input was wanted."""
 
-    def __init__(self, value: Tensor) -> None:
+    def __init__(self, call: Call) -> None:
         super().__init__()
-        self.value = value
+        self.call = call
 
 
 @dataclass
@@ -74,21 +82,26 @@ class BlockStream:
 
     def inputs_of(self, block: nn.Module, module: str) -> Iterator[tuple[slice, Tensor]]:
         """Run the current block up to one of its modules, yielding (rows, that module's input)."""
+        for rows, call in self.calls_of(block, module):
+            yield rows, call.args[0]
 
-        def stop(_: nn.Module, args: tuple[Any, ...]) -> None:
-            raise _Reached(args[0])
+    def calls_of(self, block: nn.Module, module: str) -> Iterator[tuple[slice, Call]]:
+        """Run the current block up to one of its modules, yielding (rows, how it was called)."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(Call(args=args, kwargs=kwargs))
 
         for start in range(0, len(self.hidden), self.batch_size):
             rows = slice(start, start + self.batch_size)
             # The hook is gone before the caller sees the input: it may run the block meanwhile.
-            handle = block.get_submodule(module).register_forward_pre_hook(stop)
+            handle = block.get_submodule(module).register_forward_pre_hook(stop, with_kwargs=True)
             try:
                 block(self.hidden[rows], **self.kwargs[self.index])
             except _Reached as reached:
-                value = reached.value
+                call = reached.call
             finally:
                 handle.remove()
-            yield rows, value
+            yield rows, call
 
     @torch.inference_mode()
     def advance(self, block: nn.Module) -> None:

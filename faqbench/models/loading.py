@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from faqbench.assets import packaged_model
@@ -145,7 +146,7 @@ def _explained(section: ModelSection) -> Iterator[None]:
             yield
     except UserError:
         raise
-    except hub_errors() as error:
+    except _load_errors() as error:
         if section.source != "hub":
             raise UserError(
                 f"model={section.name} could not be loaded: {_first_line(error)}."
@@ -155,6 +156,12 @@ def _explained(section: ModelSection) -> Iterator[None]:
             f"be reached or did not give it ({_first_line(error)}); connect to a network, log in if the "
             "model is gated, or set model.source=path model.path=FOLDER."
         ) from error
+
+
+def _load_errors() -> tuple[type[Exception], ...]:
+    """Return what is raised for weights that are missing, damaged or out of reach."""
+    damaged: type[Exception] = SafetensorError
+    return (damaged, *hub_errors())
 
 
 @contextmanager

@@ -21,16 +21,21 @@ def random_model(settings: Mapping[str, object]) -> Any:
     Raises:
         UserError: for a model_type that transformers does not know.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
-    fields = dict(settings)
+    # Validation freezes lists to tuples; transformers wants lists.
+    fields = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
     model_type, seed = str(fields.pop("model_type", None)), int(str(fields.pop("seed", 0)))
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"model.random.model_type={model_type} is not known to transformers.")
     fields = {"bos_token_id": N_BYTES, "eos_token_id": N_BYTES, "pad_token_id": None} | fields
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(model_type, **fields)
+        try:
+            config = AutoConfig.for_model(model_type, **fields)
+        except StrictDataclassError as error:
+            raise UserError(f"model.random: {' '.join(str(error).split())}.") from error
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 

@@ -57,6 +57,17 @@ class Evaluated:
     cached: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Setting:
+    """What all protocols and tasks of a cell share."""
+
+    experiment: Experiment
+    loaded: LoadedModel
+    weights: Mapping[str, object]
+    cache: StageCache
+    progress: Progress
+
+
 def evaluate(
     experiment: Experiment,
     loaded: LoadedModel,
@@ -65,14 +76,15 @@ def evaluate(
     progress: Progress,
 ) -> Evaluated:
     """Score the model, as it stands in memory, on every protocol and task of the experiment."""
-    weights = _weights_key(experiment, loaded, fingerprints)
-    parts = [
-        _protocol(name, experiment, loaded, weights, cache, progress)
-        for name in experiment.evaluation.protocols
-    ] + [
-        _task(name, experiment, loaded, weights, cache, progress)
-        for name in experiment.evaluation.tasks
-    ]
+    setting = _Setting(
+        experiment=experiment,
+        loaded=loaded,
+        weights=_weights_key(experiment, loaded, fingerprints),
+        cache=cache,
+        progress=progress,
+    )
+    parts = [_protocol(name, setting) for name in experiment.evaluation.protocols]
+    parts += [_task(name, setting) for name in experiment.evaluation.tasks]
     if not parts:
         return Evaluated()
     tables = [p.items for p in parts if len(p.items)]
@@ -104,14 +116,8 @@ def _weights_key(
     return key
 
 
-def _protocol(
-    name: str,
-    experiment: Experiment,
-    loaded: LoadedModel,
-    weights: Mapping[str, object],
-    cache: StageCache,
-    progress: Progress,
-) -> Evaluated:
+def _protocol(name: str, setting: _Setting) -> Evaluated:
+    experiment, loaded, progress = setting.experiment, setting.loaded, setting.progress
     protocol = resolve_protocol(name, experiment)
     windows = protocol_tokens(protocol, loaded.tokenizer, experiment, progress)
     batch_size = experiment.evaluation.batch_size
@@ -122,11 +128,11 @@ def _protocol(
 
     key = {
         "version": SCORER_VERSION,
-        "model": dict(weights),
+        "model": dict(setting.weights),
         "tokens": windows.fingerprint,
         "batch_size": batch_size,
     }
-    entry = cache.get("perplexity", key, build)
+    entry = setting.cache.get("perplexity", key, build)
     nll = np.load(entry.path / "nll.npy", allow_pickle=False)
     return Evaluated(
         metrics=perplexity_metrics(protocol, nll),
@@ -145,16 +151,11 @@ def _protocol(
     )
 
 
-def _task(
-    name: str,
-    experiment: Experiment,
-    loaded: LoadedModel,
-    weights: Mapping[str, object],
-    cache: StageCache,
-    progress: Progress,
-) -> Evaluated:
+def _task(name: str, setting: _Setting) -> Evaluated:
+    experiment, loaded = setting.experiment, setting.loaded
+
     def build(folder: Path) -> None:
-        result = run_task(name, loaded.model, loaded.tokenizer, experiment, progress)
+        result = run_task(name, loaded.model, loaded.tokenizer, experiment, setting.progress)
         result.items.to_parquet(folder / "items.parquet", index=False)
         facts = {
             "metrics": [asdict(m) for m in result.metrics],
@@ -168,14 +169,14 @@ def _task(
     settings = experiment.evaluation
     key = {
         "version": HARNESS_VERSION,
-        "model": dict(weights),
+        "model": dict(setting.weights),
         "task": name,
         "limit": experiment.n_documents(),
         "batch_size": settings.batch_size,
         "add_bos": settings.add_bos,
         "num_fewshot": settings.num_fewshot,
     }
-    entry = cache.get("tasks", key, build)
+    entry = setting.cache.get("tasks", key, build)
     facts = json.loads((entry.path / "facts.json").read_text())
     return Evaluated(
         metrics=tuple(Metric(**m) for m in facts["metrics"]),

@@ -88,12 +88,12 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
     return record if record.status == "finished" else None
 
 
-def write_failure(experiment: Experiment, error: str) -> RunRecord:
+def write_failure(experiment: Experiment, error: str) -> RunData:
     """Write the record of a cell that failed, so that reports list it and the next sweep retries it."""
     device = torch.device("cpu")
     data = _record(experiment, {}, None, Evaluated(), Timings(), device, error=error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
-    return data.record
+    return data
 
 
 def config_yaml(experiment: Experiment) -> str:

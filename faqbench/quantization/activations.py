@@ -82,7 +82,8 @@ def select_tokens(x: Tensor, tokens: Tokens) -> Tensor:
     elif tokens == "norm_cap":
         norms = x.float().norm(dim=-1, keepdim=True)
         cap = NORM_CAP * norms.median(dim=1, keepdim=True).values
-        x = x * (cap / norms).clamp(max=1.0).to(x.dtype)
+        # Zero tokens have no norm to cap.
+        x = x * torch.where(norms > cap, cap / norms, 1.0).to(x.dtype)
     return x.flatten(0, 1)
 
 

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from faqbench.config.experiment import CorrectionSection
-from faqbench.quantization.gptq import MAX_DAMPING
+from faqbench.quantization.activations import RoleStatistics
+from faqbench.quantization.gptq import MAX_DAMPING, UNFACTORABLE, HessianError
 
 _EPSILON = 1e-6  # of the norms
 
@@ -50,15 +51,17 @@ class CorrectionAccumulator:
 
     Args:
         weights: of each linear, float32 [out_features, in_features].
-        settings: strengths and variant.
+        settings: strengths and variant; `strength` is the role's own number here.
         uses_residual: whether T has a residual part: LoaQ's o and down.
     """
 
     def __init__(
         self, weights: dict[str, Tensor], settings: CorrectionSection, *, uses_residual: bool
     ) -> None:
+        assert isinstance(settings.strength, float)
         self._weights = weights
         self._settings = settings
+        self._strength = settings.strength
         self._uses_residual = uses_residual
         self._norm_aware = uses_residual and settings.variant == "norm_aware"
         first = next(iter(weights.values()))
@@ -67,6 +70,9 @@ class CorrectionAccumulator:
         # Without a residual part, T = (X - X̂) W', and one [in, in] cross product serves all linears.
         n_columns = first.shape[0] if uses_residual else in_features
         self._cross = torch.zeros(in_features, n_columns, device=first.device)
+        self._abs = torch.zeros(in_features, dtype=torch.float64, device=first.device)
+        # The stages after a correction measure on the unweighted Gram matrix of X̂.
+        self._gram = torch.zeros_like(self._hessian) if self._norm_aware else self._hessian
         self._n_tokens = 0
 
     def add(
@@ -78,49 +84,62 @@ class CorrectionAccumulator:
         if self._uses_residual:
             assert residual is not None and residual_hat is not None
             (weight,) = self._weights.values()
-            output, output_hat = x @ weight.T, x_hat @ weight.T
             before, before_hat = residual.float(), residual_hat.float()
             if self._norm_aware:
+                output, output_hat = x @ weight.T, x_hat @ weight.T
                 rms, rms_hat = _rms(before + output), _rms(before_hat + output_hat)
-                output, before = output * (rms_hat / rms), before * (rms_hat / rms)
-                weighted = x_hat / rms_hat.square()
-            target = self._settings.strength * (output - output_hat)
+                gain = rms_hat / rms
+                weighted, before = x_hat / rms_hat.square(), before * gain
+                target = self._strength * (output * gain - output_hat)
+                self._gram.addmm_(x_hat.T, x_hat)
+            else:
+                target = (self._strength * (x - x_hat)) @ weight.T
             target += self._settings.residual_strength * (before - before_hat)
         else:
-            target = self._settings.strength * (x - x_hat)
+            target = self._strength * (x - x_hat)
         self._hessian.addmm_(weighted.T, x_hat)
         self._cross.addmm_(weighted.T, target)
+        self._abs += x_hat.abs().sum(dim=0)
         self._n_tokens += len(x)
 
+    def statistics(self) -> RoleStatistics:
+        """Return the statistics of X̂ so far."""
+        return RoleStatistics(
+            mean_abs=(self._abs / self._n_tokens).float(),
+            gram=self._gram / self._n_tokens,
+            n_tokens=self._n_tokens,
+        )
+
     def corrected(self) -> dict[str, Correction]:
-        """Return the corrected weight of every linear."""
+        """Return the corrected weight of every linear.
+
+        Raises:
+            HessianError: when no damping makes Ĥ factorable.
+        """
         hessian, cross = self._hessian / self._n_tokens, self._cross / self._n_tokens
-        return {
-            name: _solve(
-                weight,
-                hessian,
-                cross.T if self._uses_residual else weight @ cross.T,
-                self._settings,
-            )
-            for name, weight in self._weights.items()
-        }
+        if not hessian.any():  # an input that is always zero: nothing that it meets can make up
+            damping = self._settings.damping
+            return {n: Correction(weight=w, damping=damping) for n, w in self._weights.items()}
+        lower, damping = _factor(hessian.double(), self._settings.damping)
+        corrected = {}
+        for name, weight in self._weights.items():
+            wanted = cross if self._uses_residual else cross @ weight.T
+            moved = torch.cholesky_solve(wanted.double(), lower).T
+            corrected[name] = Correction(weight=(weight.double() + moved).float(), damping=damping)
+        return corrected
 
 
-def _solve(
-    weight: Tensor, hessian: Tensor, wanted: Tensor, settings: CorrectionSection
-) -> Correction:
-    """Return W + wanted (Ĥ + lambda I)^-1 for wanted = C' [out, in], in float64."""
-    damping = settings.damping
-    mean = hessian.diagonal().mean().double()
+def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Return the lower Cholesky factor of the damped Hessian, and the damping that it took."""
+    mean = hessian.diagonal().mean()
     while damping <= MAX_DAMPING:
-        damped = hessian.double()
+        damped = hessian.clone()
         damped.diagonal().add_(damping * mean)
         lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            moved = torch.cholesky_solve(wanted.double().T, lower).T
-            return Correction(weight=(weight.double() + moved).float(), damping=damping)
+        if not failed and bool(lower.isfinite().all()):
+            return lower, damping
         damping *= 10
-    raise ValueError("the Hessian cannot be factored at any damping; it may hold NaN or infinity")
+    raise HessianError(UNFACTORABLE)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
 once per block; QEP and LoaQ gather anew before each role, since quantizing one changes the next one's
-input. Weights are replaced in place by their dequantized stand-ins, in the model's dtype; embeddings and
-lm_head are never touched, so tied weights stay tied.
+input; `loss=module` runs the full precision block once per candidate. Weights are replaced in place by
+their dequantized stand-ins, in the model's dtype; embeddings and lm_head are never touched, so tied
+weights stay tied.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.models import Architecture, LoadedModel, Role
 from faqbench.quantization.activations import ActivationStore, RoleStatistics
+from faqbench.quantization.gptq import HessianError
 from faqbench.quantization.grid import Grid
+from faqbench.quantization.lookahead import later_statistics, n_window_cuts
 from faqbench.quantization.method import RoleInput, quantize_role, scale_statistic, skipped_scale
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
 from faqbench.quantization.streams import (
@@ -27,11 +31,13 @@ from faqbench.quantization.streams import (
     Streams,
     check_correction,
     corrects,
-    uses_streams,
+    reads_full,
+    reads_quantized,
+    runs_modules,
 )
 from faqbench.stages import Progress
 
-CODE_VERSION = 1  # raise it when the same method would give other weights
+CODE_VERSION = 2  # raise it when the same method would give other weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,7 @@ class _Walk:
     grids: Mapping[str, Grid]
     store: ActivationStore | None
     streams: Streams | None
+    blocks: nn.ModuleList
 
 
 @torch.inference_mode()
@@ -70,12 +77,20 @@ def quantize_model(
     architecture = loaded.architecture
     check_correction(quant, architecture.roles)
     streams = None
-    if calibration is not None and (uses_streams(quant) or quant.trace_windows):
+    needed = reads_quantized(quant) or reads_full(quant) or quant.trace_windows > 0
+    if calibration is not None and needed:
         streams = Streams(loaded, quant, calibration)
-    walk = _Walk(architecture=architecture, quant=quant, grids=grids, store=store, streams=streams)
+    blocks = architecture.block_modules(loaded.model)
+    walk = _Walk(
+        architecture=architecture,
+        quant=quant,
+        grids=grids,
+        store=store,
+        streams=streams,
+        blocks=blocks,
+    )
     linears: list[LinearReport] = []
     traced: list[BlockReport] = []
-    blocks = architecture.block_modules(loaded.model)
     with progress.stage(f"quantize {quant.name}", len(blocks)) as advance:
         for index, block in enumerate(blocks):
             if streams is not None:
@@ -89,7 +104,7 @@ def quantize_model(
         linears=tuple(linears),
         blocks=tuple(traced),
         skipped_scales=tuple(reason for reason in skipped if reason is not None),
-        n_window_cuts=min(quant.preview.window, len(blocks)) if quant.scale == "faq" else 0,
+        n_window_cuts=n_window_cuts(architecture, quant.preview) if quant.scale == "faq" else 0,
     )
 
 
@@ -102,27 +117,58 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
         quantized = streams.observe(walk.architecture.roles)
     reports: list[LinearReport] = []
     for role in walk.architecture.roles:
-        start = time.perf_counter()
         linears = _linears(walk, index, block, role)
-        if not linears:
-            continue
-        grids = {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in linears}
-        originals = {name: linear.weight.float().clone() for name, linear in linears.items()}
-        weights: Mapping[str, Tensor] = originals
-        correction_damping = None
-        if corrects(quant) and role.name in quant.correction.roles:
-            assert streams is not None
-            corrected = streams.correct(role, originals)
+        if linears:
+            try:
+                reports += _quantize_linears(
+                    walk, index, role, linears, full.get(role.name), quantized.get(role.name)
+                )
+            except HessianError as error:
+                names = ", ".join(linears)
+                raise UserError(
+                    f"{names} in block {index} cannot be quantized: {error}."
+                ) from error
+    return reports
+
+
+def _quantize_linears(
+    walk: _Walk,
+    index: int,
+    role: Role,
+    linears: Mapping[str, nn.Linear],
+    full: RoleStatistics | None,
+    quantized: RoleStatistics | None,
+) -> list[LinearReport]:
+    """Quantize one role in place.
+
+    Args:
+        walk: what stays the same from block to block.
+        index: of the block.
+        role: the role.
+        linears: those of its linears that are to be quantized.
+        full: statistics of its input in full precision; None for methods that read none.
+        quantized: the same on the quantized stream, where the method gathers them a block at a time.
+    """
+    quant, start = walk.quant, time.perf_counter()
+    grids = {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in linears}
+    originals = {name: _weight(linear, name, index) for name, linear in linears.items()}
+    weights, correction_damping = originals, None
+    if corrects(quant):
+        # The corrected weight is fitted to the quantized stream: all that follows is measured there.
+        assert walk.streams is not None
+        if role.name in quant.correction.roles:
+            corrected, quantized = walk.streams.correct(role, originals)
             weights = {name: c.weight for name, c in corrected.items()}
             correction_damping = max(c.damping for c in corrected.values())
-        known = _known(walk, index, role, full.get(role.name), quantized.get(role.name))
-        result = quantize_role(role, weights, grids, known, quant)
-        for name, linear in linears.items():
-            linear.weight.copy_(result.linears[name].dequantize())
-        seconds = (time.perf_counter() - start) / len(linears)
-        gram = full[role.name].gram if role.name in full else None
-        reports += report_role(index, role, result, originals, gram, correction_damping, seconds)
-    return reports
+        elif _reads_activations(quant):
+            quantized = walk.streams.observe_role(role)
+    known = _known(walk, index, role, full, quantized)
+    result = quantize_role(role, weights, grids, known, quant)
+    for name, linear in linears.items():
+        linear.weight.copy_(result.linears[name].dequantize())
+    seconds = (time.perf_counter() - start) / len(linears)
+    gram = full.gram if full is not None else None
+    return report_role(index, role, result, originals, weights, gram, correction_damping, seconds)
 
 
 def _known(
@@ -134,21 +180,41 @@ def _known(
 ) -> RoleInput:
     """Gather what the stages after the correction need to know of a role's input."""
     quant = walk.quant
-    reads = quant.scale != "none" or quant.clip != "none" or quant.round == "gptq"
-    if full is None or walk.store is None or not reads:
+    if full is None or walk.store is None or not _reads_activations(quant):
         return RoleInput()
-    search = full
-    if corrects(quant):
-        # The corrected weight is fitted to the quantized stream: all that follows is measured there.
+    search = quantized if corrects(quant) else full
+    assert search is not None
+    statistic = objective = None
+    if quant.scale != "none":
+        later = later_statistics(
+            role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
+        )
+        statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
+    if runs_modules(quant):
         assert walk.streams is not None
-        search = quantized = walk.streams.observe_role(role)
-    end = min(index + 1 + quant.preview.window, walk.store.n_blocks)
-    later = [walk.store.mean_abs(j, role.name) for j in range(index + 1, end)]
+        objective = walk.streams.objective(role)
     return RoleInput(
         search=search,
         hessian=None if quantized is None else quantized.gram,
-        statistic=scale_statistic(role, search.mean_abs, later, walk.architecture, quant),
+        statistic=statistic,
+        objective=objective,
     )
+
+
+def _reads_activations(quant: QuantSection) -> bool:
+    return quant.scale != "none" or quant.clip != "none" or quant.round == "gptq"
+
+
+def _weight(linear: nn.Linear, name: str, index: int) -> Tensor:
+    """Return a linear's weight in float32, a copy.
+
+    Raises:
+        UserError: when it holds NaN or infinity.
+    """
+    weight = linear.weight.float().clone()
+    if not weight.isfinite().all():
+        raise UserError(f"The weight of {name} in block {index} holds NaN or infinity.")
+    return weight
 
 
 def _linears(walk: _Walk, index: int, block: nn.Module, role: Role) -> dict[str, nn.Linear]:

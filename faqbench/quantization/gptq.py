@@ -34,6 +34,11 @@ from faqbench.quantization.grid import (
 )
 
 MAX_DAMPING = 1e4
+UNFACTORABLE = "the Hessian cannot be factored at any damping; it may hold NaN or infinity"
+
+
+class HessianError(ValueError):
+    """A Hessian that no damping makes factorable; the engine adds which linear's it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,69 +72,66 @@ def gptq_round(
         hessian: [in_features, in_features] of the scaled input.
         grid: the grid.
         settings: damping, act_order and block_size.
-        limit: [rows, n_groups], bounds the range that each group's scale is taken from.
+        limit: [rows, n_groups], clamps each group to ±limit before it is rounded; what that takes off
+            a column is part of the error that moves on.
     """
     weight, hessian = weight.clone(), hessian.clone()
     dead = hessian.diagonal() == 0
     hessian.diagonal()[dead] = 1
     weight[:, dead] = 0
-    width = grid.group_width(weight.shape[1])
-    order = None
+    n_columns = weight.shape[1]
+    width = grid.group_width(n_columns)
     parameters = _parameters(weight, grid, width, limit)
+    order = torch.arange(n_columns, device=weight.device)
     if settings.act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-        weight, hessian = weight[:, order], hessian[order][:, order]
+        hessian = hessian[order][:, order]
     upper, damping, condition = inverse_factor(hessian, settings.damping)
-    columns = order if order is not None else torch.arange(weight.shape[1], device=weight.device)
-    groups = (columns // width).tolist()
-    per_block = (
-        max(1, settings.block_size // width) * width
-        if width < weight.shape[1]
-        else settings.block_size
-    )
-    codes = torch.empty_like(weight)
-    for start in range(0, weight.shape[1], per_block):
-        end = min(start + per_block, weight.shape[1])
-        errors = torch.empty_like(weight[:, start:end])
-        for column in range(start, end):
-            group = groups[column]
-            if order is None and column % width == 0 and width < weight.shape[1]:
-                _refresh(parameters, group, weight[:, column : column + width], grid, limit)
-            code, value = _round_column(weight[:, column], parameters, group, grid)
-            codes[:, column] = code
-            error = (weight[:, column] - value) / upper[column, column]
-            weight[:, column:end].addr_(error, upper[column, column:end], alpha=-1)
-            errors[:, column - start] = error
-        weight[:, end:].addmm_(errors, upper[start:end, end:], alpha=-1)
-    if order is not None:
-        codes = codes[:, torch.argsort(order)]
-    return GPTQResult(
-        codes=codes.view(len(codes), -1, width),
-        parameters=parameters,
-        damping=damping,
-        condition=condition,
-    )
+    is_exact = width < n_columns and not settings.act_order
+    # Columns as rows from here on: each is then contiguous, and a group's are next to each other.
+    columns = weight.T[order].contiguous()
+    codes = torch.empty_like(columns)
+    step = max(1, settings.block_size // width) * width if is_exact else settings.block_size
+    groups = (order // width).tolist()
+    for start in range(0, n_columns, step):
+        end = min(start + step, n_columns)
+        block, factor = columns[start:end], upper[start:end, start:end]
+        errors = torch.empty_like(block)
+        for i in range(end - start):
+            group = groups[start + i]
+            if is_exact and (start + i) % width == 0:
+                _refresh(parameters, group, block[i : i + width].T, grid, limit)
+            code, value = _round_column(block[i], parameters, group, grid, limit)
+            codes[start + i] = code
+            errors[i] = (block[i] - value) / factor[i, i]
+            block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+        columns[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    codes = codes[torch.argsort(order)].T.contiguous().view(len(weight), -1, width)
+    return GPTQResult(codes=codes, parameters=parameters, damping=damping, condition=condition)
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float, float]:
     """Return the upper Cholesky factor of the damped inverse, the damping used, and the condition.
 
+    With J the reversal of the order of columns and J H J = L L', the factor is J L^-1 J: one Cholesky
+    factorisation and one triangular solve, where the original inverts H and factors it again.
+
     Raises:
-        ValueError: when no damping up to 10^4 times the mean diagonal helps, as with NaN.
+        HessianError: when no damping up to 10^4 times the mean diagonal helps, as with NaN.
     """
     mean = hessian.diagonal().mean()
+    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     while damping <= MAX_DAMPING:
         damped = hessian.clone()
         damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed and bool(upper.isfinite().all()):
+            upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+            if bool(upper.isfinite().all()):
                 diagonal = lower.diagonal()
                 return upper, damping, float((diagonal.max() / diagonal.min()) ** 2)
         damping *= 10
-    raise ValueError("the Hessian cannot be factored at any damping; it may hold NaN or infinity")
+    raise HessianError(UNFACTORABLE)
 
 
 def _parameters(weight: Tensor, grid: Grid, width: int, limit: Tensor | None) -> GroupParameters:
@@ -149,8 +151,11 @@ def _refresh(
 
 
 def _round_column(
-    column: Tensor, parameters: GroupParameters, group: int, grid: Grid
+    column: Tensor, parameters: GroupParameters, group: int, grid: Grid, limit: Tensor | None
 ) -> tuple[Tensor, Tensor]:
+    """Return a column's codes less their zero point, and their values; clipped first, as for RTN."""
+    if limit is not None:
+        column = clamp_between(column.clone(), -limit[:, group], limit[:, group])
     scale = parameters.scale[:, group]
     low, high = grid.code_range
     code = column.div(scale).round_()

@@ -19,6 +19,7 @@ from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
+from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.scale import (
     ScaleChoice,
@@ -38,11 +39,13 @@ class RoleInput:
         search: statistics that the scale and clip searches measure their loss with.
         hessian: [in_features, in_features] on the quantized stream, for GPTQ.
         statistic: [in_features] that the scales are made of; None leaves the role unscaled.
+        objective: what the scale search measures instead of the Gram loss, for `loss=module`.
     """
 
     search: RoleStatistics | None = None
     hessian: Tensor | None = None
     statistic: Tensor | None = None
+    objective: ModuleObjective | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,8 @@ class RoleResult:
     Attributes:
         linears: by name relative to the block.
         alpha: the chosen exponent; None when nothing was scaled.
+        limits: by linear, [out_features, n_groups] that the clip search chose, infinite for rows that
+            it leaves alone; None for a linear that was not searched.
         clipped_frac: by linear, the share of weights that lie outside their group's limit.
         damping: GPTQ's, relative to the mean of the Hessian's diagonal, by linear.
         condition: of GPTQ's damped Hessian, by linear.
@@ -59,6 +64,7 @@ class RoleResult:
 
     linears: Mapping[str, QuantizedLinear]
     alpha: float | None
+    limits: Mapping[str, Tensor | None]
     clipped_frac: Mapping[str, float]
     damping: Mapping[str, float] = field(default_factory=dict)
     condition: Mapping[str, float] = field(default_factory=dict)
@@ -80,28 +86,11 @@ def quantize_role(
         known: what is known of the role's input.
         quant: the method.
     """
-    choice = ScaleChoice(alpha=None, input_scale=None)
-    if known.statistic is not None:
-        assert known.search is not None
-        choice = search_scale(
-            list(weights.values()),
-            list(grids.values()),
-            known.statistic,
-            known.search.gram,
-            _alphas(quant),
-        )
-    limits: dict[str, Tensor | None] = dict.fromkeys(weights)
-    for name in weights:
-        if quant.clip == "search" and name not in role.unclipped:
-            assert known.search is not None
-            limits[name] = search_clip(
-                weights[name],
-                known.search.gram,
-                grids[name],
-                input_scale=choice.input_scale,
-                steps=quant.search.clip_steps,
-                max_shrink=quant.search.clip_max_shrink,
-            )
+    choice = _choose_scale(weights, grids, known, quant)
+    limits = {
+        name: _choose_limit(role, name, weight, grids[name], choice, known, quant)
+        for name, weight in weights.items()
+    }
     clipped = {n: _clipped_frac(w, choice.input_scale, limits[n]) for n, w in weights.items()}
     if quant.round == "gptq":
         assert known.hessian is not None
@@ -110,7 +99,54 @@ def quantize_role(
         name: quantize(weight, grids[name], input_scale=choice.input_scale, limit=limits[name])
         for name, weight in weights.items()
     }
-    return RoleResult(linears=linears, alpha=choice.alpha, clipped_frac=clipped)
+    return RoleResult(linears=linears, alpha=choice.alpha, limits=limits, clipped_frac=clipped)
+
+
+def _choose_scale(
+    weights: Mapping[str, Tensor],
+    grids: Mapping[str, Grid],
+    known: RoleInput,
+    quant: QuantSection,
+) -> ScaleChoice:
+    if known.statistic is None:
+        return ScaleChoice(alpha=None, input_scale=None)
+    alphas = _alphas(quant)
+    if known.objective is not None:
+        return search_module_scale(known.objective, weights, grids, known.statistic, alphas)
+    assert known.search is not None
+    return search_scale(
+        list(weights.values()), list(grids.values()), known.statistic, known.search.gram, alphas
+    )
+
+
+def _choose_limit(
+    role: Role,
+    name: str,
+    weight: Tensor,
+    grid: Grid,
+    choice: ScaleChoice,
+    known: RoleInput,
+    quant: QuantSection,
+) -> Tensor | None:
+    """Return the limits of one linear's groups, infinite for rows that are not to be clipped."""
+    unclipped = [rows.cut for rows in role.unclipped if rows.linear == name]
+    if quant.clip == "none" or slice(0, None) in unclipped:
+        return None
+    assert known.search is not None
+    searched = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
+    for cut in unclipped:
+        searched[cut] = False
+    found = search_clip(
+        weight[searched],
+        known.search.gram,
+        grid,
+        input_scale=choice.input_scale,
+        steps=quant.search.clip_steps,
+        max_shrink=quant.search.clip_max_shrink,
+    )
+    limit = found.new_full((len(weight), found.shape[1]), torch.inf)
+    limit[searched] = found
+    return limit
 
 
 def _round_gptq(
@@ -149,6 +185,7 @@ def _round_gptq(
     return RoleResult(
         linears={name: linears[name] for name in weights},
         alpha=choice.alpha,
+        limits=limits,
         clipped_frac=clipped,
         damping=damping,
         condition=condition,

@@ -8,8 +8,27 @@ Legend: a_i [in] mean|x| of one role's input in block i; J the window; gamma the
 f takes the place of a in AWQ's search; everything else, the loss included, stays the current block's
 own. gamma = 1 or J = 0 returns a itself, so FAQ is then AWQ to the bit.
 
-Reference: FAQ, arXiv 2602.02538 (window-wise preview, soft aggregation). The formula above is our
-reading of it: the paper's body was not available to us.
+`source` says what the vectors a_{i+j} are. `same_role`, as above, takes the same role's input j blocks
+later: channel for channel that is the same coordinate for qkv and gate_up, whose inputs lie in the
+residual stream, but not for o and down. `next_linear` follows the data instead, and every vector it
+gives belongs to the channels of this role's own input. With the roles in one chain,
+
+    qkv -v-> o -o-> gate_up -up-> down -down-> qkv of the next block -v-> ...
+
+and V_k [out, in] the absolute weights of the linear that carries role k of the chain to role k + 1 (of
+qkv only v, of gate_up only up: the others reach the next input through a nonlinear gate or softmax), the
+j-th vector of role r is mean|x| of the j-th role after it, brought back through j linears:
+
+    b_j = a_{r+j} V_{r+j-1} / out_{r+j-1} ... V_r / out_r       a row vector [in of role r]
+
+An input channel is then large when it feeds outputs that are large where they are read next. One step of
+the window is one linear, not one block; down of the last block has nothing to preview. Under
+grouped-query attention o's vector is averaged over the query heads that share a value head; norms on
+the way are left out, since their gain is already part of the mean|x| behind them. Means over outputs
+shrink with every step: blend them with `norm=mean` or `norm=max`, which bring them to a_i's own size.
+
+Reference: FAQ, arXiv 2602.02538 (window-wise preview, soft aggregation). The formulas above are our
+reading of it, and `next_linear` is ours altogether: the paper's body was not available to us.
 """
 
 from __future__ import annotations
@@ -74,6 +93,16 @@ def preview_statistic(current: Tensor, later: Sequence[Tensor], preview: Preview
     for weight, vector in zip(weights, window, strict=True):
         blend += weight / sum(weights) * _rescaled(vector, norm(vector), size)
     return FUSES[preview.fuse](current, blend, preview.gamma)
+
+
+def pull_back(statistic: Tensor, weight: Tensor) -> Tensor:
+    """Return what a statistic of a linear's outputs says of its inputs, a |W| / out_features.
+
+    Args:
+        statistic: [out_features], non-negative.
+        weight: [out_features, in_features].
+    """
+    return statistic.float() @ weight.float().abs() / len(weight)
 
 
 def _rescaled(vector: Tensor, own: Tensor, wanted: Tensor) -> Tensor:

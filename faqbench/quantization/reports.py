@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from faqbench.models import Role
-from faqbench.quantization.grid import fake_quantize
+from faqbench.quantization.grid import fake_quantize, quantize
 from faqbench.quantization.method import RoleResult, relative_errors
 
 
@@ -25,8 +25,11 @@ class LinearReport:
         alpha: the exponent of the scale; None when unscaled.
         clipped_frac: share of weights outside their group's limit.
         scale_range: largest over smallest input scale; 1 when unscaled.
-        nearest_error: relative squared output error of plain rounding on the same grid.
-        relative_error: relative squared output error of the result, on full precision inputs.
+        nearest_error: relative squared output error of plain rounding on the same grid. All four
+            errors are on full precision inputs, against the original weight.
+        scaled_error: the same after correction and scale, rounded to nearest.
+        clipped_error: the same after correction, scale and clip, rounded to nearest.
+        relative_error: the same of the result.
         correction_damping: that the correction needed; None when uncorrected.
         gptq_damping: that GPTQ needed; None when rounded to nearest.
         condition: of GPTQ's damped Hessian.
@@ -44,6 +47,8 @@ class LinearReport:
     clipped_frac: float
     scale_range: float
     nearest_error: float | None
+    scaled_error: float | None
+    clipped_error: float | None
     relative_error: float | None
     correction_damping: float | None
     gptq_damping: float | None
@@ -102,6 +107,7 @@ def report_role(
     role: Role,
     result: RoleResult,
     originals: Mapping[str, Tensor],
+    corrected: Mapping[str, Tensor],
     gram: Tensor | None,
     correction_damping: float | None,
     seconds: float,
@@ -113,6 +119,7 @@ def report_role(
         role: the role.
         result: its quantized linears.
         originals: their full precision weights, before any correction.
+        corrected: the weights that were scaled, clipped and rounded.
         gram: of the role's full precision input; None when no activations were read.
         correction_damping: the largest that a correction needed; None without one.
         seconds: per linear.
@@ -120,10 +127,9 @@ def report_role(
     reports = []
     for name, quantized in result.linears.items():
         scale, weight = quantized.input_scale, originals[name]
-        nearest = error = None
+        errors: Mapping[str, float] = {}
         if gram is not None:
-            stand_ins = [fake_quantize(weight, quantized.grid), quantized.dequantize()]
-            nearest, error = relative_errors(weight, stand_ins, gram)
+            errors = _stage_errors(name, weight, corrected[name], result, gram)
         reports.append(
             LinearReport(
                 block=block,
@@ -134,8 +140,10 @@ def report_role(
                 alpha=result.alpha,
                 clipped_frac=result.clipped_frac[name],
                 scale_range=1.0 if scale is None else float(scale.max() / scale.min()),
-                nearest_error=nearest,
-                relative_error=error,
+                nearest_error=errors.get("nearest"),
+                scaled_error=errors.get("scaled"),
+                clipped_error=errors.get("clipped"),
+                relative_error=errors.get("final"),
                 correction_damping=correction_damping,
                 gptq_damping=result.damping.get(name),
                 condition=result.condition.get(name),
@@ -145,3 +153,29 @@ def report_role(
             )
         )
     return reports
+
+
+def _stage_errors(
+    name: str, original: Tensor, corrected: Tensor, result: RoleResult, gram: Tensor
+) -> dict[str, float]:
+    """Return the relative output error after each stage; one that is off leaves things as they were."""
+    quantized, limit = result.linears[name], result.limits[name]
+    grid, scale = quantized.grid, quantized.input_scale
+    is_gptq = name in result.damping
+    final = quantized.dequantize()
+    outcomes: dict[str, Tensor | None] = {"nearest": fake_quantize(original, grid)}
+    outcomes["scaled"] = outcomes["clipped"] = outcomes["final"] = None
+    if scale is not None or corrected is not original:
+        outcomes["scaled"] = quantize(corrected, grid, input_scale=scale).dequantize()
+    if limit is not None:
+        clipped = quantize(corrected, grid, input_scale=scale, limit=limit) if is_gptq else None
+        outcomes["clipped"] = final if clipped is None else clipped.dequantize()
+    if is_gptq:
+        outcomes["final"] = final
+    stand_ins = [outcome for outcome in outcomes.values() if outcome is not None]
+    measured = iter(relative_errors(original, stand_ins, gram))
+    errors, last = {}, 0.0
+    for stage, outcome in outcomes.items():
+        last = last if outcome is None else next(measured)
+        errors[stage] = last
+    return errors

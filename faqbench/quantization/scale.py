@@ -20,6 +20,7 @@ of 0.5 % keeps the winner.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,9 +95,14 @@ def search_scale(
         limit = min(coarse) * (1 + CONTENDER_MARGIN)
         # NaN compares false everywhere: such candidates stay, and the exact pass decides about them.
         contenders = [a for a, c in zip(alphas, coarse, strict=True) if not c > limit]
-    losses = [loss(alpha, gram) for alpha in contenders]
-    best = contenders[min(range(len(losses)), key=losses.__getitem__)]
+    exact = [loss(alpha, gram) for alpha in contenders] if len(contenders) > 1 else [0.0]
+    best = contenders[first_smallest(exact)]
     return ScaleChoice(alpha=best, input_scale=scale_from_statistic(statistic, best))
+
+
+def first_smallest(losses: Sequence[float]) -> int:
+    """Return the index of the smallest loss, the first of equals; NaN never wins over a number."""
+    return min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
 
 
 def gram_loss(weight: Tensor, input_scale: Tensor, gram: Tensor, grid: Grid) -> float:

@@ -1,7 +1,8 @@
 """Two streams through a model: full precision, and quantized so far.
 
 Both move block by block. Methods that read what earlier quantization did to a linear's input (GPTQ, QEP,
-LoaQ) get all calibration windows on both; other methods get a few windows only, to trace how the error
+LoaQ) get all calibration windows on it, and those that read full precision activations (QEP, LoaQ, the
+module objective) on the other; a stream that is not read gets a few windows only, to trace how the error
 of the blocks' outputs grows with depth.
 """
 
@@ -26,7 +27,10 @@ from faqbench.quantization.activations import (
     select_tokens,
 )
 from faqbench.quantization.correct import Correction, CorrectionAccumulator
+from faqbench.quantization.module_loss import ModuleObjective
 from faqbench.quantization.reports import BlockReport
+
+_RESIDUAL_ROLES = {"o", "down"}  # those whose output is added to the residual stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +48,34 @@ class Calibration:
     select: Tokens
 
 
-def uses_streams(quant: QuantSection) -> bool:
+def reads_quantized(quant: QuantSection) -> bool:
     """Say whether a method reads what earlier quantization did to a linear's input."""
     return quant.round == "gptq" or corrects(quant)
+
+
+def reads_full(quant: QuantSection) -> bool:
+    """Say whether a method reads full precision activations that no statistic holds."""
+    return corrects(quant) or runs_modules(quant)
+
+
+def runs_modules(quant: QuantSection) -> bool:
+    """Say whether the scale search runs the reference's objective on every token."""
+    return (
+        quant.search.loss == "module"
+        and quant.scale != "none"
+        and quant.search.n_grid > 0
+        and (quant.scale == "awq" or quant.preview.alpha is None)
+    )
 
 
 def corrects(quant: QuantSection) -> bool:
     """Say whether any weight is moved; at strength 0 the method is the uncorrected one."""
     settings = quant.correction
-    strength = max(settings.strength, settings.residual_strength if quant.correct == "loaq" else 0)
-    return quant.correct != "none" and strength > 0 and bool(settings.roles)
+    if quant.correct == "none":
+        return False
+    uses_residual = quant.correct == "loaq" and settings.variant != "linear"
+    moved_by_residual = _RESIDUAL_ROLES if uses_residual and settings.residual_strength > 0 else ()
+    return any(settings.strength_of(r) > 0 or r in moved_by_residual for r in settings.roles)
 
 
 class Streams:
@@ -63,15 +85,13 @@ class Streams:
         self._quant = quant
         self._select: Tokens = calibration.select
         self._n_traced = quant.trace_windows
-        tokens = calibration.tokens
-        if not uses_streams(quant):
-            tokens = tokens[: self._n_traced]
-        self._quantized = open_stream(
-            loaded.model, loaded.architecture, tokens, calibration.batch_size
-        )
-        # Without a correction, the full precision stream only traces.
-        n_full = len(tokens) if corrects(quant) else self._n_traced
-        self._full = self._quantized.fork(n_full)
+        # A stream that nothing reads in full only traces.
+        n_windows = len(calibration.tokens)
+        n_quantized = n_windows if reads_quantized(quant) else self._n_traced
+        n_full = n_windows if reads_full(quant) else self._n_traced
+        tokens = calibration.tokens[: max(n_quantized, n_full)]
+        opened = open_stream(loaded.model, loaded.architecture, tokens, calibration.batch_size)
+        self._quantized, self._full = opened.fork(n_quantized), opened.fork(n_full)
         self._original: nn.Module = nn.Identity()
         self._block: nn.Module = nn.Identity()
 
@@ -94,11 +114,25 @@ class Streams:
         check_finite(statistics, self._quantized.index, role)
         return statistics
 
-    def correct(self, role: Role, weights: Mapping[str, Tensor]) -> Mapping[str, Correction]:
-        """Return the role's weights, moved to make up for what is wrong with its input."""
+    def objective(self, role: Role) -> ModuleObjective:
+        """Return the reference's objective for a role, on the stream that its searches measure on."""
+        if corrects(self._quant):
+            return ModuleObjective(stream=self._quantized, block=self._block, role=role)
+        return ModuleObjective(stream=self._full, block=self._original, role=role)
+
+    def correct(
+        self, role: Role, weights: Mapping[str, Tensor]
+    ) -> tuple[Mapping[str, Correction], RoleStatistics]:
+        """Return the role's weights, moved to make up for what is wrong with its input.
+
+        The statistics of that input, on the quantized stream, come with them.
+        """
         settings = self._quant.correction
+        settings = settings.model_copy(update={"strength": settings.strength_of(role.name)})
         uses_residual = (
-            self._quant.correct == "loaq" and settings.variant != "linear" and _writes(role)
+            self._quant.correct == "loaq"
+            and settings.variant != "linear"
+            and role.name in _RESIDUAL_ROLES
         )
         accumulator = CorrectionAccumulator(dict(weights), settings, uses_residual=uses_residual)
         name = role.linears[0]
@@ -113,7 +147,9 @@ class Streams:
                 None if r is None else select_tokens(r, self._select),
                 None if r_hat is None else select_tokens(r_hat, self._select),
             )
-        return accumulator.corrected()
+        statistics = accumulator.statistics()
+        check_finite(statistics, self._quantized.index, role)
+        return accumulator.corrected(), statistics
 
     def release(self) -> BlockReport | None:
         """Move both streams past the block and report its error; None when nothing is traced."""
@@ -148,17 +184,13 @@ def check_correction(quant: QuantSection, roles: tuple[Role, ...]) -> None:
     """
     if quant.correct != "loaq" or quant.correction.variant == "linear" or not corrects(quant):
         return
-    writers = [r for r in roles if r.name in ("o", "down") and r.name in quant.correction.roles]
-    if any(not _writes(role) for role in writers):
+    writers = [r for r in roles if r.name in _RESIDUAL_ROLES & set(quant.correction.roles)]
+    if any(role.adds_to is None for role in writers):
         raise UserError(
             f"quant.correction.variant={quant.correction.variant} needs o and down to add straight to "
             "the residual stream, and this family puts a norm between; use "
             "quant.correction.variant=linear."
         )
-
-
-def _writes(role: Role) -> bool:
-    return role.adds_to is not None
 
 
 def _relative(got: Tensor, wanted: Tensor) -> float:

@@ -94,7 +94,8 @@ def read_run(folder: Path) -> RunData:
 def find_runs(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
     """Return all records below a folder in the order of their ids, and (name, reason) of damaged ones."""
     records, damaged = [], []
-    for path in sorted(runs.glob("*/record.json")):
+    # Names with a dot are what a killed writer left behind.
+    for path in sorted(runs.glob("[!.]*/record.json")):
         try:
             records.append(read_record(path.parent))
         except ValueError as error:

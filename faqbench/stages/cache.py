@@ -75,6 +75,9 @@ class StageCache:
         """
         start = time.perf_counter()
         target = self.entry_path(stage, key)
+        cached = target.exists() and find_damage(target, key) is None
+        if cached:  # without a lock, so that a filled cache may be read-only
+            return CacheEntry(path=target, cached=True, seconds=time.perf_counter() - start)
         with explain_os_error(f"write the cache of stage '{stage}'", target, _REMEDY):
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(target.with_suffix(".lock")):

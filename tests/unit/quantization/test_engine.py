@@ -166,3 +166,57 @@ def test_the_baseline_has_no_grids(compose, load):
 
 def test_quantizing_is_deterministic(quantized):
     assert quantized("faq").same_as(quantized("faq"))
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "plain"),
+    [
+        ("qep", "quant.correction.strength=0", "rtn"),
+        ("qep-awq", "quant.correction.strength=0", "awq"),
+        ("qep-faq", "quant.correction.strength=0", "faq"),
+        ("qep-gptq", "quant.correction.strength=0", "gptq"),
+        ("loaq", "quant.correction={strength: 0, residual_strength: 0}", "rtn"),
+        ("loaq-gptq", "quant.correction={strength: 0, residual_strength: 0}", "gptq"),
+    ],
+)
+def test_a_correction_of_strength_zero_is_the_uncorrected_method(
+    quantized, preset, override, plain
+):
+    assert quantized(preset, override).same_as(quantized(plain))
+
+
+def test_loaq_of_the_linear_variant_at_qeps_settings_is_qep(quantized):
+    settings = "{strength: 0.5, damping: 1.0, roles: [qkv, o, gate_up], variant: linear}"
+    loaq = quantized("loaq", f"quant.correction={settings}")
+    assert loaq.same_as(quantized("qep"))
+
+
+@pytest.mark.parametrize("preset", ["gptq", "qep", "loaq"])
+def test_methods_of_the_quantized_stream_differ_from_rtn_and_are_deterministic(quantized, preset):
+    outcome = quantized(preset)
+    assert outcome.same_as(quantized(preset))
+    assert not outcome.same_as(quantized("rtn"))
+
+
+def test_the_first_role_has_nothing_to_correct(quantized):
+    qep, rtn = quantized("qep"), quantized("rtn")
+    assert qep.same_as(rtn, "layers.0.self_attn.q_proj")
+    assert not qep.same_as(rtn, "layers.0.self_attn.o_proj")
+
+
+def test_roles_that_are_not_corrected_are_rounded_as_they_are(quantized):
+    qep, rtn = quantized("qep"), quantized("rtn")
+    assert qep.same_as(rtn, "down_proj")
+
+
+@pytest.mark.parametrize("preset", ["rtn", "awq", "qep"])
+def test_tracing_changes_no_weight_and_reports_every_block(quantized, preset):
+    traced = quantized(preset, "quant.trace_windows=2")
+    assert traced.same_as(quantized(preset, "quant.trace_windows=0"))
+    errors = [b.relative_error for b in traced.result.blocks]
+    assert len(errors) in (0, 4) and all(0 < e < 10 for e in errors)
+
+
+def test_the_residual_variants_are_refused_where_a_norm_stands_between(load, quantized):
+    with pytest.raises(UserError, match=r"variant=linear"):
+        quantized("loaq", loaded=load("gemma3"))

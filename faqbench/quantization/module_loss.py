@@ -1,0 +1,116 @@
+"""The reference's objective for AWQ's scales: run the module on every calibration token.
+
+Legend: M the module that the reference inspects for a role (self_attn for qkv, mlp for gate_up, the linear
+itself for o and down); z what M is called with, all calibration tokens; W the weights of the role's
+linears in M; s [in] scales; Q rounding to the grid.
+
+    for each alpha:   s as in `scale.py`;   loss = mean squared (M(z; Q(W s)/s) - M(z; W))
+    the smallest loss wins, ties go to the smaller alpha
+
+Where M is the linear itself this is the Gram loss divided by out_features, computed in the slow way. For
+qkv and gate_up it also sees what attention and the gate make of the error, which the Gram loss does not.
+
+Reference: AWQ, arXiv 2306.00978, and llm-awq's `auto_scale.py`, whose objective this is. Differs from the
+reference: the loop over batches is outside the one over alphas, so no activations are held but one
+batch's; the output errors are summed in float64; with a correction, z and W are those of the quantized
+stream, as for every other search. The loss counts all tokens, whatever `calibration.tokens` says: a module
+such as attention cannot leave some out.
+
+Cost: a forward pass of M per alpha and batch, and the weights rounded anew for each, against one matrix
+product per alpha for `loss=gram`: see `tests/benchmarks/bench_quantization.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from faqbench.models import BlockStream, Call, Role
+from faqbench.quantization.grid import Grid, fake_quantize
+from faqbench.quantization.scale import ScaleChoice, first_smallest, scale_from_statistic
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModuleObjective:
+    """Measures candidates for one role's weights on the module that the reference inspects.
+
+    Attributes:
+        stream: all calibration windows at the input of the block.
+        block: the block; its role's weights change while losses are taken, and are then put back.
+        role: the role.
+    """
+
+    stream: BlockStream
+    block: nn.Module
+    role: Role
+
+    def losses(
+        self,
+        weights: Mapping[str, Tensor],
+        grids: Mapping[str, Grid],
+        scales: Sequence[Tensor],
+    ) -> list[float]:
+        """Return the mean squared output error of the module for each candidate.
+
+        Args:
+            weights: float32 [out_features, in_features] by linear name; what errors are relative to.
+            grids: the grid of each linear.
+            scales: [in_features] of each candidate.
+        """
+        module = self.block.get_submodule(self.role.inspect)
+        parameters = {name: self.block.get_parameter(f"{name}.weight") for name in weights}
+        before = {name: parameter.clone() for name, parameter in parameters.items()}
+        totals, n_values = [0.0] * len(scales), 0
+        for _, call in self.stream.calls_of(self.block, self.role.inspect):
+            _put(parameters, weights)
+            wanted = _output(module, call).float()
+            for index, scale in enumerate(scales):
+                _put(parameters, {n: _rounded(w, scale, grids[n]) for n, w in weights.items()})
+                error = _output(module, call).float() - wanted
+                totals[index] += float(error.square().sum(dtype=torch.float64))
+            n_values += wanted.numel()
+            _put(parameters, before)
+        return [total / n_values for total in totals]
+
+
+def search_module_scale(
+    objective: ModuleObjective,
+    weights: Mapping[str, Tensor],
+    grids: Mapping[str, Grid],
+    statistic: Tensor,
+    alphas: Sequence[float],
+) -> ScaleChoice:
+    """Choose the exponent with the smallest error of the inspected module's output.
+
+    Args:
+        objective: the module and its inputs.
+        weights: of each linear, [out_features, in_features].
+        grids: the grid that each weight will be rounded to.
+        statistic: [in_features], non-negative.
+        alphas: candidate exponents, in increasing order; empty means no scaling, one means fixed.
+    """
+    if not alphas:
+        return ScaleChoice(alpha=None, input_scale=None)
+    scales = [scale_from_statistic(statistic, alpha) for alpha in alphas]
+    best = 0
+    if len(alphas) > 1:
+        best = first_smallest(objective.losses(weights, grids, scales))
+    return ScaleChoice(alpha=alphas[best], input_scale=scales[best])
+
+
+def _rounded(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    return fake_quantize(weight * scale, grid).div_(scale)
+
+
+def _put(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, weight in weights.items():
+        parameters[name].copy_(weight)
+
+
+def _output(module: nn.Module, call: Call) -> Tensor:
+    output = module(*call.args, **call.kwargs)
+    result: Tensor = output[0] if isinstance(output, tuple) else output
+    return result

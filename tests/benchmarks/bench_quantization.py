@@ -1,0 +1,257 @@
+"""How long quantizing takes, each number beside a baseline timed in the same run.
+
+    python tests/benchmarks/bench_quantization.py                          # SmolLM2-135M
+    python tests/benchmarks/bench_quantization.py --windows 8 --blocks 6   # about three minutes
+    pytest -m benchmark tests/benchmarks/bench_quantization.py -s          # a tiny model, seconds
+
+Times are medians of `--repeats` runs, methods taken in turn so that a busy machine hits all alike.
+`--blocks` keeps the first blocks of the model: every cost below is proportional to their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from faqbench.calibration import calibration_tokens
+from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.config import Experiment
+from faqbench.models import LoadedModel, load_model, open_stream, resolve_device
+from faqbench.quantization import (
+    ActivationStore,
+    Calibration,
+    assign_grids,
+    observe,
+    quantize_model,
+)
+from faqbench.quantization.method import scale_statistic
+from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
+from faqbench.quantization.scale import alpha_grid, search_scale
+from faqbench.stages import PlainProgress
+
+N_MODULE_BLOCKS = 3
+
+
+@dataclasses.dataclass
+class Bench:
+    """One model, one number of calibration windows, and the statistics taken over them."""
+
+    loaded: LoadedModel
+    model: str
+    overrides: tuple[str, ...]
+    n_windows: int
+    repeats: int
+
+    def __post_init__(self) -> None:
+        self.weights = {
+            name: self.loaded.model.get_submodule(name).weight.clone()
+            for name in self.loaded.architecture.linear_names()
+        }
+        experiment = self.experiment("quant=awq")
+        self.tokens = calibration_tokens(experiment, self.loaded.tokenizer, PlainProgress()).tokens
+        self.batch_size = experiment.calibration.batch_size
+        self._folders = tempfile.TemporaryDirectory()
+        times = [self._observe(index) for index in range(self.repeats)]
+        self.statistics_seconds = statistics.median(times)
+        device = next(self.loaded.model.parameters()).device
+        self.store = ActivationStore(Path(self._folders.name) / "0", device)
+
+    def experiment(self, *overrides: str) -> Experiment:
+        fixed = (f"model={self.model}", "quant.trace_windows=0", *self.overrides)
+        flags = parse_flags((*fixed, f"calibration.n_samples={self.n_windows}", *overrides))
+        return compose_cells(flags).experiments[0]
+
+    def _observe(self, index: int) -> float:
+        folder = Path(self._folders.name) / str(index)
+        folder.mkdir()
+        start = time.perf_counter()
+        observe(
+            self.loaded,
+            self.tokens,
+            batch_size=self.batch_size,
+            select="all",
+            folder=folder,
+            progress=PlainProgress(),
+        )
+        return time.perf_counter() - start
+
+    def quantize(self, *overrides: str) -> float:
+        """Return the seconds that one cell takes after its statistics, and put the weights back."""
+        quant = self.experiment(*overrides).quant
+        grids = assign_grids(self.loaded.model, self.loaded.architecture, quant)
+        calibration = Calibration(tokens=self.tokens, batch_size=self.batch_size, select="all")
+        start = time.perf_counter()
+        quantize_model(self.loaded, quant, grids, self.store, calibration, PlainProgress())
+        seconds = time.perf_counter() - start
+        with torch.inference_mode():
+            for name, weight in self.weights.items():
+                self.loaded.model.get_submodule(name).weight.copy_(weight)
+        return seconds
+
+    @torch.inference_mode()
+    def search(self, loss: str) -> float:
+        """Return the seconds that AWQ's scale search takes on three blocks, scaled up to all."""
+        architecture = self.loaded.architecture
+        quant = self.experiment("quant=awq").quant
+        grids = assign_grids(self.loaded.model, architecture, quant)
+        blocks = architecture.block_modules(self.loaded.model)
+        n_blocks = min(N_MODULE_BLOCKS, len(blocks))
+        alphas = alpha_grid(quant.search.n_grid)
+        stream = None
+        if loss == "module":
+            stream = open_stream(self.loaded.model, architecture, self.tokens, self.batch_size)
+        seconds = 0.0
+        for index, block in enumerate(blocks[:n_blocks]):
+            start = time.perf_counter()
+            known = self.store.block(index)
+            for role in architecture.roles:
+                mean_abs, gram = known[role.name].mean_abs, known[role.name].gram
+                statistic = scale_statistic(role, mean_abs, [], architecture, quant)
+                if statistic is None:
+                    continue
+                weights = {n: block.get_submodule(n).weight.float() for n in role.linears}
+                on = {n: grids[f"{architecture.blocks}.{index}.{n}"] for n in role.linears}
+                if stream is None:
+                    search_scale(list(weights.values()), list(on.values()), statistic, gram, alphas)
+                else:
+                    objective = ModuleObjective(stream=stream, block=block, role=role)
+                    search_module_scale(objective, weights, on, statistic, alphas)
+            seconds += time.perf_counter() - start
+            if stream is not None:
+                stream.advance(block)
+        return seconds * len(blocks) / n_blocks
+
+
+def medians(tasks: dict[str, Callable[[], float]], repeats: int) -> dict[str, float]:
+    """Run the tasks in turn, `repeats` times, and return each one's median seconds."""
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for _ in range(repeats):
+        for name, task in tasks.items():
+            times[name].append(task())
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def load(model: str, n_blocks: int | None) -> LoadedModel:
+    """Load a model in its calibration dtype, or its first blocks."""
+    experiment = compose_cells(parse_flags((f"model={model}", "quant=awq"))).experiments[0]
+    dtype = getattr(torch, experiment.calibration.dtype)
+    loaded = load_model(experiment.model, dtype, resolve_device("auto"), PlainProgress())
+    if n_blocks is None:
+        return loaded
+    architecture = dataclasses.replace(loaded.architecture, n_blocks=n_blocks)
+    owner = loaded.model.get_submodule(architecture.blocks.rpartition(".")[0])
+    owner.layers = owner.layers[:n_blocks]
+    loaded.model.config.num_hidden_layers = n_blocks
+    return dataclasses.replace(loaded, architecture=architecture)
+
+
+Row = tuple[str, float, str, float, str]
+
+
+def searches(bench: Bench) -> list[Row]:
+    """Compare the Gram search with the module objective."""
+    tasks = {loss: (lambda loss=loss: bench.search(loss)) for loss in ("gram", "module")}
+    found = medians(tasks, bench.repeats)
+    gram, module, stats = found["gram"], found["module"], bench.statistics_seconds
+    name = f"Gram search, {bench.n_windows} windows"
+    baseline = "module objective"
+    return [
+        (name, gram, baseline, module / gram, "≥ 25x faster"),
+        (
+            f"{name}, with statistics",
+            gram + stats,
+            baseline,
+            module / (gram + stats),
+            "≥ 12x faster",
+        ),
+    ]
+
+
+def methods(bench: Bench) -> list[Row]:
+    """Compare whole cells with AWQ's."""
+    cells = {
+        "AWQ": ("quant=awq",),
+        "FAQ": ("quant=faq",),
+        "second cell": ("quant=faq", "bits=4", "gamma=0.5", "window=2"),
+        "GPTQ": ("quant=gptq",),
+        "QEP": ("quant=qep",),
+        "QEP+AWQ": ("quant=qep-awq",),
+        "LoaQ": ("quant=loaq",),
+    }
+    tasks = {name: (lambda o=overrides: bench.quantize(*o)) for name, overrides in cells.items()}
+    found = medians(tasks, bench.repeats)
+    awq, stats = found["AWQ"], bench.statistics_seconds
+    windows = f"{bench.n_windows} windows"
+    rows = [
+        (f"statistics pass, {windows}", stats, "AWQ after statistics", stats / awq, ""),
+        (f"FAQ, {windows}", found["FAQ"], "AWQ", found["FAQ"] / awq, "≤ 1.05x"),
+        ("second cell, statistics shared", found["second cell"], "AWQ", 1.0, "≤ 15 s"),
+    ]
+    for name, target in (("GPTQ", "≤ 2x"), ("QEP", "≤ 3x"), ("QEP+AWQ", ""), ("LoaQ", "")):
+        seconds = found[name] + stats
+        rows.append(
+            (f"{name} and statistics", seconds, "the same of AWQ", seconds / (awq + stats), target)
+        )
+    return rows
+
+
+def run(
+    model: str, windows: Sequence[int], n_blocks: int | None, repeats: int, *overrides: str
+) -> list[Row]:
+    """Time everything, print the table, and return its rows."""
+    loaded = load(model, n_blocks)
+    rows: list[Row] = []
+    gram_seconds: dict[int, float] = {}
+    for n_windows in windows:
+        bench = Bench(loaded, model, overrides, n_windows, repeats)
+        found = searches(bench)
+        rows += found
+        gram_seconds[n_windows] = found[0][1]
+    rows += [
+        (
+            f"Gram search, {n} windows",
+            s,
+            f"{windows[0]} windows",
+            s / gram_seconds[windows[0]],
+            "1x",
+        )
+        for n, s in gram_seconds.items()
+    ]
+    rows += methods(bench)
+    table = Table(
+        title=f"{model}, {len(loaded.architecture.block_modules(loaded.model))} blocks, "
+        f"{torch.get_num_threads()} threads, medians of {repeats}"
+    )
+    for header in ("what", "seconds", "against", "ratio", "wanted"):
+        table.add_column(header, justify="right" if header in ("seconds", "ratio") else "left")
+    for what, seconds, against, ratio, wanted in rows:
+        table.add_row(what, f"{seconds:.2f}", against, f"{ratio:.2f}x", wanted)
+    Console(width=110).print(table)
+    return rows
+
+
+@pytest.mark.benchmark
+def test_every_row_of_the_table_is_a_positive_time():
+    rows = run("tiny-llama", [2, 4], None, 3, "calibration.seq_len=64", "group_size=32")
+    assert len(rows) == 13
+    assert all(seconds > 0 and ratio > 0 for _, seconds, _, ratio, _ in rows)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--windows", type=int, nargs="+", default=[8, 32, 128])
+    parser.add_argument("--blocks", type=int, default=None)
+    parser.add_argument("--repeats", type=int, default=3)
+    given = parser.parse_args()
+    run(given.model, given.windows, given.blocks, given.repeats, "bits=3")

@@ -1,0 +1,39 @@
+"""Every model family has a tiny model, and every tiny model is quantized by every kind of method."""
+
+from importlib import resources
+
+import pytest
+import yaml
+
+from faqbench import pipeline
+from faqbench.cli.composing import conf_dir
+from faqbench.stages import PlainProgress, StageCache
+
+TINY = sorted(p.stem for p in conf_dir().glob("model/tiny-*.yaml"))
+FAMILIES = sorted(
+    f.name.removesuffix(".yaml")
+    for f in (resources.files("faqbench.models") / "families").iterdir()
+    if f.name.endswith(".yaml")
+)
+MODEL_TYPES = {
+    yaml.safe_load((conf_dir() / f"model/{name}.yaml").read_text())["random"]["model_type"]
+    for name in TINY
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_and_each_of_its_model_types_has_a_tiny_model(family):
+    text = (resources.files("faqbench.models") / "families" / f"{family}.yaml").read_text()
+    assert f"tiny-{family}" in TINY
+    assert set(yaml.safe_load(text)["model_types"]) <= MODEL_TYPES
+
+
+@pytest.mark.parametrize("quant", ["awq", "faq", "gptq", "qep"])
+@pytest.mark.parametrize("name", TINY)
+def test_every_tiny_model_is_quantized(compose, toy_cell, tmp_path, name, quant):
+    arguments = [f"model={name}", f"quant={quant}", *toy_cell, "quant.search.gqa_scale=repeat"]
+    (experiment,) = compose(*arguments, "evaluation.protocols=[wikitext2-32]", "limit=2")
+    cache = StageCache(tmp_path / "cache")
+    data = pipeline.run(experiment, cache=cache, progress=PlainProgress())
+    assert [g for g in data.record.gates if not g.passed] == []
+    assert data.layers["relative_error"].between(0, 0.5).all()

@@ -1,0 +1,204 @@
+"""Compose, run, record and report on a tiny model, as a user types it."""
+
+import shutil
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from faqbench.cli import main
+from faqbench.records import find_runs, read_run, read_sweep
+
+SWEEP = ["-m", "quant=fp,rtn,awq,faq"]
+
+
+def everything(runs):
+    return {r.run_id: read_run(runs / r.run_id) for r in find_runs(runs)[0]}
+
+
+def assert_equal_results(first, second):
+    """Bit for bit, seconds and cache hits excepted."""
+    assert list(first) == list(second) and first
+    for run_id, one in first.items():
+        other = second[run_id]
+        assert one.record.metrics == other.record.metrics
+        assert one.record.fingerprints == other.record.fingerprints
+        assert one.record.gates == other.record.gates
+        pd.testing.assert_frame_equal(one.items, other.items)
+        drop = {"columns": ["seconds"], "errors": "ignore"}
+        pd.testing.assert_frame_equal(one.layers.drop(**drop), other.layers.drop(**drop))
+        assert one.tokens.keys() == other.tokens.keys()
+        for name, nll in one.tokens.items():
+            np.testing.assert_array_equal(nll, other.tokens[name])
+
+
+def test_a_sweep_in_a_process_of_its_own_ends_with_a_table_records_and_a_report(workplace):
+    done = workplace.faqbench(*SWEEP, *workplace.cell, "report.name=study")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "RTN" in done.stdout
+    records, damaged = find_runs(workplace.runs)
+    assert [r.status for r in records] == ["finished"] * 4 and not damaged
+    assert set(read_sweep(workplace.runs, "study")) == {r.run_id for r in records}
+    assert (workplace.reports / "study" / "index.html").is_file()
+    assert (workplace.reports / "study" / "report.md").is_file()
+
+
+def test_a_cell_in_this_process_is_a_record(workplace, capsys):
+    assert main(["quant=faq", *workplace.cell]) == 0
+    (record,), _ = find_runs(workplace.runs)
+    assert record.metric("wikitext2-64", "perplexity").value > 1
+    assert f"Record: runs/{record.run_id}" in capsys.readouterr().out
+
+
+def test_both_ways_to_start_give_the_same_numbers(workplace):
+    assert main(["quant=faq", *workplace.cell]) == 0
+    assert workplace.faqbench("quant=faq", *workplace.cell, "paths.runs=other").returncode == 0
+    assert_equal_results(everything(workplace.runs), everything(workplace.root / "other"))
+
+
+def test_a_finished_cell_is_skipped_when_asked_for_again(workplace, caplog, monkeypatch):
+    import logging
+
+    monkeypatch.setattr(logging.getLogger("faqbench"), "propagate", True)
+    assert main(["quant=rtn", *workplace.cell]) == 0
+    (first,), _ = find_runs(workplace.runs)
+    written = (workplace.runs / first.run_id / "record.json").stat().st_mtime_ns
+    assert main([*SWEEP, *workplace.cell]) == 0
+    assert (workplace.runs / first.run_id / "record.json").stat().st_mtime_ns == written
+    assert f"{first.run_id}: finished before, skipped" in caplog.text
+    assert len(find_runs(workplace.runs)[0]) == 4
+
+
+def test_rerun_repeats_a_finished_cell(workplace):
+    assert main(["quant=rtn", *workplace.cell]) == 0
+    (first,), _ = find_runs(workplace.runs)
+    path = workplace.runs / first.run_id / "record.json"
+    written = path.stat().st_mtime_ns
+    assert main(["quant=rtn", *workplace.cell, "rerun=true"]) == 0
+    assert path.stat().st_mtime_ns > written
+
+
+def test_running_again_with_and_without_the_cache_gives_equal_results(workplace):
+    assert main([*SWEEP, *workplace.cell]) == 0
+    first = everything(workplace.runs)
+    shutil.rmtree(workplace.runs)
+    assert main([*SWEEP, *workplace.cell]) == 0
+    from_cache = everything(workplace.runs)
+    assert all(d.record.stages["evaluate"].cached for d in from_cache.values())
+    assert_equal_results(first, from_cache)
+    shutil.rmtree(workplace.runs)
+    shutil.rmtree(workplace.root / "cache")
+    assert main([*SWEEP, *workplace.cell]) == 0
+    assert_equal_results(first, everything(workplace.runs))
+
+
+def test_a_damaged_cache_changes_no_number(workplace):
+    assert main(["quant=awq", *workplace.cell]) == 0
+    first = everything(workplace.runs)
+    for path in (workplace.root / "cache" / "stages").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
+    for path in (workplace.root / "cache" / "stages").rglob("nll.npy"):
+        path.write_bytes(path.read_bytes()[:100])
+    shutil.rmtree(workplace.runs)
+    assert main(["quant=awq", *workplace.cell]) == 0
+    assert_equal_results(first, everything(workplace.runs))
+
+
+def test_a_failing_cell_is_a_failed_record_and_the_sweep_goes_on(workplace, capsys):
+    arguments = ["-m", "quant=awq,rtn", "calibration.n_samples=100000,4", *workplace.cell]
+    arguments.remove("calibration.n_samples=4")
+    assert main(arguments) == 1
+    records, _ = find_runs(workplace.runs)
+    assert sorted(r.status for r in records) == ["failed", "finished", "finished"]
+    (failed,) = [r for r in records if r.status == "failed"]
+    assert "100000" in failed.error and "\n" not in failed.error
+    out = capsys.readouterr().out
+    assert "failed cell" in out and failed.run_id in out
+
+
+def test_a_failed_cell_is_tried_again(workplace):
+    path = workplace.root / "later.txt"
+    arguments = ["quant=awq", *workplace.cell, f"calibration.domain={path}"]
+    assert main(arguments) == 2
+    assert [r.status for r in find_runs(workplace.runs)[0]] == ["failed"]
+    shutil.copy(workplace.root / "calibration.txt", path)
+    assert main(arguments) == 0
+    assert [r.status for r in find_runs(workplace.runs)[0]] == ["finished"]
+
+
+def test_a_single_cell_that_cannot_run_is_one_sentence_and_exit_code_2(workplace, capsys):
+    arguments = ["quant=awq", *workplace.cell, "calibration.n_samples=100000"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("faqbench: The calibration part of") and "100000" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["quant=fqa"], "Did you mean 'faq'?"),
+        (["bits=9"], "bits=9 is not allowed"),
+        (["seeed=1"], "Did you mean 'seed'?"),
+        (["-m", "quant=rtn,fqa"], "Did you mean 'faq'?"),
+        (["model.source=path", "model.path=/no/such/folder"], "/no/such/folder is not a model"),
+        (["group_size=48", "model=tiny-llama"], "16, 32, 64, or -1"),
+        (["paths.runs=calibration.txt", "model=tiny-llama"], "is a file, not a folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_without_a_traceback_and_exit_code_2(
+    workplace, arguments, expected
+):
+    rest = [] if arguments == ["quant=fqa"] else ["tracking=none", "evaluation=none"]
+    done = workplace.faqbench(*arguments, *rest, timeout=120)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr + done.stdout
+    assert expected in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_hub_model_without_a_hub_stops_with_one_sentence(workplace):
+    done = workplace.faqbench("model=qwen3-8b", "quant=faq", "bits=3", "tracking=none")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert "Qwen/Qwen3-8B" in last and "Hugging Face hub" in last and "model.source=path" in last
+
+
+def test_a_report_is_rebuilt_from_the_runs_alone(workplace, capsys):
+    assert main([*SWEEP, *workplace.cell]) == 0
+    shutil.rmtree(workplace.root / "cache")
+    (workplace.root / "calibration.txt").unlink()
+    assert main(["report", "name=again"]) == 0
+    page = workplace.reports / "again" / "index.html"
+    assert "over 4 runs" in capsys.readouterr().out
+    assert "FAQ" in page.read_text() and "RTN" in page.read_text()
+
+
+def test_ls_and_show_know_the_run(workplace, capsys):
+    assert main(["quant=rtn", *workplace.cell]) == 0
+    (record,), _ = find_runs(workplace.runs)
+    capsys.readouterr()
+    assert main(["ls"]) == 0 and main(["show", record.run_id]) == 0
+    out = capsys.readouterr().out
+    assert record.run_id in out and "wikitext2-64" in out and "quantize" in out
+
+
+def test_hydras_own_flags_show_the_configuration_and_run_nothing(workplace):
+    done = workplace.faqbench("--cfg", "job", *workplace.cell)
+    assert done.returncode == 0
+    assert "bits: 3" in done.stdout
+    assert not workplace.runs.exists()
+
+
+def test_a_sweep_that_is_killed_is_taken_up_where_it_was(workplace):
+    killed = workplace.start(*SWEEP, *workplace.cell)
+    while not find_runs(workplace.runs)[0] and killed.poll() is None:
+        time.sleep(0.02)
+    killed.kill()
+    killed.communicate(timeout=30)
+    before = [r.run_id for r in find_runs(workplace.runs)[0]]
+    assert before
+    done = workplace.faqbench(*SWEEP, *workplace.cell)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("finished before, skipped") == len(before)
+    assert [r.status for r in find_runs(workplace.runs)[0]] == ["finished"] * 4

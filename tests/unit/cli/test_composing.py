@@ -1,0 +1,140 @@
+"""Command lines: what they compose to, and the sentence for each that cannot be composed."""
+
+import pytest
+
+from faqbench.cli import cells
+from faqbench.cli.composing import compose_cells, only_shows, parse_flags, to_experiment
+from faqbench.config import UserError, run_id
+
+
+def request(*arguments):
+    return compose_cells(parse_flags(arguments))
+
+
+def mistake(*arguments):
+    with pytest.raises(UserError) as caught:
+        request(*arguments)
+    return str(caught.value)
+
+
+def test_no_argument_is_the_embedded_default():
+    (experiment,) = request().experiments
+    found = (experiment.model.name, experiment.quant.name, experiment.bits)
+    assert found == ("smollm2-135m", "awq", 3)
+
+
+def test_knobs_reach_the_groups_that_use_them():
+    (e,) = request("bits=4", "group_size=32", "seed=7", "window=1", "gamma=0.5").experiments
+    assert (e.quant.bits, e.quant.group_size, e.calibration.seed) == (4, 32, 7)
+    assert (e.quant.preview.window, e.quant.preview.gamma) == (1, 0.5)
+
+
+def test_the_group_size_defaults_to_the_models():
+    (experiment,) = request("model=qwen3-8b").experiments
+    assert experiment.quant.group_size == 128
+
+
+def test_a_misspelt_choice_gets_all_choices_and_the_nearest():
+    text = mistake("quant=fqa")
+    assert text.startswith("quant=fqa is not known; allowed: awq, ")
+    assert text.endswith("Did you mean 'faq'?")
+    assert "_stages" not in text
+
+
+def test_a_value_that_is_not_allowed_names_its_bounds():
+    assert mistake("bits=9") == "bits=9 is not allowed: it should be less than or equal to 8."
+
+
+@pytest.mark.parametrize(
+    ("argument", "offered"),
+    [
+        ("seeed=1", "seed"),
+        ("quantt=faq", "quant"),
+        ("quant.preview.widow=3", "window"),
+        ("calibration.n_sample=3", "n_samples"),
+        ("+bit=3", "bits"),
+    ],
+)
+def test_an_unknown_key_gets_the_nearest_spelling(argument, offered):
+    key = argument.lstrip("+").partition("=")[0]
+    text = mistake(argument)
+    assert f"Unknown key {key}" in text and f"Did you mean '{offered}'?" in text
+
+
+@pytest.mark.parametrize(
+    "argument", ["quant=awq,faq", "bits", "repot", "~bits", "model=null", "bits=[", "=3", "quant="]
+)
+def test_what_hydra_cannot_read_is_one_line(argument):
+    text = mistake(argument)
+    assert text and "\n" not in text
+
+
+def test_all_mistakes_of_a_sweep_are_listed_together_each_once():
+    text = mistake("-m", "model=tiny-llama", "quant=awq,faq", "bits=9,3,10")
+    assert text.count("bits=9 is not allowed") == text.count("bits=10 is not allowed") == 1
+
+
+def test_a_mistake_in_the_last_cell_is_found():
+    assert "seed=-1" in mistake("-m", "model=tiny-llama", "seed=0,1,-1")
+
+
+def test_a_sweep_is_the_product_of_its_lists_in_their_order():
+    found = request("-m", "model=tiny-llama", "quant=rtn,faq", "bits=3,4")
+    assert found.is_sweep
+    cells_of = [(e.quant.name, e.bits) for e in found.experiments]
+    assert cells_of == [("rtn", 3), ("rtn", 4), ("faq", 3), ("faq", 4)]
+
+
+def test_quickstart_is_a_sweep_of_four_cells_at_three_bits():
+    found = request("experiment=quickstart")
+    assert found.is_sweep
+    assert [e.quant.name for e in found.experiments] == ["fp", "rtn", "awq", "faq"]
+    assert {e.bits for e in found.experiments} == {3}
+
+
+def test_a_named_study_takes_overrides_like_any_other_sweep():
+    found = request("experiment=quickstart", "model=tiny-llama", "quant=rtn,faq", "bits=4")
+    cells_of = [(e.model.name, e.quant.name, e.bits) for e in found.experiments]
+    assert cells_of == [("tiny-llama", "rtn", 4), ("tiny-llama", "faq", 4)]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-m", "quant=fp,rtn,faq", "bits=3,4", "seed=range(0,2)"],
+        ["experiment=quickstart"],
+        ["experiment=quickstart", "quant=faq"],
+        ["-m", "quant=choice(rtn,awq)", "gamma=0.5,0.9"],
+        ["quant=rtn"],
+    ],
+)
+def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, monkeypatch, tmp_path):
+    arguments = [*arguments, "model=tiny-llama", f"paths.runs={tmp_path}"]
+    ran = []
+
+    def note(config):
+        ran.append(run_id(to_experiment(config)))
+        return 0.0
+
+    monkeypatch.setattr(cells, "run_cell", note)
+    checked = [run_id(e) for e in request(*arguments).experiments]
+    cells._hand_to_hydra(arguments)
+    assert ran == checked
+
+
+def test_a_folder_of_ones_own_adds_choices(tmp_path):
+    (tmp_path / "quant").mkdir()
+    (tmp_path / "quant" / "mine.yaml").write_text(
+        "defaults: [awq, _self_]\nname: mine\nclip: none\n"
+    )
+    (experiment,) = request("--config-dir", str(tmp_path), "quant=mine").experiments
+    assert (experiment.quant.name, experiment.quant.clip) == ("mine", "none")
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job", "--info", "--hydra-help"])
+def test_flags_that_only_show_something_run_nothing(flag):
+    assert only_shows(parse_flags([flag]))
+
+
+def test_plain_overrides_run():
+    assert not only_shows(parse_flags(["quant=faq"]))

@@ -1,0 +1,140 @@
+"""The verbs of the command line, in this process, on folders of toy records."""
+
+import pytest
+
+from faqbench.cli import VERBS, main
+from faqbench.records import (
+    SCHEMA_VERSION,
+    Gate,
+    Metric,
+    RunData,
+    RunRecord,
+    StageTiming,
+    write_run,
+)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    import pandas as pd
+
+    for name, value in (("toy-fp-0123456789", 20.0), ("toy-rtn-w3-0123456789", 25.5)):
+        metric = Metric(
+            task="wikitext2-64", name="perplexity", value=value, stderr=0.5, n=63,
+            unit="perplexity", higher_is_better=False,
+        )  # fmt: skip
+        record = RunRecord(
+            schema_version=SCHEMA_VERSION,
+            run_id=name,
+            status="finished",
+            error=None,
+            config={},
+            environment={},
+            fingerprints={},
+            stages={"load": StageTiming(seconds=1.5, cached=True)},
+            metrics=(metric,),
+            bits_per_weight=None,
+            checkpoint_bytes=None,
+            peak_memory_bytes=1,
+            gates=(Gate(name="finite", passed=False, detail="not finite: x"),),
+            warnings=("mind the gap",),
+            started="2025-01-01T00:00:00+00:00",
+        )
+        empty = pd.DataFrame()
+        write_run(
+            tmp_path / "runs", RunData(record=record, items=empty, tokens={}, layers=empty), ""
+        )
+    return tmp_path / "runs"
+
+
+def test_help_lists_every_verb_with_its_first_line(capsys):
+    assert main(["help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for verb in VERBS:
+        line = next(text for text in lines if f"faqbench {verb} " in text)
+        assert len(line.split(verb, 1)[1].strip()) > 10
+
+
+def test_the_version_is_the_packages(capsys):
+    from faqbench import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"faqbench {__version__}\n"
+
+
+def test_ls_lists_runs_with_their_first_result(runs, capsys):
+    assert main(["ls", f"runs={runs}"]) == 0
+    text = capsys.readouterr().out
+    assert "toy-fp-0123456789" in text and "25.5" in text
+
+
+def test_ls_says_which_records_are_damaged(runs, capsys):
+    (runs / "toy-fp-0123456789" / "record.json").write_text("{")
+    assert main(["ls", f"runs={runs}"]) == 0
+    assert "toy-fp-0123456789: record.json cannot be read" in capsys.readouterr().err
+
+
+def test_ls_of_nothing_says_how_to_make_some(tmp_path, capsys):
+    assert main(["ls", f"runs={tmp_path}"]) == 0
+    assert "experiment=quickstart" in capsys.readouterr().out
+
+
+def test_show_prints_metrics_stages_gates_and_warnings(runs, capsys):
+    assert main(["show", "toy-rtn", f"runs={runs}"]) == 0
+    text = capsys.readouterr().out
+    for expected in ("toy-rtn-w3-0123456789: finished", "25.5", "load", "NO", "mind the gap"):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["show"], "show needs the name of a run"),
+        (["show", "toy"], "2 runs begin with 'toy'"),
+        (["show", "toy-fq-0123456789"], "Did you mean 'toy-fp-0123456789'?"),
+        (["show", "a", "b"], "'b' is not a key=value argument"),
+        (["ls", "run=x"], "Did you mean 'runs'?"),
+        (["report", "nmae=x"], "Did you mean 'name'?"),
+        (["sync", "mode=of"], "mode=of is not allowed; it is one of auto, online, offline"),
+        (["fetch", "all"], "'all' is not a key=value argument"),
+        (["quant=fqa"], "Did you mean 'faq'?"),
+        (["bits=9"], "less than or equal to 8"),
+        (["model=null"], "Config group override must be a string"),
+    ],
+)
+def test_a_mistake_is_one_sentence_on_standard_error_and_exit_code_2(
+    runs, capsys, arguments, expected
+):
+    words = [*arguments, f"runs={runs}"] if arguments[0] == "show" else arguments
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("faqbench: ") and expected in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_sync_of_nothing_says_so(tmp_path, capsys):
+    assert main(["sync", f"runs={tmp_path}"]) == 2
+    assert f"There are no runs in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", list(VERBS))
+def test_a_verb_asked_for_help_explains_itself_and_does_nothing(
+    verb, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    main([verb, "--help"])
+    captured = capsys.readouterr()
+    assert verb in captured.out + captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_exit_code_130_and_one_line(monkeypatch, capsys):
+    from faqbench.cli import listing
+
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listing, "run", interrupt)
+    assert main(["ls"]) == 130
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,175 @@
+"""One sentence per mistake: the key, the value, what is allowed, the nearest spelling."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from faqbench.config import UserError, validate
+
+
+@pytest.fixture(scope="module")
+def plain(compose):
+    """A composed configuration as Hydra hands it over: dicts, lists and texts only."""
+    return compose("model=tiny-llama", "quant=faq").model_dump(mode="json")
+
+
+@pytest.fixture
+def change(plain):
+    """Return a copy with one dotted key set."""
+
+    def make(key, value):
+        raw = copy.deepcopy(plain)
+        *path, last = key.split(".")
+        section = raw
+        for part in path:
+            section = section[part]
+        section[last] = value
+        return raw
+
+    return make
+
+
+def mistake(raw):
+    with pytest.raises(UserError) as caught:
+        validate(raw)
+    return str(caught.value)
+
+
+def test_a_composed_configuration_is_valid_and_survives_json(plain):
+    assert validate(plain).model_dump(mode="json") == plain
+
+
+def test_an_experiment_cannot_be_changed(plain):
+    with pytest.raises(ValueError, match="frozen"):
+        validate(plain).bits = 4
+
+
+@pytest.mark.parametrize(
+    ("key", "offered"),
+    [
+        ("seeed", "seed"),
+        ("quant.scal", "scale"),
+        ("quant.preview.gama", "gamma"),
+        ("calibration.n_sample", "n_samples"),
+        ("evaluation.task", "tasks"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_nearest_spelling(change, key, offered):
+    text = mistake(change(key, 1))
+    assert f"Unknown key {key}." in text
+    assert f"Did you mean '{offered}'?" in text and f"{offered}" in text.split("Keys there:")[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("quant.bits", 9, "bits=9 is not allowed: it should be less than or equal to 8."),
+        ("quant.bits", 1, "bits=1 is not allowed: it should be greater than or equal to 2."),
+        ("quant.bits", 3.5, "bits=3.5 is not allowed: it should be a valid integer."),
+        ("quant.preview.gamma", -0.1, "gamma=-0.1 is not allowed: it should be greater than"),
+        ("quant.preview.gamma", 1.5, "gamma=1.5 is not allowed: it should be less than"),
+        ("quant.preview.window", -1, "window=-1 is not allowed"),
+        ("calibration.seed", -1, "seed=-1 is not allowed"),
+        ("calibration.seq_len", 4, "calibration.seq_len=4 is not allowed"),
+        ("quant.symmetric", "yes", "symmetric=yes is not allowed"),
+        ("limit", 0, "limit=0 is not allowed"),
+        ("quant.gptq.damping", 0, "quant.gptq.damping=0.0 is not allowed"),
+        ("quant.search.clip_max_shrink", 1, "quant.search.clip_max_shrink=1.0 is not allowed"),
+    ],
+)
+def test_a_value_out_of_range_names_the_knob_and_the_bound(change, key, value, expected):
+    assert expected in mistake(change(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "offered"),
+    [
+        ("quant.scale", "awk", "awq"),
+        ("quant.round", "nearst", "nearest"),
+        ("quant.correct", "qpe", "qep"),
+        ("quant.preview.weights", "unifrom", "uniform"),
+        ("dtype", "bfloat", "bfloat16"),
+        ("calibration.tokens", "dropfirst", "drop_first"),
+        ("tracking.name", "wand", "wandb"),
+    ],
+)
+def test_a_word_that_is_not_one_of_a_few_gets_all_of_them_and_the_nearest(
+    change, key, value, offered
+):
+    text = mistake(change(key, value))
+    assert text.startswith(f"{key}={value} is not allowed: it is ")
+    assert f"'{offered}'" in text.split("Did you mean")[0]
+    assert text.endswith(f"Did you mean '{offered}'?")
+
+
+def test_a_correction_of_a_role_that_does_not_exist_is_refused(change):
+    text = mistake(change("quant.correction.roles", ["qkv", "mlp"]))
+    assert "quant.correction.roles.1=mlp is not allowed" in text and "'gate_up'" in text
+
+
+def test_a_key_that_is_missing_is_named(plain):
+    raw = {**plain, "quant": {k: v for k, v in plain["quant"].items() if k != "scale"}}
+    assert mistake(raw) == "quant.scale is missing."
+
+
+def test_several_mistakes_are_all_said(change):
+    raw = change("quant.bits", 9)
+    raw["seeed"] = 1
+    text = mistake(raw)
+    assert "bits=9" in text and "seeed" in text
+
+
+def test_a_mistake_inside_a_list_is_found_and_spelled(change):
+    override = {"patern": "*", "bits": 4, "group_size": None}
+    text = mistake(change("quant.overrides", [override]))
+    assert "quant.overrides.0.pattern is missing" in text
+    assert "Unknown key quant.overrides.0.patern. Did you mean 'pattern'?" in text
+
+
+@pytest.mark.parametrize("group_size", [0, -2])
+def test_a_group_size_is_positive_or_one_per_row(change, group_size):
+    text = mistake(change("quant.group_size", group_size))
+    assert f"group_size={group_size} is not allowed" in text and "-1" in text
+
+
+@pytest.mark.parametrize("group_size", [0, -2])
+def test_a_group_size_of_an_override_is_positive_or_one_per_row_too(change, group_size):
+    override = {"pattern": "*", "bits": None, "group_size": group_size}
+    assert "group_size" in mistake(change("quant.overrides", [override]))
+
+
+def test_stages_without_rounding_are_refused(change):
+    assert "quant.round=none" in mistake(change("quant.round", "none"))
+
+
+@pytest.mark.parametrize(
+    ("source", "needed"), [("packaged", "asset"), ("hub", "hub_id"), ("path", "path")]
+)
+def test_a_source_names_what_it_needs(change, source, needed):
+    text = mistake(change("model.source", source))
+    assert text == f"model.source={source} needs model.{needed}, which is not set."
+
+
+def test_a_random_model_needs_its_settings(change):
+    assert "needs model.random" in mistake(change("model.random", None))
+
+
+def test_settings_of_a_random_model_may_be_lists(change):
+    found = validate(change("model.random.layer_types", ["full_attention"] * 4))
+    assert list(found.model.random["layer_types"]) == ["full_attention"] * 4
+
+
+@pytest.mark.parametrize("name", ["", "-x", "a b", "../x", "a/b", "x" * 100])
+def test_names_are_safe_as_folders(change, name):
+    assert "report.name" in mistake(change("report.name", name))
+
+
+def test_whole_numbers_are_taken_where_fractions_are_meant(change):
+    assert validate(change("quant.preview.gamma", 1)).quant.preview.gamma == 1.0
+    assert validate(change("quant.preview.alpha", 0)).quant.preview.alpha == 0.0
+
+
+def test_paths_become_paths(change):
+    found = validate(change("data.wikitext2_path", "some/file.txt"))
+    assert found.data.wikitext2_path == Path("some/file.txt")

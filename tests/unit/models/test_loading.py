@@ -1,0 +1,120 @@
+"""Models from random weights, from folders and from nowhere; devices; fingerprints."""
+
+import pytest
+import torch
+
+from faqbench.cli.composing import conf_dir
+from faqbench.config import UserError
+from faqbench.models import load_model, load_tokenizer, resolve_device
+from faqbench.models.loading import fingerprint_weights
+from faqbench.models.random_model import random_model
+from faqbench.stages import PlainProgress
+
+CPU = torch.device("cpu")
+TINY = sorted(path.stem for path in conf_dir().glob("model/tiny-*.yaml"))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_tiny_model_loads_ready_to_run(load, name):
+    loaded = load(name)
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.tokenizer("abc", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_same_yaml_gives_the_same_weights(load, name):
+    assert load(name).fingerprint == load(name).fingerprint
+
+
+def test_another_seed_gives_other_weights(section):
+    settings = section("tiny-llama").random
+    first, second = random_model(settings), random_model({**settings, "seed": 1})
+    assert fingerprint_weights(first) != fingerprint_weights(second)
+
+
+def test_drawing_a_model_leaves_torchs_random_state_alone(section):
+    state = torch.get_rng_state()
+    random_model(section("tiny-llama").random)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_fingerprint_changes_with_a_single_weight_and_with_the_dtype(load):
+    loaded = load()
+    before = fingerprint_weights(loaded.model)
+    loaded.model.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
+    assert fingerprint_weights(loaded.model) != before == loaded.fingerprint
+    assert load(dtype=torch.bfloat16).fingerprint != before
+
+
+def test_half_precision_is_the_dtype_of_every_weight(load):
+    assert {p.dtype for p in load(dtype=torch.bfloat16).model.parameters()} == {torch.bfloat16}
+
+
+def test_the_tokenizer_of_bytes_gives_one_token_per_byte_and_takes_them_back(section):
+    tokenizer = load_tokenizer(section("tiny-llama"), PlainProgress())
+    text = "Bytes: é 漢 \n\t ok"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text.encode())
+    assert tokenizer.decode(ids) == text
+
+
+def from_folder(section, folder):
+    changes = {"source": "path", "path": str(folder), "random": None}
+    return load_model(section("tiny-llama", **changes), torch.float32, CPU, PlainProgress())
+
+
+def test_a_saved_folder_loads_as_the_same_model(section, load, tmp_path):
+    load().model.save_pretrained(tmp_path)
+    assert from_folder(section, tmp_path).fingerprint == load().fingerprint
+
+
+def test_a_folder_without_a_config_is_refused(section, tmp_path):
+    with pytest.raises(UserError, match=r"model\.path=.* is not a model folder: .*config\.json"):
+        from_folder(section, tmp_path)
+
+
+def test_a_folder_without_weights_is_refused_in_one_sentence(section, load, tmp_path):
+    load().model.config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"^model=tiny-llama could not be loaded: [^\n]*$"):
+        from_folder(section, tmp_path)
+
+
+def test_a_folder_with_an_unreadable_config_is_refused_in_one_sentence(section, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"^model=tiny-llama could not be loaded: [^\n]*$"):
+        from_folder(section, tmp_path)
+
+
+def test_damaged_weights_are_refused_in_one_sentence(section, load, tmp_path):
+    load().model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(UserError, match=r"^model=tiny-llama could not be loaded: [^\n]*$"):
+        from_folder(section, tmp_path)
+
+
+def test_an_unknown_random_model_type_is_refused(section):
+    with pytest.raises(UserError, match=r"model\.random\.model_type=lama is not known"):
+        random_model({**section("tiny-llama").random, "model_type": "lama"})
+
+
+def test_lists_in_the_settings_reach_the_model(compose):
+    kinds = "sliding_attention,full_attention,sliding_attention,full_attention"
+    section = compose("model=tiny-gemma3", f"++model.random.layer_types=[{kinds}]").model
+    assert random_model(section.random).config.layer_types == kinds.split(",")
+
+
+def test_auto_is_a_device_that_this_machine_has():
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("device", ["cpuu", "cuda:99", "xpu", "meta:x"])
+def test_a_device_that_is_not_there_is_refused_in_one_sentence(device):
+    with pytest.raises(UserError, match=rf"^device={device} cannot be used here: [^\n]*\.$"):
+        resolve_device(device)
+
+
+def test_a_hub_model_without_a_hub_is_refused_with_what_to_do(section):
+    with pytest.raises(UserError, match=r"Qwen/Qwen3-8B.*model\.source=path model\.path=FOLDER"):
+        load_model(section("qwen3-8b"), torch.float32, CPU, PlainProgress())

@@ -1,0 +1,115 @@
+"""From an experiment to its folder, and what is found there afterwards."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from faqbench import pipeline
+from faqbench.config import UserError, run_id, validate
+from faqbench.records import find_runs, read_record, read_run, write_run
+
+SCORED = "evaluation.protocols=[wikitext2-64]"
+
+
+def test_a_run_returns_what_it_wrote(cell, run):
+    data = run("quant=faq", SCORED)
+    experiment = cell("quant=faq", SCORED)
+    assert read_record(experiment.paths.runs / run_id(experiment)) == data.record
+    assert data.record.metric("wikitext2-64", "perplexity").value > 1
+
+
+def test_the_folders_config_is_the_experiment(cell, run):
+    run("quant=faq", "bits=4")
+    experiment = cell("quant=faq", "bits=4")
+    text = (experiment.paths.runs / run_id(experiment) / "config.yaml").read_text()
+    assert validate(yaml.safe_load(text)) == experiment
+
+
+def test_every_linear_has_a_row_of_layers(run):
+    layers = run("quant=awq").layers
+    assert len(layers) == 4 * 7
+    assert layers["relative_error"].between(0, 1).all()
+
+
+def test_the_baseline_quantizes_nothing_and_reads_no_calibration(run):
+    record = run("quant=fp", "calibration.domain=/no/such/file.txt").record
+    assert record.bits_per_weight is None and record.checkpoint_bytes is None
+    assert set(record.stages) == {"load", "evaluate"}
+
+
+def test_rtn_reads_no_calibration(run):
+    record = run("quant=rtn", "calibration.domain=/no/such/file.txt").record
+    assert "calibration" not in record.fingerprints and record.bits_per_weight > 3
+
+
+def test_statistics_are_taken_once_for_all_cells_that_share_them(run):
+    first, second = run("quant=awq"), run("quant=faq", "bits=4", "gamma=0.5")
+    assert not first.record.stages["statistics"].cached
+    assert second.record.stages["statistics"].cached
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=1", "calibration.seq_len=16", "calibration.tokens=drop_first"]
+)
+def test_other_tokens_need_other_statistics(run, override):
+    run("quant=awq")
+    assert not run("quant=awq", override).record.stages["statistics"].cached
+
+
+def test_scores_are_taken_once_for_equal_weights(run):
+    assert not run("quant=rtn", SCORED).record.stages["evaluate"].cached
+    assert run("quant=rtn", SCORED, "rerun=true").record.stages["evaluate"].cached
+    assert not run("quant=rtn", "bits=4", SCORED).record.stages["evaluate"].cached
+
+
+def test_no_two_methods_share_their_scores(run):
+    values = {
+        quant: run(f"quant={quant}", SCORED).record.metric("wikitext2-64", "perplexity").value
+        for quant in ("fp", "rtn", "awq", "faq", "gptq")
+    }
+    assert len(set(values.values())) == len(values)
+
+
+def test_a_run_without_kept_items_has_metrics_and_no_tables(cell, run):
+    data = run("quant=rtn", SCORED, "evaluation.keep_items=false")
+    assert data.record.metrics and not data.tokens and data.items.empty
+
+
+def test_a_mistake_is_found_before_the_long_stages(run, tmp_path):
+    with pytest.raises(UserError, match="matches no linear"):
+        run("quant=awq", "quant.skip=[lm_head]")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_only_a_finished_record_counts_as_done(cell, run):
+    experiment = cell("quant=rtn")
+    assert pipeline.finished_record(experiment) is None
+    pipeline.write_failure(experiment, "it broke")
+    assert pipeline.finished_record(experiment) is None
+    run("quant=rtn")
+    assert pipeline.finished_record(experiment).status == "finished"
+    assert pipeline.finished_record(cell("quant=rtn", "rerun=true")) is None
+
+
+def test_a_damaged_record_is_not_done(cell, run):
+    run("quant=rtn")
+    experiment = cell("quant=rtn")
+    (experiment.paths.runs / run_id(experiment) / "record.json").write_text("{")
+    assert pipeline.finished_record(experiment) is None
+
+
+def test_a_failure_is_a_record_with_its_error(cell):
+    experiment = cell("quant=rtn")
+    pipeline.write_failure(experiment, "it broke")
+    (record,), damaged = find_runs(experiment.paths.runs)
+    assert (record.status, record.error, damaged) == ("failed", "it broke", [])
+    assert record.run_id == run_id(experiment) and record.metrics == ()
+
+
+def test_a_run_reads_back_with_its_tables(cell, run, tmp_path):
+    data = run("quant=awq", SCORED)
+    again = write_run(
+        tmp_path / "copy", dataclasses.replace(data, record=data.record), "config: {}\n"
+    )
+    assert read_run(again).tokens["wikitext2-64"].shape[1] == 63

@@ -1,0 +1,117 @@
+"""FAQ's preview through the next linears, against the formula of preview.py written out."""
+
+import pytest
+import torch
+
+from faqbench.quantization.lookahead import later_statistics, n_window_cuts
+from faqbench.quantization.preview import pull_back
+
+NEXT = "quant.preview.source=next_linear"
+ROLES = ["qkv", "o", "gate_up", "down"]
+
+
+@pytest.fixture
+def look(load, observed, compose):
+    """Return the vectors that one role of one block looks ahead to, and what they are made of."""
+    loaded = load()
+    store = observed(loaded)
+    blocks = list(loaded.architecture.block_modules(loaded.model))
+
+    def make(role, block, window, source="next_linear"):
+        preview = compose("model=tiny-llama", "quant=faq", f"window={window}").quant.preview
+        preview = preview.model_copy(update={"source": source})
+        chosen = loaded.architecture.role(role)
+        return later_statistics(chosen, block, store, loaded.architecture, blocks, preview)
+
+    make.store, make.blocks, make.architecture = store, blocks, loaded.architecture
+    return make
+
+
+def mean_over_outputs(statistic, weight):
+    """The formula, one input channel at a time."""
+    return torch.stack([(statistic * weight[:, c].abs()).mean() for c in range(weight.shape[1])])
+
+
+def per_value_head(statistic):
+    """o reads 4 query heads of width 16; heads 0 and 1 share the first of the 2 value heads."""
+    first, second, third, fourth = statistic.split(16)
+    return torch.cat([(first + second) / 2, (third + fourth) / 2])
+
+
+def test_each_role_looks_at_the_linear_that_reads_its_output(look):
+    a, layer = look.store.mean_abs, look.blocks[1]
+    expected = {
+        "qkv": mean_over_outputs(per_value_head(a(1, "o")), layer.self_attn.v_proj.weight),
+        "o": mean_over_outputs(a(1, "gate_up"), layer.self_attn.o_proj.weight),
+        "gate_up": mean_over_outputs(a(1, "down"), layer.mlp.up_proj.weight),
+        "down": mean_over_outputs(a(2, "qkv"), layer.mlp.down_proj.weight),
+    }
+    for role, vector in expected.items():
+        (found,) = look(role, 1, 1)
+        torch.testing.assert_close(found, vector)
+
+
+def test_later_vectors_are_brought_back_through_every_linear_between(look):
+    a, layer = look.store.mean_abs, look.blocks[0]
+    through_up = mean_over_outputs(a(0, "down"), layer.mlp.up_proj.weight)
+    through_down = mean_over_outputs(a(1, "qkv"), layer.mlp.down_proj.weight)
+    expected = [
+        mean_over_outputs(a(0, "gate_up"), layer.self_attn.o_proj.weight),
+        mean_over_outputs(through_up, layer.self_attn.o_proj.weight),
+        mean_over_outputs(
+            mean_over_outputs(through_down, layer.mlp.up_proj.weight), layer.self_attn.o_proj.weight
+        ),
+    ]
+    for found, vector in zip(look("o", 0, 3), expected, strict=True):
+        torch.testing.assert_close(found, vector)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_vector_has_the_width_of_the_roles_own_input_and_is_positive(look, role):
+    for block in range(4):
+        vectors = look(role, block, 9)
+        assert len(vectors) == min(9, 4 * (3 - block) + 3 - ROLES.index(role))
+        for vector in vectors:
+            assert vector.shape == look.store.mean_abs(block, role).shape
+            assert vector.isfinite().all() and (vector > 0).all()
+
+
+def test_the_same_role_looks_at_itself_in_later_blocks(look):
+    vectors = look("down", 1, 5, source="same_role")
+    assert [v.tolist() for v in vectors] == [
+        look.store.mean_abs(block, "down").tolist() for block in (2, 3)
+    ]
+
+
+def test_pulling_back_is_linear_in_the_statistic_and_blind_to_signs(look):
+    weight = look.blocks[0].mlp.up_proj.weight
+    a, b = look.store.mean_abs(0, "down"), look.store.mean_abs(1, "down")
+    torch.testing.assert_close(
+        pull_back(a + 2 * b, -weight), pull_back(a, weight) + 2 * pull_back(b, weight)
+    )
+
+
+@pytest.mark.parametrize(("window", "cuts"), [(0, 0), (1, 1), (4, 1), (5, 2), (99, 4)])
+def test_blocks_whose_window_is_cut_are_counted(look, compose, window, cuts):
+    preview = compose("model=tiny-llama", "quant=faq", NEXT, f"window={window}").quant.preview
+    assert n_window_cuts(look.architecture, preview) == cuts
+
+
+@pytest.mark.parametrize("override", ["gamma=1", "window=0"])
+def test_without_a_preview_it_is_awq_bit_for_bit(quantized, override):
+    assert quantized("faq", NEXT, override).same_as(quantized("awq"))
+
+
+def test_only_down_of_the_last_block_has_nothing_to_preview(quantized):
+    strong = ("gamma=0.0", "quant.preview.norm=mean", "quant.search.gqa_scale=repeat")
+    faq = quantized("faq", NEXT, *strong)
+    awq = quantized("awq", "quant.search.gqa_scale=repeat")
+    assert faq.same_as(awq, "layers.3.mlp.down_proj")
+    assert not faq.same_as(awq, "layers.3.self_attn.q_proj")
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3", "phi3"])
+def test_it_runs_on_every_kind_of_block(load, quantized, family):
+    outcome = quantized("faq", NEXT, "quant.preview.norm=mean", loaded=load(family))
+    assert all(w.isfinite().all() for w in outcome.after.values())
+    assert any(r.alpha for r in outcome.result.linears)

@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from faqbench.config import UserError
+from faqbench.records import (
+    Metric,
+    find_runs,
+    read_record,
+    read_run,
+    read_sweep,
+    write_run,
+    write_sweep,
+)
+
+
+def test_a_run_is_read_as_it_was_written(tmp_path, data):
+    original = data()
+    found = read_run(write_run(tmp_path, original, "bits: 3\n"))
+    assert found.record == original.record
+    pd.testing.assert_frame_equal(found.items, original.items)
+    pd.testing.assert_frame_equal(found.layers, original.layers)
+    np.testing.assert_array_equal(found.tokens["wikitext2-512"], original.tokens["wikitext2-512"])
+
+
+def test_a_run_folder_holds_the_five_files_of_the_contract(tmp_path, data):
+    folder = write_run(tmp_path, data(), "bits: 3\n")
+    names = ["config.yaml", "items.parquet", "layers.parquet", "record.json", "tokens.npz"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert (folder / "config.yaml").read_text() == "bits: 3\n"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_json_cannot_hold_are_null(tmp_path, data, value):
+    metric = Metric(
+        task="t", name="perplexity", value=value, stderr=value, n=1, unit="perplexity",
+        higher_is_better=False,
+    )  # fmt: skip
+    folder = write_run(tmp_path, data(metrics=(metric,), extra={"deep": [{"x": value}]}), "")
+    raw = json.loads((folder / "record.json").read_text())
+    assert raw["metrics"][0]["value"] is None and raw["metrics"][0]["stderr"] is None
+    assert read_record(folder).extra == {"deep": [{"x": None}]}
+
+
+def test_writing_again_replaces_the_run(tmp_path, data):
+    write_run(tmp_path, data(status="failed", error="no"), "")
+    folder = write_run(tmp_path, data(), "")
+    assert read_record(folder).status == "finished"
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_table_that_was_not_kept_reads_as_empty(tmp_path, data):
+    folder = write_run(tmp_path, data(), "")
+    for name in ("items.parquet", "layers.parquet", "tokens.npz"):
+        (folder / name).unlink()
+    found = read_run(folder)
+    assert found.items.empty and found.layers.empty and not found.tokens
+
+
+def test_runs_are_found_in_the_order_of_their_ids(tmp_path, data):
+    for run_id in ("b", "a", "c"):
+        write_run(tmp_path, data(run_id=run_id), "")
+    records, damaged = find_runs(tmp_path)
+    assert ([r.run_id for r in records], damaged) == (["a", "b", "c"], [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '"text"', '{"schema_version": 2}', '{"schema_version": 1}', "\xff"],
+)
+def test_damaged_records_are_listed_with_a_reason_and_hide_no_other(tmp_path, data, text):
+    write_run(tmp_path, data(run_id="good"), "")
+    broken = write_run(tmp_path, data(run_id="broken"), "")
+    (broken / "record.json").write_bytes(text.encode("latin-1"))
+    records, damaged = find_runs(tmp_path)
+    assert [r.run_id for r in records] == ["good"]
+    assert [name for name, _ in damaged] == ["broken"] and damaged[0][1]
+
+
+def test_a_newer_schema_is_refused_with_a_sentence(tmp_path, data):
+    folder = write_run(tmp_path, data(), "")
+    raw = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(raw | {"schema_version": 2}))
+    with pytest.raises(ValueError, match="schema_version 2 is not 1, the one that this faqbench"):
+        read_record(folder)
+
+
+def test_a_folder_without_a_record_is_not_a_run(tmp_path):
+    (tmp_path / "something").mkdir()
+    assert find_runs(tmp_path) == find_runs(tmp_path / "none") == ([], [])
+
+
+def test_what_a_killed_writer_left_behind_is_not_a_run(tmp_path, data):
+    folder = write_run(tmp_path, data(), "")
+    folder.rename(tmp_path / f".{folder.name}.x1y2z3")
+    assert find_runs(tmp_path) == ([], [])
+
+
+def test_runs_that_cannot_be_written_are_one_sentence(tmp_path, data):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=r"Could not write the record at .* set paths\.runs"):
+        write_run(tmp_path / "runs", data(), "")
+
+
+def test_a_sweep_remembers_its_runs_in_order(tmp_path):
+    write_sweep(tmp_path, "study", ["b", "a"])
+    assert read_sweep(tmp_path, "study") == ["b", "a"]
+    assert read_sweep(tmp_path, "other") is None
+    assert find_runs(tmp_path) == ([], [])

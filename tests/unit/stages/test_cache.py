@@ -1,0 +1,168 @@
+"""The stage cache: computed once, checked when read, recomputed when damaged."""
+
+import json
+import logging
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from faqbench.config import UserError
+from faqbench.stages import StageCache, cache_root, find_damage, hash_json
+
+KEY = {"version": 1, "weights": "abc"}
+
+
+class Builder:
+    """Writes one small file and counts how often it was asked to."""
+
+    def __init__(self, text="result"):
+        self.text, self.calls = text, 0
+
+    def __call__(self, folder):
+        self.calls += 1
+        (folder / "parts").mkdir()
+        (folder / "parts" / "data.txt").write_text(self.text)
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return StageCache(tmp_path / "cache")
+
+
+def content(entry):
+    return (entry.path / "parts" / "data.txt").read_text()
+
+
+def test_a_stage_is_computed_once_and_found_after_that(cache):
+    build = Builder()
+    first, second = (
+        cache.get("toy", KEY, build),
+        cache.get("toy", dict(reversed(KEY.items())), build),
+    )
+    assert (first.cached, second.cached, build.calls) == (False, True, 1)
+    assert content(second) == "result"
+
+
+def test_another_key_and_another_stage_are_other_entries(cache):
+    build = Builder()
+    cache.get("toy", KEY, build)
+    assert not cache.get("toy", {**KEY, "version": 2}, build).cached
+    assert not cache.get("other", KEY, build).cached
+
+
+def damage(how, path):
+    data, manifest = path / "parts" / "data.txt", path / "manifest.json"
+    match how:
+        case "changed":
+            data.write_text("r3sult")
+        case "truncated":
+            data.write_text("res")
+        case "missing":
+            data.unlink()
+        case "manifest truncated":
+            manifest.write_text(manifest.read_text()[:20])
+        case "manifest missing":
+            manifest.unlink()
+        case "manifest of another kind":
+            manifest.write_text(json.dumps({"key": KEY, "files": ["parts/data.txt"]}))
+        case "manifest a list":
+            manifest.write_text("[]")
+        case "manifest of another key":
+            raw = json.loads(manifest.read_text())
+            manifest.write_text(json.dumps(raw | {"key": {"foreign": True}}))
+
+
+HOW = [
+    "changed",
+    "truncated",
+    "missing",
+    "manifest truncated",
+    "manifest missing",
+    "manifest of another kind",
+    "manifest a list",
+    "manifest of another key",
+]
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_damaged_entry_is_reported_and_computed_again(cache, caplog, how, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("faqbench"), "propagate", True)
+    build = Builder()
+    damage(how, cache.get("toy", KEY, build).path)
+    again = cache.get("toy", KEY, build)
+    assert (again.cached, content(again), build.calls) == (False, "result", 2)
+    assert "toy entry" in caplog.text and "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_damage_is_said_in_words(cache, how):
+    path = cache.get("toy", KEY, Builder()).path
+    assert find_damage(path, KEY) is None
+    damage(how, path)
+    assert find_damage(path, KEY)
+
+
+def test_a_build_that_fails_leaves_no_entry_and_the_next_one_may_succeed(cache):
+    def fail(folder: Path) -> None:
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        cache.get("toy", KEY, fail)
+    assert not cache.entry_path("toy", KEY).exists()
+    assert content(cache.get("toy", KEY, Builder())) == "result"
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence_that_says_what_to_do(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cache of stage 'toy' at .* FAQBENCH_CACHE"):
+        StageCache(tmp_path / "file").get("toy", KEY, Builder())
+
+
+def test_a_key_with_nan_is_refused_rather_than_cached(cache):
+    with pytest.raises(ValueError, match="JSON"):
+        cache.get("toy", {"value": float("nan")}, Builder())
+
+
+def test_the_root_is_faqbench_cache_where_it_is_set(monkeypatch, tmp_path):
+    monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path))
+    assert cache_root() == tmp_path == StageCache().root
+    monkeypatch.delenv("FAQBENCH_CACHE")
+    assert cache_root().name == "faqbench"
+
+
+def _ask(root, log, barrier):
+    def build(folder: Path) -> None:
+        with Path(log).open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.3)
+        (folder / "data.txt").write_text("result")
+
+    barrier.wait()
+    entry = StageCache(Path(root)).get("toy", KEY, build)
+    assert (entry.path / "data.txt").read_text() == "result"
+
+
+def test_two_processes_that_ask_at_once_compute_once(tmp_path):
+    # fork: the children need nothing but this function, and start at once.
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(2)
+    log = tmp_path / "builds"
+    processes = [
+        context.Process(target=_ask, args=(tmp_path / "cache", log, barrier)) for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=30)
+    assert [p.exitcode for p in processes] == [0, 0]
+    assert len(log.read_text().splitlines()) == 1
+
+
+def test_the_entrys_place_depends_on_the_key_alone(cache):
+    path = cache.entry_path("toy", KEY)
+    assert path.name == hash_json(KEY)[:32]
+    assert path.parent == cache.root / "stages" / "toy"
