@@ -6,6 +6,8 @@ of the four. Where each lives:
     grid.py         codes, scales and zero points: what a quantized weight is
     preview.py      FAQ's statistic, a blend of this block's activations with later ones
     scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
+    lookahead.py    where FAQ's preview takes its vectors from: later blocks, or the next linears
+    module_loss.py  the reference's objective for the same search, run on every token
     clip.py         AWQ's search for shrunken ranges
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role
     correct.py      QEP and LoaQ: weights moved to make up for the error made upstream
