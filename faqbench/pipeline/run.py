@@ -17,7 +17,13 @@ from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
 from faqbench.pipeline.statistics import activation_store
 from faqbench.pipeline.timing import Timings
-from faqbench.quantization import Calibration, QuantizedModel, assign_grids, quantize_model
+from faqbench.quantization import (
+    Calibration,
+    QuantizedModel,
+    assign_grids,
+    quantize_model,
+    reads_store,
+)
 from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, read_record, write_run
 from faqbench.stages import Progress, StageCache
 
@@ -55,8 +61,9 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
             batch_size=experiment.calibration.batch_size,
             select=experiment.calibration.tokens,
         )
-        with timings.stage("statistics") as stage:
-            store, stage.cached = activation_store(experiment, loaded, drawn, cache, progress)
+        if reads_store(experiment.quant):
+            with timings.stage("statistics") as stage:
+                store, stage.cached = activation_store(experiment, loaded, drawn, cache, progress)
 
     quantized = None
     if experiment.quantizes:

@@ -26,7 +26,7 @@ from faqbench.quantization.assignment import assign_grids
 from faqbench.quantization.engine import CODE_VERSION, quantize_model
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel
-from faqbench.quantization.streams import Calibration
+from faqbench.quantization.streams import Calibration, reads_store
 
 __all__ = [
     "CODE_VERSION",
@@ -43,4 +43,5 @@ __all__ = [
     "observe",
     "quantize",
     "quantize_model",
+    "reads_store",
 ]

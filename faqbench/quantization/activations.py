@@ -27,9 +27,10 @@ from faqbench.config import UserError
 from faqbench.models import BlockStream, LoadedModel, Role, open_stream
 from faqbench.stages import Progress
 
-CODE_VERSION = 1  # raise it when the numbers that `observe` writes change
+CODE_VERSION = 2  # raise it when the numbers that `observe` writes change
 Tokens = Literal["all", "drop_first", "norm_cap"]
 NORM_CAP = 10.0
+_GRAM_BLOCK = 384  # columns per block of a Gram matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,26 +48,43 @@ class RoleStatistics:
     n_tokens: int
 
 
+class GramSum:
+    """Sums up x x' in float32. It is symmetric, so only the blocks on and above the diagonal are."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._upper = torch.zeros(in_features, in_features, device=device)
+
+    def add(self, x: Tensor) -> None:
+        """Add tokens, float32 [n_tokens, in_features]."""
+        for start in range(0, x.shape[1], _GRAM_BLOCK):
+            rows = slice(start, start + _GRAM_BLOCK)
+            self._upper[rows, start:].addmm_(x[:, rows].T, x[:, start:])
+
+    def result(self) -> Tensor:
+        """Return the whole sum [in_features, in_features]."""
+        return self._upper.triu() + self._upper.triu(diagonal=1).T
+
+
 class Accumulator:
     """Sums up |x| and x x' over batches of tokens."""
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._abs = torch.zeros(in_features, dtype=torch.float64, device=device)
-        self._gram = torch.zeros(in_features, in_features, dtype=torch.float32, device=device)
+        self._gram = GramSum(in_features, device)
         self._n_tokens = 0
 
     def add(self, x: Tensor) -> None:
         """Add tokens [n_tokens, in_features]."""
         x = x.float()
         self._abs += x.abs().sum(dim=0)
-        self._gram.addmm_(x.T, x)
+        self._gram.add(x)
         self._n_tokens += len(x)
 
     def result(self) -> RoleStatistics:
         """Return the means so far."""
         return RoleStatistics(
             mean_abs=(self._abs / self._n_tokens).float(),
-            gram=self._gram / self._n_tokens,
+            gram=self._gram.result() / self._n_tokens,
             n_tokens=self._n_tokens,
         )
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from faqbench.config.experiment import CorrectionSection
-from faqbench.quantization.activations import RoleStatistics
+from faqbench.quantization.activations import GramSum, RoleStatistics
 from faqbench.quantization.gptq import MAX_DAMPING, UNFACTORABLE, HessianError
 
 _EPSILON = 1e-6  # of the norms
@@ -66,13 +66,13 @@ class CorrectionAccumulator:
         self._norm_aware = uses_residual and settings.variant == "norm_aware"
         first = next(iter(weights.values()))
         in_features = first.shape[1]
-        self._hessian = torch.zeros(in_features, in_features, device=first.device)
+        self._hessian = GramSum(in_features, first.device)
         # Without a residual part, T = (X - X̂) W', and one [in, in] cross product serves all linears.
         n_columns = first.shape[0] if uses_residual else in_features
         self._cross = torch.zeros(in_features, n_columns, device=first.device)
         self._abs = torch.zeros(in_features, dtype=torch.float64, device=first.device)
         # The stages after a correction measure on the unweighted Gram matrix of X̂.
-        self._gram = torch.zeros_like(self._hessian) if self._norm_aware else self._hessian
+        self._gram = GramSum(in_features, first.device) if self._norm_aware else self._hessian
         self._n_tokens = 0
 
     def add(
@@ -91,13 +91,15 @@ class CorrectionAccumulator:
                 gain = rms_hat / rms
                 weighted, before = x_hat / rms_hat.square(), before * gain
                 target = self._strength * (output * gain - output_hat)
-                self._gram.addmm_(x_hat.T, x_hat)
+                self._gram.add(x_hat)
+                self._hessian.add(x_hat / rms_hat)
             else:
                 target = (self._strength * (x - x_hat)) @ weight.T
             target += self._settings.residual_strength * (before - before_hat)
         else:
             target = self._strength * (x - x_hat)
-        self._hessian.addmm_(weighted.T, x_hat)
+        if not self._norm_aware:
+            self._hessian.add(x_hat)
         self._cross.addmm_(weighted.T, target)
         self._abs += x_hat.abs().sum(dim=0)
         self._n_tokens += len(x)
@@ -106,7 +108,7 @@ class CorrectionAccumulator:
         """Return the statistics of X̂ so far."""
         return RoleStatistics(
             mean_abs=(self._abs / self._n_tokens).float(),
-            gram=self._gram / self._n_tokens,
+            gram=self._gram.result() / self._n_tokens,
             n_tokens=self._n_tokens,
         )
 
@@ -116,7 +118,7 @@ class CorrectionAccumulator:
         Raises:
             HessianError: when no damping makes Ĥ factorable.
         """
-        hessian, cross = self._hessian / self._n_tokens, self._cross / self._n_tokens
+        hessian, cross = self._hessian.result() / self._n_tokens, self._cross / self._n_tokens
         if not hessian.any():  # an input that is always zero: nothing that it meets can make up
             damping = self._settings.damping
             return {n: Correction(weight=w, damping=damping) for n, w in self._weights.items()}

@@ -37,7 +37,7 @@ from faqbench.quantization.streams import (
 )
 from faqbench.stages import Progress
 
-CODE_VERSION = 2  # raise it when the same method would give other weights
+CODE_VERSION = 3  # raise it when the same method would give other weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,8 @@ def _quantize_linears(
     for name, linear in linears.items():
         linear.weight.copy_(result.linears[name].dequantize())
     seconds = (time.perf_counter() - start) / len(linears)
-    gram = full.gram if full is not None else None
+    measured = full or quantized
+    gram = measured.gram if measured is not None else None
     return report_role(index, role, result, originals, weights, gram, correction_damping, seconds)
 
 
@@ -180,15 +181,18 @@ def _known(
 ) -> RoleInput:
     """Gather what the stages after the correction need to know of a role's input."""
     quant = walk.quant
-    if full is None or walk.store is None or not _reads_activations(quant):
-        return RoleInput()
     search = quantized if corrects(quant) else full
-    assert search is not None
+    if not _reads_activations(quant):
+        return RoleInput()
     statistic = objective = None
     if quant.scale != "none":
-        later = later_statistics(
-            role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
-        )
+        assert search is not None
+        later: list[Tensor] = []
+        if quant.scale == "faq":
+            assert walk.store is not None
+            later = later_statistics(
+                role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
+            )
         statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
     if runs_modules(quant):
         assert walk.streams is not None

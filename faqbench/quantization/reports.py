@@ -26,7 +26,8 @@ class LinearReport:
         clipped_frac: share of weights outside their group's limit.
         scale_range: largest over smallest input scale; 1 when unscaled.
         nearest_error: relative squared output error of plain rounding on the same grid. All four
-            errors are on full precision inputs, against the original weight.
+            errors are against the original weight, on full precision inputs where the method gathers
+            them (`reads_store`), else on those of the quantized stream.
         scaled_error: the same after correction and scale, rounded to nearest.
         clipped_error: the same after correction, scale and clip, rounded to nearest.
         relative_error: the same of the result.

@@ -68,6 +68,12 @@ def runs_modules(quant: QuantSection) -> bool:
     )
 
 
+def reads_store(quant: QuantSection) -> bool:
+    """Say whether a method reads the statistics of the full precision pass."""
+    searches = quant.scale != "none" or quant.clip != "none"
+    return quant.scale == "faq" or (searches and not corrects(quant))
+
+
 def corrects(quant: QuantSection) -> bool:
     """Say whether any weight is moved; at strength 0 the method is the uncorrected one."""
     settings = quant.correction
