@@ -164,7 +164,7 @@ class TrackingSection(Section):
     project: str
     entity: str | None
     mode: Literal["auto", "online", "offline", "disabled"]
-    group: str | None
+    group: Slug | None
     tags: tuple[str, ...]
 
 

@@ -115,6 +115,11 @@ def _sentence(error: ErrorDetails) -> str:
         expected = error["ctx"]["expected"]
         known = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
         return f"{key}={value} is not allowed: it is {expected}.{did_you_mean(str(value), known)}"
+    if error["type"] == "string_pattern_mismatch":
+        return (
+            f"{key}={value} is not allowed: a name of at most 80 letters, digits and . _ + - that begins "
+            "with a letter or digit."
+        )
     message = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
     return f"{key}={value} is not allowed: it should be {message}."
 

@@ -195,7 +195,9 @@ def methods(bench: Bench) -> list[Row]:
     for name, target in (("GPTQ", "≤ 2x"), ("QEP", "≤ 3x")):
         # Neither reads the statistics pass: their own passes are in their time.
         against = "AWQ and statistics"
-        rows.append((f"{name}, all passes", found[name], against, found[name] / (awq + stats), target))
+        rows.append(
+            (f"{name}, all passes", found[name], against, found[name] / (awq + stats), target)
+        )
     return rows
 
 
