@@ -64,11 +64,19 @@ class RichProgress:
         self._bars.console.print(text, style="yellow", markup=False, highlight=False)
 
 
+class _StandardError(logging.Handler):
+    """Writes to standard error as it is now, not as it was when the handler was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        print(self.format(record), file=sys.stderr)
+
+
 def console_progress() -> Progress:
     """Return the progress that suits standard error, and send the log there."""
     log = logging.getLogger("faqbench")
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)

@@ -27,7 +27,7 @@ class LinearReport:
         scale_range: largest over smallest input scale; 1 when unscaled.
         nearest_error: relative squared output error of plain rounding on the same grid. All four
             errors are against the original weight, on full precision inputs where the method gathers
-            them (`reads_store`), else on those of the quantized stream.
+            them (`reads_store`), else on those of the quantized stream; None where it gathers neither.
         scaled_error: the same after correction and scale, rounded to nearest.
         clipped_error: the same after correction, scale and clip, rounded to nearest.
         relative_error: the same of the result.
