@@ -57,16 +57,13 @@ def test_both_ways_to_start_give_the_same_numbers(workplace):
     assert_equal_results(everything(workplace.runs), everything(workplace.root / "other"))
 
 
-def test_a_finished_cell_is_skipped_when_asked_for_again(workplace, caplog, monkeypatch):
-    import logging
-
-    monkeypatch.setattr(logging.getLogger("faqbench"), "propagate", True)
+def test_a_finished_cell_is_skipped_when_asked_for_again(workplace, capsys):
     assert main(["quant=rtn", *workplace.cell]) == 0
     (first,), _ = find_runs(workplace.runs)
     written = (workplace.runs / first.run_id / "record.json").stat().st_mtime_ns
     assert main([*SWEEP, *workplace.cell]) == 0
     assert (workplace.runs / first.run_id / "record.json").stat().st_mtime_ns == written
-    assert f"{first.run_id}: finished before, skipped" in caplog.text
+    assert f"{first.run_id}: finished before, skipped" in capsys.readouterr().err
     assert len(find_runs(workplace.runs)[0]) == 4
 
 
