@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from faqbench.config.experiment import CorrectionSection
-from faqbench.quantization.activations import GramSum, RoleStatistics
+from faqbench.quantization.activations import Accumulator, GramSum, RoleStatistics
 from faqbench.quantization.gptq import MAX_DAMPING, UNFACTORABLE, HessianError
 
 _EPSILON = 1e-6  # of the norms
@@ -63,17 +63,15 @@ class CorrectionAccumulator:
         self._settings = settings
         self._strength = settings.strength
         self._uses_residual = uses_residual
-        self._norm_aware = uses_residual and settings.variant == "norm_aware"
         first = next(iter(weights.values()))
         in_features = first.shape[1]
-        self._hessian = GramSum(in_features, first.device)
+        norm_aware = uses_residual and settings.variant == "norm_aware"
+        # X̂ itself: the stages after a correction measure on it, and unweighted its Gram matrix is Ĥ.
+        self._seen = Accumulator(in_features, first.device)
+        self._weighted = GramSum(in_features, first.device) if norm_aware else None
         # Without a residual part, T = (X - X̂) W', and one [in, in] cross product serves all linears.
         n_columns = first.shape[0] if uses_residual else in_features
         self._cross = torch.zeros(in_features, n_columns, device=first.device)
-        self._abs = torch.zeros(in_features, dtype=torch.float64, device=first.device)
-        # The stages after a correction measure on the unweighted Gram matrix of X̂.
-        self._gram = GramSum(in_features, first.device) if self._norm_aware else self._hessian
-        self._n_tokens = 0
 
     def add(
         self, x: Tensor, x_hat: Tensor, residual: Tensor | None, residual_hat: Tensor | None
@@ -85,32 +83,24 @@ class CorrectionAccumulator:
             assert residual is not None and residual_hat is not None
             (weight,) = self._weights.values()
             before, before_hat = residual.float(), residual_hat.float()
-            if self._norm_aware:
+            if self._weighted is not None:
                 output, output_hat = x @ weight.T, x_hat @ weight.T
                 rms, rms_hat = _rms(before + output), _rms(before_hat + output_hat)
                 gain = rms_hat / rms
                 weighted, before = x_hat / rms_hat.square(), before * gain
                 target = self._strength * (output * gain - output_hat)
-                self._gram.add(x_hat)
-                self._hessian.add(x_hat / rms_hat)
+                self._weighted.add(x_hat / rms_hat)
             else:
                 target = (self._strength * (x - x_hat)) @ weight.T
             target += self._settings.residual_strength * (before - before_hat)
         else:
             target = self._strength * (x - x_hat)
-        if not self._norm_aware:
-            self._hessian.add(x_hat)
+        self._seen.add(x_hat)
         self._cross.addmm_(weighted.T, target)
-        self._abs += x_hat.abs().sum(dim=0)
-        self._n_tokens += len(x)
 
     def statistics(self) -> RoleStatistics:
         """Return the statistics of X̂ so far."""
-        return RoleStatistics(
-            mean_abs=(self._abs / self._n_tokens).float(),
-            gram=self._gram.result() / self._n_tokens,
-            n_tokens=self._n_tokens,
-        )
+        return self._seen.result()
 
     def corrected(self) -> dict[str, Correction]:
         """Return the corrected weight of every linear.
@@ -118,7 +108,10 @@ class CorrectionAccumulator:
         Raises:
             HessianError: when no damping makes Ĥ factorable.
         """
-        hessian, cross = self._hessian.result() / self._n_tokens, self._cross / self._n_tokens
+        seen = self._seen.result()
+        hessian, cross = seen.gram, self._cross / seen.n_tokens
+        if self._weighted is not None:
+            hessian = self._weighted.result() / seen.n_tokens
         if not hessian.any():  # an input that is always zero: nothing that it meets can make up
             damping = self._settings.damping
             return {n: Correction(weight=w, damping=damping) for n, w in self._weights.items()}
