@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from faqbench.quantization.grid import Grid, clamp_groups, range_parameters, round_to_codes
-from faqbench.quantization.scale import row_chunks
+from faqbench.quantization.quadratic import row_chunks
 
 
 def group_grams(gram: Tensor, input_scale: Tensor | None, width: int) -> Tensor:

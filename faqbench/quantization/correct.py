@@ -28,7 +28,7 @@ from torch import Tensor
 
 from faqbench.config.experiment import CorrectionSection
 from faqbench.quantization.activations import Accumulator, GramSum, RoleStatistics
-from faqbench.quantization.gptq import MAX_DAMPING, UNFACTORABLE, HessianError
+from faqbench.quantization.damping import damped_cholesky
 
 _EPSILON = 1e-6  # of the norms
 
@@ -115,26 +115,14 @@ class CorrectionAccumulator:
         if not hessian.any():  # an input that is always zero: nothing that it meets can make up
             damping = self._settings.damping
             return {n: Correction(weight=w, damping=damping) for n, w in self._weights.items()}
-        lower, damping = _factor(hessian.double(), self._settings.damping)
+        hessian, mean = hessian.double(), float(hessian.diagonal().double().mean())
+        lower, damping = damped_cholesky(hessian, self._settings.damping)
         corrected = {}
         for name, weight in self._weights.items():
             wanted = cross if self._uses_residual else cross @ weight.T
-            moved = torch.cholesky_solve(wanted.double(), lower).T
+            moved = torch.cholesky_solve(wanted.double() / mean, lower).T
             corrected[name] = Correction(weight=(weight.double() + moved).float(), damping=damping)
         return corrected
-
-
-def _factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
-    """Return the lower Cholesky factor of the damped Hessian, and the damping that it took."""
-    mean = hessian.diagonal().mean()
-    while damping <= MAX_DAMPING:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed and bool(lower.isfinite().all()):
-            return lower, damping
-        damping *= 10
-    raise HessianError(UNFACTORABLE)
 
 
 def _rms(x: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.models import Architecture, LoadedModel, Role
 from faqbench.quantization.activations import ActivationStore, RoleStatistics
-from faqbench.quantization.gptq import HessianError
+from faqbench.quantization.damping import HessianError
 from faqbench.quantization.grid import Grid
 from faqbench.quantization.lookahead import later_statistics, n_window_cuts
 from faqbench.quantization.method import RoleInput, quantize_role, scale_statistic, skipped_scale
@@ -37,7 +37,7 @@ from faqbench.quantization.streams import (
 )
 from faqbench.stages import Progress
 
-CODE_VERSION = 3  # raise it when the same method would give other weights
+CODE_VERSION = 4  # raise it when the same method would give other weights
 
 
 @dataclass(frozen=True, kw_only=True)

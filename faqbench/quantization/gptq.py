@@ -14,7 +14,7 @@ two lazy blocks, so the codes do not depend on `block_size`; the original takes 
 than its block, from weights as they were when the lazy block began. With `act_order`, groups keep their
 consecutive columns and take their scales from the uncorrected weights ("static groups").
 
-A Hessian that cannot be factored gets ten times the damping, again and again; what was used is returned.
+A Hessian that cannot be factored gets more damping: see `damping.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from faqbench.config.experiment import GPTQSection
+from faqbench.quantization.damping import damped_cholesky
 from faqbench.quantization.grid import (
     Grid,
     GroupParameters,
@@ -32,13 +33,6 @@ from faqbench.quantization.grid import (
     clamp_groups,
     group_parameters,
 )
-
-MAX_DAMPING = 1e4
-UNFACTORABLE = "the Hessian cannot be factored at any damping; it may hold NaN or infinity"
-
-
-class HessianError(ValueError):
-    """A Hessian that no damping makes factorable; the engine adds which linear's it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,24 +108,17 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float, floa
     """Return the upper Cholesky factor of the damped inverse, the damping used, and the condition.
 
     With J the reversal of the order of columns and J H J = L L', the factor is J L^-1 J: one Cholesky
-    factorisation and one triangular solve, where the original inverts H and factors it again.
+    factorisation and one triangular solve, where the original inverts H and factors it again. Its scale is
+    that of H over its mean diagonal; only ratios of its entries matter.
 
     Raises:
-        HessianError: when no damping up to 10^4 times the mean diagonal helps, as with NaN.
+        HessianError: when no damping helps, as with NaN.
     """
-    mean = hessian.diagonal().mean()
+    lower, damping = damped_cholesky(hessian.flip(0, 1), damping)
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    while damping <= MAX_DAMPING:
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
-        if not failed:
-            upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
-            if bool(upper.isfinite().all()):
-                diagonal = lower.diagonal()
-                return upper, damping, float((diagonal.max() / diagonal.min()) ** 2)
-        damping *= 10
-    raise HessianError(UNFACTORABLE)
+    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    diagonal = lower.diagonal()
+    return upper, damping, float((diagonal.max() / diagonal.min()) ** 2)
 
 
 def _parameters(weight: Tensor, grid: Grid, width: int, limit: Tensor | None) -> GroupParameters:

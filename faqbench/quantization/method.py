@@ -21,14 +21,14 @@ from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
 from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.preview import preview_statistic
-from faqbench.quantization.scale import (
-    ScaleChoice,
-    alpha_grid,
+from faqbench.quantization.quadratic import (
+    HalfGram,
+    halve,
     has_fast_bfloat16,
     quadratic_form,
     row_chunks,
-    search_scale,
 )
+from faqbench.quantization.scale import ScaleChoice, alpha_grid, search_scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,15 +234,14 @@ def relative_errors(weight: Tensor, stand_ins: Sequence[Tensor], gram: Tensor) -
 
     A diagnostic: the products are taken in bfloat16 where that is fast, good to about 0.1 %.
     """
-    if has_fast_bfloat16(gram.device):
-        gram = gram.to(torch.bfloat16)
-    size = _squared_output(weight, gram)
-    errors = [_squared_output(stand_in - weight, gram) for stand_in in stand_ins]
+    half = halve(gram, torch.bfloat16 if has_fast_bfloat16(gram.device) else torch.float32)
+    size = _squared_output(weight, half)
+    errors = [_squared_output(stand_in - weight, half) for stand_in in stand_ins]
     return [error / size if size > 0 else error for error in errors]
 
 
-def _squared_output(weight: Tensor, gram: Tensor) -> float:
-    return sum(float(quadratic_form(rows, gram)) for rows in row_chunks(weight))
+def _squared_output(weight: Tensor, half: HalfGram) -> float:
+    return float(sum(quadratic_form(rows, half) for rows in row_chunks(weight)))
 
 
 def _alphas(quant: QuantSection) -> list[float]:

@@ -12,10 +12,10 @@ Reference: AWQ, arXiv 2306.00978, and llm-awq's `auto_scale.py`. Differs from th
 taken on the linears' own outputs through the Gram matrix, so its cost does not depend on the number of
 calibration tokens; `loss=module` in `quantization.module_loss` keeps the reference's objective.
 
-Speed: where the hardware multiplies bfloat16 much faster than float32, all candidates are first ranked
-with bfloat16 products, and only those within `CONTENDER_MARGIN` of the best are computed in float32.
-On SmolLM2-135M the ratio of the two losses varied by less than 0.1 % between candidates, so a margin
-of 0.5 % keeps the winner.
+Speed: the loss is a sum of non-negative parts over rows, so a candidate is given up as soon as its part
+exceeds the whole loss of a better one. Where the hardware multiplies bfloat16 much faster than float32,
+all candidates are first ranked with bfloat16 products, and only those within `CONTENDER_MARGIN` of the
+best are computed in float32. `tests/benchmarks/bench_quantization.py` measures how far the two differ.
 """
 
 from __future__ import annotations
@@ -28,11 +28,20 @@ import torch
 from torch import Tensor
 
 from faqbench.quantization.grid import Grid, fake_quantize
+from faqbench.quantization.quadratic import (
+    HalfGram,
+    halve,
+    has_fast_bfloat16,
+    quadratic_form,
+    row_chunks,
+)
 
 MIN_SCALE = 1e-4
-CONTENDER_MARGIN = 0.005
-# Elements of a weight that are worked on at a time: small enough to stay in a core's cache.
-_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+CONTENDER_MARGIN = 0.003
+# A part of a sum may be this much too large by rounding, relative to the whole.
+_ROUNDING_MARGIN = 1e-5
+# Where winners usually lie: what is tried first gives up the others early. No choice depends on it.
+_USUAL_ALPHA = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,20 +93,40 @@ def search_scale(
     if len(alphas) == 1:
         return ScaleChoice(alpha=alphas[0], input_scale=scale_from_statistic(statistic, alphas[0]))
 
-    def loss(alpha: float, gram: Tensor) -> float:
-        input_scale = scale_from_statistic(statistic, alpha)
-        return sum(gram_loss(w, input_scale, gram, g) for w, g in zip(weights, grids, strict=True))
-
-    contenders = alphas
+    candidates = list(alphas)
     if has_fast_bfloat16(gram.device):
-        coarse_gram = gram.to(torch.bfloat16)
-        coarse = [loss(alpha, coarse_gram) for alpha in alphas]
+        coarse_gram = halve(gram, torch.bfloat16)
+        coarse = _losses(weights, grids, statistic, coarse_gram, candidates, CONTENDER_MARGIN)
         limit = min(coarse) * (1 + CONTENDER_MARGIN)
         # NaN compares false everywhere: such candidates stay, and the exact pass decides about them.
-        contenders = [a for a, c in zip(alphas, coarse, strict=True) if not c > limit]
-    exact = [loss(alpha, gram) for alpha in contenders] if len(contenders) > 1 else [0.0]
-    best = contenders[first_smallest(exact)]
+        candidates = [a for a, c in zip(candidates, coarse, strict=True) if not c > limit]
+    best = candidates[0]
+    if len(candidates) > 1:
+        exact = _losses(weights, grids, statistic, halve(gram), candidates, _ROUNDING_MARGIN)
+        best = candidates[first_smallest(exact)]
     return ScaleChoice(alpha=best, input_scale=scale_from_statistic(statistic, best))
+
+
+def _losses(
+    weights: Sequence[Tensor],
+    grids: Sequence[Grid],
+    statistic: Tensor,
+    half: HalfGram,
+    alphas: Sequence[float],
+    margin: float,
+) -> list[float]:
+    """Return each candidate's loss; infinity for one that exceeds the smallest by more than `margin`."""
+    losses = [math.inf] * len(alphas)
+    for index in sorted(range(len(alphas)), key=lambda i: abs(alphas[i] - _USUAL_ALPHA)):
+        input_scale = scale_from_statistic(statistic, alphas[index])
+        limit = min((x for x in losses if not math.isnan(x)), default=math.inf) * (1 + margin)
+        loss = 0.0
+        for weight, grid in zip(weights, grids, strict=True):
+            loss += gram_loss(weight, input_scale, half, grid, limit - loss)
+            if loss > limit:
+                break
+        losses[index] = math.inf if loss > limit else loss
+    return losses
 
 
 def first_smallest(losses: Sequence[float]) -> int:
@@ -105,39 +134,24 @@ def first_smallest(losses: Sequence[float]) -> int:
     return min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
 
 
-def gram_loss(weight: Tensor, input_scale: Tensor, gram: Tensor, grid: Grid) -> float:
+def gram_loss(
+    weight: Tensor, input_scale: Tensor, half: HalfGram, grid: Grid, limit: float = math.inf
+) -> float:
     """Return the squared output error per token, tr(E G E'), of a weight rounded at one scale.
 
     Args:
         weight: [out_features, in_features].
         input_scale: [in_features].
-        gram: [in_features, in_features]; its dtype is that of the matrix product.
+        half: of the Gram matrix of the unscaled input.
         grid: the grid.
+        limit: rows are added up until the sum exceeds it, and that part is returned.
     """
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    # Reading the sum makes a GPU wait, and its chunks are whole weights anyway.
+    stops = weight.device.type == "cpu" and limit < math.inf
     for rows in row_chunks(weight):
         error = fake_quantize(rows * input_scale, grid).div_(input_scale).sub_(rows)
-        total += quadratic_form(error, gram)
+        total += quadratic_form(error, half)
+        if stops and float(total) > limit:
+            break
     return float(total)
-
-
-def quadratic_form(error: Tensor, gram: Tensor) -> Tensor:
-    """Return tr(E G E') as a scalar; the product E G is taken in the Gram matrix's dtype."""
-    product = (error.to(gram.dtype) @ gram).to(error.dtype)
-    return torch.dot(product.view(-1), error.view(-1))
-
-
-def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:
-    """Cut a weight into pieces of whole rows that fit a core's cache."""
-    elements = _CHUNK_ELEMENTS.get(weight.device.type, 2**20)
-    return torch.split(weight, max(1, elements // weight.shape[1]))
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Say whether bfloat16 matrix products are much faster than float32 ones on a device."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -102,7 +102,7 @@ def test_act_order_of_a_falling_diagonal_changes_nothing_but_the_groups(settings
 def test_the_factor_is_the_upper_cholesky_factor_of_the_damped_inverse():
     hessian = correlated(4)[1]
     upper, damping, condition = inverse_factor(hessian, 0.05)
-    damped = hessian + 0.05 * hessian.diagonal().mean() * torch.eye(96, dtype=torch.float64)
+    damped = hessian / hessian.diagonal().mean() + 0.05 * torch.eye(96, dtype=torch.float64)
     torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(damped))
     assert torch.equal(upper, upper.triu()) and (upper.diagonal() > 0).all()
     assert damping == 0.05

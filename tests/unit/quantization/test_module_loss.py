@@ -7,6 +7,7 @@ from faqbench.models import open_stream
 from faqbench.quantization import assign_grids
 from faqbench.quantization.grid import fake_quantize
 from faqbench.quantization.module_loss import ModuleObjective
+from faqbench.quantization.quadratic import halve
 from faqbench.quantization.scale import gram_loss, scale_from_statistic
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 0.95]
@@ -67,7 +68,7 @@ def problem(load, observed, compose, tokens):
 def test_where_the_module_is_the_linear_it_is_the_gram_loss_per_output(problem, role):
     p = problem(role)
     (weight,), (grid,) = p.weights.values(), p.grids.values()
-    grams = [gram_loss(weight, s, p.statistics.gram, grid) / len(weight) for s in p.scales]
+    grams = [gram_loss(weight, s, halve(p.statistics.gram), grid) / len(weight) for s in p.scales]
     assert p.losses() == pytest.approx(grams, rel=1e-4)
 
 

@@ -6,11 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faqbench.quantization import Grid, fake_quantize, quantize, scale
+from faqbench.quantization import Grid, fake_quantize, quadratic, quantize, scale
+from faqbench.quantization.quadratic import halve
 from faqbench.quantization.scale import (
     alpha_grid,
+    first_smallest,
     gram_loss,
-    row_chunks,
     scale_from_statistic,
     search_scale,
 )
@@ -79,7 +80,9 @@ def test_the_gram_loss_is_the_token_forward_loss(seed, alpha):
     stand_in = fake_quantize(weight * s, GRID) / s
     x = problem.x.double()
     forward = (x @ (stand_in - weight).double().T).square().sum() / len(x)
-    assert gram_loss(weight, s, problem.gram, GRID) == pytest.approx(float(forward), rel=1e-4)
+    assert gram_loss(weight, s, halve(problem.gram), GRID) == pytest.approx(
+        float(forward), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -152,16 +155,29 @@ def test_permuting_output_rows_keeps_the_exponent(seed):
     assert problem.search().alpha == before
 
 
-def test_chunks_of_rows_are_the_whole_weight_in_order(monkeypatch):
-    monkeypatch.setitem(scale._CHUNK_ELEMENTS, "cpu", 5 * 64)
-    weight = Problem(0).weights[0]
-    chunks = row_chunks(weight)
-    assert torch.equal(torch.cat(chunks), weight)
-    assert [len(c) for c in chunks] == [5, 5, 5, 5, 4]
-
-
 def test_the_loss_does_not_depend_on_the_size_of_chunks(monkeypatch):
     problem, s = Problem(0), torch.ones(64)
-    whole = gram_loss(problem.weights[0], s, problem.gram, GRID)
-    monkeypatch.setitem(scale._CHUNK_ELEMENTS, "cpu", 1)
-    assert gram_loss(problem.weights[0], s, problem.gram, GRID) == pytest.approx(whole, rel=1e-6)
+    whole = gram_loss(problem.weights[0], s, halve(problem.gram), GRID)
+    monkeypatch.setitem(quadratic._CHUNK_ELEMENTS, "cpu", 1)
+    in_rows = gram_loss(problem.weights[0], s, halve(problem.gram), GRID)
+    assert in_rows == pytest.approx(whole, rel=1e-6)
+
+
+def test_a_loss_that_exceeds_its_limit_stops_above_it(monkeypatch):
+    problem, s = Problem(0), torch.ones(64)
+    whole = gram_loss(problem.weights[0], s, halve(problem.gram), GRID)
+    monkeypatch.setitem(quadratic._CHUNK_ELEMENTS, "cpu", 1)
+    part = gram_loss(problem.weights[0], s, halve(problem.gram), GRID, limit=whole / 2)
+    assert whole / 2 < part < whole
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**20), st.sampled_from([2, 3, 4]))
+def test_giving_candidates_up_early_never_changes_the_chosen_exponent(seed, bits):
+    problem, grid = Problem(seed), Grid(bits=bits, group_size=16, symmetric=False)
+    half = halve(problem.gram)
+    whole = []
+    for alpha in ALPHAS:
+        s = scale_from_statistic(problem.statistic, alpha)
+        whole.append(sum(gram_loss(w, s, half, grid) for w in problem.weights))
+    assert problem.search(grid=grid).alpha == ALPHAS[first_smallest(whole)]

@@ -1,0 +1,39 @@
+"""Cholesky factors of Hessians that may be singular: damping is raised until there is one.
+
+    H / m + damping I = L L'        m = mean(diag H)
+
+A Hessian that cannot be factored gets ten times the damping, again and again; what was used is returned
+and recorded, never a silent pass. H is divided by m first, so that tiny and huge activations factor alike.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MAX_DAMPING = 1e4
+
+
+class HessianError(ValueError):
+    """A Hessian that no damping makes factorable; the engine adds which linear's it was."""
+
+
+def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+    """Return the lower factor L of the damped Hessian over its mean diagonal, and the damping used.
+
+    Args:
+        hessian: [in_features, in_features], symmetric, its diagonal not all zero.
+        damping: relative to the mean of the diagonal.
+
+    Raises:
+        HessianError: when no damping up to 10^4 helps, as with NaN.
+    """
+    relative = hessian / hessian.diagonal().mean()
+    while damping <= MAX_DAMPING:
+        damped = relative.clone()
+        damped.diagonal().add_(damping)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed and bool(lower.isfinite().all()):
+            return lower, damping
+        damping *= 10
+    raise HessianError("the Hessian cannot be factored at any damping; it may hold NaN or infinity")
