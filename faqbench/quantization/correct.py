@@ -29,6 +29,7 @@ from torch import Tensor
 from faqbench.config.experiment import CorrectionSection
 from faqbench.quantization.activations import Accumulator, GramSum, RoleStatistics
 from faqbench.quantization.damping import damped_cholesky
+from faqbench.quantization.reproducible import one_thread
 
 _EPSILON = 1e-6  # of the norms
 
@@ -120,7 +121,8 @@ class CorrectionAccumulator:
         corrected = {}
         for name, weight in self._weights.items():
             wanted = cross if self._uses_residual else cross @ weight.T
-            moved = torch.cholesky_solve(wanted.double() / mean, lower).T
+            with one_thread(lower.device):
+                moved = torch.cholesky_solve(wanted.double() / mean, lower).T
             corrected[name] = Correction(weight=(weight.double() + moved).float(), damping=damping)
         return corrected
 

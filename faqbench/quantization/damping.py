@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from faqbench.quantization.reproducible import one_thread
+
 MAX_DAMPING = 1e4
 
 
@@ -32,7 +34,8 @@ def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
     while damping <= MAX_DAMPING:
         damped = relative.clone()
         damped.diagonal().add_(damping)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        with one_thread(hessian.device):
+            lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed and bool(lower.isfinite().all()):
             return lower, damping
         damping *= 10

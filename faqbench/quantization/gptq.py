@@ -33,6 +33,7 @@ from faqbench.quantization.grid import (
     clamp_groups,
     group_parameters,
 )
+from faqbench.quantization.reproducible import one_thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float, floa
     """
     lower, damping = damped_cholesky(hessian.flip(0, 1), damping)
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    with one_thread(hessian.device):
+        upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
     diagonal = lower.diagonal()
     return upper, damping, float((diagonal.max() / diagonal.min()) ** 2)
 

@@ -275,4 +275,4 @@ def _clipped_frac(weight: Tensor, input_scale: Tensor | None, limit: Tensor | No
         return 0.0
     scaled = weight if input_scale is None else weight * input_scale
     outside = scaled.view(*limit.shape, -1).abs() > limit.unsqueeze(-1)
-    return float(outside.float().mean())
+    return int(outside.sum()) / outside.numel()

@@ -25,11 +25,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from faqbench.models import BlockStream, Call, Role
 from faqbench.quantization.grid import Grid, fake_quantize
+from faqbench.quantization.reproducible import total
 from faqbench.quantization.scale import ScaleChoice, first_smallest, scale_from_statistic
 
 
@@ -70,7 +70,7 @@ class ModuleObjective:
             for index, scale in enumerate(scales):
                 _put(parameters, {n: _rounded(w, scale, grids[n]) for n, w in weights.items()})
                 error = _output(module, call).float() - wanted
-                totals[index] += float(error.square().sum(dtype=torch.float64))
+                totals[index] += float(total(error.square()))
             n_values += wanted.numel()
             _put(parameters, before)
         return [total / n_values for total in totals]

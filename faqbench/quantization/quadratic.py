@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from faqbench.quantization.reproducible import dot
+
 # Columns per block: narrow enough to save products, wide enough for the matrix units.
 _BLOCK_COLUMNS = {"cpu": 192, "cuda": 2048}
 # Elements of a weight that are worked on at a time: small enough to stay in a core's cache.
@@ -56,7 +58,7 @@ def quadratic_form(error: Tensor, half: HalfGram) -> Tensor:
     for block in half.blocks:
         stop = start + block.shape[1]
         product = (narrow[:, start:] @ block).to(error.dtype)
-        total += torch.dot(product.view(-1), error[:, start:stop].reshape(-1))
+        total += dot(product, error[:, start:stop])
         start = stop
     return total
 

@@ -29,6 +29,7 @@ from faqbench.quantization.activations import (
 from faqbench.quantization.correct import Correction, CorrectionAccumulator
 from faqbench.quantization.module_loss import ModuleObjective
 from faqbench.quantization.reports import BlockReport
+from faqbench.quantization.reproducible import total
 
 _RESIDUAL_ROLES = {"o", "down"}  # those whose output is added to the residual stream
 
@@ -167,11 +168,12 @@ class Streams:
         traced.advance(self._block)
         wanted = self._full.hidden[: self._n_traced].float()
         got = self._quantized.hidden[: self._n_traced].float()
+        cosines = functional.cosine_similarity(got, wanted, dim=-1)
         return BlockReport(
             block=self._full.index - 1,
             local_error=_relative(traced.hidden.float(), wanted),
             relative_error=_relative(got, wanted),
-            cosine=float(functional.cosine_similarity(got, wanted, dim=-1).mean()),
+            cosine=float(total(cosines) / cosines.numel()),
         )
 
     def _residuals(self, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
@@ -200,4 +202,4 @@ def check_correction(quant: QuantSection, roles: tuple[Role, ...]) -> None:
 
 
 def _relative(got: Tensor, wanted: Tensor) -> float:
-    return float((got - wanted).square().sum() / wanted.square().sum())
+    return float(total((got - wanted).square()) / total(wanted.square()))

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_quantization.py                          # SmolLM2-135M
     python tests/benchmarks/bench_quantization.py --windows 8 --blocks 3   # about three minutes
+    python tests/benchmarks/bench_quantization.py --model tiny-qwen3 model.random.hidden_size=4096 ...
     pytest -m benchmark tests/benchmarks/bench_quantization.py -s          # a tiny model, seconds
 
 Times are medians of `--repeats` runs, methods taken in turn so that a busy machine hits all alike. The
@@ -85,7 +86,12 @@ class Bench:
             folder=folder,
             progress=PlainProgress(),
         )
+        self._wait()
         return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
 
     def quantize(self, *overrides: str) -> float:
         """Return the seconds that one cell takes after its statistics, and put the weights back."""
@@ -95,6 +101,7 @@ class Bench:
         store = self.store if reads_store(quant) else None
         start = time.perf_counter()
         quantize_model(self.loaded, quant, grids, store, calibration, PlainProgress())
+        self._wait()
         seconds = time.perf_counter() - start
         with torch.inference_mode():
             for name, weight in self.weights.items():
@@ -130,6 +137,7 @@ class Bench:
                 else:
                     objective = ModuleObjective(stream=stream, block=block, role=role)
                     search_module_scale(objective, weights, on, statistic, alphas)
+            self._wait()
             times.append(time.perf_counter() - start)
             if stream is not None:
                 stream.advance(block)
@@ -145,9 +153,10 @@ def medians(tasks: dict[str, Callable[[], float]], repeats: int) -> dict[str, fl
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-def load(model: str, n_blocks: int | None) -> LoadedModel:
+def load(model: str, n_blocks: int | None, *overrides: str) -> LoadedModel:
     """Load a model in its calibration dtype, or its first blocks."""
-    experiment = compose_cells(parse_flags((f"model={model}", "quant=awq"))).experiments[0]
+    flags = parse_flags((f"model={model}", "quant=awq", *overrides))
+    experiment = compose_cells(flags).experiments[0]
     dtype = getattr(torch, experiment.calibration.dtype)
     loaded = load_model(experiment.model, dtype, resolve_device("auto"), PlainProgress())
     if n_blocks is None:
@@ -205,7 +214,7 @@ def run(
     model: str, windows: Sequence[int], n_blocks: int | None, repeats: int, *overrides: str
 ) -> list[Row]:
     """Time everything, print the table, and return its rows."""
-    loaded = load(model, n_blocks)
+    loaded = load(model, n_blocks, *overrides)
     rows: list[Row] = []
     gram_seconds: dict[int, float] = {}
     for n_windows in windows:
@@ -255,5 +264,6 @@ if __name__ == "__main__":
     parser.add_argument("--windows", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--blocks", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", help="of the configuration, as model.random.seed=1")
     given = parser.parse_args()
-    run(given.model, given.windows, given.blocks, given.repeats, "bits=3")
+    run(given.model, given.windows, given.blocks, given.repeats, "bits=3", *given.overrides)

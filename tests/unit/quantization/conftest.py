@@ -94,7 +94,7 @@ def observed(
             folder=folder,
             progress=PlainProgress(),
         )
-        return ActivationStore(folder, CPU)
+        return ActivationStore(folder, next(loaded.model.parameters()).device)
 
     return make
 
