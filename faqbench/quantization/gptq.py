@@ -76,7 +76,7 @@ def gptq_round(
     weight[:, dead] = 0
     n_columns = weight.shape[1]
     width = grid.group_width(n_columns)
-    parameters = _parameters(weight, grid, width, limit)
+    groups = _Groups.of(weight.view(len(weight), -1, width), grid, limit)
     order = torch.arange(n_columns, device=weight.device)
     if settings.act_order:
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
@@ -87,22 +87,23 @@ def gptq_round(
     columns = weight.T[order].contiguous()
     codes = torch.empty_like(columns)
     step = max(1, settings.block_size // width) * width if is_exact else settings.block_size
-    groups = (order // width).tolist()
+    group_of = (order // width).tolist()
     for start in range(0, n_columns, step):
         end = min(start + step, n_columns)
         block, factor = columns[start:end], upper[start:end, start:end]
         errors = torch.empty_like(block)
         for i in range(end - start):
-            group = groups[start + i]
+            group = group_of[start + i]
             if is_exact and (start + i) % width == 0:
-                _refresh(parameters, group, block[i : i + width].T, grid, limit)
-            code, value = _round_column(block[i], parameters, group, grid, limit)
-            codes[start + i] = code
-            errors[i] = (block[i] - value) / factor[i, i]
+                groups.refresh(group, block[i : i + width].T)
+            groups.round_column(block[i], group, code=codes[start + i], value=errors[i])
+            torch.sub(block[i], errors[i], out=errors[i]).div_(factor[i, i])
             block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
         columns[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     codes = codes[torch.argsort(order)].T.contiguous().view(len(weight), -1, width)
-    return GPTQResult(codes=codes, parameters=parameters, damping=damping, condition=condition)
+    return GPTQResult(
+        codes=codes, parameters=groups.parameters(), damping=damping, condition=condition
+    )
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float, float]:
@@ -123,34 +124,62 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float, floa
     return upper, damping, float((diagonal.max() / diagonal.min()) ** 2)
 
 
-def _parameters(weight: Tensor, grid: Grid, width: int, limit: Tensor | None) -> GroupParameters:
-    grouped = weight.view(len(weight), -1, width)
-    return group_parameters(grouped if limit is None else clamp_groups(grouped, limit), grid)
+@dataclass
+class _Groups:
+    """What rounding needs to know of every group; a group is one contiguous row.
 
+    Attributes:
+        grid: of all groups.
+        scale: [n_groups, rows].
+        zero_point: [n_groups, rows]; zeros when symmetric.
+        low: [n_groups, rows], the smallest code less the zero point.
+        high: [n_groups, rows], the largest.
+        limit: [n_groups, rows] that values are clamped to, or None.
+    """
 
-def _refresh(
-    parameters: GroupParameters, group: int, columns: Tensor, grid: Grid, limit: Tensor | None
-) -> None:
-    """Take one group's scale and zero point anew from its corrected columns [rows, width]."""
-    bound = None if limit is None else limit[:, group : group + 1]
-    fresh = _parameters(columns.contiguous(), grid, columns.shape[1], bound)
-    parameters.scale[:, group] = fresh.scale[:, 0]
-    if parameters.zero_point is not None and fresh.zero_point is not None:
-        parameters.zero_point[:, group] = fresh.zero_point[:, 0]
+    grid: Grid
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+    limit: Tensor | None
 
+    @classmethod
+    def of(cls, grouped: Tensor, grid: Grid, limit: Tensor | None) -> _Groups:
+        """Take the parameters of a weight [rows, n_groups, width] as it is."""
+        shape = (grouped.shape[1], grouped.shape[0])
+        groups = cls(
+            grid=grid,
+            scale=grouped.new_empty(shape),
+            zero_point=grouped.new_empty(shape),
+            low=grouped.new_empty(shape),
+            high=grouped.new_empty(shape),
+            limit=None if limit is None else limit.T.contiguous(),
+        )
+        for group in range(grouped.shape[1]):
+            groups.refresh(group, grouped[:, group])
+        return groups
 
-def _round_column(
-    column: Tensor, parameters: GroupParameters, group: int, grid: Grid, limit: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return a column's codes less their zero point, and their values; clipped first, as for RTN."""
-    if limit is not None:
-        column = clamp_between(column.clone(), -limit[:, group], limit[:, group])
-    scale = parameters.scale[:, group]
-    low, high = grid.code_range
-    code = column.div(scale).round_()
-    if parameters.zero_point is None:
-        code.clamp_(low, high)
-    else:
-        zero = parameters.zero_point[:, group]
-        clamp_between(code, low - zero, high - zero)
-    return code, code * scale
+    def refresh(self, group: int, columns: Tensor) -> None:
+        """Take one group's parameters anew from its columns [rows, width]."""
+        if self.limit is not None:
+            columns = clamp_groups(columns, self.limit[group])
+        fresh = group_parameters(columns, self.grid)
+        self.scale[group] = fresh.scale
+        self.zero_point[group] = 0 if fresh.zero_point is None else fresh.zero_point
+        low, high = self.grid.code_range
+        torch.sub(low, self.zero_point[group], out=self.low[group])
+        torch.sub(high, self.zero_point[group], out=self.high[group])
+
+    def round_column(self, column: Tensor, group: int, *, code: Tensor, value: Tensor) -> None:
+        """Write a column's codes less their zero point, and their values; clipped first, as for RTN."""
+        if self.limit is not None:
+            column = clamp_between(column.clone(), -self.limit[group], self.limit[group])
+        torch.div(column, self.scale[group], out=code).round_()
+        clamp_between(code, self.low[group], self.high[group])
+        torch.mul(code, self.scale[group], out=value)
+
+    def parameters(self) -> GroupParameters:
+        """Return the parameters as [rows, n_groups]."""
+        zero = None if self.grid.symmetric else self.zero_point.T.contiguous()
+        return GroupParameters(scale=self.scale.T.contiguous(), zero_point=zero)

@@ -118,11 +118,14 @@ def group_parameters(grouped: Tensor, grid: Grid) -> GroupParameters:
 
 def range_parameters(low: Tensor, high: Tensor, grid: Grid) -> GroupParameters:
     """Return the scale and zero point of groups whose values span [low, high], both [..., n_groups]."""
+    qmax = grid.code_range[1]
+    # A tensor, since CUDA multiplies by the reciprocal of a number: the last bit of a scale decides the
+    # zero point of a group that is clipped on both sides, whose low / scale lies halfway.
+    divisor = low.new_full((), qmax)
     if grid.symmetric:
         largest = torch.maximum(high, -low).clamp_(min=MIN_RANGE)
-        return GroupParameters(scale=largest.div_(grid.code_range[1]), zero_point=None)
-    qmax = grid.code_range[1]
-    scale = (high - low).clamp_(min=MIN_RANGE).div_(qmax)
+        return GroupParameters(scale=largest.div_(divisor), zero_point=None)
+    scale = (high - low).clamp_(min=MIN_RANGE).div_(divisor)
     zero_point = low.div(scale).round_().neg_().clamp_(0, qmax)
     return GroupParameters(scale=scale, zero_point=zero_point)
 
