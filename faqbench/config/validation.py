@@ -12,6 +12,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from faqbench.config.calibration import check_calibration
 from faqbench.config.errors import UserError, did_you_mean
 from faqbench.config.experiment import CorrectionSection, Experiment, LinearOverride, RoleName
 
@@ -42,6 +43,7 @@ def _check_combination(experiment: Experiment) -> None:
             "must be none too."
         )
     _check_correction(quant.correction)
+    check_calibration(experiment.calibration, experiment.scenario)
     for override in quant.overrides:
         _check_override(override)
     needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[
@@ -85,6 +87,8 @@ def _paths_and_tuples(value: Any) -> Any:
         for key in ("runs", "reports", "wikitext2_path"):
             if isinstance(result.get(key), str):
                 result[key] = Path(result[key])
+        if isinstance(result.get("mixture"), dict):
+            result["mixture"] = {str(k): _as_float(v) for k, v in result["mixture"].items()}
         for key in (
             "gamma",
             "alpha",
@@ -92,14 +96,22 @@ def _paths_and_tuples(value: Any) -> Any:
             "residual_strength",
             "damping",
             "clip_max_shrink",
+            "skew",
+            "length_power",
+            "rarity",
+            "noise_rate",
             *get_args(RoleName),
         ):
-            if isinstance(result.get(key), int) and not isinstance(result[key], bool):
-                result[key] = float(result[key])
+            if key in result:
+                result[key] = _as_float(result[key])
         return result
     if isinstance(value, list):
         return tuple(_paths_and_tuples(v) for v in value)
     return value
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _sentence(error: ErrorDetails) -> str:
@@ -128,7 +140,7 @@ def _readable_key(location: list[str]) -> str:
     """Name the knob that the user turned, where a group's field only repeats it."""
     short = {f"quant.{k}": k for k in ("bits", "group_size", "symmetric")}
     short |= {"quant.preview.window": "window", "quant.preview.gamma": "gamma"}
-    short |= {"calibration.seed": "seed"}
+    short |= {"calibration.seed": "seed", "calibration.allow_repeat": "allow_repeat"}
     key = ".".join(location)
     return short.get(key, key)
 

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import torch
 import yaml
 
-from faqbench.calibration import calibration_tokens
 from faqbench.config import Experiment, run_id
 from faqbench.models import load_model, resolve_device
+from faqbench.pipeline.calibrating import calibration_set
 from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
@@ -53,8 +53,8 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
 
     store = calibration = None
     if experiment.needs_calibration:
-        with timings.stage("calibrate"):
-            drawn = calibration_tokens(experiment, loaded.tokenizer, progress)
+        with timings.stage("calibrate") as stage:
+            drawn, stage.cached = calibration_set(experiment, loaded.tokenizer, cache, progress)
         fingerprints["calibration"] = drawn.fingerprint
         calibration = Calibration(
             tokens=drawn.tokens,
