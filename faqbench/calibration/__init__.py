@@ -10,6 +10,7 @@ from faqbench.calibration.calibration_set import (
     load_calibration_set,
     save_calibration_set,
 )
+from faqbench.calibration.distance import activation_shift, token_divergence
 from faqbench.calibration.drawing import (
     CODE_VERSION,
     Request,
@@ -23,10 +24,12 @@ __all__ = [
     "CODE_VERSION",
     "CalibrationSet",
     "Request",
+    "activation_shift",
     "draw",
     "draw_evaluation",
     "draw_without_text",
     "load_calibration_set",
     "request_of",
     "save_calibration_set",
+    "token_divergence",
 ]
