@@ -26,7 +26,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 Means = Mapping[str, Sequence[Tensor]]
@@ -40,7 +41,7 @@ def token_divergence(tokens: Tensor, reference: Tensor) -> float:
         reference: the same of the reference set.
     """
     size = int(max(tokens.max(), reference.max())) + 1
-    p, q = (torch.bincount(t.flatten(), minlength=size).double() for t in (tokens, reference))
+    p, q = (np.bincount(t.flatten().numpy(), minlength=size) for t in (tokens, reference))
     p, q = p / p.sum(), q / q.sum()
     divergence = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
     return min(1.0, max(0.0, divergence))
@@ -59,18 +60,16 @@ def activation_shift(means: Means, reference: Means) -> dict[str, float]:
     }
 
 
-def _entropy(p: Tensor) -> float:
+def _entropy(p: NDArray[np.float64]) -> float:
     p = p[p > 0]
-    return float(-(p * p.log2()).sum())
+    return float(-(p * np.log2(p)).sum())
 
 
 def _spread(means: Tensor, reference: Tensor) -> float:
     """Return the spread over channels of the log ratio; NaN when no channel is active on both sets."""
-    a, r = means.double(), reference.double()
+    a, r = means.double().numpy(), reference.double().numpy()
     active = (a > 0) & (r > 0)
-    if not active.any():
-        return math.nan
-    return float((a[active] / r[active]).log().std(correction=0))
+    return float(np.log(a[active] / r[active]).std()) if active.any() else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

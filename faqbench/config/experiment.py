@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag
 
 from faqbench.config.calibration import CalibrationSection, ScenarioSection, mixture_of
+from faqbench.config.presearch import PresearchSection
 from faqbench.config.section import DType, Fraction, Positive, Section, Slug
 
 RoleName = Literal["qkv", "o", "gate_up", "down"]
@@ -147,6 +148,7 @@ class PathsSection(Section):
 
     runs: Path
     reports: Path
+    presearch: Path
 
 
 class DataSection(Section):
@@ -170,6 +172,7 @@ class Experiment(Section):
     calibration: CalibrationSection
     scenario: ScenarioSection
     evaluation: EvaluationSection
+    presearch: PresearchSection
     tracking: TrackingSection
     paths: PathsSection
     data: DataSection

@@ -92,6 +92,12 @@ def _corpus_identity(experiment: Experiment) -> dict[str, object]:
     return result
 
 
+def grid_slug(experiment: Experiment) -> list[str]:
+    """Return bits and group size as parts of a name, `w3` and `g64`; `grow` is one group per row."""
+    quant = experiment.quant
+    return [f"w{quant.bits}", f"g{quant.group_size}".replace("-1", "row")]
+
+
 def run_id(experiment: Experiment) -> str:
     """Return a readable slug and a hash of the identity, a name that is safe as a folder.
 
@@ -100,10 +106,7 @@ def run_id(experiment: Experiment) -> str:
     text = json.dumps(identity(experiment), sort_keys=True, separators=(",", ":"))
     parts = [experiment.model.name, experiment.quant.name]
     if experiment.quantizes:
-        parts += [
-            f"w{experiment.quant.bits}",
-            f"g{experiment.quant.group_size}".replace("-1", "row"),
-        ]
+        parts += grid_slug(experiment)
     if experiment.needs_calibration:
         parts += [f"s{experiment.calibration.seed}"]
         if experiment.scenario.name != "matched":

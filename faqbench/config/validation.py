@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 from faqbench.config.calibration import check_calibration
 from faqbench.config.errors import UserError, did_you_mean
 from faqbench.config.experiment import CorrectionSection, Experiment, LinearOverride, RoleName
+from faqbench.config.presearch import check_presearch
 
 # What pydantic puts into an error's location that the user did not write.
 _NOT_KEYS = ("number", "per role", "[key]")
@@ -44,6 +45,7 @@ def _check_combination(experiment: Experiment) -> None:
         )
     _check_correction(quant.correction)
     check_calibration(experiment.calibration, experiment.scenario)
+    check_presearch(experiment.presearch)
     for override in quant.overrides:
         _check_override(override)
     needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[
@@ -84,9 +86,11 @@ def _paths_and_tuples(value: Any) -> Any:
     """Give strict pydantic the types it wants where YAML has none: tuples for lists, paths for texts."""
     if isinstance(value, Mapping):
         result = {k: _paths_and_tuples(v) for k, v in value.items()}
-        for key in ("runs", "reports", "wikitext2_path"):
+        for key in ("runs", "reports", "presearch", "wikitext2_path"):
             if isinstance(result.get(key), str):
                 result[key] = Path(result[key])
+        if isinstance(result.get("gamma"), tuple):  # the candidates of a presearch
+            result["gamma"] = tuple(_as_float(v) for v in result["gamma"])
         if isinstance(result.get("mixture"), dict):
             result["mixture"] = {str(k): _as_float(v) for k, v in result["mixture"].items()}
         for key in (
@@ -100,6 +104,7 @@ def _paths_and_tuples(value: Any) -> Any:
             "length_power",
             "rarity",
             "noise_rate",
+            "keep",
             *get_args(RoleName),
         ):
             if key in result:

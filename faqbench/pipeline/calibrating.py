@@ -71,9 +71,37 @@ def reference_set(
     Raises:
         UserError: when the selection part is empty.
     """
+    mixture = mixture_of(experiment.calibration, matched())
+    n_windows = experiment.calibration.n_reference
+    return _selected(experiment, mixture, n_windows, tokenizer, cache, progress)
+
+
+def selection_set(
+    experiment: Experiment, tokenizer: Any, cache: StageCache, progress: Progress
+) -> CalibrationSet:
+    """Return the selection text that a presearch judges by: `n_windows` from each of its domains.
+
+    Raises:
+        UserError: for an unknown domain, and when a selection part is empty.
+    """
+    settings = experiment.presearch
+    mixture = mixture_of(experiment.calibration, matched())
+    if settings.domains is not None:
+        mixture = dict.fromkeys(settings.domains, 1.0 / len(settings.domains))
+    n_windows = settings.n_windows * len(mixture)
+    return _selected(experiment, mixture, n_windows, tokenizer, cache, progress)
+
+
+def _selected(
+    experiment: Experiment,
+    mixture: Mapping[str, float],
+    n_windows: int,
+    tokenizer: Any,
+    cache: StageCache,
+    progress: Progress,
+) -> CalibrationSet:
     calibration = experiment.calibration.model_copy(update={"seed": 0, "allow_repeat": True})
-    request = request_of(calibration, matched(), calibration.n_reference, tokenizer)
-    mixture = mixture_of(calibration, matched())
+    request = request_of(calibration, matched(), n_windows, tokenizer)
     corpora = _corpora(experiment, mixture, "selection", progress)
     return _drawn(corpora, request, tokenizer, cache)[0]
 
