@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from faqbench.config import UserError
 
 VERBS = {
+    "compact": "faqbench.cli.compact",
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
     "presearch": "faqbench.cli.presearch",
