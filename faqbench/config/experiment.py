@@ -10,24 +10,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag
+from pydantic import Discriminator, Field, Tag
 
-Slug = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,79}$")]
-DType = Literal["float32", "bfloat16", "float16"]
+from faqbench.config.calibration import CalibrationSection, ScenarioSection, mixture_of
+from faqbench.config.presearch import PresearchSection
+from faqbench.config.section import DType, Fraction, Positive, Section, Slug
+
 RoleName = Literal["qkv", "o", "gate_up", "down"]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(ge=1)]
 # A number for all roles, or one for each. The tags keep errors to the form that the user wrote.
 PerRole = Annotated[
     Annotated[Fraction, Tag("number")] | Annotated[dict[RoleName, Fraction], Tag("per role")],
     Discriminator(lambda value: "per role" if isinstance(value, dict) else "number"),
 ]
-
-
-class Section(BaseModel):
-    """A frozen mapping that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelSection(Section):
@@ -42,6 +36,7 @@ class ModelSection(Section):
     random: dict[str, int | float | str | bool | tuple[int | str, ...] | None] | None
     tokenizer: str | None
     trust_remote_code: bool
+    add_bos: bool
     group_size: int
     notes: str | None
 
@@ -123,26 +118,6 @@ class QuantSection(Section):
     overrides: tuple[LinearOverride, ...]
 
 
-class CalibrationSection(Section):
-    """`calibration`: which tokens the statistics are taken from."""
-
-    domain: str
-    n_samples: Positive
-    seq_len: Annotated[int, Field(ge=8)]
-    seed: Annotated[int, Field(ge=0)]
-    tokens: Literal["all", "drop_first", "norm_cap"]
-    dtype: DType
-    batch_size: Positive
-
-
-class ScenarioSection(Section):
-    """`scenario`: how the calibration set departs from the evaluation's domain; null keeps it."""
-
-    name: Slug
-    domain: str | None
-    n_samples: Positive | None
-
-
 class EvaluationSection(Section):
     """`evaluation`: perplexity protocols and tasks, and how much of each."""
 
@@ -173,6 +148,7 @@ class PathsSection(Section):
 
     runs: Path
     reports: Path
+    presearch: Path
 
 
 class DataSection(Section):
@@ -196,6 +172,7 @@ class Experiment(Section):
     calibration: CalibrationSection
     scenario: ScenarioSection
     evaluation: EvaluationSection
+    presearch: PresearchSection
     tracking: TrackingSection
     paths: PathsSection
     data: DataSection
@@ -207,6 +184,7 @@ class Experiment(Section):
     gamma: float
     seed: int
     limit: Positive | None
+    allow_repeat: bool
     device: str
     dtype: DType
     rerun: bool
@@ -225,9 +203,9 @@ class Experiment(Section):
         )
 
     @property
-    def calibration_domain(self) -> str:
-        """The calibration domain after the scenario has had its say."""
-        return self.scenario.domain or self.calibration.domain
+    def calibration_mixture(self) -> dict[str, float]:
+        """The domains and their shares of the windows after the scenario has had its say."""
+        return mixture_of(self.calibration, self.scenario)
 
     @property
     def n_calibration_samples(self) -> int:

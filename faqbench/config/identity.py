@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 
+from faqbench.config.calibration import is_hub_set, is_table
 from faqbench.config.experiment import Experiment
 
 
 def identity(experiment: Experiment) -> dict[str, object]:
     """Return the JSON mapping of everything that the experiment's result depends on."""
     full = experiment.model_dump(mode="json")
-    model = {k: v for k, v in full["model"].items() if k not in {"notes", "group_size"}}
+    model = {k: v for k, v in full["model"].items() if k not in {"notes", "group_size", "add_bos"}}
     evaluation = {k: v for k, v in full["evaluation"].items() if k not in {"name", "keep_items"}}
     evaluation |= {"n_windows": experiment.n_windows(), "n_documents": experiment.n_documents()}
     if any(p.startswith("wikitext2") for p in experiment.evaluation.protocols):
@@ -55,11 +56,46 @@ def quant_identity(experiment: Experiment) -> dict[str, object]:
 
 
 def calibration_identity(experiment: Experiment) -> dict[str, object]:
-    """Return what decides the calibration tokens and the statistics taken from them."""
-    calibration = experiment.calibration.model_dump(mode="json")
-    calibration["domain"] = experiment.calibration_domain
-    calibration["n_samples"] = experiment.n_calibration_samples
-    return calibration
+    """Return what decides the calibration tokens and the statistics taken from them.
+
+    A scenario is what it changes: the same windows by `scenario` or by `calibration` are the same.
+    """
+    calibration, scenario = experiment.calibration, experiment.scenario
+    result: dict[str, object] = calibration.model_dump(
+        mode="json",
+        include={"seq_len", "seed", "add_bos", "tokens", "dtype", "batch_size"},
+    )
+    result["n_samples"] = experiment.n_calibration_samples
+    if scenario.random_tokens:
+        return result | {"source": "random tokens"}
+    if scenario.leak:
+        result["source"] = "evaluation tokens"
+    else:
+        result |= _corpus_identity(experiment)
+    changes = {"shuffle_tokens", "noise_rate"}
+    if not scenario.leak:
+        changes |= {"min_characters", "max_characters", "length_power", "rarity"}
+        result |= {"copies": scenario.copies} if (scenario.copies or 1) > 1 else {}
+    if calibration.allow_repeat:
+        result["allow_repeat"] = True
+    # Zero leaves a part alone, as null does.
+    return result | {k: v for k, v in scenario.model_dump(include=changes).items() if v}
+
+
+def _corpus_identity(experiment: Experiment) -> dict[str, object]:
+    calibration, mixture = experiment.calibration, experiment.calibration_mixture
+    result: dict[str, object] = {"mixture": mixture, "documents": calibration.documents}
+    if any(map(is_hub_set, mixture)):
+        result["hub"] = calibration.hub.model_dump(mode="json")
+    if any(is_hub_set(domain) or is_table(domain) for domain in mixture):
+        result["column"] = calibration.column
+    return result
+
+
+def grid_slug(experiment: Experiment) -> list[str]:
+    """Return bits and group size as parts of a name, `w3` and `g64`; `grow` is one group per row."""
+    quant = experiment.quant
+    return [f"w{quant.bits}", f"g{quant.group_size}".replace("-1", "row")]
 
 
 def run_id(experiment: Experiment) -> str:
@@ -70,10 +106,7 @@ def run_id(experiment: Experiment) -> str:
     text = json.dumps(identity(experiment), sort_keys=True, separators=(",", ":"))
     parts = [experiment.model.name, experiment.quant.name]
     if experiment.quantizes:
-        parts += [
-            f"w{experiment.quant.bits}",
-            f"g{experiment.quant.group_size}".replace("-1", "row"),
-        ]
+        parts += grid_slug(experiment)
     if experiment.needs_calibration:
         parts += [f"s{experiment.calibration.seed}"]
         if experiment.scenario.name != "matched":

@@ -12,8 +12,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from faqbench.config.calibration import check_calibration
 from faqbench.config.errors import UserError, did_you_mean
 from faqbench.config.experiment import CorrectionSection, Experiment, LinearOverride, RoleName
+from faqbench.config.presearch import check_presearch
 
 # What pydantic puts into an error's location that the user did not write.
 _NOT_KEYS = ("number", "per role", "[key]")
@@ -42,6 +44,8 @@ def _check_combination(experiment: Experiment) -> None:
             "must be none too."
         )
     _check_correction(quant.correction)
+    check_calibration(experiment.calibration, experiment.scenario)
+    check_presearch(experiment.presearch)
     for override in quant.overrides:
         _check_override(override)
     needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[
@@ -82,9 +86,13 @@ def _paths_and_tuples(value: Any) -> Any:
     """Give strict pydantic the types it wants where YAML has none: tuples for lists, paths for texts."""
     if isinstance(value, Mapping):
         result = {k: _paths_and_tuples(v) for k, v in value.items()}
-        for key in ("runs", "reports", "wikitext2_path"):
+        for key in ("runs", "reports", "presearch", "wikitext2_path"):
             if isinstance(result.get(key), str):
                 result[key] = Path(result[key])
+        if isinstance(result.get("gamma"), tuple):  # the candidates of a presearch
+            result["gamma"] = tuple(_as_float(v) for v in result["gamma"])
+        if isinstance(result.get("mixture"), dict):
+            result["mixture"] = {str(k): _as_float(v) for k, v in result["mixture"].items()}
         for key in (
             "gamma",
             "alpha",
@@ -92,14 +100,23 @@ def _paths_and_tuples(value: Any) -> Any:
             "residual_strength",
             "damping",
             "clip_max_shrink",
+            "skew",
+            "length_power",
+            "rarity",
+            "noise_rate",
+            "keep",
             *get_args(RoleName),
         ):
-            if isinstance(result.get(key), int) and not isinstance(result[key], bool):
-                result[key] = float(result[key])
+            if key in result:
+                result[key] = _as_float(result[key])
         return result
     if isinstance(value, list):
         return tuple(_paths_and_tuples(v) for v in value)
     return value
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _sentence(error: ErrorDetails) -> str:
@@ -128,7 +145,7 @@ def _readable_key(location: list[str]) -> str:
     """Name the knob that the user turned, where a group's field only repeats it."""
     short = {f"quant.{k}": k for k in ("bits", "group_size", "symmetric")}
     short |= {"quant.preview.window": "window", "quant.preview.gamma": "gamma"}
-    short |= {"calibration.seed": "seed"}
+    short |= {"calibration.seed": "seed", "calibration.allow_repeat": "allow_repeat"}
     key = ".".join(location)
     return short.get(key, key)
 

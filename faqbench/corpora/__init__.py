@@ -1,8 +1,8 @@
-"""Domains of text, and their disjoint calibration, selection and evaluation parts.
+"""Corpora: kinds of text by name, and their disjoint calibration, selection and evaluation parts.
 
-A domain is a name for a kind of text: one yaml in `domains/`, found by listing the folder. Every
-text belongs to one part, decided by the text's own hash (`part_of`), so nothing is ever calibrated
-and evaluated on the same text, whichever domain or run it comes through.
+A packaged domain is a name for a kind of text: one yaml in `domains/`, found by listing the folder.
+Every document belongs to one part, decided by its own hash (`part_of`), so nothing is ever calibrated
+and evaluated on the same document, whichever domain or run it comes through.
 
 Adding a domain is one file `domains/<name>.yaml`:
 
@@ -14,11 +14,23 @@ Adding a domain is one file `domains/<name>.yaml`:
 together, and each label is a domain of its own besides, named `<name>-<label>`: `code` and
 `code-java`.
 
-The path of a user's .txt file is a domain too: its paragraphs, separated by blank lines, are the
-texts.
+Adding a data set of the hub is one file `hub_sets/<name>.yaml` with the fields of `HubSet`; any other
+set is `hub:OWNER/NAME` with `calibration.hub` and `calibration.column`. The path of a user's file is a
+corpus too: a .txt file, whose paragraphs, separated by blank lines, are the texts, or a column of a
+.jsonl or .parquet file.
 """
 
-from faqbench.corpora.domain import domain_names, domain_texts
+from faqbench.corpora.corpus import Corpus, domain_texts, read_corpus
+from faqbench.corpora.domain import domain_names
+from faqbench.corpora.hub_set import hub_set_names
 from faqbench.corpora.part import Part, part_of
 
-__all__ = ["Part", "domain_names", "domain_texts", "part_of"]
+__all__ = [
+    "Corpus",
+    "Part",
+    "domain_names",
+    "domain_texts",
+    "hub_set_names",
+    "part_of",
+    "read_corpus",
+]

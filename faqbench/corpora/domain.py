@@ -1,4 +1,4 @@
-"""Domains by name, read from the yaml files in `domains/`, and the texts of one of their parts."""
+"""Packaged domains by name, read from the yaml files in `domains/`, and their documents."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from importlib import resources
 
 import yaml
 
-from faqbench.assets import packaged_texts
-from faqbench.config import UserError, did_you_mean
-from faqbench.corpora.part import Part, part_of
-from faqbench.corpora.text_file import is_text_file, read_text_file
+from faqbench.assets import document_key, packaged_texts
 from faqbench.stages import Progress
 
 
@@ -30,41 +27,17 @@ def domain_names() -> list[str]:
     return sorted(_domains())
 
 
-def domain_texts(domain: str, part: Part, progress: Progress) -> list[str]:
-    """Return the unique texts of one part of a domain, in the order of its sources.
-
-    Args:
-        domain: one of `domain_names()`, or the path of a .txt file.
-        part: the parts of a domain share no text, and neither do different parts of two domains.
-        progress: shows the fetching of packaged texts, when they are not there yet.
+def packaged_documents(domain: str, progress: Progress) -> dict[str, str]:
+    """Return the unique texts of a packaged domain in the order of its sources, each with its key.
 
     Raises:
-        UserError: for an unknown domain, for a file that is missing, empty or no text, and when the
-            part is empty.
+        UserError: when the texts cannot be fetched.
     """
-    if is_text_file(domain):
-        texts = read_text_file(domain)
-    else:
-        sources = _find(domain).sources
-        texts = [text for source in sources for text in packaged_texts(source, progress)]
-    chosen = [text for text in dict.fromkeys(texts) if part_of(text) == part]
-    if not chosen:
-        raise UserError(
-            f"None of the {len(texts)} texts of '{domain}' falls in its {part} part, which is "
-            "chosen by text hash; use a source of more texts."
-        )
-    return chosen
-
-
-def _find(name: str) -> Domain:
-    domains = _domains()
-    if name not in domains:
-        hint = did_you_mean(name, domains)
-        raise UserError(
-            f"Unknown domain '{name}'.{hint} Known: {', '.join(sorted(domains))}, or the path of a "
-            ".txt file."
-        )
-    return domains[name]
+    documents: dict[str, str] = {}
+    for source in _domains()[domain].sources:
+        for text in packaged_texts(source, progress):
+            documents.setdefault(text, document_key(source, text))
+    return documents
 
 
 @cache

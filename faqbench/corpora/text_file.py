@@ -19,6 +19,18 @@ def read_text_file(name: str) -> list[str]:
     Raises:
         UserError: when the file is missing, cannot be read, is empty, or is not UTF-8 text.
     """
+    texts = [t for t in re.split(r"\n(?:[ \t]*\n)+", read_text(name)) if t.strip()]
+    if not texts:
+        raise UserError(f"The text file '{name}' is empty.")
+    return list(dict.fromkeys(texts))
+
+
+def read_text(name: str) -> str:
+    r"""Return a UTF-8 file's text, with "\n" as its line ends.
+
+    Raises:
+        UserError: when the file is missing, cannot be read, or is not UTF-8 text.
+    """
     try:
         content = Path(name).expanduser().read_bytes()
     except OSError as error:
@@ -30,8 +42,4 @@ def read_text_file(name: str) -> list[str]:
         raise UserError(f"The file '{name}' is not UTF-8 text (byte {error.start}).") from error
     if "\0" in text:
         raise UserError(f"The file '{name}' is not text: it holds zero bytes.")
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    texts = [t for t in re.split(r"\n(?:[ \t]*\n)+", lines) if t.strip()]
-    if not texts:
-        raise UserError(f"The text file '{name}' is empty.")
-    return list(dict.fromkeys(texts))
+    return text.replace("\r\n", "\n").replace("\r", "\n")

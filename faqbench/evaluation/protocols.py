@@ -8,7 +8,8 @@ on the window and on who divides by what. So a name fixes the text, how it is jo
     heldout-<domain>-<len>   the evaluation part of a packaged domain, texts joined with "\n\n"
 
 and all of them: tokenised once, no special tokens, non-overlapping windows, the tail dropped, every
-token but the first of a window scored, mean negative log-likelihood, exp.
+token but the first of a window scored, mean negative log-likelihood, exp. For a model that needs a BOS
+token, `evaluation.add_bos` makes it the first token of every window; it is part of the run's identity.
 
 Differs from the reference (GPTQ's and AWQ's scripts): they let the tokenizer put its one BOS before
 the whole text, which shifts every later window by a token; here no tokenizer's default, which

@@ -32,6 +32,7 @@ class ProtocolTokens:
     Attributes:
         protocol: what they are windows of.
         tokens: [n_windows, seq_len] int64, on the CPU; the first windows of the stream when capped.
+        n_special: leading tokens of each window that are no text: 1 with a BOS token, else 0.
         n_tokens_total: tokens of the whole stream, the dropped tail included.
         fingerprint: sha256 of `tokens`, the cap and the window length therefore included.
         stream_fingerprint: sha256 of the whole stream, equal for all window lengths and caps.
@@ -46,6 +47,12 @@ class ProtocolTokens:
     stream_fingerprint: str
     verified: bool
     warnings: tuple[str, ...]
+    n_special: int
+
+    @property
+    def text_tokens(self) -> torch.Tensor:
+        """The windows without their BOS token [n_windows, seq_len - n_special]."""
+        return self.tokens[:, self.n_special :]
 
 
 def protocol_tokens(
@@ -53,26 +60,33 @@ def protocol_tokens(
 ) -> ProtocolTokens:
     """Tokenise a protocol's text and cut it into non-overlapping windows.
 
+    With `evaluation.add_bos` every window is the BOS token and seq_len - 1 tokens of the stream, so that
+    every token of text is scored; without, the first token of a window is only context.
+
     Raises:
         UserError: when the text is missing, shorter than one window, or gives other tokens than the
-            protocol is known to have with this tokenizer.
+            protocol is known to have with this tokenizer; and for a BOS token that it lacks.
     """
+    bos = _bos(tokenizer) if experiment.evaluation.add_bos else None
+    width = protocol.seq_len - (bos is not None)
     with progress.stage(f"{protocol.name}: tokenise", 1) as advance:
         text = protocol_text(protocol, experiment, progress)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         stream = torch.tensor(ids, dtype=torch.int64)
         advance()
-    n_windows = stream.numel() // protocol.seq_len
+    n_windows = stream.numel() // width
     if n_windows == 0:
         raise UserError(
-            f"Protocol '{protocol.name}' needs {protocol.seq_len} tokens for one window, but its "
+            f"Protocol '{protocol.name}' needs {width} tokens for one window, but its "
             f"text has only {stream.numel()}."
         )
     fingerprint = hash_tokens(stream)
     warnings = _compare_with_expected(protocol, tokenizer, stream.numel(), fingerprint)
     caps = [experiment.n_windows(), _C4_WINDOWS if protocol.corpus == "c4-new" else None]
     n_windows = min([n_windows, *(cap for cap in caps if cap is not None)])
-    windows = stream[: n_windows * protocol.seq_len].view(n_windows, protocol.seq_len)
+    windows = stream[: n_windows * width].view(n_windows, width)
+    if bos is not None:
+        windows = torch.cat([torch.full((n_windows, 1), bos), windows], dim=1)
     return ProtocolTokens(
         protocol=protocol,
         tokens=windows,
@@ -81,7 +95,16 @@ def protocol_tokens(
         stream_fingerprint=fingerprint,
         verified=not warnings,
         warnings=warnings,
+        n_special=protocol.seq_len - width,
     )
+
+
+def _bos(tokenizer: Any) -> int:
+    if tokenizer.bos_token_id is None:
+        raise UserError(
+            "evaluation.add_bos=true needs a tokenizer with a BOS token; this has none."
+        )
+    return int(tokenizer.bos_token_id)
 
 
 def hash_tokens(tokens: torch.Tensor) -> str:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 import yaml
 
-from faqbench.calibration import calibration_tokens
 from faqbench.config import Experiment, run_id
 from faqbench.models import load_model, resolve_device
+from faqbench.pipeline.bias import bias_distance, calibration_warnings, describe_calibration
+from faqbench.pipeline.calibrating import calibration_set
 from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
@@ -52,9 +54,11 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
     grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
 
     store = calibration = None
+    facts: dict[str, Any] = {}
+    warnings: tuple[str, ...] = ()
     if experiment.needs_calibration:
-        with timings.stage("calibrate"):
-            drawn = calibration_tokens(experiment, loaded.tokenizer, progress)
+        with timings.stage("calibrate") as stage:
+            drawn, stage.cached = calibration_set(experiment, loaded.tokenizer, cache, progress)
         fingerprints["calibration"] = drawn.fingerprint
         calibration = Calibration(
             tokens=drawn.tokens,
@@ -64,6 +68,12 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
         if reads_store(experiment.quant):
             with timings.stage("statistics") as stage:
                 store, stage.cached = activation_store(experiment, loaded, drawn, cache, progress)
+        facts = describe_calibration(experiment, drawn)
+        warnings = calibration_warnings(experiment, drawn)
+        with timings.stage("bias_distance") as stage:
+            facts["bias_distance"], stage.cached = bias_distance(
+                experiment, loaded, drawn, store, cache, progress
+            )
 
     quantized = None
     if experiment.quantizes:
@@ -77,7 +87,8 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
         evaluated = evaluate(experiment, loaded, fingerprints, cache, progress)
         stage.cached = evaluated.cached
 
-    data = _record(experiment, fingerprints, quantized, evaluated, timings, device)
+    evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
+    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device)
     data = dataclasses.replace(data, record=check_gates(data.record, loaded, quantized))
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
@@ -98,7 +109,7 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
 def write_failure(experiment: Experiment, error: str) -> RunData:
     """Write the record of a cell that failed, so that reports list it and the next sweep retries it."""
     device = torch.device("cpu")
-    data = _record(experiment, {}, None, Evaluated(), Timings(), device, error=error)
+    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), device, error=error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 
@@ -111,6 +122,7 @@ def config_yaml(experiment: Experiment) -> str:
 def _record(
     experiment: Experiment,
     fingerprints: dict[str, str],
+    calibration: dict[str, Any],
     quantized: QuantizedModel | None,
     evaluated: Evaluated,
     timings: Timings,
@@ -122,6 +134,8 @@ def _record(
     now = datetime.now(UTC)
     reports = quantized.linears if quantized else ()
     extra: dict[str, object] = {"evaluation": evaluated.protocols}
+    if calibration:
+        extra["calibration"] = calibration
     if quantized:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts

@@ -10,6 +10,7 @@ This package imports no torch. A record of a newer schema is refused, a damaged 
 listed, and a run folder appears by one rename.
 """
 
+from faqbench.records.compact import compact_run, write_compact_run
 from faqbench.records.run_record import (
     SCHEMA_VERSION,
     Gate,
@@ -34,10 +35,12 @@ __all__ = [
     "RunData",
     "RunRecord",
     "StageTiming",
+    "compact_run",
     "find_runs",
     "read_record",
     "read_run",
     "read_sweep",
+    "write_compact_run",
     "write_run",
     "write_sweep",
 ]

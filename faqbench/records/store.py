@@ -48,7 +48,7 @@ def write_run(runs: Path, data: RunData, config_yaml: str) -> Path:
     target = runs / data.record.run_id
     with explain_os_error("write the record", target, _REMEDY), atomic_directory(target) as folder:
         (folder / "config.yaml").write_text(config_yaml)
-        text = json.dumps(_without_nan(data.record.to_json()), indent=1, allow_nan=False)
+        text = json.dumps(without_nan(data.record.to_json()), indent=1, allow_nan=False)
         (folder / "record.json").write_text(text)
         data.items.to_parquet(folder / "items.parquet", index=False)
         data.layers.to_parquet(folder / "layers.parquet", index=False)
@@ -118,11 +118,12 @@ def read_sweep(runs: Path, name: str) -> list[str] | None:
     return list(json.loads(path.read_text())["run_ids"]) if path.is_file() else None
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
+    """Return a JSON value with null in the place of NaN and infinity, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
+        return {k: without_nan(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(v) for v in value]
+        return [without_nan(v) for v in value]
     return value

@@ -16,11 +16,12 @@ from faqbench.records import RunRecord
 # nested key (bits is quant.bits, seed is calibration.seed, and so on).
 _IGNORED = {
     "paths", "tracking", "report", "rerun", "device", "data", "bits", "group_size", "symmetric",
-    "window", "gamma", "seed", "limit",
+    "window", "gamma", "seed", "limit", "allow_repeat", "presearch",
 }  # fmt: skip
 _IGNORED_KEYS = {
     "model.notes", "model.group_size", "model.path", "quant.name", "calibration.seed",
-    "calibration.batch_size", "evaluation.keep_items",
+    "calibration.batch_size", "calibration.n_reference", "scenario.allow_overlap",
+    "evaluation.keep_items", "model.add_bos",
 }  # fmt: skip
 _NAMES = {"fp": "full precision", "loaq": "LoaQ"}
 _KNOWN = {"rtn", "awq", "faq", "gptq", "qep", "loaq", "lrquant"}

@@ -25,10 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from faqbench.calibration import calibration_tokens
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import Experiment
 from faqbench.models import LoadedModel, load_model, open_stream, resolve_device
+from faqbench.pipeline.calibrating import calibration_set
 from faqbench.quantization import (
     ActivationStore,
     Calibration,
@@ -40,7 +40,7 @@ from faqbench.quantization import (
 from faqbench.quantization.method import scale_statistic
 from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.scale import alpha_grid, search_scale
-from faqbench.stages import PlainProgress
+from faqbench.stages import PlainProgress, StageCache
 
 N_MODULE_BLOCKS = 3
 
@@ -62,7 +62,9 @@ class Bench:
             for name in self.loaded.architecture.linear_names()
         }
         experiment = self.experiment("quant=awq")
-        self.tokens = calibration_tokens(experiment, self.loaded.tokenizer, PlainProgress()).tokens
+        cache = StageCache(self.folder / "cache")
+        drawn, _ = calibration_set(experiment, self.loaded.tokenizer, cache, PlainProgress())
+        self.tokens = drawn.tokens
         self.batch_size = experiment.calibration.batch_size
         times = [self._observe(index) for index in range(self.repeats)]
         self.statistics_seconds = statistics.median(times)

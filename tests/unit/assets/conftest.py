@@ -98,4 +98,5 @@ def asset(wheel: Wheel) -> Asset:
         n_bytes=1000,
         activity="unpack toy",
         build=build_toy,
+        terms=None,
     )

@@ -26,7 +26,8 @@ def build(wheels, folder):
 
 wheel = Wheel(project="toy-asset", version="1.0", sha256=sys.argv[1], n_bytes=1)
 asset = Asset(
-    name="toy", version="1.0", recipe=1, wheels=(wheel,), n_bytes=1, activity="", build=build
+    name="toy", version="1.0", recipe=1, wheels=(wheel,), n_bytes=1, activity="", build=build,
+    terms=None,
 )
 print((prepared(asset, PlainProgress()) / "data.bin").read_text())
 """
@@ -160,3 +161,22 @@ def test_two_processes_at_once_build_it_once(wheel, cache, index, tmp_path):
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in both] == ["the content"] * 2
     assert log.read_text() == "built "
+
+
+def test_terms_of_use_are_shown_and_nothing_is_fetched_before_they_are_accepted(
+    asset, cache, progress
+):
+    bound = dataclasses.replace(asset, terms="Toys come under the Toy Terms")
+    with pytest.raises(UserError, match=r"Toy Terms.*faqbench fetch toy accept_terms=true"):
+        prepared(bound, progress)
+    assert progress.stages == [] and not list((cache / "assets").glob("*.downloads"))
+    prepared(bound, progress, accept_terms=True)
+    assert "Toys come under the Toy Terms" in progress.notes[0]
+
+
+def test_terms_that_were_accepted_once_are_not_asked_for_again(asset, cache, progress):
+    bound = dataclasses.replace(asset, terms="Toys come under the Toy Terms")
+    folder = prepared(bound, progress, accept_terms=True)
+    assert prepared(bound, progress) == folder
+    (folder / "data.bin").unlink()
+    assert (prepared(bound, progress) / "data.bin").exists()

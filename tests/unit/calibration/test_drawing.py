@@ -1,52 +1,62 @@
 import hashlib
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from faqbench.calibration import calibration_tokens, draw
+from faqbench.calibration import draw, draw_evaluation, draw_without_text, request_of
+from faqbench.calibration.drawing import apportion, interleave
 from faqbench.config import UserError
-from faqbench.corpora import part_of
-from faqbench.stages import PlainProgress
-
-TEXTS = [f"Text number {i}: " + "word " * (i % 7) for i in range(50)]
 
 
-def by_letter(text, *, add_special_tokens, verbose):
-    """A tokenizer of one token per character."""
-    ids = [ord(c) for c in text]
-    return {"input_ids": [1, *ids] if add_special_tokens else ids}
+@pytest.fixture
+def texts(toy):
+    return toy().texts
 
 
-def drawn(texts=TEXTS, n_samples=4, seq_len=16, seed=0):
-    return draw(texts, by_letter, n_samples=n_samples, seq_len=seq_len, seed=seed, domain="toy")
+@pytest.fixture
+def drawn(toy, tokenizer, request_for):
+    def make(texts=None, **changes):
+        corpus = toy() if texts is None else toy(texts)
+        return draw([(corpus, 1.0)], tokenizer, request_for(**changes))
+
+    return make
 
 
-def test_the_same_seed_draws_the_same_tokens_and_another_seed_others():
+def spelled(tokens):
+    return "".join(map(chr, tokens.flatten().tolist()))
+
+
+def test_the_same_seed_draws_the_same_tokens_and_another_seed_others(drawn):
     assert torch.equal(drawn().tokens, drawn().tokens)
     assert drawn().fingerprint != drawn(seed=1).fingerprint
 
 
-def test_windows_are_one_running_text_of_whole_documents_in_shuffled_order():
+def test_windows_are_one_running_text_of_whole_documents_in_shuffled_order(drawn, texts):
     calibration = drawn(n_samples=8)
-    running = "".join(map(chr, calibration.tokens.flatten().tolist()))
-    documents = running.split("\n\n")
-    assert len(documents) == calibration.n_texts_used < len(TEXTS)
-    assert set(documents[:-1]) <= set(TEXTS) and documents[:3] != TEXTS[:3]
+    documents = spelled(calibration.tokens).split("\n\n")
+    assert len(documents) == calibration.n_texts_used < len(texts)
+    assert set(documents[:-1]) <= set(texts) and documents[:3] != list(texts[:3])
 
 
-def test_shape_and_type_are_what_a_model_takes():
+def test_the_texts_of_a_set_are_those_in_its_windows(drawn):
+    calibration = drawn(n_samples=8)
+    documents = spelled(calibration.tokens).split("\n\n")
+    assert list(calibration.texts[:-1]) == documents[:-1]
+    assert calibration.texts[-1].startswith(documents[-1])
+
+
+def test_shape_and_type_are_what_a_model_takes(drawn):
     calibration = drawn(n_samples=3, seq_len=10)
     assert (tuple(calibration.tokens.shape), calibration.tokens.dtype) == ((3, 10), torch.int64)
     assert (calibration.window_start, calibration.domain) == ("cut", "toy")
 
 
-def test_more_windows_of_one_seed_begin_with_the_fewer():
+def test_more_windows_of_one_seed_begin_with_the_fewer(drawn):
     assert torch.equal(drawn(n_samples=8).tokens[:4], drawn(n_samples=4).tokens)
 
 
-def test_drawing_neither_reads_nor_moves_global_random_state():
+def test_drawing_neither_reads_nor_moves_global_random_state(drawn):
     np.random.seed(3)
     torch.manual_seed(3)
     states = np.random.get_state()[1].copy(), torch.get_rng_state()
@@ -57,50 +67,118 @@ def test_drawing_neither_reads_nor_moves_global_random_state():
     assert drawn().fingerprint == first.fingerprint
 
 
-def test_the_fingerprint_can_be_made_by_anyone_and_knows_the_shape():
+def test_the_fingerprint_can_be_made_by_anyone_and_knows_the_shape(drawn):
     calibration = drawn()
     content = b"(4, 16)" + calibration.tokens.numpy().tobytes()
     assert calibration.fingerprint == hashlib.sha256(content).hexdigest()
     assert drawn(n_samples=8, seq_len=8).fingerprint != calibration.fingerprint
 
 
-def test_too_few_tokens_gives_both_numbers():
+def test_too_few_tokens_gives_both_numbers_and_the_way_out(drawn):
     with pytest.raises(UserError, match=r"has 14 tokens, but n_samples \* seq_len = 4 \* 16 = 64"):
+        drawn(texts=["short", "texts"])
+    with pytest.raises(UserError, match="allow_repeat=true"):
         drawn(texts=["short", "texts"])
 
 
-def test_exactly_enough_tokens_are_enough():
+def test_exactly_enough_tokens_are_enough(drawn):
     assert drawn(texts=["x" * 62]).tokens.shape == (4, 16)
 
 
-def test_an_experiments_tokens_follow_its_scenario_and_seed_from_the_calibration_part(tmp_path):
-    path = tmp_path / "mine.txt"
-    path.write_text("\n\n".join(TEXTS))
-    experiment = SimpleNamespace(
-        calibration_domain=str(path),
-        n_calibration_samples=2,
-        calibration=SimpleNamespace(seq_len=16, seed=5),
-    )
-    calibration = calibration_tokens(experiment, by_letter, PlainProgress())
-    texts = [text for text in TEXTS if part_of(text) == "calibration"]
-    same = draw(texts, by_letter, n_samples=2, seq_len=16, seed=5, domain=str(path))
-    assert calibration.fingerprint == same.fingerprint
+def test_texts_repeat_when_allowed_and_the_share_is_known(drawn):
+    calibration = drawn(texts=["short", "texts"], allow_repeat=True)
+    assert spelled(calibration.tokens).count("short") >= 4
+    assert calibration.repeated_share == pytest.approx((64 - 14) / 64)
+    assert (drawn().repeated_share, calibration.n_texts_used) == (0.0, 2)
 
 
-@pytest.mark.packaged
-def test_wiki_windows_are_drawn_in_two_seconds_without_a_warning(recwarn, capfd):
-    import time
+def test_a_bos_token_begins_every_window_and_counts_in_its_length(drawn):
+    plain, with_bos = drawn(seq_len=15), drawn(seq_len=16, bos=1)
+    assert with_bos.tokens[:, 0].tolist() == [1] * 4
+    assert torch.equal(with_bos.tokens[:, 1:], plain.tokens)
+    assert with_bos.window_start == "bos+cut"
 
-    from transformers import AutoTokenizer
 
-    from faqbench.assets import packaged_model
-    from faqbench.corpora import domain_texts
+def test_a_tokenizer_without_bos_cannot_give_one(compose, tokenizer):
+    section = compose("model=tiny-llama", "calibration.add_bos=true")
+    tokenizer.bos_token_id = None
+    with pytest.raises(UserError, match=r"calibration\.add_bos=true needs a tokenizer with a BOS"):
+        request_of(section.calibration, section.scenario, 4, tokenizer)
 
-    tokenizer = AutoTokenizer.from_pretrained(packaged_model("smollm2-135m", PlainProgress()))
-    tokenizer.model_max_length = 8
-    start = time.perf_counter()
-    texts = domain_texts("wiki", "calibration", PlainProgress())
-    calibration = draw(texts, tokenizer, n_samples=32, seq_len=512, seed=0, domain="wiki")
-    assert time.perf_counter() - start < 2
-    assert calibration.tokens.max() < len(tokenizer)
-    assert capfd.readouterr().err == ""
+
+def test_documents_apart_are_windows_that_begin_a_document_and_short_ones_are_passed_over(
+    drawn, texts
+):
+    calibration = drawn(apart=True, seq_len=30)
+    windows = [spelled(row) for row in calibration.tokens]
+    assert all(any(text.startswith(w) for text in texts) for w in windows)
+    assert len(set(windows)) == 4 and calibration.window_start == "document"
+    assert all(len(text) >= 30 for text in calibration.texts)
+
+
+def test_too_few_long_documents_gives_both_numbers(drawn):
+    with pytest.raises(UserError, match=r"has 1 documents of 16 tokens or more, but n_samples=4"):
+        drawn(texts=["short", "x" * 20], apart=True)
+
+
+def test_a_mixture_gives_each_domain_its_share_of_the_windows_it_would_give_alone(
+    toy, tokenizer, request_for
+):
+    a, b = toy(domain="a"), toy([f"other {i} text of b" for i in range(40)], domain="b")
+    mixed = draw([(a, 0.75), (b, 0.25)], tokenizer, request_for(n_samples=8))
+    alone = draw([(a, 1.0)], tokenizer, request_for(n_samples=6))
+    assert dict(mixed.n_windows_of) == {"a": 6, "b": 2}
+    rows = {tuple(row.tolist()) for row in mixed.tokens}
+    assert {tuple(row.tolist()) for row in alone.tokens} <= rows
+    assert (mixed.domain, len(mixed.sources)) == ("a 0.75 + b 0.25", 2)
+
+
+def test_too_few_tokens_of_a_mixtures_domain_names_it(toy, tokenizer, request_for):
+    parts = [(toy(domain="a"), 0.5), (toy(["tiny"], domain="b"), 0.5)]
+    with pytest.raises(UserError, match=r"'b' has 6 tokens, but n_samples \* seq_len = 2 \* 16"):
+        draw(parts, tokenizer, request_for())
+
+
+@pytest.mark.parametrize(
+    ("shares", "n", "counts"),
+    [
+        ([0.7, 0.3], 10, [7, 3]),
+        ([0.5, 0.5], 3, [2, 1]),
+        ([0.7, 0.3], 1, [1, 0]),
+        ([1 / 3] * 3, 8, [3, 3, 2]),
+        ([0.1] * 10, 32, [4, 4, *[3] * 8]),
+    ],
+)
+def test_shares_become_whole_windows_by_the_largest_remainder(shares, n, counts):
+    assert apportion(shares, n) == counts
+
+
+def test_stacked_pieces_are_dealt_evenly():
+    assert interleave([4, 2]) == [0, 4, 1, 2, 5, 3]
+    assert interleave([3]) == [0, 1, 2]
+
+
+def test_random_tokens_come_from_the_vocabulary_without_special_tokens(tokenizer, request_for):
+    calibration = draw_without_text(tokenizer, request_for(n_samples=64, bos=1))
+    inside = calibration.tokens[:, 1:]
+    assert set(inside.flatten().tolist()) == set(range(128)) - {1, 2}
+    assert (calibration.texts, calibration.window_start) == ((), "bos+none")
+
+
+def test_a_leak_is_windows_of_the_evaluations_own_tokens_by_seed(tokenizer, request_for):
+    protocols = {"heldout-toy-8": torch.arange(40).view(5, 8)}
+    calibration = draw_evaluation(protocols, ["a text"], tokenizer, request_for(4, 10))
+    assert {tuple(row.tolist()) for row in calibration.tokens} == {
+        tuple(range(i, i + 10)) for i in (0, 10, 20, 30)
+    }
+    other = draw_evaluation(protocols, [], tokenizer, request_for(4, 10, seed=1))
+    assert not torch.equal(other.tokens, calibration.tokens)
+    assert calibration.texts == ("a text",)
+
+
+def test_a_leak_of_too_few_tokens_gives_both_numbers(tokenizer, request_for):
+    protocols = {"heldout-toy-8": torch.arange(40).view(5, 8)}
+    with pytest.raises(UserError, match=r"which has 40 tokens, but n_samples.*= 5 \* 10 = 50"):
+        draw_evaluation(protocols, [], tokenizer, request_for(5, 10))
+    repeated = draw_evaluation(protocols, [], tokenizer, request_for(5, 10, allow_repeat=True))
+    assert repeated.repeated_share == pytest.approx(0.2)

@@ -95,8 +95,12 @@ def test_show_prints_metrics_stages_gates_and_warnings(runs, capsys):
         (["show", "a", "b"], "'b' is not a key=value argument"),
         (["ls", "run=x"], "Did you mean 'runs'?"),
         (["report", "nmae=x"], "Did you mean 'name'?"),
+        (["compact"], "compact needs into=FOLDER"),
+        (["compact", "into=runs"], "is the folder of runs itself"),
+        (["compact", "into=x", "runs=nowhere"], "There is no finished run to copy in nowhere"),
         (["sync", "mode=of"], "mode=of is not allowed; it is one of auto, online, offline"),
-        (["fetch", "all"], "'all' is not a key=value argument"),
+        (["fetch", "gemma-270m"], "Unknown asset 'gemma-270m'. Did you mean 'gemma3-270m'?"),
+        (["fetch", "accept_terms=maybe"], "accept_terms=maybe is not allowed; it is true or false"),
         (["quant=fqa"], "Did you mean 'faq'?"),
         (["bits=9"], "less than or equal to 8"),
         (["model=null"], "Config group override must be a string"),
@@ -138,3 +142,21 @@ def test_ctrl_c_is_exit_code_130_and_one_line(monkeypatch, capsys):
     monkeypatch.setattr(listing, "run", interrupt)
     assert main(["ls"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_compact_copies_finished_runs_and_the_report_finds_them_by_name(
+    runs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["compact", "into=runs/study", "name=all"]) == 0
+    assert "2 runs copied; runs/study holds 0.0" in capsys.readouterr().out
+    (runs / "toy-fp-0123456789" / "record.json").unlink()
+    assert main(["report", "name=study"]) == 0
+    assert "over 2 runs: reports/study/index.html" in capsys.readouterr().out
+    assert main(["report", "name=other"]) == 0
+    assert "over 1 runs" in capsys.readouterr().out
+
+
+def test_compact_copies_what_is_selected(runs, tmp_path, capsys):
+    assert main(["compact", f"runs={runs}", f"into={tmp_path / 'c'}", "select=rtn"]) == 0
+    assert [p.name for p in (tmp_path / "c").iterdir()] == ["toy-rtn-w3-0123456789"]

@@ -135,6 +135,62 @@ def test_a_limit_that_cuts_nothing_further_does_not_count(id_of):
     assert same(id_of, capped, [*capped, "limit=9"])
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["scenario=mixture", "scenario.skew=0"], []),
+        (["scenario=mixture", "scenario.skew=1"], ["calibration=code"]),
+        (["scenario=mixture"], ["calibration.mixture={wiki: 0.5, code: 0.5}"]),
+        (["scenario=few-samples"], ["calibration.n_samples=4"]),
+        (["scenario.noise_rate=0", "scenario.rarity=0", "scenario.copies=1"], []),
+        (["scenario=random-tokens", "calibration=code"], ["scenario=random-tokens"]),
+        (["scenario=label-leak", "calibration=code"], ["scenario=label-leak"]),
+        (["calibration.column=other"], []),
+        (["calibration.hub.split=test"], []),
+        (["calibration.n_reference=4"], []),
+        (["scenario.allow_overlap=[x]"], []),
+    ],
+)
+def test_the_same_windows_by_scenario_or_by_calibration_are_the_same(compose, first, second):
+    one, other = (compose("model=tiny-llama", "quant=awq", *o) for o in (first, second))
+    assert identity(one) == identity(other)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "calibration.documents=apart",
+        "calibration.add_bos=true",
+        "allow_repeat=true",
+        "calibration.mixture={wiki: 0.5, code: 0.5}",
+        "scenario.min_characters=10",
+        "scenario.max_characters=10",
+        "scenario.length_power=1",
+        "scenario.rarity=1",
+        "scenario.copies=2",
+        "scenario.noise_rate=0.1",
+        "scenario.shuffle_tokens=true",
+        "scenario.random_tokens=true",
+        "scenario.leak=true",
+    ],
+)
+def test_whatever_decides_the_windows_counts(id_of, override):
+    assert not same(id_of, ["quant=awq"], ["quant=awq", override])
+
+
+@pytest.mark.parametrize(
+    "override", ["calibration.column=x", "calibration.hub.config=x", "calibration.hub.split=x"]
+)
+def test_where_a_hub_set_is_read_counts(id_of, override):
+    hub = ["quant=awq", "calibration.domain=hub:owner/name"]
+    assert not same(id_of, hub, [*hub, override])
+
+
+def test_what_a_model_needs_of_bos_counts_where_it_is_used_alone(id_of):
+    used = ["quant=awq", "calibration.add_bos=false", "evaluation.add_bos=false"]
+    assert same(id_of, used, [*used, "model.add_bos=true"])
+
+
 def test_a_scenario_is_what_it_changes(compose):
     by_scenario = compose("model=tiny-llama", "quant=awq", "scenario=code-only")
     by_calibration = compose("model=tiny-llama", "quant=awq", "calibration=code")

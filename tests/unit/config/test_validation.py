@@ -173,3 +173,44 @@ def test_whole_numbers_are_taken_where_fractions_are_meant(change):
 def test_paths_become_paths(change):
     found = validate(change("data.wikitext2_path", "some/file.txt"))
     assert found.data.wikitext2_path == Path("some/file.txt")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"calibration.mixture": {"wiki": 0.7, "code": 0.4}},
+            "calibration.mixture={wiki: 0.7, code: 0.4} has weights that sum to 1.1; they must sum to 1.",
+        ),
+        (
+            {"scenario.mixture": {"wiki": 0.5}},
+            "scenario.mixture={wiki: 0.5} has weights that sum to",
+        ),
+        ({"calibration.mixture": {}}, "calibration.mixture={} has weights that sum to 0"),
+        (
+            {"scenario.mixture": {"wiki": 1}, "scenario.domain": "code"},
+            "scenario.domain=code and scenario.mixture are both set",
+        ),
+        ({"scenario.skew": 0.5}, "scenario.skew=0.5 is the share of windows from scenario.domain"),
+        (
+            {"scenario.min_characters": 9, "scenario.max_characters": 8},
+            "scenario.min_characters=9 is more than scenario.max_characters=8",
+        ),
+        ({"scenario.noise_rate": 1.5}, "scenario.noise_rate=1.5 is not allowed"),
+        ({"calibration.mixture": {"wiki": 1.5}}, "calibration.mixture.wiki=1.5 is not allowed"),
+        ({"calibration.documents": "apat"}, "Did you mean 'apart'?"),
+    ],
+)
+def test_a_calibration_that_means_nothing_is_one_sentence(plain, changes, sentence):
+    raw = copy.deepcopy(plain)
+    for key, value in changes.items():
+        group, name = key.split(".")
+        raw[group][name] = value
+    text = mistake(raw)
+    assert sentence in text and "\n" not in text
+
+
+def test_a_mixture_of_whole_numbers_and_rounded_thirds_is_a_mixture(change):
+    thirds = {"wiki": 0.3333333, "code": 0.3333333, "math": 0.3333334}
+    assert validate(change("calibration.mixture", {"wiki": 1})).calibration.mixture == {"wiki": 1.0}
+    assert validate(change("calibration.mixture", thirds)).calibration.mixture == thirds

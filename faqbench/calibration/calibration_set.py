@@ -1,0 +1,79 @@
+"""The calibration set as a value, and as the files of a cached stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+_FACTS = (
+    "domain",
+    "n_windows_of",
+    "seed",
+    "n_texts_used",
+    "window_start",
+    "repeated_share",
+    "sources",
+    "fingerprint",
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CalibrationSet:
+    """The tokens that a quantizer sees, and where they come from.
+
+    Attributes:
+        tokens: int64, [n_samples, seq_len].
+        domain: the domain, or the mixture in words, as in "wiki 0.7 + code 0.3".
+        n_windows_of: how many windows each domain gave.
+        seed: of the draw.
+        n_texts_used: texts that contributed tokens, the last one perhaps in part.
+        window_start: "cut": windows begin in mid-document; "document": at a document's beginning;
+            "bos+cut", "bos+document": the same after a BOS token; "none": there are no documents.
+        repeated_share: share of the tokens that are from a text's second or later occurrence.
+        sources: provenance of each domain, as JSON mappings.
+        texts: those that contributed, each once; for a leak guard.
+        fingerprint: sha256 of the shape and the tokens; two sets are the same when it is.
+    """
+
+    tokens: torch.Tensor
+    domain: str
+    n_windows_of: Mapping[str, int]
+    seed: int
+    n_texts_used: int
+    window_start: str
+    repeated_share: float
+    sources: tuple[Mapping[str, Any], ...]
+    texts: tuple[str, ...]
+    fingerprint: str
+
+
+def fingerprint_tokens(tokens: torch.Tensor) -> str:
+    """Hash the shape and the little-endian int64 values, so that any machine gets the same."""
+    digest = hashlib.sha256(f"{tuple(tokens.shape)}".encode())
+    digest.update(tokens.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def save_calibration_set(calibration: CalibrationSet, folder: Path) -> None:
+    """Write a calibration set into an empty folder."""
+    save_file({"tokens": calibration.tokens.contiguous()}, folder / "tokens.safetensors")
+    facts = {name: getattr(calibration, name) for name in _FACTS}
+    (folder / "facts.json").write_text(json.dumps(facts, indent=1))
+    (folder / "texts.json").write_text(json.dumps(calibration.texts))
+
+
+def load_calibration_set(folder: Path) -> CalibrationSet:
+    """Read what `save_calibration_set` wrote."""
+    facts = json.loads((folder / "facts.json").read_text())
+    return CalibrationSet(
+        tokens=load_file(folder / "tokens.safetensors")["tokens"],
+        texts=tuple(json.loads((folder / "texts.json").read_text())),
+        **facts | {"sources": tuple(facts["sources"])},
+    )

@@ -1,0 +1,53 @@
+"""Copy finished runs into a folder small enough to commit: compact into=runs/study name=… select=… runs=….
+
+Window means stand in for tokens, so every table, plot and paired comparison of a report can be made from
+the copy; `faqbench report name=study` finds runs/study by itself.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from faqbench.cli.arguments import read_arguments
+from faqbench.config import UserError
+from faqbench.records import read_run, write_compact_run, write_sweep
+from faqbench.report.request import ReportRequest
+from faqbench.report.selection import select_runs
+
+_KEYS = {
+    "into": "the folder that the compact runs are written to",
+    "name": "the sweep to copy, all runs otherwise",
+    "select": "patterns on run ids and key=value filters, separated by spaces",
+    "runs": "the folder of runs",
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Copy runs and say how large the folder is now."""
+    _, values = read_arguments("compact", arguments, _KEYS)
+    if "into" not in values:
+        raise UserError("compact needs into=FOLDER, such as into=runs/study.")
+    runs, into, name = Path(values.get("runs", "runs")), Path(values["into"]), values.get("name")
+    if into.resolve() == runs.resolve():
+        raise UserError(f"into={into} is the folder of runs itself; whole runs are not replaced.")
+    selection = select_runs(
+        ReportRequest(
+            runs=runs,
+            reports=Path("reports"),
+            name=name or "all",
+            select=tuple(shlex.split(values.get("select", ""))),
+        )
+    )
+    if not selection.finished:
+        raise UserError(f"There is no finished run to copy in {runs}.")
+    for record in selection.finished:
+        write_compact_run(into, read_run(runs / record.run_id))
+    if name is not None:
+        write_sweep(into, name, [record.run_id for record in selection.finished])
+    size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
+    n_runs = len(selection.finished)
+    print(
+        f"{n_runs} runs copied; {into} holds {size / 1e6:.2f} MB ({size / n_runs / 1e3:.0f} kB a run)"
+    )
+    return 0

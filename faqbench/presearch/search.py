@@ -1,0 +1,95 @@
+"""The search itself: candidates through the rounds, then the choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from faqbench.config import Experiment, UserError
+from faqbench.presearch.candidates import AWQ, Candidate, candidates
+from faqbench.presearch.choice import Evidence, weigh
+from faqbench.presearch.halving import successive_halving
+from faqbench.presearch.trials import Bench, Trial
+from faqbench.stages import Progress, StageCache
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        experiment: what was searched for.
+        candidates: all of them, by name, AWQ included.
+        history: who took part in each round, best first after it.
+        trials: by (candidate, draw).
+        evidence: of those that saw all draws: the chosen one first, AWQ last.
+        selection: the selection text in words.
+    """
+
+    experiment: Experiment
+    candidates: Mapping[str, Candidate]
+    history: tuple[tuple[str, ...], ...]
+    trials: Mapping[tuple[str, int], Trial]
+    evidence: tuple[Evidence, ...]
+    selection: str
+
+    @property
+    def chosen(self) -> Candidate:
+        """The candidate that the evidence speaks for."""
+        return self.candidates[self.evidence[0].name]
+
+
+def search(experiment: Experiment, *, cache: StageCache, progress: Progress) -> SearchResult:
+    """Choose FAQ's options for a model.
+
+    Args:
+        experiment: the model, the method, bits, calibration and `presearch`; what it evaluates is not
+            read.
+        cache: keeps every trial, so that a search can be stopped and taken up again.
+        progress: told of every trial.
+
+    Raises:
+        UserError: when the method does not preview, there is no candidate besides AWQ, or for anything
+            that the user can mend.
+    """
+    if experiment.quant.scale != "faq":
+        raise UserError(
+            f"presearch chooses the preview of FAQ, and quant={experiment.quant.name} has none "
+            f"(quant.scale={experiment.quant.scale}); use quant=faq or quant=qep-faq."
+        )
+    known = {candidate.name: candidate for candidate in candidates(experiment)}
+    if len(known) == 1:
+        raise UserError("presearch.grids has no candidate besides AWQ: raise window, lower gamma.")
+    settings = experiment.presearch
+    bench = Bench(experiment, cache, progress)
+    trials: dict[tuple[str, int], Trial] = {}
+
+    def loss(name: str, draw: int) -> float:
+        trial = trials[name, draw] = bench.trial(known[name], draw)
+        end = "known" if trial.cached else f"{trial.seconds:.0f} s"
+        progress.note(
+            f"{name}, draw {draw}: perplexity {np.exp(trial.loss):.3f}, output error "
+            f"{trial.output_error:.5f} ({end})"
+        )
+        return trial.loss
+
+    history = successive_halving(list(known), settings.rounds, settings.keep, loss, AWQ)
+    n_draws = settings.rounds[-1]
+    windows = {n: np.stack([trials[n, d].windows for d in range(n_draws)]) for n in history[-1]}
+    errors = {n: [trials[n, d].output_error for d in range(n_draws)] for n in history[-1]}
+    return SearchResult(
+        experiment=experiment,
+        candidates=known,
+        history=tuple(map(tuple, history)),
+        trials=trials,
+        evidence=tuple(weigh(windows, errors)),
+        selection=f"{len(bench.selection.tokens)} windows of {settings_text(bench)}",
+    )
+
+
+def settings_text(bench: Bench) -> str:
+    """Return the selection text in words."""
+    tokens = bench.selection.tokens.shape[1]
+    return f"{tokens} tokens from the selection part of {bench.selection.domain}"

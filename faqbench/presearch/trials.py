@@ -1,0 +1,203 @@
+"""One candidate on one calibration draw: a cached stage.
+
+The full precision model stays in memory in float32; each trial quantizes it, measures the weights' error
+in weight space, copies them into a second model in the evaluation's dtype, scores the selection text
+with that, and puts the float32 weights back.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from faqbench.calibration import CalibrationSet
+from faqbench.config import Experiment
+from faqbench.config.identity import calibration_identity, quant_identity
+from faqbench.evaluation import SCORER_VERSION, score_tokens
+from faqbench.models import LoadedModel, load_model, resolve_device
+from faqbench.pipeline.calibrating import calibration_set, selection_set
+from faqbench.pipeline.statistics import activation_store
+from faqbench.presearch.candidates import Candidate
+from faqbench.quantization import (
+    CODE_VERSION,
+    ActivationStore,
+    Calibration,
+    assign_grids,
+    quantize_model,
+    reads_store,
+)
+from faqbench.quantization.method import relative_errors
+from faqbench.stages import Progress, StageCache
+
+TRIAL_VERSION = 1  # raise it when the same trial would give other numbers
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trial:
+    """What one candidate gave on one draw.
+
+    Attributes:
+        windows: mean negative log-likelihood per window of selection text [n_windows], nats.
+        output_error: mean over linears of the relative squared output error on selection text.
+        error_of: the same by role.
+        seconds: that it took when it was computed.
+        cached: whether it was there before.
+    """
+
+    windows: Array
+    output_error: float
+    error_of: Mapping[str, float]
+    seconds: float
+    cached: bool
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log-likelihood of the selection text."""
+        return float(self.windows.mean())
+
+
+class Bench:
+    """Everything that the trials of one search share."""
+
+    def __init__(self, experiment: Experiment, cache: StageCache, progress: Progress) -> None:
+        self._experiment = experiment
+        self._cache = cache
+        self._progress = progress
+        self._draws: dict[int, CalibrationSet] = {}
+        device = resolve_device(experiment.device)
+        dtype = getattr(torch, experiment.calibration.dtype)
+        self._loaded: LoadedModel = load_model(experiment.model, dtype, device, progress)
+        self._grids = assign_grids(self._loaded.model, self._loaded.architecture, experiment.quant)
+        self.selection = selection_set(experiment, self._loaded.tokenizer, cache, progress)
+
+    def draw_seed(self, draw: int) -> int:
+        """Return the seed of a draw: the experiment's own seed for the first, then the next ones."""
+        return self._experiment.calibration.seed + draw
+
+    def trial(self, candidate: Candidate, draw: int) -> Trial:
+        """Return a candidate's result on a draw, computing it when it is not known yet.
+
+        Raises:
+            UserError: for anything that the user can mend.
+        """
+        experiment = self._with(draw, candidate)
+        drawn = self._drawn(draw)
+
+        def build(folder: Path) -> None:
+            start = time.perf_counter()
+            errors, windows = self._run(experiment, drawn, f"{candidate.name}, draw {draw}")
+            np.save(folder / "windows.npy", windows, allow_pickle=False)
+            facts = {"error_of": errors, "seconds": time.perf_counter() - start}
+            (folder / "facts.json").write_text(json.dumps(facts))
+
+        settings = calibration_identity(experiment)
+        key = {
+            "version": TRIAL_VERSION,
+            "scorer_version": SCORER_VERSION,
+            "quantization_version": CODE_VERSION,
+            "weights": self._loaded.fingerprint,
+            "quant": quant_identity(experiment),
+            "calibration": drawn.fingerprint,
+            "calibration_settings": {k: settings[k] for k in ("tokens", "dtype", "batch_size")},
+            "selection": self.selection.fingerprint,
+            "dtype": experiment.dtype,
+            "device": next(self._loaded.model.parameters()).device.type,
+        }
+        entry = self._cache.get("presearch", key, build)
+        facts = json.loads((entry.path / "facts.json").read_text())
+        errors = facts["error_of"]
+        return Trial(
+            windows=np.load(entry.path / "windows.npy", allow_pickle=False),
+            output_error=sum(errors.values()) / len(errors),
+            error_of=errors,
+            seconds=facts["seconds"],
+            cached=entry.cached,
+        )
+
+    def _with(self, draw: int, candidate: Candidate) -> Experiment:
+        experiment = self._experiment
+        calibration = experiment.calibration.model_copy(update={"seed": self.draw_seed(draw)})
+        quant = candidate.quant(experiment.quant)
+        return experiment.model_copy(update={"calibration": calibration, "quant": quant})
+
+    def _drawn(self, draw: int) -> CalibrationSet:
+        if draw not in self._draws:
+            calibration = self._experiment.calibration
+            seeded = calibration.model_copy(update={"seed": self.draw_seed(draw)})
+            experiment = self._experiment.model_copy(update={"calibration": seeded})
+            tokenizer = self._loaded.tokenizer
+            found, _ = calibration_set(experiment, tokenizer, self._cache, self._progress)
+            self._draws[draw] = found
+        return self._draws[draw]
+
+    def _store(self, tokens: CalibrationSet) -> ActivationStore:
+        store, _ = activation_store(
+            self._experiment, self._loaded, tokens, self._cache, self._progress
+        )
+        return store
+
+    @cached_property
+    def _originals(self) -> Mapping[str, Tensor]:
+        model = self._loaded.model
+        return {name: model.get_submodule(name).weight.clone() for name in self._grids}
+
+    @cached_property
+    def _scored(self) -> Any:
+        """The model that is scored, in the evaluation's dtype."""
+        return copy.deepcopy(self._loaded.model).to(getattr(torch, self._experiment.dtype))
+
+    @torch.no_grad()
+    def _run(
+        self, experiment: Experiment, drawn: CalibrationSet, title: str
+    ) -> tuple[dict[str, float], Array]:
+        """Return a trial's output error by role, and its windows' mean negative log-likelihoods."""
+        held_out = self._store(self.selection)
+        store = self._store(drawn) if reads_store(experiment.quant) else None
+        originals, scored, model = self._originals, self._scored, self._loaded.model
+        settings = experiment.calibration
+        calibration = Calibration(
+            tokens=drawn.tokens, batch_size=settings.batch_size, select=settings.tokens
+        )
+        try:
+            quantize_model(
+                self._loaded, experiment.quant, self._grids, store, calibration, self._progress
+            )
+            errors = self._errors(held_out)
+            for name in originals:
+                linear = scored.get_submodule(name)
+                linear.weight.copy_(model.get_submodule(name).weight)
+        finally:
+            for name, weight in originals.items():
+                model.get_submodule(name).weight.copy_(weight)
+        nll = score_tokens(
+            scored, self.selection.tokens, settings.batch_size, self._progress, title
+        )
+        return errors, nll.mean(axis=1, dtype=np.float64)
+
+    def _errors(self, held_out: ActivationStore) -> dict[str, float]:
+        """Return the mean over a role's linears of the relative output error on selection text."""
+        architecture, model = self._loaded.architecture, self._loaded.model
+        found: dict[str, list[float]] = defaultdict(list)
+        for index in range(architecture.n_blocks):
+            statistics = held_out.block(index)
+            for role in architecture.roles:
+                for linear in role.linears:
+                    name = f"{architecture.blocks}.{index}.{linear}"
+                    if name in self._originals:
+                        weight, now = self._originals[name], model.get_submodule(name).weight
+                        gram = statistics[role.name].gram
+                        found[role.name] += relative_errors(weight.float(), [now.float()], gram)
+        return {role: sum(values) / len(values) for role, values in found.items()}

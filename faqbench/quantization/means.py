@@ -1,0 +1,86 @@
+"""mean|x| per channel alone: a full precision pass without Gram matrices.
+
+It is enough to say how far one calibration set is from another, and costs the forward pass only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from faqbench.models import BlockStream, LoadedModel, Role, open_stream
+from faqbench.quantization.activations import Tokens, select_tokens
+from faqbench.stages import Progress
+
+CODE_VERSION = 1  # raise it when the numbers that `observe_means` writes change
+
+
+@torch.inference_mode()
+def observe_means(
+    loaded: LoadedModel,
+    tokens: Tensor,
+    *,
+    batch_size: int,
+    select: Tokens,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write mean|x| [in_features] of every role of every block, as `read_means` reads it.
+
+    Args:
+        loaded: the full precision model.
+        tokens: [n_samples, seq_len] token ids.
+        batch_size: windows per forward pass.
+        select: which tokens count.
+        folder: an empty folder.
+        progress: one step per block.
+    """
+    architecture = loaded.architecture
+    blocks = architecture.block_modules(loaded.model)
+    means: dict[str, Tensor] = {}
+    with progress.stage("reference activations", len(blocks)) as advance:
+        stream = open_stream(loaded.model, architecture, tokens, batch_size)
+        for index, block in enumerate(blocks):
+            for name, mean in _block_means(stream, block, architecture.roles, select).items():
+                means[f"{index}.{name}"] = mean.cpu()
+            advance()
+    save_file(means, folder / "mean_abs.safetensors")
+
+
+def _block_means(
+    stream: BlockStream, block: nn.Module, roles: Sequence[Role], select: Tokens
+) -> dict[str, Tensor]:
+    """Return the means of one block's roles and move the stream past it."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(_: nn.Module, args: tuple[Any, ...], name: str) -> None:
+        x = select_tokens(args[0], select).float()
+        sums[name] = sums.get(name, 0) + x.abs().sum(dim=0).double()
+        counts[name] = counts.get(name, 0) + len(x)
+
+    handles = [
+        block.get_submodule(role.linears[0]).register_forward_pre_hook(
+            partial(hook, name=role.name)
+        )
+        for role in roles
+    ]
+    try:
+        stream.advance(block)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (total / counts[name]).float() for name, total in sums.items()}
+
+
+def read_means(folder: Path, n_blocks: int) -> dict[str, list[Tensor]]:
+    """Return mean|x| by role, of every block in turn."""
+    stored = load_file(folder / "mean_abs.safetensors")
+    roles = dict.fromkeys(name.partition(".")[2] for name in stored)
+    return {role: [stored[f"{index}.{role}"] for index in range(n_blocks)] for role in roles}
