@@ -1,19 +1,24 @@
 """Every yaml below conf/ composes against the default, validates, and keeps the house's rules."""
 
+import re
+from math import prod
+
 import pytest
 import yaml
 
 from faqbench.cli.composing import conf_dir
+from faqbench.config import run_id
 
 CHOICES = sorted(
     path.relative_to(conf_dir()).with_suffix("").as_posix()
     for path in conf_dir().glob("*/*.yaml")
     if not path.name.startswith("_")
 )
+EXPERIMENTS = sorted(path.stem for path in conf_dir().glob("experiment/*.yaml"))
 FILES = sorted(path.relative_to(conf_dir()).as_posix() for path in conf_dir().rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("experiment/")])
 def test_every_choice_composes_and_validates(compose, choice):
     group, _, name = choice.rpartition("/")
     experiments = compose(f"{group}={name}")
@@ -48,7 +53,45 @@ def test_a_preset_changes_stages_and_their_options_only(choice):
     assert set(raw) <= {"defaults", "name"} | stages | options
 
 
-def test_every_experiment_is_a_study_of_several_cells(compose):
-    for choice in CHOICES:
-        if choice.startswith("experiment/"):
-            assert len(compose(f"experiment={choice.rpartition('/')[2]}")) > 1
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_value_that_an_experiment_sweeps_composes(compose, name):
+    axes = axes_of(name)
+    first = {key: values[0] for key, values in axes.items()}
+    for key, values in axes.items():
+        for value in values if key not in {"seed", "bits"} else values[:1]:
+            chosen = [f"{k}={v}" for k, v in (first | {key: value}).items()]
+            (experiment,) = compose(f"experiment={name}", *chosen, "hydra.sweeper.params=null")
+            assert experiment.report.name == experiment.tracking.group == name
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_a_study_of_several_cells_and_states_its_cost(name):
+    assert prod(len(values) for values in axes_of(name).values()) > 1
+    head = [line for line in text_of(name).splitlines() if line.startswith("#")]
+    assert head[0] == "# @package _global_"
+    assert re.search(r"minutes|hour|day", " ".join(head[1:4]))
+
+
+@pytest.mark.parametrize(
+    "study", ["paper-main", "bias-study", "window-ablation", "sample-size", "composition"]
+)
+def test_every_study_has_a_quick_and_a_full_size_and_the_full_one_is_larger(study):
+    sizes = [
+        prod(len(v) for v in axes_of(f"{study}-{size}").values()) for size in ("quick", "full")
+    ]
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize("name", ["bias-study-quick", "sample-size-quick"])
+def test_an_experiment_has_the_cells_that_it_says(compose, name):
+    (stated,) = re.findall(r"(\d+)\s(?:#\s)?cells", text_of(name))
+    assert len({run_id(e) for e in compose(f"experiment={name}")}) == int(stated)
+
+
+def axes_of(name):
+    params = yaml.safe_load(text_of(name))["hydra"]["sweeper"]["params"]
+    return {key: str(values).replace(" ", "").split(",") for key, values in params.items()}
+
+
+def text_of(name):
+    return (conf_dir() / f"experiment/{name}.yaml").read_text()
