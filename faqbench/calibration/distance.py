@@ -15,8 +15,8 @@ their sizes, which is why matched draws are measured too and never taken to be a
 the spread over channels of the log ratio. A factor common to all channels drops out, as it does from the
 scales of AWQ and FAQ, which are powers of a normalised by their own extremes; what remains is by how much
 a typical channel's scale moves against the others: 0.1 is about 10 %, whatever the channel's own size, so
-a few massive channels do not speak for all. Channels that are silent on either set are left out; a role
-of which no channel is left has no shift (NaN).
+a few massive channels do not speak for all. Channels that are silent on either set are left out, and so
+is a role of which no channel remains.
 
 Reference: Lin 1991 (Jensen-Shannon divergence). The activation shift is ours.
 """
@@ -48,16 +48,19 @@ def token_divergence(tokens: Tensor, reference: Tensor) -> float:
 
 
 def activation_shift(means: Means, reference: Means) -> dict[str, float]:
-    """Return the shift of each role's channels against the reference set.
+    """Return the shift of each role's channels against the reference set, silent roles left out.
 
     Args:
         means: by role, mean|x| [in_features] of every block in turn.
         reference: the same of the reference set.
     """
-    return {
-        role: _mean([_spread(a, r) for a, r in zip(blocks, reference[role], strict=True)])
-        for role, blocks in means.items()
-    }
+    shifts = {}
+    for role, blocks in means.items():
+        spreads = [_spread(a, r) for a, r in zip(blocks, reference[role], strict=True)]
+        known = [spread for spread in spreads if not math.isnan(spread)]
+        if known:
+            shifts[role] = sum(known) / len(known)
+    return shifts
 
 
 def _entropy(p: NDArray[np.float64]) -> float:
@@ -70,8 +73,3 @@ def _spread(means: Tensor, reference: Tensor) -> float:
     a, r = means.double().numpy(), reference.double().numpy()
     active = (a > 0) & (r > 0)
     return float(np.log(a[active] / r[active]).std()) if active.any() else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan

@@ -225,6 +225,9 @@ def _peers(rows: Sequence[Row], key: str) -> list[list[Row]]:
         return [[r for r in rows if r.keys.get("quant.scale", "none") != "none"]]
     if key.startswith("quant.") and key not in _GRID:
         return [[r for r in rows if r.method == m] for m in {r.method for r in rows}]
+    if key.startswith("scenario.") and key != "scenario.name":  # the name says what it changes
+        names = {r.keys.get("scenario.name") for r in rows}
+        return [[r for r in rows if r.keys.get("scenario.name") == name] for name in names]
     return [[r for r in rows if key in r.keys]]
 
 

@@ -157,6 +157,19 @@ def test_rows_that_differ_in_a_group_are_named_by_the_group(make_run, tmp_path):
     }
 
 
+def test_what_a_scenario_changes_is_shown_only_where_two_of_one_name_differ(make_run, tmp_path):
+    settings = [("matched", None, None), ("code", "code", None), ("few", None, 4), ("few", None, 8)]
+    for index, (name, domain, n_samples) in enumerate(settings):
+        scenario = {"name": name, "domain": domain, "n_samples": n_samples}
+        make_run(tmp_path, "awq", run_id=f"run-{index}", scenario=scenario)
+    assert {row.name for row in panel_of(tmp_path).rows} == {
+        "AWQ n_samples=null scenario=matched",
+        "AWQ n_samples=null scenario=code",
+        "AWQ n_samples=4 scenario=few",
+        "AWQ n_samples=8 scenario=few",
+    }
+
+
 def test_full_precision_competes_with_nobody(quickstart_runs):
     analysis = analysis_of(quickstart_runs)
     assert all(not analysis.panel.rows[row].is_baseline for row, _ in analysis.marks)
