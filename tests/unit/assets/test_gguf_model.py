@@ -36,7 +36,7 @@ def test_parts_that_do_not_give_the_expected_file_are_refused_before_they_are_re
     wheels, tmp_path
 ):
     (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match="do not give the expected file .* expected 0000"):
+    with pytest.raises(UserError, match=r"do not give the expected file .* expected 0000"):
         gguf_model.build(wheels, tmp_path / "folder", sha256="0" * 64)
 
 
