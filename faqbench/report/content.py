@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from faqbench.records import RunRecord
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import Analysis, analyse, resolve_baseline
+from faqbench.report.difference_tables import differences_table
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import draw_figures
 from faqbench.report.figures.drawing import Drawing, to_inline, to_png, to_svg
@@ -15,9 +16,10 @@ from faqbench.report.method_notes import how_measured
 from faqbench.report.panels import build_panels
 from faqbench.report.published import published_table
 from faqbench.report.request import ReportRequest
+from faqbench.report.result_tables import further_table, results_table
 from faqbench.report.run_section import RunSection, run_section
 from faqbench.report.selection import Selection
-from faqbench.report.tables import Table, comparisons_table, further_table, results_table
+from faqbench.report.tables import Table
 from faqbench.report.verdicts import Verdict, draws_note, question, verdicts
 
 
@@ -133,11 +135,11 @@ def _panel_content(analysis: Analysis, store: EvidenceStore, *, several: bool) -
         verdicts=tuple(verdicts(analysis)),
         draws_note=draws_note(analysis),
         results=results_table(analysis, f"results{end}"),
-        comparisons=comparisons_table(analysis, f"differences{end}"),
+        comparisons=differences_table(analysis, analysis.main, f"differences{end}"),
         further=further_table(analysis, f"further-metrics{end}"),
         figures=tuple(figures),
         measured=tuple(how_measured(analysis.panel)),
-        has_marks=bool(analysis.marks),
+        has_marks=bool(analysis.main.marks),
     )
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import BEST, Analysis, Contest, best_of
+from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison
-from faqbench.report.panels import Column
+from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
 from faqbench.statistics import detectable_from_stderr
 
 
@@ -49,7 +50,7 @@ def question(analysis: Analysis) -> str:
     if len(names) == 1:
         return f"What does {names[0]} cost {panel.model} {where}?"
     asked = f"Which of {formatting.listing(names)} should quantize {panel.model} {where}"
-    if analysis.baseline is None or not analysis.comparisons:
+    if analysis.baseline is None or not analysis.main.comparisons:
         return f"{asked}?"
     return f"{asked}, and is any difference from {facts.display_method(analysis.baseline)} real?"
 
@@ -58,7 +59,7 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
     """Return the answer: per contest who leads, then each method against the baseline."""
     has_mean = any(column.kind == "mean_acc" for column in analysis.panel.columns)
     kinds = {"perplexity", "mean_acc" if has_mean else "acc"}
-    others = {c.a.method for _, c in analysis.comparisons} - {"rtn"}
+    others = {c.a.method for _, c in analysis.main.comparisons} - {"rtn"}
     found = []
     for contest in analysis.contests:
         found += [
@@ -68,7 +69,7 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
         ]
         against = [
             _verdict(contest, c, minor=c.a.method == "rtn" and bool(others))
-            for k, c in analysis.comparisons
+            for k, c in analysis.main.comparisons
             if k is contest and c.column.kind in kinds
         ]
         found += sorted(against, key=lambda verdict: verdict.minor)
@@ -78,7 +79,7 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
 def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
     """Say who is best of three or more contenders, or who cannot be told from the best."""
     column, rows = analysis.panel.columns[index], analysis.panel.rows
-    marks = {row: analysis.marks.get((row, index)) for row in contest.rows}
+    marks = {row: analysis.main.marks.get((row, index)) for row in contest.rows}
     ahead = [rows[row].short_name for row, mark in marks.items() if mark]
     contenders = [row for row in contest.rows if rows[row].method != "rtn"]
     if len(contenders) < 3 or not ahead:
@@ -113,7 +114,13 @@ def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
 def _measure(column: Column) -> str:
     if column.kind == "mean_acc":
         return f"mean accuracy over {len(column.parts)} tasks"
-    return f"{'perplexity' if column.kind == 'perplexity' else 'accuracy'} on {column.label}"
+    names = {
+        "perplexity": "perplexity",
+        "kl": "divergence",
+        "agreement": "agreement",
+        "acc": "accuracy",
+    }
+    return f"{names.get(column.kind, column.metric)} on {column.task}"
 
 
 def draws_note(analysis: Analysis) -> str:
@@ -158,12 +165,13 @@ def describe(c: Comparison) -> str:
     if c.is_ratio:
         ratio, low, high = (formatting.number(math.exp(x), 3) for x in (c.effect, c.low, c.high))
         return f"ratio {ratio}, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
-    points, low, high = (formatting.signed(100 * x, 1) for x in (c.effect, c.low, c.high))
-    return f"{points} points, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
+    decimals = difference_decimals(c)
+    value, low, high = (formatting.signed(x, decimals) for x in difference(c))
+    return f"{value} {difference_unit(c.column)}, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
 
 
 def _basis(c: Comparison) -> str:
-    unit = formatting.count(c.n, "window" if c.is_ratio else "item")
+    unit = formatting.count(c.n, "item" if c.column.array is None else "window")
     if c.n_draws < 2:
         return unit
     share = f"{100 * c.draw_share:.0f}\N{NO-BREAK SPACE}% of the variance"
@@ -174,6 +182,9 @@ def _would_show(c: Comparison) -> str:
     if not c.stderr > 0:
         return "No window or item tells the two apart."
     least = detectable_from_stderr(c.stderr)
-    size = f"{100 * math.expm1(least):.1f}\N{NO-BREAK SPACE}%"
-    size = size if c.is_ratio else f"{100 * least:.1f} points"
+    size = f"{least:.4f} nats"
+    if c.is_ratio:
+        size = f"{100 * math.expm1(least):.1f}\N{NO-BREAK SPACE}%"
+    elif c.column.is_percent:
+        size = f"{100 * least:.1f} points"
     return f"Before correction, a difference of {size} would be found four times in five."

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import Analysis, Contest
 from faqbench.report.comparisons import Comparison
+from faqbench.report.difference_tables import difference
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
-from faqbench.report.tables import difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ _FAR = 25.0
 
 def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw one dot and interval per comparison, filled where it stands after Holm's correction."""
-    pairs = [(k, c) for k, c in analysis.comparisons if not c.refused and math.isfinite(c.low)]
+    pairs = [(k, c) for k, c in analysis.main.comparisons if not c.refused and math.isfinite(c.low)]
     pairs = pairs[:_MOST_ROWS]
     groups = [[p for p in pairs if p[1].is_ratio], [p for p in pairs if not p[1].is_ratio]]
     groups = [group for group in groups if group]

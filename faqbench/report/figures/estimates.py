@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from faqbench.report.columns import Column, Estimate
 from faqbench.report.figures import style
-from faqbench.report.panels import Column, Estimate, Panel, Row
+from faqbench.report.panels import Panel, Row
 from faqbench.report.tables import estimate_cell, metric_scale
 
 if TYPE_CHECKING:
