@@ -25,7 +25,14 @@ FIGURES = (
     "perplexity",
     "accuracy",
     "differences",
+    "pareto",
+    "bias",
+    "draws",
+    "fidelity",
+    "surface",
     "depth",
+    "linears",
+    "exponents",
     "cost",
 )
 
