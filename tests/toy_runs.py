@@ -172,7 +172,9 @@ def calibration_of(method, scenario, seed):
     """What the calibration stage notes down, the bias distance included."""
     own = np.random.default_rng([seed, zlib.crc32(scenario.encode())])
     distance = SCENARIOS[scenario] * float(own.uniform(0.97, 1.03))
-    shift = {role: round(distance * f, 4) for role, f in zip(LINEARS, (0.9, 1.4, 1.0, 1.8))}
+    shift = {
+        role: round(distance * f, 4) for role, f in zip(LINEARS, (0.9, 1.4, 1.0, 1.8), strict=True)
+    }
     return {
         "scenario": scenario,
         "domain": "wiki",

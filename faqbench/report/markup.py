@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+from collections.abc import Sequence
 
 from faqbench.report import formatting
 from faqbench.report.tables import Cell, Table
@@ -50,6 +51,14 @@ def to_csv(table: Table) -> str:
                 [_csv_value(cell.raw_error)] if heading.has_error else []
             )
         writer.writerow(line)
+    return out.getvalue()
+
+
+def plain_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a figure's data as CSV, as its readers see it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([[_csv_text(text) for text in row] for row in (header, *rows)])
     return out.getvalue()
 
 

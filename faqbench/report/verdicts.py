@@ -17,6 +17,8 @@ from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
 from faqbench.statistics import detectable_from_stderr
 
+_MANY_SETTINGS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -57,8 +59,7 @@ def question(analysis: Analysis) -> str:
 
 def verdicts(analysis: Analysis) -> list[Verdict]:
     """Return the answer: per contest who leads, then each method against the baseline."""
-    has_mean = any(column.kind == "mean_acc" for column in analysis.panel.columns)
-    kinds = {"perplexity", "mean_acc" if has_mean else "acc"}
+    kinds = _kinds(analysis)
     others = {c.a.method for _, c in analysis.main.comparisons} - {"rtn"}
     found = []
     for contest in analysis.contests:
@@ -74,6 +75,33 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
         ]
         found += sorted(against, key=lambda verdict: verdict.minor)
     return found
+
+
+def overview(analysis: Analysis) -> list[str]:
+    """Return, for many settings, how often each method wins, loses or cannot be told apart."""
+    if len(analysis.contests) < _MANY_SETTINGS:
+        return []
+    tallies: dict[tuple[str, str, str], list[Comparison]] = {}
+    kinds = _kinds(analysis)
+    for _, c in analysis.main.comparisons:
+        if c.column.kind in kinds and not c.refused:
+            key = (c.a.short_name, c.b.short_name, _measure(c.column))
+            tallies.setdefault(key, []).append(c)
+    sentences = []
+    for (a, b, what), found in tallies.items():
+        n_better = sum(c.is_significant and c.a_is_better for c in found)
+        n_worse = sum(c.is_significant and not c.a_is_better for c in found)
+        sentences.append(
+            f"{a} against {b} in {what}, of {formatting.count(len(found), 'setting')}: better in "
+            f"{n_better}, worse in {n_worse}, not decidable in {len(found) - n_better - n_worse}."
+        )
+    return sentences
+
+
+def _kinds(analysis: Analysis) -> set[str]:
+    """Return which columns are worth a sentence: not single tasks where there is their mean."""
+    has_mean = any(column.kind == "mean_acc" for column in analysis.panel.columns)
+    return {"perplexity", "mean_acc" if has_mean else "acc"}
 
 
 def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
