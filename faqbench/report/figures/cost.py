@@ -48,13 +48,12 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         "stage found in the cache costs this run only its check: the first run that needed it paid "
         "for it." + how_many(len(rows), len(there), "rows"),
         alt="Seconds by method: "
-        + ", ".join(
-            f"{row_label(r)} {formatting.seconds(t)}" for r, t in zip(rows, left, strict=True)
-        ),
+        + ", ".join(f"{_name(r)} {formatting.seconds(t)}" for r, t in zip(rows, left, strict=True))
+        + ".",
         header=("method", *stages, "peak memory"),
         rows=tuple(
             (
-                row_label(row),
+                _name(row),
                 *(_stage_text(row, stage) for stage in stages),
                 formatting.bytes_(_memory(row)),
             )
@@ -78,3 +77,7 @@ def _stage_text(row: Row, stage: str) -> str:
         return formatting.NONE
     cached = " (cached)" if all(timing.cached for timing in found) else ""
     return formatting.seconds(_seconds(row, stage)) + cached
+
+
+def _name(row: Row) -> str:
+    return row.name if row.bits is None else f"{row.name}, {row.bits} bits"

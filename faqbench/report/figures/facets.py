@@ -50,7 +50,7 @@ def facets(panel: Panel) -> list[Facet]:
     return found
 
 
-def row_label(row: Row, longest: int = 34) -> str:
+def row_label(row: Row, longest: int = 38) -> str:
     """Return a row's name for an axis: the method, what makes it a variant or a setting, its bits."""
     words = [facts.display_method(row.method), *(_words(k, v) for k, v in row.shown.items())]
     bits = "" if row.bits is None else f", {row.bits} bits"
