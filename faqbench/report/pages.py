@@ -16,7 +16,7 @@ from faqbench.report.tables import Table
 
 MOST_RUNS = 240
 _RUNS_PER_PAGE = 100
-_ROWS_PER_PAGE = 1000
+_ROWS_PER_PAGE = 500
 
 
 @dataclass(frozen=True, kw_only=True)

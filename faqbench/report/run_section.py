@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from faqbench.records import RunRecord
 from faqbench.report import facts, formatting
+from faqbench.report.block_errors import ADDED_UP, ALONE, COSINE, traced_blocks
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Row
 
 _HIDDEN = ("paths.", "tracking.", "report.", "evaluation.protocols.", "rerun")
 _ROLES = ("qkv", "o", "gate_up", "down")
-_TRACES = (("local_error", "alone"), ("relative_error", "added up"), ("cosine", "cosine"))
+_TRACES = {ALONE: "alone", ADDED_UP: "added up", COSINE: "cosine"}
 Pairs = tuple[tuple[str, str], ...]
 
 
@@ -143,7 +143,8 @@ def _facts(run: RunRecord) -> Pairs:
 def _block_errors(
     run: RunRecord, store: EvidenceStore
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    columns = _role_means(run, store) | _traced(run)
+    traces = {_TRACES[kind]: curve for kind, curve in traced_blocks(run).items()}
+    columns = _role_means(run, store) | traces
     blocks = sorted({block for column in columns.values() for block in column})
     rows = tuple(
         (str(block), *(formatting.number(column.get(block), 4) for column in columns.values()))
@@ -164,14 +165,3 @@ def _role_means(run: RunRecord, store: EvidenceStore) -> dict[str, dict[int, flo
         found.setdefault(str(role), {})[int(block)] = float(value)
     order = {role: i for i, role in enumerate(_ROLES)}
     return {r: found[r] for r in sorted(found, key=lambda r: (order.get(r, 9), r))}
-
-
-def _traced(run: RunRecord) -> dict[str, dict[int, float]]:
-    """Return the traced errors of the blocks' outputs; records are read leniently."""
-    blocks: Any = run.extra.get("blocks")
-    known = [b for b in blocks if isinstance(b, Mapping)] if isinstance(blocks, list) else []
-    found = {
-        name: {int(b["block"]): float(b[key]) for b in known if b.get(key) is not None}
-        for key, name in _TRACES
-    }
-    return {name: column for name, column in found.items() if column}

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 TITLE = "Quality against bias distance"
 _MOST_BITS = 3
+_KINDS = (
+    ("tokens", "token distribution\nJensen-Shannon divergence"),
+    ("activations", "activations\nmean shift over roles"),
+)
 _ROLES = ("qkv", "o", "gate_up", "down")
 
 
@@ -38,6 +42,10 @@ class Point:
     shifts: Mapping[str, float]
     value: float
 
+    def by(self, kind: str) -> float:
+        """Return one of the distances; NaN when it was not measured."""
+        return self.tokens if kind == "tokens" else self.activations
+
 
 def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw a dot per run, by the distance of its tokens and by the shift of its activations."""
@@ -48,19 +56,23 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         return None
     there = sorted({p.row.bits for p in points if p.row.bits})
     bits = there[:_MOST_BITS]
-    figure, all_axes = style.new_figure(style.WIDTH, 2.7 * len(bits), len(bits), 2, sharex="col")
-    for i, n_bits in enumerate(bits):
+    kinds = [(by, words) for by, words in _KINDS if any(math.isfinite(p.by(by)) for p in points)]
+    figure, all_axes = style.new_figure(
+        style.WIDTH, 2.7 * len(bits), len(bits), len(kinds), sharex="col"
+    )
+    for i, axes in enumerate(all_axes):
+        n_bits, (by, words) = bits[i // len(kinds)], kinds[i % len(kinds)]
         own = [p for p in points if p.row.bits == n_bits]
-        left, right = all_axes[2 * i : 2 * i + 2]
-        _plot(left, panel, column, own, "tokens", n_bits)
-        _plot(right, panel, column, own, "activations", n_bits)
-        left.set_ylabel(f"{style.label(column.label)}\n{metric_unit(column)}, {n_bits} bits")
-        right.set_ylim(left.get_ylim())
-        right.set_yticklabels([])
-    _name_scenarios(all_axes[0], points, "tokens")
-    _name_scenarios(all_axes[1], points, "activations")
-    all_axes[-2].set_xlabel("token distribution\nJensen-Shannon divergence")
-    all_axes[-1].set_xlabel("activations\nmean shift over roles")
+        _plot(axes, panel, column, own, by, n_bits)
+        if i % len(kinds):
+            axes.set_ylim(all_axes[i - 1].get_ylim())
+            axes.set_yticklabels([])
+        else:
+            axes.set_ylabel(f"{style.label(column.label)}\n{metric_unit(column)}, {n_bits} bits")
+        if i < len(kinds):
+            _name_scenarios(axes, points, by)
+        if i >= len(all_axes) - len(kinds):
+            axes.set_xlabel(words)
     style.add_legend(figure, all_axes)
     return Drawing(
         figure=figure,
@@ -123,7 +135,7 @@ def _plot(
         method = own[0].row.method
         used[method] = used.get(method, -1) + 1
         look = style.look(method, used[method])
-        xs = [getattr(p, by) for p in own]
+        xs = [p.by(by) for p in own]
         axes.plot(
             xs,
             [p.value * scale for p in own],
@@ -131,7 +143,7 @@ def _plot(
             markersize=3.5,
             alpha=0.6,
         )
-        means = sorted(_means(own, by))
+        means = sorted(_means([p for p in own if math.isfinite(p.by(by))], by))
         axes.plot(
             [x for x, _ in means],
             [y * scale for _, y in means],
@@ -186,7 +198,7 @@ def _means(points: list[Point], by: str) -> list[tuple[float, float]]:
     for point in points:
         scenarios.setdefault(point.scenario, []).append(point)
     return [
-        (sum(getattr(p, by) for p in own) / len(own), sum(p.value for p in own) / len(own))
+        (sum(p.by(by) for p in own) / len(own), sum(p.value for p in own) / len(own))
         for own in scenarios.values()
     ]
 
@@ -195,7 +207,8 @@ def _name_scenarios(axes: Axes, points: list[Point], by: str) -> None:
     """Name the scenarios above the axes, each where its runs lie."""
     places: dict[str, list[float]] = {}
     for point in points:
-        places.setdefault(point.scenario, []).append(getattr(point, by))
+        if math.isfinite(point.by(by)):
+            places.setdefault(point.scenario, []).append(point.by(by))
     top = axes.secondary_xaxis("top")
     top.set_xticks(
         [sum(xs) / len(xs) for xs in places.values()],

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from faqbench.records import RunRecord
 from faqbench.report.analysis import Analysis
+from faqbench.report.block_errors import ADDED_UP, ALONE, Curves, block_curves
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import facets, how_many, representatives
-from faqbench.report.panels import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Error growth over depth"
 _MOST_LINES = 8
-_KINDS = (("local_error", "of each block alone"), ("relative_error", "added up until there"))
-_Curves = dict[str, dict[int, float]]
+_KINDS = ((ALONE, "of each block alone"), (ADDED_UP, "added up until there"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line: its name, the method whose colour it has, its errors, and whether it is drawn."""
+
+    name: str
+    method: str
+    curves: Curves
+    is_drawn: bool = True
 
 
 def draw(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
@@ -27,101 +36,84 @@ def draw(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
     facet = next(iter(facets(analysis.panel)), None)
     if facet is None:
         return None
-    found = [(row, _curves(row, store)) for row in facet.at(facet.fewest_bits)]
+    found = [(row, block_curves(row.runs, store)) for row in facet.at(facet.fewest_bits)]
     there = [(row, curves) for row, curves in found if curves]
     kept = representatives([row for row, _ in there], _MOST_LINES)
-    lines = [(row, curves) for row, curves in there if row in kept]
-    kinds = [(k, words) for k, words in _KINDS if any(k in curves for _, curves in lines)]
+    lines = [
+        Line(name=row.short_name, method=row.method, curves=curves, is_drawn=row in kept)
+        for row, curves in there
+    ]
+    where = ", ".join(w for w in (f"{facet.fewest_bits} bits", facet.title) if w)
+    return draw_curves(lines, f"At {where}, means over calibration draws")
+
+
+def draw_curves(lines: Sequence[Line], where: str) -> Drawing | None:
+    """Draw some lines, errors alone and added up beside each other; None without any.
+
+    Args:
+        lines: all of them are in the table.
+        where: the beginning of the caption.
+    """
+    drawn = [line for line in lines if line.is_drawn]
+    kinds = [(k, words) for k, words in _KINDS if any(line.curves.get(k) for line in drawn)]
     if not kinds:
         return None
     figure, all_axes = style.new_figure(style.WIDTH, 2.9, 1, len(kinds), sharey=True)
     for axes, (kind, words) in zip(all_axes, kinds, strict=True):
-        _plot(axes, lines, kind)
+        _plot(axes, drawn, kind)
         axes.set_title(words)
     all_axes[0].set_ylabel("relative squared error")
     style.add_legend(figure, all_axes)
-    where = ", ".join(w for w in (f"{facet.fewest_bits} bits", facet.title) if w)
     return Drawing(
         figure=figure,
-        caption=f"At {where}, means over calibration draws, lower is better. Alone: a quantized "
-        "block's output on full precision inputs. Added up: on the inputs that the quantized "
-        "blocks before it give. Without these traces, the mean over the block's linears. The scale "
-        "is logarithmic." + how_many(len(lines), len(there), "methods"),
-        alt=_alt(lines, kinds[-1][0]),
+        caption=f"{where}, lower is better. Alone: a quantized block's output on full precision "
+        "inputs. Added up: on the inputs that the quantized blocks before it give. Without these "
+        "traces, the mean over the block's linears. The scale is logarithmic."
+        + how_many(len(drawn), len(lines), "methods"),
+        alt=_alt(drawn, kinds[-1][0]),
         header=(
             "block",
             *(
-                f"{row.short_name}, {'alone' if k == 'local_error' else 'added up'}"
-                for row, _ in there
-                for k, _ in kinds
+                f"{line.name}, {'alone' if kind == ALONE else 'added up'}"
+                for line in lines
+                for kind, _ in kinds
             ),
         ),
-        rows=_data_rows(there, [k for k, _ in kinds]),
+        rows=_data_rows(lines, [kind for kind, _ in kinds]),
     )
 
 
-def _curves(row: Row, store: EvidenceStore) -> _Curves:
-    """Return kind of error -> block -> mean over the row's draws."""
-    traced = [blocks for run in row.runs if (blocks := _traces(run))]
-    if traced:
-        return {
-            kind: _mean([{b["block"]: b[kind] for b in t} for t in traced]) for kind, _ in _KINDS
-        }
-    tables = []
-    for run in row.runs:
-        layers = store.of(run.run_id).layers
-        if layers is not None and len(layers) and {"block", "relative_error"} <= set(layers):
-            series = layers.groupby("block")["relative_error"].mean().dropna()
-            tables.append({int(b): float(x) for b, x in series.items() if x > 0})
-    return {"local_error": _mean(tables)} if any(tables) else {}
-
-
-def _traces(run: RunRecord) -> list[Mapping[str, float]]:
-    """Return a run's traced blocks; records are read leniently."""
-    wanted = {"block", *(kind for kind, _ in _KINDS)}
-    blocks = run.extra.get("blocks")
-    found = blocks if isinstance(blocks, list) else []
-    return [
-        b for b in found if isinstance(b, Mapping) and all(b.get(k) is not None for k in wanted)
-    ]
-
-
-def _mean(curves: list[dict[int, float]]) -> dict[int, float]:
-    blocks = sorted({int(b) for curve in curves for b in curve})
-    return {b: sum(c[b] for c in curves if b in c) / sum(b in c for c in curves) for b in blocks}
-
-
-def _plot(axes: Axes, lines: list[tuple[Row, _Curves]], kind: str) -> None:
+def _plot(axes: Axes, lines: Sequence[Line], kind: str) -> None:
     used: dict[str, int] = {}
-    for row, curves in lines:
-        used[row.method] = used.get(row.method, -1) + 1
-        points = {b: e for b, e in curves.get(kind, {}).items() if e > 0}
+    for line in lines:
+        used[line.method] = used.get(line.method, -1) + 1
+        points = {b: e for b, e in line.curves.get(kind, {}).items() if e > 0}
         axes.plot(
             list(points),
             list(points.values()),
-            **style.look(row.method, used[row.method]),
+            **style.look(line.method, used[line.method]),
             markersize=3,
             linewidth=1.2,
-            label=style.label(row.short_name),
+            label=style.label(line.name),
         )
     axes.set_yscale("log")
     axes.set_xlabel("decoder block")
     style.plain_log_ticks(axes, "y")
 
 
-def _data_rows(lines: list[tuple[Row, _Curves]], kinds: list[str]) -> tuple[tuple[str, ...], ...]:
-    columns = [curves.get(kind, {}) for _, curves in lines for kind in kinds]
-    blocks = sorted({b for column in columns for b in column})
+def _data_rows(lines: Sequence[Line], kinds: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    columns = [line.curves.get(kind, {}) for line in lines for kind in kinds]
+    blocks = sorted({block for column in columns for block in column})
     return tuple(
         (str(b), *(f"{column[b]:.4g}" if b in column else "—" for column in columns))
         for b in blocks
     )
 
 
-def _alt(lines: list[tuple[Row, _Curves]], kind: str) -> str:
+def _alt(lines: Sequence[Line], kind: str) -> str:
     words = []
-    for row, curves in lines:
-        values = list(curves.get(kind, {}).values())
+    for line in lines:
+        values = list(line.curves.get(kind, {}).values())
         if values:
-            words.append(f"{row.short_name} {values[0]:.2g} first, {values[-1]:.2g} last")
+            words.append(f"{line.name} {values[0]:.2g} first, {values[-1]:.2g} last")
     return f"Relative error by decoder block: {'; '.join(words)}."

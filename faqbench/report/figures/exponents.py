@@ -36,8 +36,8 @@ def draw(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
         style.WIDTH, 0.55 + 1.15 * len(shown), len(shown), 2, sharex="col", sharey="col"
     )
     widest = max(float(table["scale_range"].max()) for _, table in shown)
-    alphas = np.arange(-0.025, 1.05, 0.05)
-    ranges = np.geomspace(1, max(widest, 1.01) * 1.01, 21)
+    alphas = np.arange(-0.025, 1.05, 0.05).tolist()
+    ranges = np.geomspace(1, max(widest, 1.01) * 1.01, 21).tolist()
     for i, (row, table) in enumerate(shown):
         left, right = all_axes[2 * i : 2 * i + 2]
         roles = [r for r in _ROLES if (table["role"] == r).any()]
