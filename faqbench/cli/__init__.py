@@ -15,6 +15,7 @@ from faqbench.config import UserError
 
 VERBS = {
     "compact": "faqbench.cli.compact",
+    "compare": "faqbench.cli.compare",
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
     "presearch": "faqbench.cli.presearch",

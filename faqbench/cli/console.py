@@ -21,6 +21,8 @@ from rich.table import Table
 from faqbench.stages import PlainProgress, Progress
 from faqbench.stages.progress import Advance
 
+_NARROWEST_COLUMN = 10
+
 
 class RichProgress:
     """A bar with an estimate of the remaining time for every stage under way."""
@@ -86,17 +88,34 @@ def console_progress() -> Progress:
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
-    """Print rows as a table; columns are the keys of the first row, in their order."""
+    """Print rows as a table; columns are the keys of the first row, in their order.
+
+    Where the terminal is too narrow for that many columns, every row is a paragraph of its own.
+    """
     if not rows:
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(120, 16 * len(rows[0])))
+    if title:
+        console.print(title, style="bold", markup=False, highlight=False)
+    if console.width < _NARROWEST_COLUMN * len(rows[0]):
+        _print_paragraphs(console, rows)
+        return
+    table = Table(header_style="bold")
     for index, column in enumerate(rows[0]):
         # A space lets a long header wrap between a task and its split.
         header = column.replace("_validation", " validation")
         table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*[row[column] for column in rows[0]])
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(120, 16 * len(rows[0])))
     console.print(table, markup=False)
+
+
+def _print_paragraphs(console: Console, rows: Sequence[Mapping[str, str]]) -> None:
+    for row in rows:
+        (_, name), *rest = row.items()
+        console.print(name, style="bold", markup=False, highlight=False)
+        for key, value in rest:
+            if value:
+                console.print(f"  {key}: {value}", markup=False, highlight=False)

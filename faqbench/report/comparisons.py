@@ -87,12 +87,26 @@ def compare_rows(store: EvidenceStore, a: Row, b: Row, column: Column) -> Compar
     """Compare two rows on a column; a refusal is part of the answer, not an exception."""
     empty = Comparison(a=a, b=b, column=column)
     try:
-        pairs = _shared_draws(a, b)
-        if column.array is not None:
-            return _compare_windows(store, empty, pairs)
-        return _compare_accuracy(store, empty, pairs)
+        return _compare(store, empty, _shared_draws(a, b))
     except RefusalError as reason:
         return replace(empty, refused=str(reason))
+
+
+def compare_runs(store: EvidenceStore, a: Row, b: Row, column: Column) -> Comparison:
+    """Compare the first runs of two rows, whatever their calibration draws."""
+    empty = Comparison(a=a, b=b, column=column)
+    try:
+        return _compare(store, empty, [(a.runs[0], b.runs[0])])
+    except RefusalError as reason:
+        return replace(empty, refused=str(reason))
+
+
+def _compare(
+    store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
+) -> Comparison:
+    if empty.column.array is not None:
+        return _compare_windows(store, empty, pairs)
+    return _compare_accuracy(store, empty, pairs)
 
 
 def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -138,15 +138,10 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
 def _panel_content(analysis: Analysis, store: EvidenceStore, *, several: bool) -> PanelContent:
     slug = slug_of(analysis.panel.model)
     end = f"-{slug}" if several else ""
-    figures = []
-    for name, title, drawing in draw_figures(analysis, store):
-        svg, stem = to_svg(drawing), f"{name}{end}"
-        inline = to_inline(svg, f"fig-{stem}")
-        figures.append(
-            FigureContent(
-                name=stem, title=title, drawing=drawing, svg=svg, inline=inline, png=to_png(drawing)
-            )
-        )
+    figures = [
+        draw_content(f"{name}{end}", title, drawing)
+        for name, title, drawing in draw_figures(analysis, store)
+    ]
     results = results_table(analysis, f"results{end}")
     differences = differences_table(analysis, analysis.main, f"differences{end}")
     fidelity = fidelity_table(analysis, f"fidelity{end}")
@@ -173,6 +168,19 @@ def _panel_content(analysis: Analysis, store: EvidenceStore, *, several: bool) -
         figures=tuple(figures),
         measured=tuple(how_measured(analysis.panel)),
         has_marks=bool(analysis.main.marks),
+    )
+
+
+def draw_content(name: str, title: str, drawing: Drawing) -> FigureContent:
+    """Return a drawing in the forms that a page and a folder need."""
+    svg = to_svg(drawing)
+    return FigureContent(
+        name=name,
+        title=title,
+        drawing=drawing,
+        svg=svg,
+        inline=to_inline(svg, f"fig-{name}"),
+        png=to_png(drawing),
     )
 
 

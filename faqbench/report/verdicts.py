@@ -85,7 +85,7 @@ def overview(analysis: Analysis) -> list[str]:
     kinds = _kinds(analysis)
     for _, c in analysis.main.comparisons:
         if c.column.kind in kinds and not c.refused:
-            key = (c.a.short_name, c.b.short_name, _measure(c.column))
+            key = (c.a.short_name, c.b.short_name, measure(c.column))
             tallies.setdefault(key, []).append(c)
     sentences = []
     for (a, b, what), found in tallies.items():
@@ -112,7 +112,7 @@ def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
     contenders = [row for row in contest.rows if rows[row].method != "rtn"]
     if len(contenders) < 3 or not ahead:
         return None  # the comparison with the baseline says it all
-    what = _measure(column)
+    what = measure(column)
     if BEST in marks.values():
         best = next(rows[row].short_name for row, mark in marks.items() if mark == BEST)
         return Verdict(
@@ -139,7 +139,8 @@ def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
     )
 
 
-def _measure(column: Column) -> str:
+def measure(column: Column) -> str:
+    """Return what a column measures, in words."""
     if column.kind == "mean_acc":
         return f"mean accuracy over {len(column.parts)} tasks"
     names = {
@@ -167,7 +168,7 @@ def draws_note(analysis: Analysis) -> str:
 
 
 def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Verdict:
-    a, b, what = c.a.short_name, c.b.short_name, _measure(c.column)
+    a, b, what = c.a.short_name, c.b.short_name, measure(c.column)
     if c.refused:
         lead, evidence = f"{a} and {b} cannot be paired in {what}", f"{c.refused}."
     elif c.is_significant:

@@ -18,8 +18,7 @@ from typing import cast
 
 from faqbench.report.analysis import Analysis
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.figures import style
-from faqbench.report.figures.drawing import Drawing
+from faqbench.report.figures.drawing import Drawing, drawing_rules
 
 FIGURES = (
     "perplexity",
@@ -39,12 +38,10 @@ FIGURES = (
 
 def draw_figures(analysis: Analysis, store: EvidenceStore) -> Iterator[tuple[str, str, Drawing]]:
     """Yield (name, title, drawing) of every plot that has something to show for a panel."""
-    import matplotlib
-
     for name in FIGURES:
         module = importlib.import_module(f"faqbench.report.figures.{name}")
         draw = cast("Callable[[Analysis, EvidenceStore], Drawing | None]", module.draw)
-        with matplotlib.rc_context(style.RC):
+        with drawing_rules():
             drawing = draw(analysis, store)
         if drawing is not None:
             yield name, str(module.TITLE), drawing
