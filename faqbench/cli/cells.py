@@ -66,7 +66,7 @@ def run_cell(config: DictConfig) -> float:
     """
     from faqbench import pipeline
     from faqbench.stages import StageCache
-    from faqbench.tracking import tracker
+    from faqbench.tracking import live, tracker
 
     progress = console_progress()
     experiment = to_experiment(config)
@@ -75,14 +75,15 @@ def run_cell(config: DictConfig) -> float:
         progress.note(f"{done.run_id}: finished before, skipped (rerun=true repeats it)")
         return _objective(done)
     progress.note(f"{run_id(experiment)}: running")
-    try:
-        data = pipeline.run(experiment, cache=StageCache(), progress=progress)
-    except UserError as error:
-        data = pipeline.write_failure(experiment, str(error))
-    except Exception:  # noqa: BLE001 - a failing cell is a failed record, and its sweep goes on
-        lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
-        data = pipeline.write_failure(experiment, "\n".join(lines))
-    tracker(experiment.tracking, experiment.paths.runs).log(data)
+    with live(experiment, progress) as watched:
+        try:
+            data = pipeline.run(experiment, cache=StageCache(), progress=watched)
+        except UserError as error:
+            data = pipeline.write_failure(experiment, str(error))
+        except Exception:  # noqa: BLE001 - a failing cell is a failed record, and its sweep goes on
+            lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
+            data = pipeline.write_failure(experiment, "\n".join(lines))
+        tracker(experiment.tracking, experiment.paths.runs).log(data)
     return _objective(data.record)
 
 

@@ -22,6 +22,7 @@ Torch, transformers and Hydra are never imported; pandas, matplotlib and scipy o
 from faqbench.report.pair_page import write_pair
 from faqbench.report.pair_tables import pair_tables
 from faqbench.report.request import ReportPaths, ReportRequest
+from faqbench.report.run_evidence import RunEvidence, run_evidence
 from faqbench.report.run_pair import RunPair, pair_runs
 from faqbench.report.summary import summary_rows
 from faqbench.report.writer import write_report
@@ -29,9 +30,11 @@ from faqbench.report.writer import write_report
 __all__ = [
     "ReportPaths",
     "ReportRequest",
+    "RunEvidence",
     "RunPair",
     "pair_runs",
     "pair_tables",
+    "run_evidence",
     "summary_rows",
     "write_pair",
     "write_report",

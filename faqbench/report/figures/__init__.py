@@ -13,7 +13,7 @@ colours, markers and sizes of `style`, put its name into `FIGURES`, and name in 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from faqbench.report.analysis import Analysis
@@ -36,9 +36,11 @@ FIGURES = (
 )
 
 
-def draw_figures(analysis: Analysis, store: EvidenceStore) -> Iterator[tuple[str, str, Drawing]]:
+def draw_figures(
+    analysis: Analysis, store: EvidenceStore, names: Sequence[str] = FIGURES
+) -> Iterator[tuple[str, str, Drawing]]:
     """Yield (name, title, drawing) of every plot that has something to show for a panel."""
-    for name in FIGURES:
+    for name in names:
         module = importlib.import_module(f"faqbench.report.figures.{name}")
         draw = cast("Callable[[Analysis, EvidenceStore], Drawing | None]", module.draw)
         with drawing_rules():
