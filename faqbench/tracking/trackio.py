@@ -57,9 +57,7 @@ class TrackioRun:
 
         self._trackio: Any = trackio
         with _quiet():
-            for earlier in trackio.Api().runs(section.project):
-                if earlier.name == head.run_id:
-                    earlier.delete()
+            _remove_earlier(trackio, section.project, head.run_id)
             self._run: Any = trackio.init(
                 project=section.project,
                 name=head.run_id,
@@ -132,6 +130,17 @@ class TrackioRun:
         if run is not None:
             with _quiet():
                 run.finish()
+
+
+def _remove_earlier(trackio: Any, project: str, name: str) -> None:
+    """Remove the runs of a name; a project that does not exist yet has none."""
+    try:
+        known = list(trackio.Api().runs(project))
+    except ValueError:
+        return
+    for run in known:
+        if run.name == name:
+            run.delete()
 
 
 @contextlib.contextmanager
