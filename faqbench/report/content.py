@@ -113,7 +113,7 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
             sections += [run_section(run, row, store, shared) for run in row.runs]
     models = [panel.model for panel in panels]
     return ReportContent(
-        title=request.title or _title(models, request.name),
+        title=request.title or report_title(models, request.name),
         name=request.name,
         panels=tuple(contents),
         alarms=_alarms(selection.finished),
@@ -190,7 +190,8 @@ def slug_of(text: str) -> str:
     return "-".join(part for part in kept.split("-") if part) or "unnamed"
 
 
-def _title(models: Sequence[str], name: str) -> str:
+def report_title(models: Sequence[str], name: str) -> str:
+    """Return the title of a report that was given none."""
     if len(models) == 1:
         return f"Post-training quantization of {models[0]}"
     if models:
