@@ -115,6 +115,8 @@ def _objective(record: RunRecord) -> float:
 
 def _conclude(experiments: Sequence[Experiment], is_sweep: bool) -> int:
     """Show what the cells gave, write the report that was asked for, and choose the exit code."""
+    from faqbench.tracking import tracker
+
     runs = experiments[0].paths.runs
     records = [read_record(runs / run_id(e)) for e in experiments]
     failed = [r for r in records if r.status == "failed"]
@@ -132,7 +134,9 @@ def _conclude(experiments: Sequence[Experiment], is_sweep: bool) -> int:
             run_ids=tuple(run_id(e) for e in experiments),
             title=report.title,
         )
-        print(f"Report: {write_report(request).html}")
+        paths = write_report(request)
+        print(f"Report: {paths.html}")
+        tracker(experiments[0].tracking, runs).show_report(paths.folder)
     elif not is_sweep and not failed:
         print(f"Record: {runs / records[0].run_id}")
     if failed and not is_sweep:

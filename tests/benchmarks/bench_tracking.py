@@ -1,7 +1,7 @@
 """What showing a cell in W&B costs the cell: seconds and peak memory, against `tracking=none`.
 
-    python tests/benchmarks/bench_tracking.py                     RTN on the packaged model, quick evaluation
-    python tests/benchmarks/bench_tracking.py --tiny              a random model, to see that it runs
+    python tests/benchmarks/bench_tracking.py             RTN on the packaged model, quick evaluation
+    python tests/benchmarks/bench_tracking.py --tiny      a random model, to see that it runs
 
 Every cell is a process of its own, as a user starts it, offline, and evaluates everything anew; the
 two kinds take turns, and medians are compared. The cell's seconds are those of its record, from its
