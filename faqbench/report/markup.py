@@ -19,12 +19,19 @@ _TEX = {
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "∞": r"$\infty$",
     "—": "---", "\n": " ", "\r": " ", "•": r"$\bullet$",
 }  # fmt: skip
+_AFTER_LATIN = 0x180  # T1 fonts hold Latin-1 and Latin Extended-A
 _MARKDOWN = "\\`*_[]#|~$"
 
 
 def escape_tex(text: str) -> str:
-    """Return text that LaTeX prints as it is, for any input."""
-    return "".join(_TEX.get(c, c if c.isprintable() else " ") for c in text)
+    """Return text that LaTeX prints as it is, for any input; what T1 fonts lack is a question mark."""
+    return "".join(_TEX.get(c) or _plain_tex(c) for c in text)
+
+
+def _plain_tex(character: str) -> str:
+    if not character.isprintable():
+        return " "
+    return character if ord(character) < _AFTER_LATIN else "?"
 
 
 def escape_markdown(text: str) -> str:
