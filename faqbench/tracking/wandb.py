@@ -171,8 +171,9 @@ class WandbRun:
             settings=_settings(self._wandb),
         )
         for axis, metrics in (("live/seconds", "live/*"), ("block", "blocks/*")):
-            run.define_metric(axis)
-            run.define_metric(metrics, step_metric=axis)
+            # A curve's last point is no result, so neither is in the summary.
+            run.define_metric(axis, summary="none")
+            run.define_metric(metrics, step_metric=axis, summary="none")
         return run
 
     def sample(self, number: int, sample: Sample) -> None:

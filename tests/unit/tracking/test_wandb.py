@@ -71,6 +71,12 @@ def test_every_block_has_a_step_with_all_curves(records):
     assert all(curves <= set(row) for row in history)
 
 
+def test_the_summary_holds_results_and_no_point_of_a_curve(records):
+    summary = summary_of(records)
+    assert not [k for k in summary if k.startswith(("blocks/", "live/", "block"))]
+    assert summary["eval/heldout-wiki-512/kl_divergence"] > 0
+
+
 def test_the_steps_only_ever_grow(records):
     steps = [row["_step"] for row in history_of(records)]
     assert steps == sorted(set(steps))
