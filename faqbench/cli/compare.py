@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
-from faqbench.cli.console import print_table
+from faqbench.cli.console import print_table, print_text
 from faqbench.cli.show import find_record
 from faqbench.config import UserError
 from faqbench.report import pair_runs, pair_tables, write_pair
@@ -30,7 +30,8 @@ def run(arguments: list[str]) -> int:
         if record.status != "finished":
             raise UserError(f"{record.run_id} did not finish, so there is nothing to compare.")
     pair = pair_runs(runs, a, b)
-    print(f"A: {a.run_id}\nB: {b.run_id}\n\n{pair.verdict}\n")
+    print(f"A: {a.run_id}\nB: {b.run_id}\n")
+    print_text(f"{pair.verdict}\n")
     for run_id, reason in pair.damaged:
         print(f"damaged: {run_id}: {reason}")
     for table in pair_tables(pair):

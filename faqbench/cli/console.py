@@ -26,7 +26,7 @@ from faqbench.cli.verbosity import current_verbosity
 from faqbench.stages import PlainProgress, Progress
 from faqbench.stages.progress import Advance
 
-_NARROWEST_COLUMN = 10
+_LONGEST_WHOLE = 24
 _NARROW = 72
 _log = logging.getLogger("faqbench")
 
@@ -171,7 +171,7 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
 
 def make_table(rows: Sequence[Mapping[str, str]], width: int) -> RenderableType:
     """Return rows as a table, or as paragraphs where so many columns do not fit."""
-    if width < _NARROWEST_COLUMN * len(rows[0]):
+    if _least_width(rows) > width:
         return _paragraphs(rows)
     table = Table(header_style="bold")
     for index, column in enumerate(rows[0]):
@@ -183,11 +183,26 @@ def make_table(rows: Sequence[Mapping[str, str]], width: int) -> RenderableType:
     return table
 
 
+def print_text(text: str) -> None:
+    """Print a paragraph: wrapped between words on a terminal, as one line elsewhere."""
+    console = Console()
+    console.print(Text(text), highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _least_width(rows: Sequence[Mapping[str, str]]) -> int:
+    """Return the width below which a table would break words that a reader wants whole."""
+    words = (
+        [len(word) for row in rows for word in row[column].split()] or [0] for column in rows[0]
+    )
+    return sum(min(max(lengths), _LONGEST_WHOLE) + 3 for lengths in words) + 1
+
+
 def _paragraphs(rows: Sequence[Mapping[str, str]]) -> Text:
     text = Text()
     for row in rows:
         (_, name), *rest = row.items()
         text.append(f"{name}\n", style="bold")
-        text.append("".join(f"  {key}: {value}\n" for key, value in rest if value))
+        lines = (f"{key}: {value}" if key else value for key, value in rest if value)
+        text.append("".join(f"  {line}\n" for line in lines))
     text.rstrip()
     return text

@@ -108,6 +108,19 @@ def test_published_values_are_called_published_and_not_ours(page):
     assert "arXiv 2602.02538" in page
 
 
+def test_published_values_stand_beside_ours_where_we_measured_the_like(make_run, tmp_path):
+    for method in ("faq", "awq"):
+        make_run(tmp_path / "runs", method, model="qwen3-8b")
+    paths = write_report(request(tmp_path / "runs", tmp_path))
+    rows = pd.read_parquet(next(p for p in paths.tables if p.name == "published.parquet"))
+    mine = rows[(rows.model == "Qwen3-8B") & (rows.metric == "ARC-challenge accuracy")]
+    assert mine.published.tolist() == ["0.5043", "0.4778"]
+    assert all("% (" in ours and "arc_challenge_validation" in ours for ours in mine.ours)
+    assert rows[rows.model == "Llama-2-7B"].ours.isna().all()
+    assert rows.model.tolist()[0] == "Qwen3-8B"
+    assert "None of them is about a model" not in paths.html.read_text()
+
+
 def test_notes_of_the_model_are_part_of_how_it_was_measured(page):
     assert "4-bit grid" in page
 
