@@ -11,16 +11,20 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from faqbench.cli.verbosity import take_verbosity, verbosity
 from faqbench.config import UserError
 
 VERBS = {
     "compact": "faqbench.cli.compact",
+    "compare": "faqbench.cli.compare",
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
     "presearch": "faqbench.cli.presearch",
     "report": "faqbench.cli.report",
     "show": "faqbench.cli.show",
     "sync": "faqbench.cli.sync",
+    "wandb-report": "faqbench.cli.wandb_report",
+    "watch": "faqbench.cli.watch",
 }
 _RUN = "faqbench.cli.cells"
 
@@ -32,6 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         0 when all is done, 1 when a cell failed, 2 for a mistake that the user can mend, 130 after
         Ctrl-C.
     """
+    arguments, level = take_verbosity(arguments)
+    with verbosity(level):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     verb, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     try:
         if verb in {"help", "--version"}:
@@ -58,9 +68,12 @@ def _help() -> int:
     print(
         "python -m faqbench [key=value ...]           run a cell; -m runs a sweep; --help lists keys"
     )
+    print(
+        "                   -q, -v                     less and more words, before or after the rest"
+    )
     for verb, name in VERBS.items():
         doc = (importlib.import_module(name).__doc__ or "").split("\n", 1)[0]
-        print(f"python -m faqbench {verb:<9} {doc}")
+        print(f"python -m faqbench {verb:<12} {doc}")
     return 0
 
 

@@ -66,7 +66,7 @@ def run_cell(config: DictConfig) -> float:
     """
     from faqbench import pipeline
     from faqbench.stages import StageCache
-    from faqbench.tracking import tracker
+    from faqbench.tracking import live, tracker
 
     progress = console_progress()
     experiment = to_experiment(config)
@@ -75,14 +75,15 @@ def run_cell(config: DictConfig) -> float:
         progress.note(f"{done.run_id}: finished before, skipped (rerun=true repeats it)")
         return _objective(done)
     progress.note(f"{run_id(experiment)}: running")
-    try:
-        data = pipeline.run(experiment, cache=StageCache(), progress=progress)
-    except UserError as error:
-        data = pipeline.write_failure(experiment, str(error))
-    except Exception:  # noqa: BLE001 - a failing cell is a failed record, and its sweep goes on
-        lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
-        data = pipeline.write_failure(experiment, "\n".join(lines))
-    tracker(experiment.tracking, experiment.paths.runs).log(data)
+    with live(experiment, progress) as watched:
+        try:
+            data = pipeline.run(experiment, cache=StageCache(), progress=watched)
+        except UserError as error:
+            data = pipeline.write_failure(experiment, str(error))
+        except Exception:  # noqa: BLE001 - a failing cell is a failed record, and its sweep goes on
+            lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
+            data = pipeline.write_failure(experiment, "\n".join(lines))
+        tracker(experiment.tracking, experiment.paths.runs).log(data)
     return _objective(data.record)
 
 
@@ -114,6 +115,8 @@ def _objective(record: RunRecord) -> float:
 
 def _conclude(experiments: Sequence[Experiment], is_sweep: bool) -> int:
     """Show what the cells gave, write the report that was asked for, and choose the exit code."""
+    from faqbench.tracking import tracker
+
     runs = experiments[0].paths.runs
     records = [read_record(runs / run_id(e)) for e in experiments]
     failed = [r for r in records if r.status == "failed"]
@@ -131,7 +134,9 @@ def _conclude(experiments: Sequence[Experiment], is_sweep: bool) -> int:
             run_ids=tuple(run_id(e) for e in experiments),
             title=report.title,
         )
-        print(f"Report: {write_report(request).html}")
+        paths = write_report(request)
+        print(f"Report: {paths.html}")
+        tracker(experiments[0].tracking, runs).show_report(paths.folder)
     elif not is_sweep and not failed:
         print(f"Record: {runs / records[0].run_id}")
     if failed and not is_sweep:

@@ -7,32 +7,56 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+import psutil
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichBars
 from rich.table import Table
+from rich.text import Text
 
+from faqbench.cli.verbosity import current_verbosity
 from faqbench.stages import PlainProgress, Progress
 from faqbench.stages.progress import Advance
 
+_LONGEST_WHOLE = 24
+_NARROW = 72
+_log = logging.getLogger("faqbench")
+
+
+class MemoryColumn(ProgressColumn):
+    """The memory that this process holds."""
+
+    max_refresh = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process = psutil.Process()
+
+    def render(self, task: Task) -> Text:
+        """Return the resident set in GB."""
+        return Text(f"{self._process.memory_info().rss / 1e9:.1f} GB", style="dim")
+
 
 class RichProgress:
-    """A bar with an estimate of the remaining time for every stage under way."""
+    """A bar with an estimate of the remaining time for every stage under way, and the memory."""
 
     def __init__(self, console: Console) -> None:
+        wide = console.width >= _NARROW
+        rest: list[ProgressColumn] = [TextColumn("left"), TimeRemainingColumn(), MemoryColumn()]
         self._bars = RichBars(
             TextColumn("{task.description}"),
-            BarColumn(),
+            *([BarColumn()] if wide else []),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            *(rest if wide else [TimeRemainingColumn()]),
             console=console,
             transient=True,
         )
@@ -52,7 +76,9 @@ class RichProgress:
         try:
             yield advance
             seconds = self._bars.tasks[self._bars.task_ids.index(task)].elapsed or 0.0
-            self._bars.console.print(f"  {title} [dim]{seconds:.1f} s[/dim]", highlight=False)
+            self._bars.console.print(
+                Text(f"  {title} ").append(f"{seconds:.1f} s", style="dim"), highlight=False
+            )
         finally:
             self._bars.remove_task(task)
             self._depth -= 1
@@ -62,6 +88,45 @@ class RichProgress:
     def note(self, text: str) -> None:
         """See `Progress.note`."""
         self._bars.console.print(text, style="yellow", markup=False, highlight=False)
+
+
+class QuietProgress:
+    """Says nothing of stages and notes; warnings and errors take other ways."""
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.stage`."""
+
+        def advance(steps: int = 1) -> None:
+            pass
+
+        yield advance
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+
+
+class VerboseProgress:
+    """Plain lines in any terminal: when a stage begins, every few seconds, when it ends."""
+
+    def __init__(self) -> None:
+        self._plain = PlainProgress(interval_seconds=5.0)
+        self._process = psutil.Process()
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.stage`."""
+        _log.info("%s: begins, %d steps, %s", title, total, self._memory())
+        with self._plain.stage(title, total) as advance:
+            yield advance
+        _log.info("%s: %s", title, self._memory())
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self._plain.note(text)
+
+    def _memory(self) -> str:
+        return f"memory {self._process.memory_info().rss / 1e9:.2f} GB"
 
 
 class _StandardError(logging.Handler):
@@ -74,29 +139,70 @@ class _StandardError(logging.Handler):
 
 def console_progress() -> Progress:
     """Return the progress that suits standard error, and send the log there."""
-    log = logging.getLogger("faqbench")
-    if not log.handlers:
+    level = current_verbosity()
+    if not _log.handlers:
         handler = _StandardError()
         handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+        _log.addHandler(handler)
+        _log.propagate = False
+    _log.setLevel({"quiet": logging.WARNING, "verbose": logging.DEBUG}.get(level, logging.INFO))
+    if level == "quiet":
+        return QuietProgress()
+    if level == "verbose":
+        return VerboseProgress()
     console = Console(stderr=True)
     return RichProgress(console) if console.is_terminal else PlainProgress()
 
 
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
-    """Print rows as a table; columns are the keys of the first row, in their order."""
+    """Print rows as a table; columns are the keys of the first row, in their order.
+
+    Where the terminal is too narrow for that many columns, every row is a paragraph of its own.
+    """
     if not rows:
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for index, column in enumerate(rows[0]):
-        # A space lets a long header wrap between a task and its split.
-        header = column.replace("_validation", " validation")
-        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*[row[column] for column in rows[0]])
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(120, 16 * len(rows[0])))
-    console.print(table, markup=False)
+    if title:
+        console.print(title, style="bold", markup=False, highlight=False)
+    console.print(make_table(rows, console.width), markup=False)
+
+
+def make_table(rows: Sequence[Mapping[str, str]], width: int) -> RenderableType:
+    """Return rows as a table, or as paragraphs where so many columns do not fit."""
+    if _least_width(rows) > width:
+        return _paragraphs(rows)
+    table = Table(header_style="bold")
+    for index, column in enumerate(rows[0]):
+        # A space lets a long header wrap between a task and its split.
+        header = Text(column.replace("_validation", " validation"))
+        table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(row[column]) for column in rows[0]])
+    return table
+
+
+def print_text(text: str) -> None:
+    """Print a paragraph: wrapped between words on a terminal, as one line elsewhere."""
+    console = Console()
+    console.print(Text(text), highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _least_width(rows: Sequence[Mapping[str, str]]) -> int:
+    """Return the width below which a table would break words that a reader wants whole."""
+    words = (
+        [len(word) for row in rows for word in row[column].split()] or [0] for column in rows[0]
+    )
+    return sum(min(max(lengths), _LONGEST_WHOLE) + 3 for lengths in words) + 1
+
+
+def _paragraphs(rows: Sequence[Mapping[str, str]]) -> Text:
+    text = Text()
+    for row in rows:
+        (_, name), *rest = row.items()
+        text.append(f"{name}\n", style="bold")
+        lines = (f"{key}: {value}" if key else value for key, value in rest if value)
+        text.append("".join(f"  {line}\n" for line in lines))
+    text.rstrip()
+    return text

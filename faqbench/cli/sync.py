@@ -1,50 +1,91 @@
-"""Upload runs to W&B, or rebuild them there, from runs/ alone: sync [RUN] mode=… runs=…."""
+"""Show runs in W&B, trackio or MLflow from runs/ alone: sync [RUN ...] select=… report=… mode=…."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import console_progress
 from faqbench.cli.show import find_record
-from faqbench.config import UserError
+from faqbench.config import UserError, did_you_mean
 from faqbench.config.experiment import TrackingSection
-from faqbench.records import find_runs, read_run
+from faqbench.records import RunRecord, read_run
+from faqbench.report import ReportRequest, select_records
 from faqbench.tracking import tracker
 
 _KEYS = {
-    "runs": "the folder of runs",
+    "select": "patterns on run ids and key=value filters, separated by spaces",
+    "report": "a written report, shown as a run of its own beside its cells",
+    "to": "wandb, trackio or mlflow",
     "mode": "auto, online or offline",
-    "project": "the W&B project",
+    "project": "the project there",
     "entity": "the W&B entity",
+    "group": "the group there, instead of the one the run was made in",
+    "runs": "the folder of runs",
+    "reports": "the folder of reports",
 }
-_MODES = ("auto", "online", "offline")
+_ALLOWED = {"to": ("wandb", "trackio", "mlflow"), "mode": ("auto", "online", "offline")}
+_MOST_WORDS = 10_000
 
 
 def run(arguments: list[str]) -> int:
-    """Show runs in W&B; twice is the same as once, since a run's id there is made from its record."""
-    words, values = read_arguments("sync", arguments, _KEYS, n_words=1)
-    if values.get("mode", "auto") not in _MODES:
-        raise UserError(f"mode={values['mode']} is not allowed; it is one of {', '.join(_MODES)}.")
-    runs = Path(values.get("runs", "runs"))
-    records = [find_record(runs, words[0])] if words else find_runs(runs)[0]
-    if not records:
-        raise UserError(f"There are no runs in {runs} to upload.")
-    with console_progress().stage("sync", len(records)) as advance:
-        for record in records:
-            section = {
-                "name": "wandb",
-                "project": "faqbench",
-                "entity": None,
-                "group": None,
-                "tags": (),
-            }
-            section |= {
-                k: v for k, v in record.config["tracking"].items() if k in {"project", "group"}
-            }
-            section |= {"mode": "auto"} | {k: v for k, v in values.items() if k != "runs"}
-            tracker(TrackingSection.model_validate(section), runs).log(
-                read_run(runs / record.run_id)
+    """Show runs; twice is the same as once, since names, ids and steps come from files alone."""
+    words, values = read_arguments("sync", arguments, _KEYS, n_words=_MOST_WORDS)
+    for key, allowed in _ALLOWED.items():
+        if values.get(key, allowed[0]) not in allowed:
+            raise UserError(
+                f"{key}={values[key]} is not allowed; it is one of {', '.join(allowed)}."
+                f"{did_you_mean(values[key], allowed)}"
             )
+    runs = Path(values.get("runs", "runs"))
+    progress = console_progress()
+    if "report" in values:
+        folder = Path(values.get("reports", "reports")) / values["report"]
+        if not (folder / "index.html").is_file():
+            raise UserError(f"There is no report in {folder}; `faqbench report` writes one.")
+        section = _section({}, values)
+        tracker(section, runs).show_report(folder)
+        return 0
+    records = _records(runs, words, values)
+    with progress.stage("sync", len(records)) as advance:
+        for record in records:
+            section = _section(record.config.get("tracking") or {}, values)
+            tracker(section, runs).show(read_run(runs / record.run_id))
             advance()
     return 0
+
+
+def _records(runs: Path, words: list[str], values: dict[str, str]) -> list[RunRecord]:
+    if words:
+        return [find_record(runs, word) for word in words]
+    request = ReportRequest(
+        runs=runs,
+        reports=runs,
+        name=values.get("group", "all"),
+        select=tuple(shlex.split(values.get("select", ""))),
+    )
+    records = select_records(request)
+    if not records:
+        raise UserError(f"There are no runs in {runs} to show.")
+    return records
+
+
+def _section(recorded: dict[str, object], values: dict[str, str]) -> TrackingSection:
+    """Return the section that a run is shown with: where it was made, unless said otherwise."""
+    section: dict[str, object] = {
+        "name": values.get("to", "wandb"),
+        "project": "faqbench",
+        "entity": None,
+        "group": None,
+        "tags": (),
+        "mode": "auto",
+    }
+    section |= {k: recorded[k] for k in ("project", "entity", "group") if recorded.get(k)}
+    section |= {"tags": tuple(str(tag) for tag in _list(recorded.get("tags")))}
+    section |= {k: values[k] for k in ("mode", "project", "entity", "group") if k in values}
+    return TrackingSection.model_validate(section)
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

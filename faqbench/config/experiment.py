@@ -135,7 +135,7 @@ class EvaluationSection(Section):
 class TrackingSection(Section):
     """`tracking`: where a view of the run is shown."""
 
-    name: Literal["none", "wandb"]
+    name: Literal["none", "wandb", "trackio", "mlflow"]
     project: str
     entity: str | None
     mode: Literal["auto", "online", "offline", "disabled"]

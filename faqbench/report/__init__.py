@@ -13,11 +13,34 @@ writes `reports/<name>/`; the same runs give the same bytes. Reading path:
     figures/     one file per plot
     writer       puts it together
 
+Two runs have a path of their own: `run_pair` (what differs), `pair_tables` (for terminal and page),
+`pair_page`.
+
 Torch, transformers and Hydra are never imported; pandas, matplotlib and scipy only when used.
 """
 
+from faqbench.report.answer import Answer, answer
+from faqbench.report.pair_page import write_pair
+from faqbench.report.pair_tables import pair_tables
 from faqbench.report.request import ReportPaths, ReportRequest
+from faqbench.report.run_evidence import RunEvidence, run_evidence
+from faqbench.report.run_pair import RunPair, pair_runs
+from faqbench.report.selection import select_records
 from faqbench.report.summary import summary_rows
 from faqbench.report.writer import write_report
 
-__all__ = ["ReportPaths", "ReportRequest", "summary_rows", "write_report"]
+__all__ = [
+    "Answer",
+    "ReportPaths",
+    "ReportRequest",
+    "RunEvidence",
+    "RunPair",
+    "answer",
+    "pair_runs",
+    "pair_tables",
+    "run_evidence",
+    "select_records",
+    "summary_rows",
+    "write_pair",
+    "write_report",
+]

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from faqbench.config import UserError, did_you_mean
 from faqbench.report import facts
+from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.panels import Column, Panel, is_variant
+from faqbench.report.panels import Panel, is_variant
 
 BEST, TIED = "best", "tied"
 
@@ -46,20 +47,35 @@ class Contest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Family:
+    """The comparisons of one table, whose p-values are corrected together.
+
+    Attributes:
+        columns: what is compared.
+        comparisons: everyone against the baseline of their contest.
+        marks: (row, column) -> BEST, when significantly better than every rival, or TIED, when
+            it is the best or cannot be told from the best.
+    """
+
+    columns: tuple[Column, ...]
+    comparisons: tuple[tuple[Contest, Comparison], ...]
+    marks: dict[tuple[int, int], str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Analysis:
     """A panel and what may be said about it.
 
     Attributes:
-        comparisons: everyone against the baseline of their contest, corrected together.
-        marks: (row, column) -> BEST, when significantly better than every rival, or TIED, when
-            it is the best or cannot be told from the best.
+        main: of perplexities and accuracies.
+        fidelity: of divergence from full precision and agreement with it.
     """
 
     panel: Panel
     baseline: str | None
     contests: tuple[Contest, ...]
-    comparisons: tuple[tuple[Contest, Comparison], ...]
-    marks: dict[tuple[int, int], str]
+    main: Family
+    fidelity: Family
 
 
 def analyse(panel: Panel, store: EvidenceStore, baseline: str | None) -> Analysis:
@@ -70,38 +86,50 @@ def analyse(panel: Panel, store: EvidenceStore, baseline: str | None) -> Analysi
         store: where the runs' windows and items are read.
         baseline: the method to compare with, as `resolve_baseline` returned it.
     """
-    contests = _contests(panel, baseline)
+    contests = tuple(_contests(panel, baseline))
+    return Analysis(
+        panel=panel,
+        baseline=baseline,
+        contests=contests,
+        main=_family(panel, contests, panel.columns, store),
+        fidelity=_family(panel, contests, panel.fidelity, store),
+    )
+
+
+def _family(
+    panel: Panel,
+    contests: tuple[Contest, ...],
+    columns: tuple[Column, ...],
+    store: EvidenceStore,
+) -> Family:
     known: dict[tuple[int, int, int], Comparison] = {}
 
     def compare(a: int, b: int, c: int) -> Comparison:
         if (a, b, c) not in known:
-            rows, column = panel.rows, panel.columns[c]
-            known[a, b, c] = compare_rows(store, rows[a], rows[b], column)
+            known[a, b, c] = compare_rows(store, panel.rows[a], panel.rows[b], columns[c])
         return known[a, b, c]
 
     pairs = [
         (contest, compare(row, contest.baseline, c))
         for contest in contests
         if contest.baseline is not None
-        for c, column in enumerate(panel.columns)
+        for c, column in enumerate(columns)
         for row in contest.rows
         if row != contest.baseline and _both(panel, row, contest.baseline, column)
     ]
     corrected = with_holm([comparison for _, comparison in pairs])
     against_best = {}
     for contest in contests:
-        for c, column in enumerate(panel.columns):
+        for c, column in enumerate(columns):
             best = best_of(panel, contest, column)
             for row in contest.rows:
                 if best is not None and row != best and column.estimate(panel.rows[row]):
                     against_best[row, best, c] = compare(row, best, c)
     judged = dict(zip(against_best, with_holm(list(against_best.values())), strict=True))
-    return Analysis(
-        panel=panel,
-        baseline=baseline,
-        contests=tuple(contests),
+    return Family(
+        columns=columns,
         comparisons=tuple((k, v) for (k, _), v in zip(pairs, corrected, strict=True)),
-        marks=_marks(panel, contests, judged),
+        marks=_marks(panel, contests, columns, judged),
     )
 
 
@@ -178,11 +206,14 @@ def best_of(panel: Panel, contest: Contest, column: Column) -> int | None:
 
 
 def _marks(
-    panel: Panel, contests: Sequence[Contest], judged: dict[tuple[int, int, int], Comparison]
+    panel: Panel,
+    contests: Sequence[Contest],
+    columns: Sequence[Column],
+    judged: dict[tuple[int, int, int], Comparison],
 ) -> dict[tuple[int, int], str]:
     marks: dict[tuple[int, int], str] = {}
     for contest in contests:
-        for c, column in enumerate(panel.columns):
+        for c, column in enumerate(columns):
             best = best_of(panel, contest, column)
             if best is None:
                 continue

@@ -16,8 +16,9 @@ import numpy as np
 
 from faqbench.records import RunRecord
 from faqbench.report import facts
+from faqbench.report.columns import Column
 from faqbench.report.evidence import Array, EvidenceStore
-from faqbench.report.panels import Column, Row
+from faqbench.report.panels import Row
 from faqbench.statistics import (
     accuracy_difference,
     aggregate_draws,
@@ -35,7 +36,8 @@ class Comparison:
     """Row A against row B on one column.
 
     Attributes:
-        effect: the logarithm of the perplexity ratio A / B, or the accuracy difference A - B.
+        effect: the logarithm of the perplexity ratio A / B, or the difference A - B of accuracies,
+            divergences or agreements.
         low: lower end of its 95 % interval, not corrected for the number of comparisons.
         high: its upper end.
         stderr: its standard error.
@@ -85,12 +87,26 @@ def compare_rows(store: EvidenceStore, a: Row, b: Row, column: Column) -> Compar
     """Compare two rows on a column; a refusal is part of the answer, not an exception."""
     empty = Comparison(a=a, b=b, column=column)
     try:
-        pairs = _shared_draws(a, b)
-        if column.kind == "perplexity":
-            return _compare_perplexity(store, empty, pairs)
-        return _compare_accuracy(store, empty, pairs)
+        return _compare(store, empty, _shared_draws(a, b))
     except RefusalError as reason:
         return replace(empty, refused=str(reason))
+
+
+def compare_runs(store: EvidenceStore, a: Row, b: Row, column: Column) -> Comparison:
+    """Compare the first runs of two rows, whatever their calibration draws."""
+    empty = Comparison(a=a, b=b, column=column)
+    try:
+        return _compare(store, empty, [(a.runs[0], b.runs[0])])
+    except RefusalError as reason:
+        return replace(empty, refused=str(reason))
+
+
+def _compare(
+    store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
+) -> Comparison:
+    if empty.column.array is not None:
+        return _compare_windows(store, empty, pairs)
+    return _compare_accuracy(store, empty, pairs)
 
 
 def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -123,7 +139,7 @@ def _generator(comparison: Comparison) -> np.random.Generator:
 
 
 def _check_fingerprints(a: RunRecord, b: RunRecord, column: Column) -> None:
-    kind = "protocol" if column.kind == "perplexity" else "task"
+    kind = "task" if column.array is None else "protocol"
     key = f"{kind}/{column.task}"
     print_a, print_b = a.fingerprints.get(key), b.fingerprints.get(key)
     if not print_a or not print_b:
@@ -134,11 +150,12 @@ def _check_fingerprints(a: RunRecord, b: RunRecord, column: Column) -> None:
 
 
 def _windows(store: EvidenceStore, run: RunRecord, column: Column) -> Array:
-    found = store.of(run.run_id).windows.get(column.task)
+    found = store.of(run.run_id).windows.get(column.array or "")
+    what = "token losses" if column.kind == "perplexity" else "per-token values"
     if found is None:
-        raise RefusalError(f"{run.run_id} kept no token losses of {column.task}")
+        raise RefusalError(f"{run.run_id} kept no {what} of {column.label}")
     if not np.isfinite(found).all():
-        raise RefusalError(f"{run.run_id} has a loss that is not finite")
+        raise RefusalError(f"{run.run_id} has a value of {column.label} that is not finite")
     return found
 
 
@@ -149,7 +166,7 @@ def _items(store: EvidenceStore, run: RunRecord, column: Column) -> tuple[Array,
     return found
 
 
-def _compare_perplexity(
+def _compare_windows(
     store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
 ) -> Comparison:
     column, arrays = empty.column, []
@@ -163,6 +180,7 @@ def _compare_perplexity(
     if n_windows < 2:
         raise RefusalError("a single window has no error")
     if len(arrays) == 1:
+        # The logarithm of the ratio is the mean difference of the windows, in any unit.
         result = perplexity_ratio(*arrays[0], rng=_generator(empty))
         return replace(
             empty,

@@ -8,17 +8,20 @@ from dataclasses import dataclass
 from faqbench.records import RunRecord
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import Analysis, analyse, resolve_baseline
+from faqbench.report.difference_tables import differences_table
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import draw_figures
 from faqbench.report.figures.drawing import Drawing, to_inline, to_png, to_svg
 from faqbench.report.method_notes import how_measured
+from faqbench.report.pages import Pages, TablePart, lay_out, split_table
 from faqbench.report.panels import build_panels
-from faqbench.report.published import published_table
+from faqbench.report.published import is_published, published_table
 from faqbench.report.request import ReportRequest
-from faqbench.report.run_section import RunSection, run_section
+from faqbench.report.result_tables import fidelity_table, further_table, results_table
+from faqbench.report.run_section import RunSection, Shared, run_section, shared_facts
 from faqbench.report.selection import Selection
-from faqbench.report.tables import Table, comparisons_table, further_table, results_table
-from faqbench.report.verdicts import Verdict, draws_note, question, verdicts
+from faqbench.report.tables import Table
+from faqbench.report.verdicts import Verdict, draws_note, overview, question, verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +43,23 @@ class PanelContent:
     model: str
     slug: str
     question: str
+    overview: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     draws_note: str
-    results: Table
-    comparisons: Table | None
+    results: tuple[TablePart, ...]
+    comparisons: tuple[TablePart, ...]
+    fidelity: Table | None
+    fidelity_comparisons: tuple[TablePart, ...]
     further: Table | None
+    tables: tuple[Table, ...]
     figures: tuple[FigureContent, ...]
     measured: tuple[tuple[str, str], ...]
     has_marks: bool
+
+    @property
+    def differences(self) -> Table | None:
+        """The whole table of paired differences."""
+        return next((t for t in self.tables if t.name.startswith("differences")), None)
 
     @property
     def verdict_groups(self) -> list[tuple[str, list[Verdict]]]:
@@ -74,9 +86,11 @@ class ReportContent:
     panels: tuple[PanelContent, ...]
     alarms: tuple[Alarm, ...]
     runs: tuple[RunSection, ...]
+    pages: Pages
+    shared: Shared
     published: Table
     published_is_close: bool
-    failed: tuple[tuple[str, str], ...]
+    failed: tuple[tuple[str, str, str], ...]
     missing: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...]
 
@@ -91,23 +105,30 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
     panels = build_panels(selection.finished)
     baseline = resolve_baseline(panels, request.baseline) if panels else None
     contents, sections = [], []
+    shared = shared_facts(selection.finished)
     for panel in panels:
         analysis = analyse(panel, store, baseline)
         contents.append(_panel_content(analysis, store, several=len(panels) > 1))
         for row in panel.rows:
-            sections += [run_section(run, row, store) for run in row.runs]
+            sections += [run_section(run, row, store, shared) for run in row.runs]
     models = [panel.model for panel in panels]
-    published = published_table()
     return ReportContent(
-        title=request.title or _title(models, request.name),
+        title=request.title or report_title(models, request.name),
         name=request.name,
         panels=tuple(contents),
         alarms=_alarms(selection.finished),
         runs=tuple(sections),
-        published=published,
-        published_is_close=any(_same(m, row[0].text) for m in models for row in published.rows),
+        pages=lay_out(sections),
+        shared=shared,
+        published=published_table(panels),
+        published_is_close=is_published(panels),
         failed=tuple(
-            (run.run_id, (run.error or "no error was kept").strip()) for run in selection.failed
+            (
+                run.run_id,
+                (run.error or "no error was kept").strip(),
+                facts.repeat_command(run, {}),
+            )
+            for run in selection.failed
         ),
         missing=selection.missing,
         damaged=(*selection.damaged, *store.damaged()),
@@ -117,27 +138,49 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
 def _panel_content(analysis: Analysis, store: EvidenceStore, *, several: bool) -> PanelContent:
     slug = slug_of(analysis.panel.model)
     end = f"-{slug}" if several else ""
-    figures = []
-    for name, title, drawing in draw_figures(analysis, store):
-        svg, stem = to_svg(drawing), f"{name}{end}"
-        inline = to_inline(svg, f"fig-{stem}")
-        figures.append(
-            FigureContent(
-                name=stem, title=title, drawing=drawing, svg=svg, inline=inline, png=to_png(drawing)
-            )
-        )
+    figures = [
+        draw_content(f"{name}{end}", title, drawing)
+        for name, title, drawing in draw_figures(analysis, store)
+    ]
+    results = results_table(analysis, f"results{end}")
+    differences = differences_table(analysis, analysis.main, f"differences{end}")
+    fidelity = fidelity_table(analysis, f"fidelity{end}")
+    fidelity_differences = differences_table(
+        analysis, analysis.fidelity, f"fidelity-differences{end}"
+    )
+    further = further_table(analysis, f"further-metrics{end}")
+    tables = (results, differences, fidelity, fidelity_differences, further)
     return PanelContent(
         model=analysis.panel.model,
         slug=slug,
         question=question(analysis),
+        overview=tuple(overview(analysis)),
         verdicts=tuple(verdicts(analysis)),
         draws_note=draws_note(analysis),
-        results=results_table(analysis, f"results{end}"),
-        comparisons=comparisons_table(analysis, f"differences{end}"),
-        further=further_table(analysis, f"further-metrics{end}"),
+        results=split_table(results),
+        comparisons=() if differences is None else split_table(differences),
+        fidelity=fidelity,
+        fidelity_comparisons=()
+        if fidelity_differences is None
+        else split_table(fidelity_differences),
+        further=further,
+        tables=tuple(t for t in tables if t is not None),
         figures=tuple(figures),
         measured=tuple(how_measured(analysis.panel)),
-        has_marks=bool(analysis.marks),
+        has_marks=bool(analysis.main.marks),
+    )
+
+
+def draw_content(name: str, title: str, drawing: Drawing) -> FigureContent:
+    """Return a drawing in the forms that a page and a folder need."""
+    svg = to_svg(drawing)
+    return FigureContent(
+        name=name,
+        title=title,
+        drawing=drawing,
+        svg=svg,
+        inline=to_inline(svg, f"fig-{name}"),
+        png=to_png(drawing),
     )
 
 
@@ -147,16 +190,13 @@ def slug_of(text: str) -> str:
     return "-".join(part for part in kept.split("-") if part) or "unnamed"
 
 
-def _title(models: Sequence[str], name: str) -> str:
+def report_title(models: Sequence[str], name: str) -> str:
+    """Return the title of a report that was given none."""
     if len(models) == 1:
         return f"Post-training quantization of {models[0]}"
     if models:
         return f"Post-training quantization of {formatting.count(len(models), 'model')}"
     return f"Report {name}"
-
-
-def _same(model: str, published: str) -> bool:
-    return slug_of(published) in slug_of(model)
 
 
 def _alarms(records: Sequence[RunRecord]) -> tuple[Alarm, ...]:

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import math
+from collections.abc import Sequence
 
 from faqbench.report import formatting
 from faqbench.report.tables import Cell, Table
@@ -18,12 +19,19 @@ _TEX = {
     "±": r"$\pm$", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "∞": r"$\infty$",
     "—": "---", "\n": " ", "\r": " ", "•": r"$\bullet$",
 }  # fmt: skip
+_AFTER_LATIN = 0x180  # T1 fonts hold Latin-1 and Latin Extended-A
 _MARKDOWN = "\\`*_[]#|~$"
 
 
 def escape_tex(text: str) -> str:
-    """Return text that LaTeX prints as it is, for any input."""
-    return "".join(_TEX.get(c, c if c.isprintable() else " ") for c in text)
+    """Return text that LaTeX prints as it is, for any input; what T1 fonts lack is a question mark."""
+    return "".join(_TEX.get(c) or _plain_tex(c) for c in text)
+
+
+def _plain_tex(character: str) -> str:
+    if not character.isprintable():
+        return " "
+    return character if ord(character) < _AFTER_LATIN else "?"
 
 
 def escape_markdown(text: str) -> str:
@@ -50,6 +58,14 @@ def to_csv(table: Table) -> str:
                 [_csv_value(cell.raw_error)] if heading.has_error else []
             )
         writer.writerow(line)
+    return out.getvalue()
+
+
+def plain_csv(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a figure's data as CSV, as its readers see it."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerows([[_csv_text(text) for text in row] for row in (header, *rows)])
     return out.getvalue()
 
 

@@ -1,15 +1,33 @@
-"""The section of one run: how to repeat it, what it cost, what was checked, where it errs."""
+"""The section of one run: how to repeat it, what it cost, what was checked, where it errs.
+
+What all runs of a report share (most of the configuration, the machine) is told once, so that a run's
+own section shows what is its own, and a report of hundreds of runs stays small.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from faqbench.records import RunRecord
 from faqbench.report import facts, formatting
+from faqbench.report.block_errors import ADDED_UP, ALONE, COSINE, traced_blocks
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Row
 
-_HIDDEN = ("paths.", "tracking.", "report.")
+_HIDDEN = ("paths.", "tracking.", "report.", "evaluation.protocols.", "rerun")
+_ROLES = ("qkv", "o", "gate_up", "down")
+_TRACES = {ALONE: "alone", ADDED_UP: "added up", COSINE: "cosine"}
+Pairs = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What every run of a report has alike, as (key, value)."""
+
+    config: Pairs
+    environment: Pairs
+    details: Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,37 +35,50 @@ class RunSection:
     """What is shown of a run; tables are (heads, rows) of text.
 
     Attributes:
-        config: (key, value), folders and tracking left out, since they decide nothing.
-        blocks: mean relative error per decoder block and role.
+        siblings: (seed, run id) of the other draws of the same method and setting.
+        config: (key, value) that not all runs share; folders and tracking decide nothing.
+        details: what stages noted down and not all runs share, and the run's fingerprints.
+        blocks: per decoder block, the mean relative error of each role and the traced errors.
     """
 
     run_id: str
     heading: str
     command: str
-    facts: tuple[tuple[str, str], ...]
+    siblings: Pairs
+    facts: Pairs
     metrics: tuple[tuple[str, ...], ...]
     stages: tuple[tuple[str, str, str], ...]
     gates: tuple[tuple[bool, str, str], ...]
     warnings: tuple[str, ...]
     skipped_scales: tuple[str, ...]
-    config: tuple[tuple[str, str], ...]
-    environment: tuple[tuple[str, str], ...]
-    fingerprints: tuple[tuple[str, str], ...]
+    config: Pairs
+    environment: Pairs
+    details: Pairs
     block_heads: tuple[str, ...]
     blocks: tuple[tuple[str, ...], ...]
 
 
-def run_section(run: RunRecord, row: Row, store: EvidenceStore) -> RunSection:
+def shared_facts(runs: Sequence[RunRecord]) -> Shared:
+    """Return what all runs have alike."""
+    return Shared(
+        config=_common([_config(run) for run in runs]),
+        environment=_common([facts.flatten(run.environment) for run in runs]),
+        details=_common([_details(run) for run in runs]),
+    )
+
+
+def run_section(run: RunRecord, row: Row, store: EvidenceStore, shared: Shared) -> RunSection:
     """Return a run's section."""
     heads, blocks = _block_errors(run, store)
-    config = facts.flatten(run.config)
     heading = row.name if row.bits is None else f"{row.name}, {row.bits} bits"
     if row.is_calibrated:
         heading += f", seed {facts.seed(run)}"
+    prints = {f"fingerprint {k}": v[:16] for k, v in run.fingerprints.items()}
     return RunSection(
         run_id=run.run_id,
         heading=heading,
         command=facts.repeat_command(run, row.shown),
+        siblings=tuple((facts.seed(r), r.run_id) for r in row.runs if r is not run),
         facts=_facts(run),
         metrics=tuple(
             (
@@ -70,15 +101,36 @@ def run_section(run: RunRecord, row: Row, store: EvidenceStore) -> RunSection:
         gates=tuple((gate.passed, gate.name.replace("_", " "), gate.detail) for gate in run.gates),
         warnings=run.warnings,
         skipped_scales=run.skipped_scales,
-        config=tuple((k, v) for k, v in config.items() if not k.startswith(_HIDDEN)),
-        environment=tuple(facts.flatten(run.environment).items()),
-        fingerprints=tuple((k, v[:16]) for k, v in run.fingerprints.items()),
+        config=_own(_config(run), shared.config),
+        environment=_own(facts.flatten(run.environment), shared.environment),
+        details=(*_own(_details(run), shared.details), *prints.items()),
         block_heads=heads,
         blocks=blocks,
     )
 
 
-def _facts(run: RunRecord) -> tuple[tuple[str, str], ...]:
+def _config(run: RunRecord) -> dict[str, str]:
+    return {k: v for k, v in facts.flatten(run.config).items() if not k.startswith(_HIDDEN)}
+
+
+def _details(run: RunRecord) -> dict[str, str]:
+    """Return what the stages noted down in `extra`, the traces of the blocks apart."""
+    return facts.flatten(
+        {k: v for k, v in run.extra.items() if k != "blocks" and v not in ({}, [])}
+    )
+
+
+def _common(flat: Sequence[Mapping[str, str]]) -> Pairs:
+    first = flat[0] if flat else {}
+    return tuple((k, v) for k, v in first.items() if all(f.get(k) == v for f in flat))
+
+
+def _own(flat: Mapping[str, str], shared: Pairs) -> Pairs:
+    known = dict(shared)
+    return tuple((k, v) for k, v in flat.items() if k not in known)
+
+
+def _facts(run: RunRecord) -> Pairs:
     return (
         ("bits per weight", formatting.number(run.bits_per_weight, 3)),
         ("checkpoint", formatting.bytes_(run.checkpoint_bytes)),
@@ -91,14 +143,25 @@ def _facts(run: RunRecord) -> tuple[tuple[str, str], ...]:
 def _block_errors(
     run: RunRecord, store: EvidenceStore
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    layers = store.of(run.run_id).layers
-    if layers is None or not len(layers) or not {"block", "role", "relative_error"} <= set(layers):
-        return (), ()
-    table = layers.pivot_table(index="block", columns="role", values="relative_error", sort=True)
-    order = ("qkv", "o", "gate_up", "down")
-    roles = sorted(table.columns, key=lambda r: (order.index(r) if r in order else 9, str(r)))
+    traces = {_TRACES[kind]: curve for kind, curve in traced_blocks(run).items()}
+    columns = _role_means(run, store) | traces
+    blocks = sorted({block for column in columns.values() for block in column})
     rows = tuple(
-        (str(block), *(formatting.number(float(table.loc[block, role]), 4) for role in roles))
-        for block in table.index
+        (str(block), *(formatting.number(column.get(block), 4) for column in columns.values()))
+        for block in blocks
     )
-    return ("block", *map(str, roles)), rows
+    return (("block", *columns), rows) if columns else ((), ())
+
+
+def _role_means(run: RunRecord, store: EvidenceStore) -> dict[str, dict[int, float]]:
+    """Return role -> block -> mean relative error of its linears."""
+    layers = store.of(run.run_id).layers
+    if layers is None or not {"block", "role", "relative_error"} <= set(layers):
+        return {}
+    known = layers.dropna(subset=["relative_error"])
+    means = known.groupby(["role", "block"])["relative_error"].mean()
+    found: dict[str, dict[int, float]] = {}
+    for (role, block), value in zip(means.index.tolist(), means.tolist(), strict=True):
+        found.setdefault(str(role), {})[int(block)] = float(value)
+    order = {role: i for i, role in enumerate(_ROLES)}
+    return {r: found[r] for r in sorted(found, key=lambda r: (order.get(r, 9), r))}

@@ -63,6 +63,16 @@ def select_runs(request: ReportRequest) -> Selection:
     )
 
 
+def select_records(request: ReportRequest) -> list[RunRecord]:
+    """Return the records, finished or failed, that a request asks for.
+
+    Raises:
+        UserError: when `select` matches none of the runs there are.
+    """
+    selection = select_runs(request)
+    return [*selection.finished, *selection.failed]
+
+
 def _wanted_ids(request: ReportRequest) -> tuple[Sequence[str] | None, list[tuple[str, str]]]:
     if request.run_ids is not None:
         return request.run_ids, []

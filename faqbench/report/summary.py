@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from faqbench.records import RunRecord
 from faqbench.report import facts, formatting
 from faqbench.report.panels import build_panels
-from faqbench.report.tables import Cell, estimate_cell, gates_cell
+from faqbench.report.result_tables import gates_cell
+from faqbench.report.tables import Cell, estimate_cell
 
 
 def summary_rows(records: Sequence[RunRecord]) -> list[dict[str, str]]:

@@ -12,9 +12,12 @@ from dataclasses import dataclass
 
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import BEST, Analysis, Contest, best_of
+from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison
-from faqbench.report.panels import Column
+from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
 from faqbench.statistics import detectable_from_stderr
+
+_MANY_SETTINGS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +52,15 @@ def question(analysis: Analysis) -> str:
     if len(names) == 1:
         return f"What does {names[0]} cost {panel.model} {where}?"
     asked = f"Which of {formatting.listing(names)} should quantize {panel.model} {where}"
-    if analysis.baseline is None or not analysis.comparisons:
+    if analysis.baseline is None or not analysis.main.comparisons:
         return f"{asked}?"
     return f"{asked}, and is any difference from {facts.display_method(analysis.baseline)} real?"
 
 
 def verdicts(analysis: Analysis) -> list[Verdict]:
     """Return the answer: per contest who leads, then each method against the baseline."""
-    has_mean = any(column.kind == "mean_acc" for column in analysis.panel.columns)
-    kinds = {"perplexity", "mean_acc" if has_mean else "acc"}
-    others = {c.a.method for _, c in analysis.comparisons} - {"rtn"}
+    kinds = _kinds(analysis)
+    others = {c.a.method for _, c in analysis.main.comparisons} - {"rtn"}
     found = []
     for contest in analysis.contests:
         found += [
@@ -68,22 +70,49 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
         ]
         against = [
             _verdict(contest, c, minor=c.a.method == "rtn" and bool(others))
-            for k, c in analysis.comparisons
+            for k, c in analysis.main.comparisons
             if k is contest and c.column.kind in kinds
         ]
         found += sorted(against, key=lambda verdict: verdict.minor)
     return found
 
 
+def overview(analysis: Analysis) -> list[str]:
+    """Return, for many settings, how often each method wins, loses or cannot be told apart."""
+    if len(analysis.contests) < _MANY_SETTINGS:
+        return []
+    tallies: dict[tuple[str, str, str], list[Comparison]] = {}
+    kinds = _kinds(analysis)
+    for _, c in analysis.main.comparisons:
+        if c.column.kind in kinds and not c.refused:
+            key = (c.a.short_name, c.b.short_name, measure(c.column))
+            tallies.setdefault(key, []).append(c)
+    sentences = []
+    for (a, b, what), found in tallies.items():
+        n_better = sum(c.is_significant and c.a_is_better for c in found)
+        n_worse = sum(c.is_significant and not c.a_is_better for c in found)
+        sentences.append(
+            f"{a} against {b} in {what}, of {formatting.count(len(found), 'setting')}: better in "
+            f"{n_better}, worse in {n_worse}, not decidable in {len(found) - n_better - n_worse}."
+        )
+    return sentences
+
+
+def _kinds(analysis: Analysis) -> set[str]:
+    """Return which columns are worth a sentence: not single tasks where there is their mean."""
+    has_mean = any(column.kind == "mean_acc" for column in analysis.panel.columns)
+    return {"perplexity", "mean_acc" if has_mean else "acc"}
+
+
 def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
     """Say who is best of three or more contenders, or who cannot be told from the best."""
     column, rows = analysis.panel.columns[index], analysis.panel.rows
-    marks = {row: analysis.marks.get((row, index)) for row in contest.rows}
+    marks = {row: analysis.main.marks.get((row, index)) for row in contest.rows}
     ahead = [rows[row].short_name for row, mark in marks.items() if mark]
     contenders = [row for row in contest.rows if rows[row].method != "rtn"]
     if len(contenders) < 3 or not ahead:
         return None  # the comparison with the baseline says it all
-    what = _measure(column)
+    what = measure(column)
     if BEST in marks.values():
         best = next(rows[row].short_name for row, mark in marks.items() if mark == BEST)
         return Verdict(
@@ -110,10 +139,17 @@ def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
     )
 
 
-def _measure(column: Column) -> str:
+def measure(column: Column) -> str:
+    """Return what a column measures, in words."""
     if column.kind == "mean_acc":
         return f"mean accuracy over {len(column.parts)} tasks"
-    return f"{'perplexity' if column.kind == 'perplexity' else 'accuracy'} on {column.label}"
+    names = {
+        "perplexity": "perplexity",
+        "kl": "divergence",
+        "agreement": "agreement",
+        "acc": "accuracy",
+    }
+    return f"{names.get(column.kind, column.metric)} on {column.task}"
 
 
 def draws_note(analysis: Analysis) -> str:
@@ -132,7 +168,7 @@ def draws_note(analysis: Analysis) -> str:
 
 
 def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Verdict:
-    a, b, what = c.a.short_name, c.b.short_name, _measure(c.column)
+    a, b, what = c.a.short_name, c.b.short_name, measure(c.column)
     if c.refused:
         lead, evidence = f"{a} and {b} cannot be paired in {what}", f"{c.refused}."
     elif c.is_significant:
@@ -158,12 +194,13 @@ def describe(c: Comparison) -> str:
     if c.is_ratio:
         ratio, low, high = (formatting.number(math.exp(x), 3) for x in (c.effect, c.low, c.high))
         return f"ratio {ratio}, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
-    points, low, high = (formatting.signed(100 * x, 1) for x in (c.effect, c.low, c.high))
-    return f"{points} points, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
+    decimals = difference_decimals(c)
+    value, low, high = (formatting.signed(x, decimals) for x in difference(c))
+    return f"{value} {difference_unit(c.column)}, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
 
 
 def _basis(c: Comparison) -> str:
-    unit = formatting.count(c.n, "window" if c.is_ratio else "item")
+    unit = formatting.count(c.n, "item" if c.column.array is None else "window")
     if c.n_draws < 2:
         return unit
     share = f"{100 * c.draw_share:.0f}\N{NO-BREAK SPACE}% of the variance"
@@ -174,6 +211,9 @@ def _would_show(c: Comparison) -> str:
     if not c.stderr > 0:
         return "No window or item tells the two apart."
     least = detectable_from_stderr(c.stderr)
-    size = f"{100 * math.expm1(least):.1f}\N{NO-BREAK SPACE}%"
-    size = size if c.is_ratio else f"{100 * least:.1f} points"
+    size = f"{least:.4f} nats"
+    if c.is_ratio:
+        size = f"{100 * math.expm1(least):.1f}\N{NO-BREAK SPACE}%"
+    elif c.column.is_percent:
+        size = f"{100 * least:.1f} points"
     return f"Before correction, a difference of {size} would be found four times in five."

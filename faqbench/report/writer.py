@@ -8,13 +8,15 @@ from pathlib import Path
 from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.report import markup
+from faqbench.report.columnar import to_parquet
 from faqbench.report.content import ReportContent, build_content
 from faqbench.report.layout import render
 from faqbench.report.request import ReportPaths, ReportRequest
 from faqbench.report.run_tables import metrics_table, runs_table
 from faqbench.report.selection import Selection, select_runs
-from faqbench.report.tables import Table
 
+_MOST_FIGURE_ROWS = 240
+_MOST_SETTINGS = 12
 _REMEDY = "free some space, or set paths.reports to a folder that can be written"
 
 
@@ -52,24 +54,38 @@ def _target(request: ReportRequest) -> Path:
 
 
 def _files(content: ReportContent, selection: Selection) -> dict[str, bytes]:
-    files = {
-        "index.html": render("page.html.j2", report=content).encode(),
-        "report.md": render("report.md.j2", report=content).encode(),
-    }
-    for table in _tables(content):
-        files[f"tables/{table.name}.csv"] = markup.to_csv(table).encode()
+    files = _pages(content)
+    files["report.md"] = render("report.md.j2", report=content).encode()
+    shown = [*(table for panel in content.panels for table in panel.tables), content.published]
+    for table in shown:
         files[f"tables/{table.name}.tex"] = markup.to_latex(table).encode()
-    for table in (runs_table(selection.finished), metrics_table(selection.finished)):
+    for table in (*shown, runs_table(selection.finished), metrics_table(selection.finished)):
         files[f"tables/{table.name}.csv"] = markup.to_csv(table).encode()
+        files[f"tables/{table.name}.parquet"] = to_parquet(table)
     for figure in (figure for panel in content.panels for figure in panel.figures):
         files[f"figures/{figure.name}.svg"] = figure.svg.encode()
         files[f"figures/{figure.name}.png"] = figure.png
+        data = markup.plain_csv(figure.drawing.header, figure.drawing.rows)
+        files[f"figures/{figure.name}.csv"] = data.encode()
     return files
 
 
-def _tables(content: ReportContent) -> list[Table]:
-    found = [t for p in content.panels for t in (p.results, p.comparisons, p.further)]
-    return [*(table for table in found if table is not None), content.published]
+def _pages(content: ReportContent) -> dict[str, bytes]:
+    """Return the HTML files: one, or for large reports the further pages too."""
+    page = render(
+        "page.html.j2", report=content, most_rows=_MOST_FIGURE_ROWS, most_settings=_MOST_SETTINGS
+    )
+    files, first = {"index.html": page}, 1
+    for file, runs in content.pages.run_pages.items():
+        files[file] = render("runs_page.html.j2", report=content, file=file, runs=runs, first=first)
+        first += len(runs)
+    for panel in content.panels:
+        for parts in (panel.results, panel.comparisons, panel.fidelity_comparisons):
+            for part in parts[1:]:
+                files[part.file] = render(
+                    "table_page.html.j2", report=content, part=part, parts=parts
+                )
+    return {name: text.encode() for name, text in files.items()}
 
 
 def _write(target: Path, files: dict[str, bytes], n_runs: int) -> ReportPaths:

@@ -1,53 +1,54 @@
-"""Tracking: a view of finished runs in somebody's dashboard, rebuilt from their records.
+"""Tracking: a view of runs in somebody's dashboard, live while they run, rebuilt from their records.
 
 The record under `runs/` is the truth and is written first; a tracker reads it and shows it. So a
 tracker may be slow, offline, broken or absent, and no result changes or is lost:
 
-    tracker(experiment.tracking, runs).log(data)       after a cell is written
-    tracker(experiment.tracking, runs).log(read_run(folder))     any time later, with the same
-    result
+    with live(experiment, progress) as progress:      while a cell runs
+        data = run it
+        tracker(experiment.tracking, runs).log(data)  after its record is written
+    tracker(section, runs).log(read_run(folder))      any time later, with the same result
 
-The contract of a `Tracker`, which `tests/unit/tracking` checks:
+What is kept to, and `tests/unit/tracking` checks:
 
-* `log` never raises for a failure of its own service, of the network or of the disk; it leaves one
+* `log` never raises for a failure of its service, of the network or of the disk; it leaves one
   warning in the log;
-* logging the same record twice shows one run: names and ids come from the record alone;
-* nothing but the record is shown: no code, no git state, no system metrics, no credentials.
+* showing the same record twice shows one run: names, ids and steps come from files alone;
+* nothing but the record and its samples is shown: no code, no git state, no credentials.
 
-Adding a tracker: one file here with a class that has `log`, its name in `TrackingSection.name`, and
-a line in `tracker` below.
+Reading path: `view` (what is shown), `tracker` (how nothing can fail), one module per service, `live`
+and `follower` (live metrics from a process of their own), `samples` (the file between them).
+
+Adding a service: one module here with `open_run` and `show_report` as `tracker.Service` says, its name
+in `TrackingSection.name` and in `tracker._PACKAGES`, and a yaml in `conf/tracking/`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.records import RunData
+from faqbench.tracking.live import live
 from faqbench.tracking.none import NoTracker
-from faqbench.tracking.wandb import WandbTracker
+from faqbench.tracking.samples import ProgressLog, Sample, find_progress, read_progress
+from faqbench.tracking.tracker import Tracker
 
-__all__ = ["NoTracker", "Tracker", "WandbTracker", "tracker"]
+__all__ = [
+    "NoTracker",
+    "ProgressLog",
+    "Sample",
+    "Tracker",
+    "find_progress",
+    "live",
+    "read_progress",
+    "tracker",
+]
 
 
-class Tracker(Protocol):
-    """Shows finished runs somewhere."""
-
-    def log(self, data: RunData) -> None:
-        """Show one run, finished or failed."""
-        ...
-
-
-def tracker(section: TrackingSection, runs: Path) -> Tracker:
+def tracker(section: TrackingSection, runs: Path) -> Tracker | NoTracker:
     """Return the tracker that `tracking` asks for.
 
     Args:
         section: the experiment's `tracking`.
-        runs: the folder of runs; a tracker that needs files of its own keeps them below it.
+        runs: the folder of runs; a service that needs files of its own keeps them below it.
     """
-    match section.name:
-        case "wandb":
-            return WandbTracker(section, runs)
-        case "none":
-            return NoTracker()
+    return NoTracker() if section.name == "none" else Tracker(section, runs)

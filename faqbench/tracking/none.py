@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from faqbench.records import RunData
 
 
@@ -10,3 +12,9 @@ class NoTracker:
 
     def log(self, data: RunData) -> None:
         """See `Tracker.log`."""
+
+    def show(self, data: RunData) -> None:
+        """See `Tracker.show`."""
+
+    def show_report(self, folder: Path) -> None:
+        """See `Tracker.show_report`."""

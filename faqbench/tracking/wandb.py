@@ -1,16 +1,18 @@
-"""Weights & Biases: one W&B run per cell, rebuilt from its record.
+"""Weights & Biases: one W&B run per cell, live while it runs, rebuilt from its record at any time.
 
-    run       id from the run id, `resume="allow"`; group = sweep; job_type baseline or cell; tags
-    config    the record's configuration, nested, and its fingerprints
-    summary   eval/<task>/<metric> and eval/<task>/<metric>_stderr, bits_per_weight, seconds,
-              peak_memory_bytes, gates/<name>, gates_passed, stages/<name>/seconds
-    history   blocks/relative_error over `block`, the mean over the block's linears
-    tables    metrics, linears
+    run        id from the run id, `resume="allow"`; group = sweep; job_type baseline, cell or report
+    config     the configuration, nested, and the record's fingerprints
+    summary    as in `view`
+    history    live/seconds, live/memory_bytes, live/done_frac, live/stage over `live/seconds`;
+               blocks/<curve> over `block`
+    tables     tables/metrics, tables/linears, tables/comparison
+    images     plots/<name>
+    artifacts  results-<id> with the record and its tables; the baseline's as an input
 
-A failed cell's run is finished with exit code 1. Mode `auto` is online where credentials are
-configured and offline elsewhere; offline runs lie in `<runs>/wandb/` and `wandb sync` uploads them
-later, under the same id. A server that does not answer makes a run offline, and whatever else goes
-wrong inside W&B is one warning: the record has everything.
+Steps are numbered by what they hold: samples first, then blocks, then tables. So showing a run again
+adds nothing to its history. A failed cell's run is finished with exit code 1. Mode `auto` is online
+where credentials are configured and offline elsewhere; offline runs lie in `<runs>/wandb/` and
+`wandb sync` uploads them later, under the same id. A server that does not answer makes a run offline.
 """
 
 from __future__ import annotations
@@ -20,19 +22,21 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import pandas as pd
+from filelock import FileLock
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.records import RunData, RunRecord
 from faqbench.tracking.credentials import has_credentials
+from faqbench.tracking.samples import Sample
+from faqbench.tracking.view import RunHead, RunView
 
 _log = logging.getLogger("faqbench")
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -40,35 +44,7 @@ _LONGEST_ID = 64
 _PROBE_SECONDS = 4.0
 _INIT_SECONDS = 20.0
 _FINISH_SECONDS = 120.0
-
-
-class WandbTracker:
-    """Shows runs in W&B."""
-
-    def __init__(self, section: TrackingSection, runs: Path) -> None:
-        self._section = section
-        self._runs = runs
-
-    def log(self, data: RunData) -> None:
-        """See `Tracker.log`."""
-        mode = resolve_mode(self._section.mode)
-        if mode == "disabled":
-            return
-        if mode != "online" and self._section.mode == "online":
-            _log.warning("W&B has no credentials here: run %s is offline", data.record.run_id)
-        try:
-            self._runs.mkdir(parents=True, exist_ok=True)
-            _show(data, self._section, self._runs, mode)
-        except Exception as error:
-            if not (isinstance(error, OSError) or _raised_inside_wandb(error)):
-                raise
-            reason = str(error).strip().splitlines() or [""]
-            _log.warning(
-                "W&B could not show run %s (%s: %s); its record is complete",
-                data.record.run_id,
-                type(error).__name__,
-                reason[0][:200],
-            )
+_LOCK_SECONDS = 20.0
 
 
 def resolve_mode(mode: Mode) -> Literal["online", "offline", "disabled"]:
@@ -93,74 +69,188 @@ def stable_id(run_id: str) -> str:
     return f"{legal[: _LONGEST_ID - 11]}-{digest}"
 
 
-def summary(record: RunRecord) -> dict[str, Any]:
-    """Return the final numbers under their stable names; what was not measured is left out."""
-    numbers: dict[str, Any] = {
-        "status": record.status,
-        "error": record.error,
-        "bits_per_weight": record.bits_per_weight,
-        "checkpoint_bytes": record.checkpoint_bytes,
-        "seconds": record.seconds,
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "n_warnings": len(record.warnings),
-        "gates_passed": all(gate.passed for gate in record.gates),
-    }
-    for metric in record.metrics:
-        numbers[f"eval/{metric.task}/{metric.name}"] = metric.value
-        numbers[f"eval/{metric.task}/{metric.name}_stderr"] = metric.stderr
-    numbers |= {f"gates/{gate.name}": gate.passed for gate in record.gates}
-    numbers |= {f"stages/{name}/seconds": stage.seconds for name, stage in record.stages.items()}
-    return {name: value for name, value in numbers.items() if value is not None}
+def open_run(head: RunHead, section: TrackingSection, runs: Path) -> WandbRun | None:
+    """See `Service.open_run`."""
+    mode = resolve_mode(section.mode)
+    if mode == "disabled":
+        return None
+    if mode != "online" and section.mode == "online":
+        _log.warning("W&B has no credentials here: run %s is offline", head.run_id)
+    return WandbRun(head, section, runs, mode)
 
 
-def _show(
-    data: RunData, section: TrackingSection, runs: Path, mode: Literal["online", "offline"]
-) -> None:
+def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
+    """See `Service.show_report`."""
     import wandb
 
-    record = data.record
-    session = wandb.setup(settings=wandb.Settings(silent=True, quiet=True))
-    if mode == "online" and not _answers(session.settings.base_url):
-        _log.warning("W&B does not answer: run %s is offline, for `wandb sync`", record.run_id)
-        mode = "offline"
-    if mode == "offline":
-        _remove_offline_copies(runs, record.run_id)
-    with _staging(runs, record.run_id):
-        run = _start(wandb, record, section, runs, mode)
-        exit_code = 1
-        try:
-            _log_curve(run, data.layers)
-            run.summary.update(summary(record))
-            _log_tables(wandb, run, data)
-            exit_code = 0 if record.status == "finished" else 1
-        finally:
-            run.finish(exit_code=exit_code)
-
-
-def _start(
-    wandb: Any,
-    record: RunRecord,
-    section: TrackingSection,
-    runs: Path,
-    mode: Literal["online", "offline"],
-) -> Any:
-    """Start the W&B run of a record, or resume it."""
-    return wandb.init(
-        entity=section.entity,
-        project=section.project,
-        dir=str(runs),
-        id=stable_id(record.run_id),
-        name=record.run_id,
-        group=section.group,
-        job_type="baseline" if record.config.get("quant", {}).get("round") == "none" else "cell",
-        tags=[*section.tags, *(() if record.status == "finished" else ("failed",))],
-        config={**record.config, "fingerprints": record.fingerprints},
-        mode=mode,
-        resume="allow",
-        reinit="create_new",
-        save_code=False,
-        settings=_settings(wandb),
+    head = RunHead(
+        run_id=f"report-{folder.name}",
+        group=section.group or folder.name,
+        job_type="report",
+        tags=section.tags,
+        config={"report": folder.name},
     )
+    run = open_run(head, section, runs)
+    if run is None:
+        return
+    try:
+        shown = {
+            f"plots/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("figures/*.png"))
+        }
+        for path in sorted(folder.glob("tables/*.parquet")):
+            shown[f"tables/{path.stem}"] = _table(wandb, pd.read_parquet(path))
+        shown["page"] = wandb.Html(str(folder / "index.html"), inject=False)
+        run.run.log(shown, step=0)
+        artifact = wandb.Artifact(head.run_id, type="report")
+        artifact.add_dir(str(folder))
+        run.run.log_artifact(artifact)
+    except BaseException:
+        run.abandon()
+        raise
+    run.close(0)
+
+
+class WandbRun:
+    """A W&B run, from its beginning to its end."""
+
+    def __init__(
+        self,
+        head: RunHead,
+        section: TrackingSection,
+        runs: Path,
+        mode: Literal["online", "offline"],
+    ) -> None:
+        import wandb
+
+        self._wandb: Any = wandb
+        self._n_samples = 0
+        self._name = head.run_id
+        self._offline = mode == "offline"
+        self._open = ExitStack()
+        session = wandb.setup(settings=wandb.Settings(silent=True, quiet=True))
+        if mode == "online" and not _answers(session.settings.base_url):
+            _log.warning("W&B does not answer: run %s is offline, for `wandb sync`", head.run_id)
+            self._offline = True
+        try:
+            self._hold(runs)
+            self.run: Any = self._start(head, section, runs)
+        except BaseException:
+            self._open.close()
+            raise
+
+    def _hold(self, runs: Path) -> None:
+        """Keep other processes from showing the same run, and W&B from staging in the home folder."""
+        name = stable_id(self._name)
+        folder = runs / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / f".{name}.lock", timeout=_LOCK_SECONDS)
+        self._open.enter_context(lock)
+        self._open.callback(Path(lock.lock_file).unlink, missing_ok=True)
+        if self._offline:
+            _remove_offline_copies(runs, name)
+        if "WANDB_DATA_DIR" not in os.environ:
+            # Only a variable can say so; it is taken back when the run is closed.
+            os.environ["WANDB_DATA_DIR"] = str((folder / "staging" / name).absolute())
+            self._open.callback(os.environ.pop, "WANDB_DATA_DIR", None)
+
+    def _start(self, head: RunHead, section: TrackingSection, runs: Path) -> Any:
+        run = self._wandb.init(
+            entity=section.entity,
+            project=section.project,
+            dir=str(runs),
+            id=stable_id(head.run_id),
+            name=head.run_id,
+            group=head.group,
+            job_type=head.job_type,
+            tags=list(head.tags),
+            config=dict(head.config),
+            mode="offline" if self._offline else "online",
+            resume="allow",
+            reinit="create_new",
+            save_code=False,
+            settings=_settings(self._wandb),
+        )
+        for axis, metrics in (("live/seconds", "live/*"), ("block", "blocks/*")):
+            # A curve's last point is no result, so neither is in the summary.
+            run.define_metric(axis, summary="none")
+            run.define_metric(metrics, step_metric=axis, summary="none")
+        return run
+
+    def sample(self, number: int, sample: Sample) -> None:
+        """See `OpenRun.sample`."""
+        self._n_samples = number + 1
+        done = sample.done / sample.total if sample.total else 0.0
+        values = {
+            "live/seconds": sample.seconds,
+            "live/stage": sample.stage,
+            "live/done_frac": done,
+            "live/memory_bytes": sample.memory_bytes,
+            "live/device_bytes": sample.device_bytes,
+        }
+        self.run.log({k: v for k, v in values.items() if v is not None}, step=number)
+
+    def finish(self, view: RunView) -> None:
+        """See `OpenRun.finish`."""
+        record = view.record
+        if record.status != "finished":
+            self.run.tags = (*(self.run.tags or ()), "failed")
+        self.run.config.update({"fingerprints": record.fingerprints}, allow_val_change=True)
+        step = self._log_curves(view, self._n_samples)
+        shown = {f"tables/{n}": _table(self._wandb, t) for n, t in view.tables.items()}
+        with tempfile.TemporaryDirectory() as scratch:
+            for image in view.images:
+                path = Path(scratch) / f"{image.name}.png"
+                path.write_bytes(image.png)
+                shown[f"plots/{image.name}"] = self._wandb.Image(str(path), caption=image.caption)
+            if shown:
+                self.run.log(shown, step=step)
+        self._log_artifacts(view)
+        self.run.summary.update(dict(view.summary))
+        self.close(0 if record.status == "finished" else 1)
+
+    def abandon(self) -> None:
+        """See `OpenRun.abandon`."""
+        self.close(1)
+
+    def close(self, exit_code: int) -> None:
+        """End the run; a second call does nothing."""
+        run, self.run = self.run, None
+        try:
+            if run is not None:
+                run.finish(exit_code=exit_code)
+        finally:
+            self._open.close()
+
+    def _log_curves(self, view: RunView, first: int) -> int:
+        """Log all curves, a block a step, and return the step after them."""
+        blocks = sorted({block for curve in view.curves.values() for block, _ in curve})
+        known = {name: dict(curve) for name, curve in view.curves.items()}
+        for i, block in enumerate(blocks):
+            values = {f"blocks/{n}": curve[block] for n, curve in known.items() if block in curve}
+            self.run.log({"block": block, **values}, step=first + i)
+        return first + len(blocks)
+
+    def _log_artifacts(self, view: RunView) -> None:
+        """Keep the record's files, and name the baseline's as what this run was compared with.
+
+        W&B's `use_artifact` refuses to work offline, although the offline log can hold the link and
+        `wandb sync` makes it; so offline the step behind it is called.
+        """
+        if view.files:
+            self.run.log_artifact(self._artifact(view.record.run_id, view.files))
+        if view.baseline is None or not view.baseline[1]:
+            return
+        baseline = self._artifact(*view.baseline)
+        if not self._offline:
+            self.run.use_artifact(baseline)
+        elif hasattr(self.run, "_log_artifact"):
+            self.run._log_artifact(baseline, is_user_created=True, use_after_commit=True)
+
+    def _artifact(self, run_id: str, files: Mapping[str, Path]) -> Any:
+        artifact = self._wandb.Artifact(f"results-{stable_id(run_id)}", type="results")
+        for name, path in files.items():
+            artifact.add_file(str(path), name=name)
+        return artifact
 
 
 def _settings(wandb: Any) -> Any:
@@ -180,26 +270,6 @@ def _settings(wandb: Any) -> Any:
     )
 
 
-def _log_curve(run: Any, layers: pd.DataFrame) -> None:
-    """Log the mean relative error per block; the steps are the blocks: repeats add nothing."""
-    if not {"block", "relative_error"} <= set(layers.columns):
-        return
-    run.define_metric("block")
-    run.define_metric("blocks/*", step_metric="block")
-    curve = layers.groupby("block", as_index=False)["relative_error"].mean()
-    for block, error in zip(curve["block"].tolist(), curve["relative_error"].tolist(), strict=True):
-        run.log({"block": block, "blocks/relative_error": error}, step=block)
-
-
-def _log_tables(wandb: Any, run: Any, data: RunData) -> None:
-    metrics = pd.DataFrame([vars(metric) for metric in data.record.metrics])
-    tables = {"tables/metrics": metrics, "tables/linears": data.layers}
-    step = len(data.layers)  # after every block
-    shown = {name: _table(wandb, frame) for name, frame in tables.items() if len(frame)}
-    if shown:
-        run.log(shown, step=step)
-
-
 def _table(wandb: Any, frame: pd.DataFrame) -> Any:
     """Return a W&B table whose columns have the frame's types."""
     kinds = {"b": bool, "i": int, "u": int, "f": float}
@@ -212,26 +282,11 @@ def _table(wandb: Any, frame: pd.DataFrame) -> Any:
     return wandb.Table(columns=columns, data=rows, dtype=types, optional=True)
 
 
-def _remove_offline_copies(runs: Path, run_id: str) -> None:
+def _remove_offline_copies(runs: Path, wandb_id: str) -> None:
     """Remove earlier offline copies of a run, so that a sync finds one."""
-    wandb_id = stable_id(run_id)
     copies = (runs / "wandb").glob(f"offline-run-????????_??????-{wandb_id}")
     for folder in [*copies, runs / "wandb" / "staging" / wandb_id]:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _staging(runs: Path, run_id: str) -> Iterator[None]:
-    """Let W&B stage tables below `runs`, not in the home folder; only a variable can say so."""
-    chosen = os.environ.get("WANDB_DATA_DIR")
-    if chosen is None:
-        folder = runs / "wandb" / "staging" / stable_id(run_id)
-        os.environ["WANDB_DATA_DIR"] = str(folder.absolute())
-    try:
-        yield
-    finally:
-        if chosen is None:
-            del os.environ["WANDB_DATA_DIR"]
 
 
 def _answers(base_url: str) -> bool:
@@ -243,13 +298,3 @@ def _answers(base_url: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _raised_inside_wandb(error: BaseException) -> bool:
-    """Return whether W&B was on the stack; its crashes have types of many modules and of none."""
-    trace: TracebackType | None = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == "wandb":
-            return True
-        trace = trace.tb_next
-    return isinstance(error, ImportError)

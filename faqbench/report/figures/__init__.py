@@ -13,31 +13,37 @@ colours, markers and sizes of `style`, put its name into `FIGURES`, and name in 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 from faqbench.report.analysis import Analysis
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.figures import style
-from faqbench.report.figures.drawing import Drawing
+from faqbench.report.figures.drawing import Drawing, drawing_rules
 
 FIGURES = (
     "perplexity",
     "accuracy",
     "differences",
+    "pareto",
+    "bias",
+    "draws",
+    "fidelity",
+    "surface",
     "depth",
+    "linears",
+    "exponents",
     "cost",
 )
 
 
-def draw_figures(analysis: Analysis, store: EvidenceStore) -> Iterator[tuple[str, str, Drawing]]:
+def draw_figures(
+    analysis: Analysis, store: EvidenceStore, names: Sequence[str] = FIGURES
+) -> Iterator[tuple[str, str, Drawing]]:
     """Yield (name, title, drawing) of every plot that has something to show for a panel."""
-    import matplotlib
-
-    for name in FIGURES:
+    for name in names:
         module = importlib.import_module(f"faqbench.report.figures.{name}")
         draw = cast("Callable[[Analysis, EvidenceStore], Drawing | None]", module.draw)
-        with matplotlib.rc_context(style.RC):
+        with drawing_rules():
             drawing = draw(analysis, store)
         if drawing is not None:
             yield name, str(module.TITLE), drawing

@@ -8,59 +8,74 @@ from typing import TYPE_CHECKING
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import Analysis, Contest
 from faqbench.report.comparisons import Comparison
+from faqbench.report.difference_tables import difference
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
-from faqbench.report.tables import difference
+from faqbench.report.figures.facets import how_many, setting_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Forest plot of the paired differences"
-_MOST_ROWS = 60
+_MOST_ROWS = 36
 _FAR = 25.0
+_Pair = tuple[Contest, Comparison]
 
 
 def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw one dot and interval per comparison, filled where it stands after Holm's correction."""
-    pairs = [(k, c) for k, c in analysis.comparisons if not c.refused and math.isfinite(c.low)]
-    pairs = pairs[:_MOST_ROWS]
+    there = [(k, c) for k, c in analysis.main.comparisons if not c.refused and math.isfinite(c.low)]
+    pairs = _worth_drawing(there)
     groups = [[p for p in pairs if p[1].is_ratio], [p for p in pairs if not p[1].is_ratio]]
     groups = [group for group in groups if group]
     if not groups:
         return None
-    heights = [0.85 + 0.27 * len(group) for group in groups]
+    heights = [0.8 + 0.24 * len(group) for group in groups]
     figure, all_axes = style.new_figure(
         style.WIDTH, sum(heights), len(groups), 1, height_ratios=heights
     )
     baseline = facts.display_method(analysis.baseline or "")
     for axes, group in zip(all_axes, groups, strict=True):
         _plot(axes, group, several=len(analysis.contests) > 1)
-        ratio = group[0][1].is_ratio
-        axes.set_title(_title(group))
-        axes.set_xlabel(f"difference from {baseline}, {'%' if ratio else 'points'}")
-    firm = [c for _, c in pairs if c.is_significant]
+        unit = "%" if group[0][1].is_ratio else "points"
+        axes.set_title(style.label(_what(group), 38))
+        axes.set_xlabel(f"difference from {style.label(baseline, 24)}, {unit}")
+    firm = [c for _, c in there if c.is_significant]
     return Drawing(
         figure=figure,
         caption=f"Paired differences from {baseline} with 95 % intervals of each comparison by "
-        "itself. Filled: significant after Holm's correction; hollow: not decidable; an arrow: "
-        "beyond the axis.",
-        alt=f"{len(firm)} of {len(pairs)} differences from {baseline} are significant after Holm.",
+        "itself; perplexity is better to the left of the line, accuracy to its right. Filled: "
+        "significant after Holm's correction; hollow: not decidable; an arrow: beyond the axis."
+        + how_many(len(pairs), len(there), "differences"),
+        alt=f"{len(firm)} of {len(there)} differences from {baseline} are significant after Holm.",
         header=("setting", "method", "measured on", "difference", "low", "high", "p after Holm"),
-        rows=tuple(_data_row(contest, c) for contest, c in pairs),
+        rows=tuple(_data_row(contest, c) for contest, c in there),
     )
 
 
-def _plot(axes: Axes, pairs: list[tuple[Contest, Comparison]], *, several: bool) -> None:
+def _worth_drawing(pairs: list[_Pair]) -> list[_Pair]:
+    """Return what a reader can take in: of many, single tasks and further protocols go first."""
+    if len(pairs) > _MOST_ROWS and any(c.column.kind == "mean_acc" for _, c in pairs):
+        pairs = [p for p in pairs if p[1].column.kind != "acc"]
+    if len(pairs) > _MOST_ROWS:
+        firsts = {c.is_ratio: c.column.label for _, c in reversed(pairs)}
+        pairs = [p for p in pairs if p[1].column.label == firsts[p[1].is_ratio]]
+    return pairs[:_MOST_ROWS]
+
+
+def _plot(axes: Axes, pairs: list[_Pair], *, several: bool) -> None:
     limit = _limit([difference(c) for _, c in pairs])
     names = []
     several_columns = len({c.column.label for _, c in pairs}) > 1
     for y, (contest, c) in enumerate(pairs):
         value, low, high = difference(c)
         paint = style.color(c.a.method)
-        setting = f", {contest.label}" if several else ""
+        setting = f", {setting_label(contest.setting)}" if several else ""
         where = f" · {c.column.label}" if several_columns else ""
-        names.append(style.label(f"{c.a.short_name}{setting}{where}", 44))
+        names.append(style.label(f"{c.a.short_name}{setting}{where}", 42))
+        if y and contest is not pairs[y - 1][0]:
+            axes.axhline(y - 0.5, color=style.RULE, linewidth=0.8, zorder=0.5)
         if limit is not None and abs(value) > limit:
             _write_beyond(axes, y, value, limit, paint)
             continue
@@ -78,12 +93,10 @@ def _plot(axes: Axes, pairs: list[tuple[Contest, Comparison]], *, several: bool)
     style.name_rows(axes, names)
 
 
-def _title(pairs: list[tuple[Contest, Comparison]]) -> str:
+def _what(pairs: list[_Pair]) -> str:
     labels = list(dict.fromkeys(c.column.label for _, c in pairs))
-    where = f" on {labels[0]}" if len(labels) == 1 else ""
-    if pairs[0][1].is_ratio:
-        return style.label(f"Perplexity{where}, lower is better", 60)
-    return style.label(f"Accuracy{where}, higher is better", 60)
+    name = "perplexity" if pairs[0][1].is_ratio else "accuracy"
+    return f"{name} on {labels[0]}" if len(labels) == 1 and name == "perplexity" else name
 
 
 def _limit(differences: list[tuple[float, float, float]]) -> float | None:

@@ -40,6 +40,15 @@ class Drawing:
     rows: tuple[tuple[str, ...], ...]
 
 
+@contextmanager
+def drawing_rules() -> Iterator[None]:
+    """Draw by the house's rules inside this block."""
+    import matplotlib
+
+    with matplotlib.rc_context(style.RC):
+        yield
+
+
 def to_svg(drawing: Drawing) -> str:
     """Return the figure as SVG with its texts as text, equal for equal figures."""
     import matplotlib

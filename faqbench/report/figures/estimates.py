@@ -1,4 +1,4 @@
-"""Shared by the plots of perplexity and accuracy: a dot plot of one column, or lines over bits.
+"""Shared by the plots of single values: one set of axes per column and setting.
 
 With one bit-width the rows are methods and full precision is a vertical line; a line through single
 points would suggest a course that nobody measured. With several, bits are on the x axis and each
@@ -8,32 +8,86 @@ method is a line.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from faqbench.report import formatting
+from faqbench.report.columns import Column, Estimate
 from faqbench.report.figures import style
-from faqbench.report.panels import Column, Estimate, Panel, Row
-from faqbench.report.tables import estimate_cell, metric_scale
+from faqbench.report.figures.drawing import Drawing
+from faqbench.report.figures.facets import Facet, facets, how_many
+from faqbench.report.panels import Panel, Row
+from faqbench.report.tables import estimate_cell, metric_scale, metric_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 HEADER = ("method", "bits", "measured on", "value", "± standard error")
 _Z = 1.96
+_MOST_AXES = 8
+_MOST_ROWS = 40
+_MOST_LINES = 10
 
 
-def quantized_rows(panel: Panel) -> list[Row]:
-    """Return the rows with a bit-width."""
-    return [row for row in panel.rows if not row.is_baseline]
+def draw_estimates(panel: Panel, columns: Sequence[Column]) -> Drawing | None:
+    """Draw every column in every setting; None when no quantized row has a value of any."""
+    columns = [c for c in columns if measured(panel.rows, c)]
+    settings = facets(panel)
+    cells = [(c, f) for c in columns for f in settings if measured(f.rows, c)]
+    if not cells:
+        return None
+    shown = cells[:_MOST_AXES]
+    lines = len({row.bits for row in panel.rows if row.bits}) > 1
+    # A single measure deserves the whole width, and as dots a number at each point.
+    n_across = 1 if len(shown) == 1 or (columns[0].kind == "perplexity" and not lines) else 2
+    figure, all_axes = _new_figure(shown, n_across, lines=lines)
+    n_left_out = 0
+    for i, (axes, (column, facet)) in enumerate(zip(all_axes, shown, strict=False)):
+        plot = _plot_lines if lines else _plot_dots
+        n_left_out += plot(axes, panel, facet, column, label_values=n_across == 1)
+        axes.set_title(style.label(facet.title or column.label, 66 // n_across))
+        name = f"{column.label}\n{metric_unit(column)}" if facet.title else metric_unit(column)
+        if lines and i % n_across == 0:
+            axes.set_ylabel(name)
+        elif not lines and i >= len(shown) - n_across:
+            axes.set_xlabel(name.replace("\n", ", "))
+        if not lines and i % n_across and _names(axes) == _names(all_axes[i - 1]):
+            axes.set_yticklabels([])
+    style.add_legend(figure, all_axes[: len(shown)])
+    return Drawing(
+        figure=figure,
+        caption="Bars are 95 % intervals of each value by itself; differences are paired and far "
+        "more precise, see below. The dashed line is full precision."
+        + (" The scale is logarithmic." if any(_is_log(panel, c) for c, _ in shown) else "")
+        + how_many(len(shown), len(cells), "sets of axes")
+        + (f" {n_left_out} points are left to the table." if n_left_out else ""),
+        alt="; ".join(_extremes(panel, column) for column in columns) + ".",
+        header=HEADER,
+        rows=_data_rows(panel, columns),
+    )
 
 
-def has_several_bits(panel: Panel) -> bool:
-    """Whether there is a course over bits to draw."""
-    return len({row.bits for row in quantized_rows(panel)}) > 1
+def _new_figure(
+    shown: Sequence[tuple[Column, Facet]], n_across: int, *, lines: bool
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with room for all rows, unused axes hidden."""
+    grid = [shown[i : i + n_across] for i in range(0, len(shown), n_across)]
+    heights = [2.9 if n_across == 1 else 2.3] * len(grid)
+    if not lines:
+        most = [max(len(measured(f.rows, c)) for c, f in row) for row in grid]
+        heights = [0.85 + 0.3 * min(_MOST_ROWS, n) for n in most]
+    figure, all_axes = style.new_figure(
+        style.WIDTH, sum(heights), len(grid), n_across, height_ratios=heights
+    )
+    for axes in all_axes[len(shown) :]:
+        axes.set_visible(False)
+    return figure, all_axes
 
 
-def measured(panel: Panel, column: Column) -> list[tuple[Row, Estimate]]:
+def measured(rows: Sequence[Row], column: Column) -> list[tuple[Row, Estimate]]:
     """Return the quantized rows that have a finite number in a column."""
-    found = [(row, column.estimate(row)) for row in quantized_rows(panel)]
+    found = [(row, column.estimate(row)) for row in rows if not row.is_baseline]
     return [(row, e) for row, e in found if e is not None and math.isfinite(e.value)]
 
 
@@ -43,35 +97,67 @@ def baseline_value(panel: Panel, column: Column) -> float | None:
     return next((e.value * metric_scale(column)[0] for e in found if e is not None), None)
 
 
-def data_rows(panel: Panel, columns: list[Column]) -> tuple[tuple[str, ...], ...]:
-    """Return the numbers of a plot as a table."""
+def half_width(estimate: Estimate, scale: float) -> float:
+    """Return half of a value's 95 % interval; 0 when its error is unknown."""
+    return 0.0 if math.isnan(estimate.stderr) else _Z * estimate.stderr * scale
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether values differ by more than a factor of three."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) > 3
+
+
+def _is_log(panel: Panel, column: Column) -> bool:
+    values = [e.value for _, e in measured(panel.rows, column)]
+    base = baseline_value(panel, column)
+    values += [] if base is None else [base]
+    return not column.is_percent and spans_decades(values)
+
+
+def _names(axes: Axes) -> list[str]:
+    return [text.get_text() for text in axes.get_yticklabels()]
+
+
+def _data_rows(panel: Panel, columns: Sequence[Column]) -> tuple[tuple[str, ...], ...]:
     rows = []
     for column in columns:
         for row in panel.rows:
             estimate = column.estimate(row)
             if estimate is not None:
-                cell = estimate_cell(column, estimate, "")
-                bits = "—" if row.bits is None else str(row.bits)
-                rows.append((row.name, bits, column.label, cell.text, cell.error or "—"))
+                cell = estimate_cell(column, estimate)
+                bits = formatting.NONE if row.bits is None else str(row.bits)
+                error = cell.error or formatting.NONE
+                rows.append((row.name, bits, column.label, cell.text, error))
     return tuple(rows)
 
 
-def plot_dots(axes: Axes, panel: Panel, column: Column, *, label_values: bool) -> None:
-    """Draw one row per method with its 95 % interval, and full precision as a line."""
-    rows = measured(panel, column)
+def _extremes(panel: Panel, column: Column) -> str:
+    rows = sorted(measured(panel.rows, column), key=lambda pair: pair[1].value)
+    ends = [
+        f"{estimate_cell(column, e).text} ({row.name}, {row.bits} bits)"
+        for row, e in (rows[0], rows[-1])
+    ]
+    name = metric_unit(column).partition(",")[0]
+    return f"{name} on {column.task} of {panel.model} from {ends[0]} to {ends[1]}"
+
+
+def _plot_dots(
+    axes: Axes, panel: Panel, facet: Facet, column: Column, *, label_values: bool
+) -> int:
+    """Draw one row per method with its 95 % interval; return how many were too many."""
+    there = measured(facet.rows, column)
+    rows = there[:_MOST_ROWS]
     scale, decimals = metric_scale(column)
-    log = column.kind == "perplexity" and spans_decades(panel, column)
+    log = _is_log(panel, column)
     if log:
         axes.set_xscale("log")
     for y, (row, estimate) in enumerate(rows):
-        value, half = estimate.value * scale, _half_width(estimate, scale)
+        value, half = estimate.value * scale, half_width(estimate, scale)
         axes.errorbar(
             value,
             y,
             xerr=[[min(half, value * 0.95) if log else half], [half]],
-            fmt=style.marker(row.method),
-            color=style.color(row.method),
-            capsize=0,
+            **style.look(row.method) | {"linestyle": "none"},
             elinewidth=1.4,
         )
         if label_values:
@@ -84,20 +170,23 @@ def plot_dots(axes: Axes, panel: Panel, column: Column, *, label_values: bool) -
                 fontsize=8,
             )
     _draw_baseline(axes, panel, column, vertical=True)
-    style.name_rows(axes, [style.label(row.name, 26) for row, _ in rows])
+    style.name_rows(axes, [style.label(row.short_name, 30) for row, _ in rows])
     if log:
         style.plain_log_ticks(axes, "x")
-    axes.set_title(style.label(column.label))
+    return len(there) - len(rows)
 
 
-def plot_lines(axes: Axes, panel: Panel, column: Column) -> None:
-    """Draw one line per method over bits, and full precision as a line across."""
+def _plot_lines(
+    axes: Axes, panel: Panel, facet: Facet, column: Column, *, label_values: bool
+) -> int:
+    """Draw one line per method over bits; return how many points were too many."""
     scale, _ = metric_scale(column)
-    if column.kind == "perplexity" and spans_decades(panel, column):
+    if _is_log(panel, column):
         axes.set_yscale("log")
-    lines: dict[str, list[tuple[Row, Estimate]]] = {}
-    for row, estimate in measured(panel, column):
-        lines.setdefault(row.name, []).append((row, estimate))
+    there: dict[str, list[tuple[Row, Estimate]]] = {}
+    for row, estimate in measured(facet.rows, column):
+        there.setdefault(row.short_name, []).append((row, estimate))
+    lines = dict(list(there.items())[:_MOST_LINES])
     used: dict[str, int] = {}
     for i, (name, points) in enumerate(lines.items()):
         points.sort(key=lambda point: point[0].bits or 0)
@@ -107,33 +196,19 @@ def plot_lines(axes: Axes, panel: Panel, column: Column) -> None:
         axes.errorbar(
             [(row.bits or 0) + shift for row, _ in points],
             [e.value * scale for _, e in points],
-            yerr=[_half_width(e, scale) for _, e in points],
-            marker=style.marker(method),
-            color=style.color(method),
-            linestyle=style.LINE_STYLES[used[method] % len(style.LINE_STYLES)],
+            yerr=[half_width(e, scale) for _, e in points],
+            **style.look(method, used[method]),
             elinewidth=1.2,
             label=style.label(name),
         )
     _draw_baseline(axes, panel, column, vertical=False)
-    axes.set_xticks(sorted({row.bits for row, _ in measured(panel, column) if row.bits}))
+    axes.set_xticks(sorted({row.bits for row, _ in measured(facet.rows, column) if row.bits}))
     axes.set_xlabel("bits")
     axes.grid(visible=False, axis="x")
     axes.margins(x=0.12)
     if axes.get_yscale() == "log":
         style.plain_log_ticks(axes, "y")
-    axes.set_title(style.label(column.label))
-
-
-def spans_decades(panel: Panel, column: Column) -> bool:
-    """Whether the values differ by more than a factor of three."""
-    values = [e.value for _, e in measured(panel, column)]
-    base = baseline_value(panel, column)
-    values += [] if base is None else [base]
-    return bool(values) and min(values) > 0 and max(values) / min(values) > 3
-
-
-def _half_width(estimate: Estimate, scale: float) -> float:
-    return 0.0 if math.isnan(estimate.stderr) else _Z * estimate.stderr * scale
+    return sum(len(points) for name, points in there.items() if name not in lines)
 
 
 def _draw_baseline(axes: Axes, panel: Panel, column: Column, *, vertical: bool) -> None:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 INK, QUIET, RULE = "#1c1d21", "#5f636b", "#dcdee2"
 PAGE_COLORS = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", "#ffffff": "--paper"}
@@ -29,6 +31,8 @@ _SPARE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9
 _SPARE_MARKERS = ("X", "p", "h", "<", ">", "*")
 LINE_STYLES = ("-", "--", ":", "-.")
 STAGE_COLORS = ("#56b4e9", "#e69f00", "#0072b2", "#cc79a7", "#009e73", "#d55e00", "#999999")
+
+ROLE_COLORS = {"qkv": "#0072b2", "o": "#56b4e9", "gate_up": "#e69f00", "down": "#d55e00"}
 
 RC: Any = {
     "svg.hashsalt": "faqbench", "svg.fonttype": "none", "font.family": ["DejaVu Sans"],
@@ -52,9 +56,27 @@ def color(method: str) -> str:
 
 
 def marker(method: str) -> str:
-    """Return a method's marker; compositions have markers of their own."""
+    """Return a method's marker; a composition has the marker of its last part."""
+    known = [_MARKERS[p] for p in method.split("-") if p in _MARKERS]
     spare = _SPARE_MARKERS[zlib.crc32(method.encode()) % len(_SPARE_MARKERS)]
-    return _MARKERS.get(method, spare)
+    return known[-1] if known else spare
+
+
+def look(method: str, variant: int = 0) -> dict[str, Any]:
+    """Return what draws a method's line and points: a composition is hollow and dashed.
+
+    Args:
+        method: the preset's name.
+        variant: which of its lines in one set of axes; each has a line style of its own.
+    """
+    composed = sum(part in _COLORS for part in method.split("-")) > 1
+    styles = LINE_STYLES[1:] if composed else LINE_STYLES
+    return {
+        "color": color(method),
+        "marker": marker(method),
+        "markerfacecolor": "#ffffff" if composed else color(method),
+        "linestyle": styles[variant % len(styles)],
+    }
 
 
 def label(text: str, longest: int = 34) -> str:
@@ -97,17 +119,40 @@ def plain_log_ticks(axes: Axes, axis: str) -> None:
     target.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
 
 
-def add_legend(figure: Figure, axes: Axes) -> None:
-    """Put one legend above a figure; none where the rows are named already."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1 and any(name != "full precision" for name in labels):
-        widths = [len(name) + 6 for name in labels]
-        columns = len(labels) if sum(widths) <= 72 else max(1, 72 // max(widths))
-        figure.legend(
-            handles,
-            labels,
-            loc="outside upper left",
-            ncols=columns,
-            handlelength=1.6,
-            columnspacing=1.2,
-        )
+def add_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
+    """Put one legend of all axes above a figure; none where the rows are named already."""
+    found: dict[str, Any] = {}
+    for axes in all_axes:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    names = sorted(found, key=lambda name: name == "full precision")
+    if len(names) < 2:
+        return
+    widths = [len(name) + 7 for name in names]
+    room = round(13 * figure.get_figwidth())
+    columns = len(names) if sum(widths) <= room else max(1, room // max(widths))
+    n_rows = -(-len(names) // columns)
+    # Legends are filled column by column, and read row by row.
+    places = [r * columns + c for c in range(columns) for r in range(n_rows)]
+    names = [names[i] for i in places if i < len(names)]
+    figure.legend(
+        [found[name] for name in names],
+        names,
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=1.6,
+        columnspacing=1.2,
+    )
+
+
+def colormap(name: str) -> Colormap:
+    """Return one of matplotlib's colour maps with grey for what was not measured."""
+    import matplotlib
+
+    return matplotlib.colormaps[name].with_extremes(bad="#9a9da3")
+
+
+def three_ticks(image: AxesImage) -> list[float]:
+    """Return the lowest, middle and highest value of an image's colours."""
+    low, high = image.get_clim()
+    return [low, (low + high) / 2, high]

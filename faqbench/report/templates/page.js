@@ -1,7 +1,9 @@
-// Sorting and filtering of the main table, and opening the run a link points to. The page is
-// complete without any of it.
+// Sorting, filtering and paging of tables, and opening the run a link points to. The page is
+// complete without any of it. Only the rows of one page are in the document at a time, so that
+// sorting a long table costs the layout of a short one.
 (function () {
   "use strict";
+  var PAGE = 100, FEW = 7;
   function key(cell) {
     var raw = cell.dataset.sort;
     if (raw === undefined || raw === "") return null;
@@ -12,49 +14,82 @@
     if (typeof a === typeof b) return a < b ? -1 : a > b ? 1 : 0;
     return typeof a === "number" ? -1 : 1;
   }
-  function sortBy(table, index, header) {
-    var body = table.tBodies[0];
-    var ascending = header.getAttribute("aria-sort") !== "ascending";
-    table.querySelectorAll("th[aria-sort]").forEach(function (th) { th.removeAttribute("aria-sort"); });
-    header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-    var rows = Array.from(body.rows).map(function (row) { return [key(row.cells[index]), row]; });
-    rows.sort(function (x, y) {
-      if (x[0] === null || y[0] === null) return (x[0] === null) - (y[0] === null);
-      return ascending ? compare(x[0], y[0]) : compare(y[0], x[0]);
-    });
-    rows.forEach(function (pair) { pair[1].classList.remove("break"); body.append(pair[1]); });
+  function element(name, text, parent) {
+    var made = document.createElement(name);
+    made.textContent = text;
+    parent.append(made);
+    return made;
   }
-  document.querySelectorAll("table.tool").forEach(function (table, n) {
+  function enhance(table, n) {
+    var body = table.tBodies[0], rows = Array.from(body.rows), shown = rows, page = 0;
+    var status = null, pager = null, words = [];
+    function draw() {
+      var first = page * PAGE;
+      body.replaceChildren.apply(body, shown.slice(first, first + PAGE));
+      if (status) status.textContent = words.length ? shown.length + " of " + rows.length : "";
+      if (!pager) return;
+      pager.hidden = shown.length <= PAGE;
+      pager.children[0].disabled = page === 0;
+      pager.children[1].textContent = "Rows " + (first + 1) + " to " +
+        Math.min(first + PAGE, shown.length) + " of " + shown.length;
+      pager.children[2].disabled = first + PAGE >= shown.length;
+    }
+    function filter() {
+      shown = rows.filter(function (row) {
+        if (!words.length) return true;
+        if (row.words === undefined) row.words = row.textContent.toLowerCase();
+        return words.every(function (word) { return row.words.includes(word); });
+      });
+      page = 0;
+      draw();
+    }
+    function sort(index, header) {
+      var ascending = header.getAttribute("aria-sort") !== "ascending";
+      table.querySelectorAll("th[aria-sort]").forEach(function (th) { th.removeAttribute("aria-sort"); });
+      header.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+      var keyed = rows.map(function (row) {
+        row.classList.remove("break");
+        return [key(row.cells[index]), row];
+      });
+      keyed.sort(function (x, y) {
+        if (x[0] === null || y[0] === null) return (x[0] === null) - (y[0] === null);
+        return ascending ? compare(x[0], y[0]) : compare(y[0], x[0]);
+      });
+      rows = keyed.map(function (pair) { return pair[1]; });
+      filter();
+    }
     Array.from(table.tHead.rows[0].cells).forEach(function (th, index) {
       var button = document.createElement("button");
       button.type = "button";
       button.append.apply(button, Array.from(th.childNodes));
       th.append(button);
-      button.addEventListener("click", function () { sortBy(table, index, th); });
+      button.addEventListener("click", function () { sort(index, th); });
     });
-    if (table.tBodies[0].rows.length < 7) return;
-    var label = document.createElement("label");
-    label.className = "filter";
-    label.textContent = "Filter rows";
-    var input = document.createElement("input");
-    input.type = "search";
-    input.id = "filter-" + n;
-    label.append(input);
-    var count = document.createElement("span");
-    count.setAttribute("role", "status");
-    label.append(count);
-    table.parentElement.before(label);
-    input.addEventListener("input", function () {
-      var words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-      var shown = 0;
-      Array.from(table.tBodies[0].rows).forEach(function (row) {
-        var text = row.textContent.toLowerCase();
-        row.hidden = !words.every(function (w) { return text.includes(w); });
-        shown += row.hidden ? 0 : 1;
+    if (rows.length >= FEW) {
+      var label = element("label", "Filter rows", document.body), input = element("input", "", label);
+      label.className = "filter";
+      input.type = "search";
+      input.id = "filter-" + n;
+      status = element("span", "", label);
+      status.setAttribute("role", "status");
+      table.parentElement.before(label);
+      input.addEventListener("input", function () {
+        words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+        filter();
       });
-      count.textContent = words.length ? shown + " of " + table.tBodies[0].rows.length : "";
-    });
-  });
+    }
+    if (rows.length <= PAGE) return;
+    pager = element("div", "", document.body);
+    pager.className = "pager";
+    element("button", "Previous", pager).addEventListener("click", function () { page -= 1; draw(); });
+    element("span", "", pager).setAttribute("role", "status");
+    element("button", "Next", pager).addEventListener("click", function () { page += 1; draw(); });
+    table.parentElement.after(pager);
+    addEventListener("beforeprint", function () { body.replaceChildren.apply(body, shown); });
+    addEventListener("afterprint", draw);
+    draw();
+  }
+  document.querySelectorAll("table.tool").forEach(enhance);
   function reveal() {
     var id = decodeURIComponent(location.hash.slice(1));
     var target = id && document.getElementById(id);

@@ -44,3 +44,26 @@ def test_notes_are_shown_as_they_are():
     bars, stream = progress()
     bars.note("mind [the] gap")
     assert "mind [the] gap" in stream.getvalue()
+
+
+def printed(monkeypatch, rows, width, **kwargs):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, no_color=True)
+    monkeypatch.setattr("faqbench.cli.console.Console", lambda **_: console)
+    print_table(rows, **kwargs)
+    return stream.getvalue()
+
+
+ROWS = [{f"column {i}": f"value {i}" for i in range(9)}, {f"column {i}": "" for i in range(9)}]
+
+
+def test_a_wide_table_is_paragraphs_on_a_narrow_terminal(monkeypatch):
+    narrow = printed(monkeypatch, ROWS, 50)
+    assert "column 3: value 3" in narrow and "┃" not in narrow
+    assert max(map(len, narrow.splitlines())) <= 60  # escape codes of the bold names included
+    assert "┃" in printed(monkeypatch, ROWS, 120)
+
+
+def test_a_title_stands_above_its_table_on_a_line_of_its_own(monkeypatch):
+    text = printed(monkeypatch, [{"a": "1"}], 80, title="A title longer than the table [x]")
+    assert "A title longer than the table [x]" in text.splitlines()[0]

@@ -123,18 +123,18 @@ def test_different_seeds_share_no_draw(make_run, tmp_path):
 
 def test_several_draws_are_aggregated_and_their_share_of_the_variance_told(draws):
     analysis = analysis_of(draws)
-    found = [c for _, c in analysis.comparisons if c.a.method == "faq" and c.is_ratio]
+    found = [c for _, c in analysis.main.comparisons if c.a.method == "faq" and c.is_ratio]
     assert {c.n_draws for c in found} == {3}
     assert all(0 <= c.draw_share <= 1 for c in found)
 
 
 def test_a_method_without_calibration_is_compared_in_every_draw(draws):
-    found = [c for _, c in analysis_of(draws).comparisons if c.a.method == "rtn"]
+    found = [c for _, c in analysis_of(draws).main.comparisons if c.a.method == "rtn"]
     assert {c.n_draws for c in found} == {3}
 
 
 def test_holm_correction_never_lowers_a_p_value(draws):
-    for _, c in analysis_of(draws).comparisons:
+    for _, c in analysis_of(draws).main.comparisons:
         assert c.p_holm >= c.p_value
 
 
@@ -142,18 +142,17 @@ def test_only_one_row_of_a_contest_can_be_best_and_none_ties_with_it(draws):
     analysis = analysis_of(draws)
     for contest in analysis.contests:
         for c in range(len(analysis.panel.columns)):
-            marks = [analysis.marks.get((row, c)) for row in contest.rows]
+            marks = [analysis.main.marks.get((row, c)) for row in contest.rows]
             assert marks.count(BEST) <= 1
             assert not (BEST in marks and TIED in marks)
 
 
 def test_rows_that_differ_in_a_group_are_named_by_the_group(make_run, tmp_path):
-    for name in ("matched", "code"):
-        scenario = {"name": name, "domain": None if name == "matched" else name}
-        make_run(tmp_path, "awq", run_id=name, scenario=scenario)
+    for name in ("matched", "code-only"):
+        make_run(tmp_path, "awq", scenario=name)
     assert {row.name for row in panel_of(tmp_path).rows} == {
         "AWQ scenario=matched",
-        "AWQ scenario=code",
+        "AWQ scenario=code-only",
     }
 
 
@@ -172,8 +171,8 @@ def test_what_a_scenario_changes_is_shown_only_where_two_of_one_name_differ(make
 
 def test_full_precision_competes_with_nobody(quickstart_runs):
     analysis = analysis_of(quickstart_runs)
-    assert all(not analysis.panel.rows[row].is_baseline for row, _ in analysis.marks)
-    assert all(not c.a.is_baseline for _, c in analysis.comparisons)
+    assert all(not analysis.panel.rows[row].is_baseline for row, _ in analysis.main.marks)
+    assert all(not c.a.is_baseline for _, c in analysis.main.comparisons)
 
 
 def test_the_baseline_can_be_a_method_a_run_or_chosen(quickstart_runs):
@@ -190,9 +189,9 @@ def test_a_run_that_kept_no_tables_is_shown_but_not_paired(make_run, tmp_path):
     record = make_run(tmp_path, "faq")
     (tmp_path / record.run_id / "tokens.npz").unlink()
     analysis = analysis_of(tmp_path)
-    refused = [c.refused for _, c in analysis.comparisons if c.is_ratio]
+    refused = [c.refused for _, c in analysis.main.comparisons if c.is_ratio]
     assert refused == [f"{record.run_id} kept no token losses of heldout-wiki-512"]
-    assert (0, 0) not in analysis.marks
+    assert (0, 0) not in analysis.main.marks
 
 
 def test_an_infinite_perplexity_is_shown_and_breaks_nothing(make_run, tmp_path):

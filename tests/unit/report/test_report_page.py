@@ -6,6 +6,8 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from faqbench.config import UserError
@@ -62,7 +64,7 @@ class _Outline(HTMLParser):
 
 def test_the_page_loads_nothing_from_elsewhere(page):
     outline = _Outline(page)
-    assert all(link.startswith(("#", "data:,")) for link in outline.links)
+    assert all(link.startswith(("#", "data:,", "data:image/png;base64,")) for link in outline.links)
     assert "@import" not in page
     assert "url(http" not in page
 
@@ -75,7 +77,7 @@ def test_every_id_is_unique_and_every_link_leads_somewhere(page):
 
 def test_every_figure_has_words_and_its_data_as_a_table(page):
     figures = re.findall(r"<figure.*?</figure>", page, flags=re.DOTALL)
-    assert len(figures) == 5
+    assert len(figures) == 8
     assert all("<figcaption>" in f and "<table" in f and 'role="img"' in f for f in figures)
 
 
@@ -104,6 +106,19 @@ def test_published_values_are_called_published_and_not_ours(page):
     assert "Published values, not ours" in page
     assert "25.9575" in page
     assert "arXiv 2602.02538" in page
+
+
+def test_published_values_stand_beside_ours_where_we_measured_the_like(make_run, tmp_path):
+    for method in ("faq", "awq"):
+        make_run(tmp_path / "runs", method, model="qwen3-8b")
+    paths = write_report(request(tmp_path / "runs", tmp_path))
+    rows = pd.read_parquet(next(p for p in paths.tables if p.name == "published.parquet"))
+    mine = rows[(rows.model == "Qwen3-8B") & (rows.metric == "ARC-challenge accuracy")]
+    assert mine.published.tolist() == ["0.5043", "0.4778"]
+    assert all("% (" in ours and "arc_challenge_validation" in ours for ours in mine.ours)
+    assert rows[rows.model == "Llama-2-7B"].ours.isna().all()
+    assert rows.model.tolist()[0] == "Qwen3-8B"
+    assert "None of them is about a model" not in paths.html.read_text()
 
 
 def test_notes_of_the_model_are_part_of_how_it_was_measured(page):
@@ -144,9 +159,42 @@ def test_tables_come_as_csv_and_booktabs(quickstart):
     assert len({line.count(",") for line in csv[1:]}) == 1
 
 
+def test_parquet_holds_the_numbers_of_the_csv_with_their_types(quickstart):
+    parquet = [p for p in quickstart.tables if p.suffix == ".parquet"]
+    assert {p.stem for p in parquet} == {p.stem for p in quickstart.tables if p.suffix == ".csv"}
+    results = pd.read_parquet(next(p for p in parquet if p.stem == "results"))
+    text = pd.read_csv(next(p for p in quickstart.tables if p.name == "results.csv"))
+    assert list(results) == list(text)
+    for column in ("bits", "heldout-wiki-512 perplexity", "heldout-wiki-512 perplexity stderr"):
+        np.testing.assert_array_equal(results[column].astype(float), text[column].astype(float))
+    assert results["method"].tolist() == text["method"].tolist()
+
+
+def test_every_number_of_the_results_links_to_its_run(page):
+    table = page[page.index('id="results-smollm2-135m"') :].partition("</table>")[0]
+    awq = next(row for row in table.split("<tr") if ">AWQ</a>" in row)
+    numbers = re.findall(r"<t[dh][^>]*class=num[^>]*>(.*?)</t[dh]>", awq)
+    assert len(numbers) == 9
+    assert all("#run-smollm2-135m-awq-w3" in n for n in numbers if n != "3")
+
+
+def test_what_all_runs_share_is_said_once(page):
+    run = page[page.index('<div id="run-smollm2-135m-faq') :]
+    own = run[run.index("Configuration that not all") :].partition("</dl>")[0].replace("<wbr>", "")
+    assert "quant.name" in own and "calibration.n_samples" not in own
+    assert "calibration.n_samples" in page[page.index('id="shared"') :].replace("<wbr>", "")
+
+
+def test_fidelity_has_a_table_and_paired_differences_of_its_own(page):
+    section = page[page.index('id="fidelity-smollm2-135m-h"') :].partition("</section>")[0]
+    assert "KL, nats ↓" in section and "agreement, % ↑" in section
+    assert "heldout-wiki-512 top-1" in section and "Paired differences in fidelity" in section
+
+
 def test_figures_come_as_svg_and_png(quickstart):
-    assert {p.suffix for p in quickstart.figures} == {".svg", ".png"}
-    assert all(p.stat().st_size > 1000 for p in quickstart.figures)
+    assert {p.suffix for p in quickstart.figures} == {".svg", ".png", ".csv"}
+    pictures = [p for p in quickstart.figures if p.suffix != ".csv"]
+    assert all(p.stat().st_size > 1000 for p in pictures)
 
 
 def test_hostile_text_is_escaped_in_html(difficult):

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from offline_runs import config_of, history_of, logged, only, summary_of
 
 import faqbench.tracking.wandb
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import SCHEMA_VERSION, Gate, Metric, RunData, RunRecord, StageTiming
-from faqbench.tracking import NoTracker, WandbTracker, tracker
+from faqbench.tracking import NoTracker, Tracker, tracker
 from faqbench.tracking.credentials import has_credentials
 from faqbench.tracking.wandb import resolve_mode, stable_id
 
@@ -87,23 +88,10 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-def logged(runs: Path) -> list[dict[str, Any]]:
-    """Read an offline run's log with W&B's own reader, a record per line."""
-    (folder,) = (runs / "wandb").glob("offline-run-*")
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     runs = tmp_path_factory.mktemp("runs")
-    WandbTracker(section(), runs).log(run_data())
+    Tracker(section(), runs).log(run_data())
     return runs, logged(runs)
 
 
@@ -112,24 +100,15 @@ def ours(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if record.name == "faqbench"]
 
 
-def only(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [record[kind] for record in records if record["type"] == kind]
-
-
-def summary_of(records: list[dict[str, Any]]) -> dict[str, Any]:
-    merged: dict[str, Any] = {}
-    for update in only(records, "summary"):
-        merged |= update["update"]
-    return merged
-
-
 def test_an_offline_run_carries_the_records_identity_and_config(finished: Any) -> None:
     (run,) = only(finished[1], "run")
     assert run["run_id"] == run["display_name"] == run_data().record.run_id
     assert (run["project"], run["run_group"], run["job_type"]) == ("faqbench", "quickstart", "cell")
     assert run["tags"] == ["demo"]
-    config = {k: v for k, v in run["config"]["update"].items() if k != "_wandb"}
-    assert config == {**run_data().record.config, "fingerprints": {"weights": "abc"}}
+    assert config_of(finished[1]) == {
+        **run_data().record.config,
+        "fingerprints": {"weights": "abc"},
+    }
 
 
 def test_final_numbers_are_in_the_summary_under_stable_names(finished: Any) -> None:
@@ -150,7 +129,7 @@ def test_final_numbers_are_in_the_summary_under_stable_names(finished: Any) -> N
 
 
 def test_the_curve_is_the_mean_error_of_each_block(finished: Any) -> None:
-    history = [record["item"] for record in only(finished[1], "history")]
+    history = history_of(finished[1])
     curve = [(row["block"], row["blocks/relative_error"]) for row in history if "block" in row]
     assert curve == [(0, pytest.approx(0.2)), (1, pytest.approx(0.2))]
     axes = {m.get("glob_name"): m.get("step_metric") for m in only(finished[1], "metric")}
@@ -167,9 +146,8 @@ def test_tables_hold_typed_columns(finished: Any) -> None:
 
 def test_nothing_but_the_record_is_kept(finished: Any) -> None:
     names = {path.name for path in finished[0].rglob("files/**/*") if path.is_file()}
-    assert all(
-        name.endswith((".table.json", "config.yaml", "wandb-summary.json")) for name in names
-    )
+    kept = (".table.json", ".png", "config.yaml", "wandb-summary.json")
+    assert all(name.endswith(kept) for name in names)
     assert [e["exit_code"] for e in only(finished[1], "exit")] == [0]
     staged = [
         Path(entry["local_path"])
@@ -185,7 +163,7 @@ def test_the_same_record_twice_is_one_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     n_staged = []
     for _ in range(2):
-        WandbTracker(section(), runs).log(run_data())
+        Tracker(section(), runs).log(run_data())
         n_staged.append(len(list((runs / "wandb" / "staging").rglob("*"))))
     (run,) = only(logged(runs), "run")
     assert n_staged[0] == n_staged[1] > 0
@@ -197,10 +175,10 @@ def test_a_failed_run_is_finished_with_exit_code_1_and_a_key_is_never_written(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     data = run_data(status="failed", error="a sentence", metrics=())
-    WandbTracker(section(), tmp_path).log(replace(data, layers=pd.DataFrame()))
+    Tracker(section(), tmp_path).log(replace(data, layers=pd.DataFrame()))
     records = logged(tmp_path)
     assert [e["exit_code"] for e in only(records, "exit")] == [1]
-    assert only(records, "run")[0]["tags"] == ["demo", "failed"]
+    assert only(records, "run")[-1]["tags"] == ["demo", "failed"]
     assert summary_of(records)["error"] == "a sentence"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]
@@ -212,7 +190,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "runs").write_text("a file, not a folder")
-    WandbTracker(section(), tmp_path / "runs").log(run_data())
+    Tracker(section(), tmp_path / "runs").log(run_data())
     (record,) = ours(caplog)
     assert record.levelno == logging.WARNING
     assert "its record is complete" in record.getMessage()
@@ -226,7 +204,7 @@ def test_a_server_that_does_not_answer_leaves_an_offline_run(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(faqbench.tracking.wandb, "_answers", lambda _url: False)
-    WandbTracker(section(mode="auto"), tmp_path).log(run_data())
+    Tracker(section(mode="auto"), tmp_path).log(run_data())
     (record,) = ours(caplog)
     assert "W&B does not answer" in record.getMessage()
     assert [e["exit_code"] for e in only(logged(tmp_path), "exit")] == [0]
@@ -250,14 +228,14 @@ def test_a_crash_inside_wandb_is_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = run_data(run_id="ok")
-    WandbTracker(section(project="no/slashes?"), tmp_path).log(data)
+    Tracker(section(project="no/slashes?"), tmp_path).log(data)
     (record,) = ours(caplog)
     assert "W&B could not show run ok" in record.getMessage()
 
 
 def test_a_defect_of_our_own_is_not_hidden(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
-        WandbTracker(section(), tmp_path).log(None)  # type: ignore[arg-type]
+        Tracker(section(), tmp_path).log(None)  # type: ignore[arg-type]
 
 
 def test_disabled_and_none_write_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,205 @@
+"""Watch a sweep, or all runs: what finished, what runs and how far it is; name=… runs=… interval=…."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from faqbench.cli.arguments import read_arguments
+from faqbench.cli.console import make_table
+from faqbench.config import UserError, did_you_mean
+from faqbench.records import RunRecord, find_runs, read_sweep
+from faqbench.report import formatting
+from faqbench.tracking import ProgressLog, find_progress
+
+_KEYS = {
+    "name": "the sweep; the latest one unless given, and all runs where there is none",
+    "runs": "the folder of runs",
+    "interval": "seconds between two looks",
+}
+_MOST_ROWS = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """One cell as it stands: `state` is finished, failed, running, killed, stopped or waiting."""
+
+    run_id: str
+    state: str
+    detail: str
+    seconds: float | None
+    memory_bytes: int | None
+
+
+def run(arguments: list[str]) -> int:
+    """Show how the runs are getting on; on a terminal until all have ended, else once."""
+    _, values = read_arguments("watch", arguments, _KEYS)
+    runs = Path(values.get("runs", "runs"))
+    interval = _interval(values.get("interval", "2"))
+    name, wanted = _cells(runs, values.get("name"))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+        console.print(_view(name, statuses(runs, wanted)))
+        return 0
+    found = statuses(runs, wanted)
+    with Live(_view(name, found, console), console=console, auto_refresh=False) as shown:
+        while any(s.state in ("running", "waiting") for s in found):
+            time.sleep(interval)
+            name, wanted = _cells(runs, values.get("name"))
+            found = statuses(runs, wanted)
+            shown.update(_view(name, found, console), refresh=True)
+    return 0
+
+
+def statuses(runs: Path, wanted: Sequence[str] | None) -> list[Status]:
+    """Return how cells stand, in the order wanted; all that are known when none are named."""
+    records, damaged = find_runs(runs)
+    known = {record.run_id: record for record in records}
+    logs = {log.run_id: log for log in find_progress(runs)}
+    broken = {name for name, _ in damaged}
+    alive = [i for i, log in logs.items() if log.is_alive and i not in known]
+    order = wanted if wanted is not None else [*known, *sorted(broken), *alive]
+    return [
+        _status(i, known.get(i), logs.get(i), is_damaged=i in broken) for i in dict.fromkeys(order)
+    ]
+
+
+def _status(
+    run_id: str, record: RunRecord | None, log: ProgressLog | None, *, is_damaged: bool
+) -> Status:
+    if log is not None and log.is_alive:
+        return _running(run_id, log)
+    if record is not None:
+        detail = _first_metric(record) if record.status == "finished" else _last_line(record)
+        return Status(
+            run_id=run_id,
+            state=record.status,
+            detail=detail,
+            seconds=record.seconds,
+            memory_bytes=record.peak_memory_bytes,
+        )
+    if is_damaged:
+        return _plain(run_id, "damaged", "its record cannot be read; running it again replaces it")
+    if log is None:
+        return _plain(run_id, "waiting", "")
+    if log.end is None:
+        return _plain(run_id, "killed", "its process is gone; running the sweep again repeats it")
+    return _plain(run_id, "stopped", "running the sweep again repeats it")
+
+
+def _plain(run_id: str, state: str, detail: str) -> Status:
+    return Status(run_id=run_id, state=state, detail=detail, seconds=None, memory_bytes=None)
+
+
+def _running(run_id: str, log: ProgressLog) -> Status:
+    if not log.samples:
+        return _plain(run_id, "running", "starting")
+    last = log.samples[-1]
+    detail = last.stage or "between stages"
+    if last.total > 1:
+        detail += f" {last.done}/{last.total}"
+    silent = time.time() - log.modified
+    if silent > 60 + last.seconds / 20:
+        detail += f", silent for {formatting.seconds(silent)}"
+    return Status(
+        run_id=run_id,
+        state="running",
+        detail=detail,
+        seconds=last.seconds,
+        memory_bytes=last.memory_bytes,
+    )
+
+
+def _first_metric(record: RunRecord) -> str:
+    first = record.metrics[0] if record.metrics else None
+    if first is None or first.value is None:
+        return ""
+    failed = sum(not gate.passed for gate in record.gates)
+    gates = f", {formatting.count(failed, 'gate')} failed" if failed else ""
+    return f"{first.task} {first.name} {first.value:.4g}{gates}"
+
+
+def _last_line(record: RunRecord) -> str:
+    return (record.error or "failed").strip().splitlines()[-1]
+
+
+def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
+    """Return the name and cells of the sweep to watch; no cells are all runs.
+
+    Raises:
+        UserError: when there is no such sweep.
+    """
+    if not runs.is_dir():
+        raise UserError(f"There is no folder {runs}; runs=FOLDER names another.")
+    paths = sorted((runs / "_sweeps").glob("*.json"), key=lambda p: p.stat().st_mtime)
+    if name is None:
+        name = paths[-1].stem if paths else None
+    if name is None:
+        return "all runs", None
+    found = read_sweep(runs, name)
+    if found is None:
+        known = [path.stem for path in paths]
+        raise UserError(f"There is no sweep '{name}' in {runs}.{did_you_mean(name, known)}")
+    return name, found
+
+
+def _interval(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 3600:
+        raise UserError(
+            f"interval={text} is not allowed; it is a number of seconds from 0.1 to 3600."
+        )
+    return seconds
+
+
+def _view(name: str, found: Sequence[Status], console: Console | None = None) -> Group:
+    counts = {s: sum(x.state == s for x in found) for s in dict.fromkeys(x.state for x in found)}
+    head = f"{name}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
+    left = _seconds_left(found)
+    head += f"; about {formatting.seconds(left)} left" if left else ""
+    shown = _worth_showing(found)
+    rows = [
+        {
+            "cell": s.run_id,
+            "state": s.state,
+            "": s.detail,
+            "time": "" if s.seconds is None else formatting.seconds(s.seconds),
+            "memory": "" if s.memory_bytes is None else formatting.bytes_(s.memory_bytes),
+        }
+        for s in shown
+    ]
+    hidden = len(found) - len(shown)
+    tail = [Text(f"and {hidden} more finished or waiting", style="dim")] if hidden else []
+    width = console.width if console else 120
+    return Group(Text(head or "no runs yet"), *([make_table(rows, width)] if rows else []), *tail)
+
+
+def _worth_showing(found: Sequence[Status]) -> list[Status]:
+    """Return as many as fit: those that run or went wrong, then what finished last, then waits."""
+    rank = {"running": 0, "failed": 1, "killed": 1, "stopped": 1, "damaged": 1, "finished": 2}
+    order = sorted(range(len(found)), key=lambda i: (rank.get(found[i].state, 3), -i))
+    kept = set(order[:_MOST_ROWS])
+    return [s for i, s in enumerate(found) if i in kept]
+
+
+def _seconds_left(found: Sequence[Status]) -> float | None:
+    """Guess from the cells that finished how long the others will take."""
+    took = [s.seconds for s in found if s.state == "finished" and s.seconds]
+    running = [s.seconds or 0.0 for s in found if s.state == "running"]
+    n_waiting = sum(s.state == "waiting" for s in found)
+    if not took or not running:
+        return None
+    typical = statistics.median(took)
+    rest = sum(max(typical - seconds, 0.0) for seconds in running)
+    return (rest + n_waiting * typical) / len(running)

@@ -1,0 +1,163 @@
+"""What was measured: one metric of one protocol or task *on one set of tokens or items*.
+
+The same protocol name with another fingerprint is another column, since such numbers must never be
+read against each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from faqbench.records import Metric, RunRecord
+
+if TYPE_CHECKING:
+    from faqbench.report.panels import Row
+
+Kind = Literal["perplexity", "kl", "agreement", "acc", "mean_acc", "other"]
+_KINDS: dict[str, Kind] = {"kl_divergence": "kl", "top1_agreement": "agreement", "acc": "acc"}
+# What a protocol's per-token arrays are called after its name.
+_ARRAYS: dict[Kind, str] = {"perplexity": "", "kl": ".kl", "agreement": ".agrees"}
+_ENDINGS: dict[Kind, str] = {"kl": " KL", "agreement": " top-1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number, its standard error (NaN when unknown), and over how many draws it is the mean."""
+
+    value: float
+    stderr: float
+    n_draws: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One metric on one set of tokens or items; `parts` are the columns of a mean over tasks."""
+
+    kind: Kind
+    task: str
+    metric: str
+    fingerprint: str | None
+    n: int
+    higher_is_better: bool
+    ambiguous: bool = False
+    parts: tuple[Column, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """A name that tells it from every other column of its panel."""
+        if self.kind == "mean_acc":
+            return f"mean of {len(self.parts)} tasks"
+        ending = f" {self.metric}" if self.kind == "other" else _ENDINGS.get(self.kind, "")
+        mark = f" [{(self.fingerprint or 'unknown')[:6]}]" if self.ambiguous else ""
+        return f"{self.task}{ending}{mark}"
+
+    @property
+    def array(self) -> str | None:
+        """The name of the per-token array behind a protocol's measure; None for tasks."""
+        ending = _ARRAYS.get(self.kind)
+        return None if ending is None else f"{self.task}{ending}"
+
+    @property
+    def is_percent(self) -> bool:
+        """Whether readers see its fractions in percent, and its differences in points."""
+        return self.kind in ("acc", "mean_acc", "agreement") or self.metric.startswith("acc")
+
+    def metric_of(self, run: RunRecord) -> Metric | None:
+        """Return the run's number for this column, or None when it was not measured on it."""
+        metric = run.metric(self.task, self.metric)
+        if metric is None or fingerprint_of(run, metric) != self.fingerprint:
+            return None
+        return metric if self.fingerprint or metric.n == self.n else None
+
+    def estimate(self, row: Row) -> Estimate | None:
+        """Return the mean over the row's draws; its error keeps the shared items' part whole.
+
+        With D draws: stderr^2 = mean(stderr^2) + variance between draws / D, since every draw is
+        scored on the same items.
+        """
+        if self.kind == "mean_acc":
+            parts = [part.estimate(row) for part in self.parts]
+            known = [p for p in parts if p is not None]
+            if len(known) < len(self.parts):
+                return None
+            error = math.sqrt(sum(p.stderr**2 for p in known)) / len(known)
+            mean = sum(p.value for p in known) / len(known)
+            return Estimate(value=mean, stderr=error, n_draws=min(p.n_draws for p in known))
+        found = [m for run in row.runs if (m := self.metric_of(run)) and m.value is not None]
+        if not found:
+            return None
+        values = [m.value for m in found if m.value is not None]
+        errors = [math.nan if m.stderr is None else m.stderr for m in found]
+        mean, n = sum(values) / len(values), len(values)
+        between = sum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
+        variance = sum(e**2 for e in errors) / n + between / n
+        return Estimate(value=mean, stderr=math.sqrt(variance), n_draws=n)
+
+
+def fingerprint_of(run: RunRecord, metric: Metric) -> str | None:
+    """Return the fingerprint of what a metric was measured on."""
+    found = (run.fingerprints.get(f"{kind}/{metric.task}") for kind in ("protocol", "task"))
+    return next((f for f in found if f), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns of a panel.
+
+    Attributes:
+        main: perplexities, accuracies, and the accuracies' mean.
+        fidelity: divergence from full precision and agreement with it, per protocol.
+        further: everything else that was measured.
+    """
+
+    main: tuple[Column, ...]
+    fidelity: tuple[Column, ...]
+    further: tuple[Column, ...]
+
+
+def build_columns(records: Sequence[RunRecord]) -> Columns:
+    """Return what some records measured, equal names on other tokens or items apart."""
+    found: dict[tuple[str, str, str | None, int], Metric] = {}
+    for run in records:
+        for metric in run.metrics:
+            print_ = fingerprint_of(run, metric)
+            key = (metric.task, metric.name, print_, 0 if print_ else metric.n)
+            found.setdefault(key, metric)
+    names = [(task, name) for task, name, _, _ in found]
+    columns = [
+        Column(
+            kind="perplexity" if m.unit == "perplexity" else _KINDS.get(m.name, "other"),
+            task=m.task,
+            metric=m.name,
+            fingerprint=key[2],
+            n=m.n,
+            higher_is_better=m.higher_is_better,
+            ambiguous=names.count((m.task, m.name)) > 1,
+        )
+        for key, m in found.items()
+    ]
+    columns.sort(key=lambda c: c.label)
+    tasks = [c for c in columns if c.kind == "acc"]
+    main = [c for c in columns if c.kind == "perplexity"] + tasks
+    if len(tasks) > 1 and not any(t.ambiguous for t in tasks):
+        main.append(_mean_of(tasks))
+    return Columns(
+        main=tuple(main),
+        fidelity=tuple(c for c in columns if c.kind in ("kl", "agreement")),
+        further=tuple(c for c in columns if c.kind == "other"),
+    )
+
+
+def _mean_of(tasks: Sequence[Column]) -> Column:
+    return Column(
+        kind="mean_acc",
+        task="mean accuracy",
+        metric="acc",
+        fingerprint=None,
+        n=sum(t.n for t in tasks),
+        higher_is_better=True,
+        parts=tuple(tasks),
+    )

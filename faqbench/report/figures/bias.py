@@ -1,0 +1,248 @@
+"""Quality against bias distance: what a calibration set far from the reference costs each method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from faqbench.records import RunRecord
+from faqbench.report import facts, formatting
+from faqbench.report.analysis import Analysis
+from faqbench.report.columns import Column
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.figures import estimates, style
+from faqbench.report.figures.drawing import Drawing
+from faqbench.report.figures.facets import how_many
+from faqbench.report.panels import Panel, Row
+from faqbench.report.tables import metric_scale, metric_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Quality against bias distance"
+_MOST_BITS = 3
+_KINDS = (
+    ("tokens", "token distribution\nJensen-Shannon divergence"),
+    ("activations", "activations\nmean shift over roles"),
+)
+_ROLES = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run: its row, its scenario, its two distances, its value."""
+
+    row: Row
+    scenario: str
+    seed: str
+    tokens: float
+    activations: float
+    shifts: Mapping[str, float]
+    value: float
+
+    def by(self, kind: str) -> float:
+        """Return one of the distances; NaN when it was not measured."""
+        return self.tokens if kind == "tokens" else self.activations
+
+
+def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+    """Draw a dot per run, by the distance of its tokens and by the shift of its activations."""
+    panel = analysis.panel
+    column = next(iter(panel.columns), None)
+    points = [] if column is None else _points(panel, column)
+    if column is None or len({round(p.tokens, 2) for p in points}) < 2:
+        return None
+    there = sorted({p.row.bits for p in points if p.row.bits})
+    bits = there[:_MOST_BITS]
+    kinds = [(by, words) for by, words in _KINDS if any(math.isfinite(p.by(by)) for p in points)]
+    figure, all_axes = style.new_figure(
+        style.WIDTH, 2.7 * len(bits), len(bits), len(kinds), sharex="col"
+    )
+    for i, axes in enumerate(all_axes):
+        n_bits, (by, words) = bits[i // len(kinds)], kinds[i % len(kinds)]
+        own = [p for p in points if p.row.bits == n_bits]
+        _plot(axes, panel, column, own, by, n_bits)
+        if i % len(kinds):
+            axes.set_ylim(all_axes[i - 1].get_ylim())
+            axes.set_yticklabels([])
+        else:
+            axes.set_ylabel(f"{style.label(column.label)}\n{metric_unit(column)}, {n_bits} bits")
+        if i < len(kinds):
+            _name_scenarios(axes, points, by)
+        if i >= len(all_axes) - len(kinds):
+            axes.set_xlabel(words)
+    style.add_legend(figure, all_axes)
+    return Drawing(
+        figure=figure,
+        caption="Every dot is one run, every line joins a method's scenario means; the further "
+        "right, the less the calibration set resembles the reference. The flatter a line, the less "
+        "the method minds. Horizontal: methods that read no calibration data, and full precision, "
+        "dashed." + how_many(len(bits), len(there), "bit-widths"),
+        alt=_alt(points, column),
+        header=(
+            "method",
+            "bits",
+            "scenario",
+            "seed",
+            "token divergence",
+            *(f"shift {r}" for r in _ROLES),
+            metric_unit(column),
+        ),
+        rows=tuple(_data_row(p, column) for p in points),
+    )
+
+
+def _points(panel: Panel, column: Column) -> list[Point]:
+    found = []
+    for row in panel.rows:
+        for run in row.runs if row.is_calibrated else ():
+            distance, metric = bias_distance(run), column.metric_of(run)
+            if distance is None or metric is None or metric.value is None:
+                continue
+            shifts = {r: float(s) for r, s in (distance.get("activation_shift") or {}).items()}
+            found.append(
+                Point(
+                    row=row,
+                    scenario=facts.config_value(run.config, "scenario") or "",
+                    seed=facts.seed(run),
+                    tokens=float(distance["token_js"]),
+                    activations=sum(shifts.values()) / len(shifts) if shifts else math.nan,
+                    shifts=shifts,
+                    value=metric.value,
+                )
+            )
+    return found
+
+
+def bias_distance(run: RunRecord) -> Mapping[str, Any] | None:
+    """Return a run's measured distance from the reference, or None for a record without one."""
+    calibration = run.extra.get("calibration")
+    found = calibration.get("bias_distance") if isinstance(calibration, Mapping) else None
+    return found if isinstance(found, Mapping) and found.get("token_js") is not None else None
+
+
+def _plot(
+    axes: Axes, panel: Panel, column: Column, points: list[Point], by: str, bits: int
+) -> None:
+    scale, _ = metric_scale(column)
+    series: dict[str, list[Point]] = {}
+    for point in points:
+        series.setdefault(_series(point.row), []).append(point)
+    used: dict[str, int] = {}
+    for name, own in series.items():
+        method = own[0].row.method
+        used[method] = used.get(method, -1) + 1
+        look = style.look(method, used[method])
+        xs = [p.by(by) for p in own]
+        axes.plot(
+            xs,
+            [p.value * scale for p in own],
+            **look | {"linestyle": "none"},
+            markersize=3.5,
+            alpha=0.6,
+        )
+        means = sorted(_means([p for p in own if math.isfinite(p.by(by))], by))
+        axes.plot(
+            [x for x, _ in means],
+            [y * scale for _, y in means],
+            **look | {"marker": ""},
+            label=style.label(name),
+        )
+    values = [p.value * scale for p in points]
+    if not column.is_percent and estimates.spans_decades(values):
+        axes.set_yscale("log")
+        style.plain_log_ticks(axes, "y")
+    _draw_uncalibrated(axes, panel, column, bits, values)
+    axes.margins(x=0.08)
+
+
+def _draw_uncalibrated(
+    axes: Axes, panel: Panel, column: Column, bits: int, values: list[float]
+) -> None:
+    """Draw who reads no calibration data as a line across, or name it where it is far away."""
+    scale, decimals = metric_scale(column)
+    reach = max(values) - min(values)
+    for row in panel.rows:
+        estimate = column.estimate(row)
+        if estimate is None or row.is_calibrated or row.bits not in (bits, None):
+            continue
+        value, name = estimate.value * scale, row.short_name
+        if min(values) - reach <= value <= max(values) + reach:
+            dashes = (0, (4, 3)) if row.is_baseline else ":"
+            axes.axhline(
+                value, color=style.color(row.method), linestyle=dashes, linewidth=1.1, label=name
+            )
+            continue
+        above = value > max(values)
+        axes.text(
+            0.98,
+            0.98 if above else 0.02,
+            f"{style.label(name)} {value:,.{decimals}f} {'▴' if above else '▾'}",
+            transform=axes.transAxes,
+            ha="right",
+            va="top" if above else "bottom",
+            fontsize=8,
+            color=style.color(row.method),
+        )
+
+
+def _series(row: Row) -> str:
+    """Return a method's name without the keys that make the scenario."""
+    return row.short_name
+
+
+def _means(points: list[Point], by: str) -> list[tuple[float, float]]:
+    scenarios: dict[str, list[Point]] = {}
+    for point in points:
+        scenarios.setdefault(point.scenario, []).append(point)
+    return [
+        (sum(p.by(by) for p in own) / len(own), sum(p.value for p in own) / len(own))
+        for own in scenarios.values()
+    ]
+
+
+def _name_scenarios(axes: Axes, points: list[Point], by: str) -> None:
+    """Name the scenarios above the axes, each where its runs lie."""
+    places: dict[str, list[float]] = {}
+    for point in points:
+        if math.isfinite(point.by(by)):
+            places.setdefault(point.scenario, []).append(point.by(by))
+    top = axes.secondary_xaxis("top")
+    top.set_xticks(
+        [sum(xs) / len(xs) for xs in places.values()],
+        [style.label(name, 18) for name in places],
+        rotation=40,
+        ha="left",
+        rotation_mode="anchor",
+        fontsize=7.5,
+    )
+    top.spines["top"].set_visible(False)
+
+
+def _data_row(p: Point, column: Column) -> tuple[str, ...]:
+    scale, decimals = metric_scale(column)
+    shifts = (formatting.number(p.shifts.get(role), 3) for role in _ROLES)
+    value = formatting.number(p.value * scale, decimals)
+    return (
+        p.row.short_name,
+        str(p.row.bits),
+        p.scenario,
+        p.seed,
+        formatting.number(p.tokens, 3),
+        *shifts,
+        value,
+    )
+
+
+def _alt(points: list[Point], column: Column) -> str:
+    words = []
+    for name in dict.fromkeys(f"{_series(p.row)} at {p.row.bits} bits" for p in points):
+        own = [p for p in points if f"{_series(p.row)} at {p.row.bits} bits" == name]
+        near, far = min(own, key=lambda p: p.tokens), max(own, key=lambda p: p.tokens)
+        scale, decimals = metric_scale(column)
+        words.append(
+            f"{name} from {near.value * scale:,.{decimals}f} to {far.value * scale:,.{decimals}f}"
+        )
+    return f"From the nearest to the farthest calibration set: {'; '.join(words)}."

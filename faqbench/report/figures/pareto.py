@@ -1,0 +1,125 @@
+"""Quality against size: a method's number over its bits per weight, and who is on the front."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from faqbench.report import formatting
+from faqbench.report.analysis import Analysis
+from faqbench.report.columns import Column, Estimate
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.figures import estimates, style
+from faqbench.report.figures.drawing import Drawing
+from faqbench.report.figures.facets import Facet, facets, how_many
+from faqbench.report.panels import Panel, Row
+from faqbench.report.tables import estimate_cell, metric_scale, metric_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TITLE = "Quality against bits per weight"
+_MOST_AXES = 6
+_Points = list[tuple[float, float, Row, Estimate]]
+
+
+def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+    """Draw one set of axes per setting and measure: the first perplexity, the mean accuracy."""
+    panel = analysis.panel
+    columns = panel.of_kind("perplexity")[:1] + (panel.of_kind("mean_acc", "acc")[-1:])
+    found = [(c, f, _points(f, c)) for c in columns for f in facets(panel)]
+    cells = [(c, f, points) for c, f, points in found if len({x for x, *_ in points}) > 1]
+    if not cells:
+        return None
+    shown = cells[:_MOST_AXES]
+    n_across = min(2, len(shown))
+    n_down = -(-len(shown) // n_across)
+    figure, all_axes = style.new_figure(style.WIDTH, 2.6 * n_down, n_down, n_across)
+    for axes in all_axes[len(shown) :]:
+        axes.set_visible(False)
+    rows = []
+    for axes, (column, facet, points) in zip(all_axes, shown, strict=False):
+        _plot(axes, panel, column, points)
+        axes.set_title(style.label(facet.title or column.label, 66 // n_across))
+        name = f"{column.label}\n{metric_unit(column)}" if facet.title else metric_unit(column)
+        axes.set_ylabel(name)
+        axes.set_xlabel("bits per weight")
+    for column, facet, points in cells:
+        on_front = {id(row) for *_, row, _ in _front(points, column)}
+        rows += [
+            (
+                row.name,
+                facet.title or formatting.NONE,
+                formatting.number(x, 3),
+                column.label,
+                estimate_cell(column, e).text,
+                "yes" if id(row) in on_front else "",
+            )
+            for x, _, row, e in points
+        ]
+    style.add_legend(figure, all_axes[: len(shown)])
+    return Drawing(
+        figure=figure,
+        caption="Bits per weight count codes, scales and zero points of the quantized linears. The "
+        "grey steps are the front: nothing smaller is better by value, significance aside. The "
+        "dashed line is full precision." + how_many(len(shown), len(cells), "sets of axes"),
+        alt="On the front: "
+        + "; ".join(
+            f"{row.name} at {formatting.number(x, 2)} bits per weight"
+            for x, _, row, _ in _front(cells[0][2], cells[0][0])
+        )
+        + ".",
+        header=("method", "setting", "bits per weight", "measured on", "value", "on the front"),
+        rows=tuple(rows),
+    )
+
+
+def _points(facet: Facet, column: Column) -> _Points:
+    scale, _ = metric_scale(column)
+    return [
+        (row.runs[0].bits_per_weight, e.value * scale, row, e)
+        for row, e in estimates.measured(facet.rows, column)
+        if row.runs[0].bits_per_weight is not None
+    ]
+
+
+def _front(points: _Points, column: Column) -> _Points:
+    """Return the points that no smaller one equals or beats, from small to large."""
+    sign = -1 if column.higher_is_better else 1
+    front: _Points = []
+    for point in sorted(points, key=lambda p: (p[0], sign * p[1])):
+        if not front or sign * point[1] < sign * front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _plot(axes: Axes, panel: Panel, column: Column, points: _Points) -> None:
+    base = estimates.baseline_value(panel, column)
+    values = [y for _, y, *_ in points] + ([] if base is None else [base])
+    if not column.is_percent and estimates.spans_decades(values):
+        axes.set_yscale("log")
+    front = _front(points, column)
+    xs = [x for x, *_ in front] + [max(x for x, *_ in points)]
+    ys = [y for _, y, *_ in front] + [front[-1][1]]
+    axes.step(xs, ys, where="post", color=style.QUIET, linewidth=1.0, zorder=1.2, marker="")
+    methods = dict.fromkeys(row.method for _, _, row, _ in points)
+    for method in methods:
+        own = [(x, y) for x, y, row, _ in points if row.method == method]
+        axes.plot(
+            [x for x, _ in own],
+            [y for _, y in own],
+            **style.look(method) | {"linestyle": "none"},
+            label=style.label(own_name(points, method)),
+        )
+    if base is not None:
+        axes.axhline(
+            base, color=style.QUIET, linestyle=(0, (4, 3)), linewidth=1.1, label="full precision"
+        )
+    axes.margins(x=0.12)
+    if axes.get_yscale() == "log":
+        style.plain_log_ticks(axes, "y")
+
+
+def own_name(points: _Points, method: str) -> str:
+    """Return a method's name in the legend, where its variants share one mark."""
+    names = [row.short_name for _, _, row, _ in points if row.method == method]
+    return names[0] if len(set(names)) == 1 else names[0].partition(" ")[0]

@@ -1,0 +1,127 @@
+"""One tracker for every service: what goes wrong in a service is one warning and no more."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, cast
+
+from faqbench.config.experiment import TrackingSection
+from faqbench.records import RunData
+from faqbench.tracking.handover import hand_over
+from faqbench.tracking.samples import Sample
+from faqbench.tracking.view import RunHead, RunView, head_of, samples_of, view_of
+
+_log = logging.getLogger("faqbench")
+# What a service is made of: an exception that passed through one of these is the service's.
+_PACKAGES = {"wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+
+
+class OpenRun(Protocol):
+    """A run that a service shows while it goes on."""
+
+    def sample(self, number: int, sample: Sample) -> None:
+        """Show a moment of the cell; the same number twice shows it once."""
+        ...
+
+    def finish(self, view: RunView) -> None:
+        """Show what the run gave, and end it."""
+        ...
+
+    def abandon(self) -> None:
+        """End a run that left no record, or whose showing failed."""
+        ...
+
+
+class Service(Protocol):
+    """A module that shows runs somewhere."""
+
+    def open_run(self, head: RunHead, section: TrackingSection, runs: Path) -> OpenRun | None:
+        """Begin to show a run, or take up one of the same name; None when nothing is to be shown."""
+        ...
+
+    def show_report(self, folder: Path, section: TrackingSection, runs: Path) -> None:
+        """Show a written report: its page, plots and tables."""
+        ...
+
+
+class Tracker:
+    """Shows runs in the service that `tracking` names."""
+
+    def __init__(self, section: TrackingSection, runs: Path) -> None:
+        self.section = section
+        self.runs = runs
+
+    def log(self, data: RunData) -> None:
+        """Show a run that ended, finished or failed.
+
+        A run that is being followed live is handed to its follower; any other is shown from here.
+        """
+        if not hand_over(data.record.run_id):
+            self.show(data)
+
+    def show(self, data: RunData) -> None:
+        """Show a run that ended, from this process and from its record alone."""
+        record = data.record
+        head = head_of(record.run_id, record.config, self.section.group, self.section.tags)
+        with self.never_fails(f"run {record.run_id}"), self.open(head) as run:
+            if run is not None:
+                for number, sample in enumerate(samples_of(self.runs, record.run_id)):
+                    run.sample(number, sample)
+                run.finish(view_of(data, self.runs))
+
+    def show_report(self, folder: Path) -> None:
+        """Show a written report."""
+        with self.never_fails(f"report {folder.name}"):
+            self._service().show_report(folder, self.section, self.runs)
+
+    @contextmanager
+    def open(self, head: RunHead) -> Iterator[OpenRun | None]:
+        """Yield the run in the service, or None where nothing is to be shown."""
+        self.runs.mkdir(parents=True, exist_ok=True)
+        run = self._service().open_run(head, self.section, self.runs)
+        try:
+            yield run
+        except BaseException:
+            if run is not None:
+                run.abandon()
+            raise
+
+    def _service(self) -> Service:
+        return cast("Service", importlib.import_module(f"faqbench.tracking.{self.section.name}"))
+
+    @contextmanager
+    def never_fails(self, what: str) -> Iterator[None]:
+        """Turn whatever goes wrong in the service, the network or the disk into one warning."""
+        try:
+            yield
+        except Exception as error:
+            package = _PACKAGES[self.section.name]
+            outside = isinstance(error, OSError | ImportError) or _passed_through(error, package)
+            if not outside:
+                raise
+            reason = str(error).strip().splitlines() or [""]
+            if isinstance(error, ImportError):
+                reason = [f"{reason[0]}; pip install 'faqbench[{self.section.name}]'"]
+            name = "W&B" if package == "wandb" else package
+            _log.warning(
+                "%s could not show %s (%s: %s); its record is complete",
+                name,
+                what,
+                type(error).__name__,
+                reason[0][:200],
+            )
+
+
+def _passed_through(error: BaseException, package: str) -> bool:
+    """Return whether a package was on the stack; crashes have types of many modules and of none."""
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__", "").split(".")[0] == package:
+            return True
+        trace = trace.tb_next
+    return False

@@ -1,0 +1,86 @@
+"""Tracking as a user meets it: real commands, a full disk, an interrupt; the record is never touched."""
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+import psutil
+import pytest
+from offline_runs import history_of, logged, only, summary_of
+
+from faqbench.records import find_runs
+from faqbench.tracking import find_progress
+
+CELL = ("quant=awq", "tracking=wandb", "tracking.mode=offline")
+
+
+def arguments(workplace, *more):
+    return [*(a for a in workplace.cell if not a.startswith("tracking")), *CELL, *more]
+
+
+def followers(workplace):
+    """Return the followers that were started from this folder and are still there."""
+    cache, found = str(workplace.root / "cache"), []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            ours = process.environ().get("FAQBENCH_CACHE") == cache
+            found += [process] if ours and any("follower" in w for w in process.cmdline()) else []
+    return found
+
+
+def test_a_cell_is_one_offline_run_with_live_samples_and_nothing_is_said_of_it(workplace):
+    done = workplace.faqbench(*arguments(workplace))
+    assert done.returncode == 0 and "wandb" not in done.stderr.lower()
+    records = logged(workplace.runs)
+    (record,), _ = find_runs(workplace.runs)
+    assert only(records, "run")[0]["run_id"] == record.run_id
+    stages = {row["live/stage"] for row in history_of(records) if "live/stage" in row}
+    assert any("quantize" in stage for stage in stages)
+    summary = summary_of(records)
+    assert summary["eval/wikitext2-64/perplexity"] == record.metrics[0].value
+    assert [log.end for log in find_progress(workplace.runs)] == ["ended"]
+
+
+def test_a_failed_cell_is_a_failed_run(workplace):
+    done = workplace.faqbench(*arguments(workplace, "calibration.n_samples=100000"))
+    assert done.returncode == 2
+    records = logged(workplace.runs)
+    assert [e["exit_code"] for e in only(records, "exit")] == [1]
+    assert summary_of(records)["status"] == "failed" and "100000" in summary_of(records)["error"]
+
+
+def test_a_full_disk_in_the_folder_of_wandb_costs_the_view_and_nothing_else(workplace):
+    place = workplace.runs / "wandb"
+    place.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(place)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        done = workplace.faqbench(*arguments(workplace))
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    (record,), _ = find_runs(workplace.runs)
+    assert record.status == "finished" and record.metrics[0].value > 1
+
+
+def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(workplace):
+    slow = arguments(workplace, "calibration.n_samples=40", "calibration.batch_size=1")
+    process = workplace.start(*slow)
+    end = time.monotonic() + 120
+    while not find_progress(workplace.runs) and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in err and "stopped; finished cells and stages are kept" in err
+    assert [log.end for log in find_progress(workplace.runs)] == ["stopped"]
+    assert find_runs(workplace.runs) == ([], [])
+    end = time.monotonic() + 30
+    while followers(workplace) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not followers(workplace)

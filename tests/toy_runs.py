@@ -1,0 +1,321 @@
+"""Toy run folders with realistic numbers, written through the same function as real ones."""
+
+import zlib
+
+import numpy as np
+import pandas as pd
+
+from faqbench.records import (
+    SCHEMA_VERSION,
+    Gate,
+    Metric,
+    RunData,
+    RunRecord,
+    StageTiming,
+    write_run,
+)
+from faqbench.statistics import accuracy_with_stderr, perplexity_with_stderr
+
+PROTOCOL = "heldout-wiki-512"
+TASKS = ("arc_challenge_validation", "arc_easy_validation", "boolq_validation", "piqa_validation")
+STAGES = {
+    "fp": ("none", "none", "none", "none"),
+    "rtn": ("none", "none", "none", "nearest"),
+    "awq": ("awq", "search", "none", "nearest"),
+    "faq": ("faq", "search", "none", "nearest"),
+    "gptq": ("none", "none", "none", "gptq"),
+    "qep": ("none", "none", "qep", "nearest"),
+    "qep-awq": ("awq", "search", "qep", "nearest"),
+    "qep-faq": ("faq", "search", "qep", "nearest"),
+}
+# Mean loss above full precision at 3 bits, and accuracy.
+DAMAGE = {"fp": 0.0, "rtn": 1.17, "awq": 0.69, "faq": 0.67, "gptq": 0.75, "qep": 0.8}
+SKILL = {"fp": 0.58, "rtn": 0.44, "awq": 0.51, "faq": 0.52, "gptq": 0.50}
+# Scenarios and how far their texts are from the reference's.
+SCENARIOS = {"matched": 0.02, "math-only": 0.31, "code-only": 0.42, "random-tokens": 0.83}
+NOTES = (
+    "The packaged weights already sit on a 4-bit grid of 32-channel blocks; read 4-bit results at "
+    "group sizes up to 32 with care."
+)
+LINEARS = {
+    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "o": ("self_attn.o_proj",),
+    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "down": ("mlp.down_proj",),
+}
+N_BLOCKS = 30
+
+
+def config_of(method, bits, seed, model="smollm2-135m", scenario="matched", **changes):
+    scale, clip, correct, rounding = STAGES.get(method, STAGES["awq"])
+    config = {
+        "model": {"name": model, "source": "packaged", "group_size": 64, "notes": NOTES},
+        "quant": {
+            "name": method,
+            "scale": scale,
+            "clip": clip,
+            "correct": correct,
+            "round": rounding,
+            "bits": bits,
+            "group_size": 64,
+            "symmetric": False,
+            "search": {"n_grid": 20, "loss": "gram"},
+            "preview": {"window": 3, "gamma": 0.85, "roles": "residual"},
+            "gptq": {"damping": 0.01},
+            "correction": {"strength": 0.5},
+        },
+        "calibration": {"domain": "wiki", "n_samples": 32, "seq_len": 512, "seed": seed},
+        "scenario": {"name": scenario, "domain": None, "n_samples": None},
+        "evaluation": {
+            "name": "quick",
+            "protocols": [PROTOCOL],
+            "tasks": list(TASKS),
+            "n_windows": 40,
+            "n_documents": 100,
+            "num_fewshot": 0,
+            "add_bos": False,
+        },
+        "paths": {"runs": "/home/somebody/runs", "reports": "/home/somebody/reports"},
+        "bits": bits,
+        "group_size": 64,
+        "symmetric": False,
+        "window": 3,
+        "gamma": 0.85,
+        "seed": seed,
+        "limit": None,
+        "device": "cpu",
+        "dtype": "bfloat16",
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            config[section] = {**config[section], name: value}
+        else:
+            config[section] = value
+    return config
+
+
+def measure(method, bits, seed, n_windows, n_items, scenario="matched"):
+    """Losses and items that share their texts' and items' difficulty between all methods."""
+    shared = np.random.default_rng(0)
+    own = np.random.default_rng([seed, bits, zlib.crc32(f"{method}{scenario}".encode())])
+    strain = 1 + SCENARIOS[scenario] * (0.25 if "faq" in method else 0.4)
+    shift = DAMAGE.get(method, 0.55) * strain * {2: 3.0, 3: 1.0}.get(bits, 0.13)
+    text = shared.normal(3.37, 0.35, (n_windows, 1))
+    tokens = text + shared.exponential(1.0, (n_windows, 63)) - 1.0
+    drift = shift * (1 + own.normal(0, 0.04, (n_windows, 1))) + own.normal(0, 0.02, tokens.shape)
+    nll = np.maximum(tokens + (drift if method != "fp" else 0.0), 0.01).astype(np.float16)
+    items = {}
+    for task in TASKS:
+        difficulty = shared.random(n_items)
+        flipped = own.random(n_items) < (0.0 if method == "fp" else 0.08)
+        skill = SKILL.get(method, 0.5) + (0.05 if bits > 3 and method != "fp" else 0)
+        items[task] = np.where(flipped, own.random(n_items), difficulty) < skill
+    return nll, items
+
+
+def fidelity(nll, method, bits, seed):
+    """Divergence from full precision and agreement with it, per token."""
+    own = np.random.default_rng([seed, bits, zlib.crc32(method.encode()), 7])
+    shift = DAMAGE.get(method, 0.55) * (1.0 if bits <= 3 else 0.13)
+    kl = own.exponential(0.6 * shift, nll.shape).astype(np.float32)
+    agrees = (own.random(nll.shape) > 0.35 * min(shift, 1.5)).astype(np.uint8)
+    return {f"{PROTOCOL}.kl": kl, f"{PROTOCOL}.agrees": agrees}
+
+
+def layers_of(method, bits):
+    if method == "fp":
+        return pd.DataFrame()
+    own = np.random.default_rng(zlib.crc32(method.encode()))
+    scaled = STAGES.get(method, STAGES["awq"])[0] != "none"
+    rows = []
+    for block in range(N_BLOCKS):
+        for role, linears in LINEARS.items():
+            alpha = round(float(own.integers(2, 15)) / 20, 2) if scaled and role != "o" else None
+            for linear in linears:
+                error = DAMAGE.get(method, 0.55) * 0.08 * (1 + block / 12) * own.uniform(0.8, 1.2)
+                rows.append(
+                    {
+                        "block": block,
+                        "role": role,
+                        "linear": linear,
+                        "bits": bits,
+                        "alpha": alpha,
+                        "clipped_frac": 0.01,
+                        "scale_range": 1.0 if alpha is None else float(np.exp(8 * alpha)),
+                        "nearest_error": error * 1.4 / bits,
+                        "relative_error": error * (3 if role == "down" else 1) / bits,
+                        "seconds": 0.1,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def blocks_of(method, bits):
+    own = np.random.default_rng(zlib.crc32(method.encode()))
+    blocks, total = [], 0.0
+    for block in range(N_BLOCKS):
+        local = DAMAGE.get(method, 0.55) * 0.02 * own.uniform(0.7, 1.3) * 2.0 ** (3 - bits)
+        total = 0.93 * total + local
+        blocks.append(
+            {
+                "block": block,
+                "local_error": local,
+                "relative_error": total,
+                "cosine": 1 - total / 2,
+            }
+        )
+    return blocks
+
+
+def calibration_of(method, scenario, seed):
+    """What the calibration stage notes down, the bias distance included."""
+    own = np.random.default_rng([seed, zlib.crc32(scenario.encode())])
+    distance = SCENARIOS[scenario] * float(own.uniform(0.97, 1.03))
+    shift = {
+        role: round(distance * f, 4) for role, f in zip(LINEARS, (0.9, 1.4, 1.0, 1.8), strict=True)
+    }
+    return {
+        "scenario": scenario,
+        "domain": "wiki",
+        "n_samples": 32,
+        "seq_len": 512,
+        "seed": seed,
+        "n_texts_used": 61,
+        "sources": ["squad"],
+        "window_start": "cut",
+        "bias_distance": {
+            "reference": "wiki",
+            "token_js": round(distance, 4),
+            "activation_shift": shift,
+        },
+        "overlap": {PROTOCOL: 0},
+    }
+
+
+def metrics_of(nll, items, extra_tokens):
+    value, stderr = perplexity_with_stderr(nll)
+    metrics = [_metric(PROTOCOL, "perplexity", value, stderr, nll.size, "perplexity", False)]
+    for name, unit, higher in (("kl", "nats", False), ("agrees", "ratio", True)):
+        array = extra_tokens.get(f"{PROTOCOL}.{name}")
+        if array is not None:
+            windows = array.mean(axis=1, dtype=np.float64)
+            stderr = float(windows.std(ddof=1)) / len(windows) ** 0.5
+            full = {"kl": "kl_divergence", "agrees": "top1_agreement"}[name]
+            mean = float(windows.mean())
+            metrics.append(_metric(PROTOCOL, full, mean, stderr, nll.size, unit, higher))
+    for task, correct in items.items():
+        acc, acc_stderr = accuracy_with_stderr(correct)
+        metrics += [
+            _metric(task, name, acc, acc_stderr, len(correct), "ratio", True)
+            for name in ("acc", "acc_norm")
+        ]
+    return tuple(metrics)
+
+
+def _metric(task, name, value, stderr, n, unit, higher):
+    return Metric(
+        task=task,
+        name=name,
+        value=value,
+        stderr=stderr,
+        n=n,
+        unit=unit,
+        higher_is_better=higher,
+    )
+
+
+def stages_of(method):
+    calibrated = method not in ("fp", "rtn")
+    stages = {"load": StageTiming(seconds=1.2, cached=method != "fp")}
+    if calibrated:
+        seconds = 41.0 if method == "awq" else 0.2
+        stages["statistics"] = StageTiming(seconds=seconds, cached=method != "awq")
+    if method != "fp":
+        stages["quantize"] = StageTiming(seconds=22.0 if calibrated else 1.1, cached=False)
+    stages["evaluate"] = StageTiming(seconds=64.0, cached=False)
+    return stages
+
+
+def write_toy_run(
+    runs,
+    method,
+    bits=3,
+    seed=0,
+    *,
+    run_id=None,
+    model="smollm2-135m",
+    scenario="matched",
+    n_windows=40,
+    n_items=100,
+    protocol_print="p" * 64,
+    status="finished",
+    error=None,
+    gates=None,
+    warnings=(),
+    **changes,
+):
+    """Write one toy run and return its record; `section__key=value` changes its config."""
+    finished, quantized = status == "finished", method != "fp"
+    calibrated = method not in ("fp", "rtn")
+    nll, items = measure(method, bits, seed, n_windows, n_items, scenario)
+    tokens = {PROTOCOL: nll} | (fidelity(nll, method, bits, seed) if quantized else {})
+    stages = stages_of(method)
+    extra = {}
+    if quantized and finished:
+        extra["blocks"] = blocks_of(method, bits)
+    if calibrated and finished:
+        extra["calibration"] = calibration_of(method, scenario, seed)
+    place = "" if scenario == "matched" else f"-{scenario}"
+    record = RunRecord(
+        schema_version=SCHEMA_VERSION,
+        run_id=run_id or f"{model}-{method}-w{bits}-g64-s{seed}{place}-0a1b2c",
+        status=status,
+        error=error,
+        config=config_of(method, bits, seed, model, scenario, **changes),
+        environment={
+            "python": "3.11.9",
+            "torch": "2.11.0",
+            "git_commit": "1f0c9a2",
+            "cpu": "2 cores",
+        },
+        fingerprints={
+            f"protocol/{PROTOCOL}": protocol_print,
+            "weights": "w" * 64,
+            **{f"task/{task}": "t" * 64 for task in TASKS},
+        },
+        stages=stages,
+        metrics=metrics_of(nll, items, tokens) if finished else (),
+        bits_per_weight=bits + 0.375 if quantized else None,
+        checkpoint_bytes=52_000_000 if quantized else None,
+        peak_memory_bytes=1_830_000_000 + 210_000_000 * calibrated,
+        gates=gates
+        if gates is not None
+        else (
+            Gate(name="finite", passed=True, detail="no NaN or inf"),
+            Gate(name="all_linears_quantized", passed=True, detail="210 of 210"),
+        ),
+        warnings=warnings,
+        skipped_scales=("o: grouped-query attention, v and o differ in shape",)
+        if calibrated
+        else (),
+        started="2026-11-22T10:00:00Z",
+        seconds=sum(stage.seconds for stage in stages.values()),
+        extra=extra,
+    )
+    table = pd.DataFrame(
+        [
+            {"task": task, "item": i, "metric": metric, "value": float(v)}
+            for task, correct in (items if finished else {}).items()
+            for metric in ("acc", "acc_norm")
+            for i, v in enumerate(correct)
+        ]
+    )
+    data = RunData(
+        record=record,
+        items=table,
+        tokens=tokens if finished else {},
+        layers=layers_of(method, bits) if finished else pd.DataFrame(),
+    )
+    write_run(runs, data, "bits: 3\n")
+    return record

@@ -1,0 +1,152 @@
+"""Every plot: drawn where there is something to show, left out where there is not, data included."""
+
+import re
+
+import pytest
+
+from faqbench.records import find_runs
+from faqbench.report.analysis import analyse
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.figures import FIGURES, draw_figures, style
+from faqbench.report.figures.drawing import to_inline, to_png, to_svg
+from faqbench.report.figures.facets import facets, representatives
+from faqbench.report.panels import build_panels
+
+
+def analysis_of(runs, baseline="awq"):
+    (panel,) = build_panels(find_runs(runs)[0])
+    return analyse(panel, EvidenceStore(runs), baseline)
+
+
+def drawn(runs):
+    figures = draw_figures(analysis_of(runs), EvidenceStore(runs))
+    return {name: drawing for name, _, drawing in figures}
+
+
+@pytest.fixture(scope="module")
+def study(make_run, tmp_path_factory):
+    """Two methods, two bit-widths, two scenarios, two draws, and two FAQ windows and gammas."""
+    runs = tmp_path_factory.mktemp("study")
+    make_run(runs, "fp")
+    for bits in (3, 4):
+        make_run(runs, "rtn", bits)
+        for method in ("awq", "faq"):
+            for scenario in ("matched", "code-only"):
+                for seed in (0, 1):
+                    make_run(runs, method, bits, seed, scenario=scenario)
+    for window in (1, 2):
+        for gamma in (0.7, 0.9):
+            preview = {"window": window, "gamma": gamma, "roles": "residual"}
+            run_id = f"surface-{window}-{gamma}"
+            make_run(runs, "faq", run_id=run_id, quant__preview=preview)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def figures(study):
+    return drawn(study)
+
+
+def test_a_study_of_everything_has_every_plot(figures):
+    assert list(figures) == list(FIGURES)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_plot_has_words_and_its_numbers_as_a_table(figures, name):
+    drawing = figures[name]
+    assert drawing.caption.endswith(".") and drawing.alt.endswith(".")
+    assert drawing.rows and {len(row) for row in drawing.rows} == {len(drawing.header)}
+    assert all(isinstance(text, str) and text for row in drawing.rows for text in row[:1])
+
+
+def test_every_plot_is_the_same_bytes_twice(figures, study):
+    again = drawn(study)
+    assert {n: to_svg(d) for n, d in again.items()} == {n: to_svg(d) for n, d in figures.items()}
+
+
+def test_full_precision_alone_has_its_cost_and_nothing_else(make_run, tmp_path):
+    make_run(tmp_path, "fp")
+    assert list(drawn(tmp_path)) == ["cost"]
+
+
+def test_plots_whose_data_is_absent_are_left_out(quickstart_runs):
+    assert not {"bias", "draws", "surface", "pareto"} & set(drawn(quickstart_runs))
+
+
+def test_a_table_of_errors_that_measured_nothing_draws_no_map(make_run, tmp_path):
+    import pandas as pd
+
+    record = make_run(tmp_path, "rtn")
+    path = tmp_path / record.run_id / "layers.parquet"
+    layers = pd.read_parquet(path)
+    layers[["relative_error", "alpha"]] = None
+    layers.to_parquet(path)
+    assert not {"linears", "exponents"} & set(drawn(tmp_path))
+
+
+def test_the_bias_plot_has_a_point_per_run_with_both_distances(figures):
+    rows = figures["bias"].rows
+    assert len(rows) == 20
+    assert {row[2] for row in rows} == {"matched", "code-only"}
+    far = [float(row[4]) for row in rows if row[2] == "code-only"]
+    near = [float(row[4]) for row in rows if row[2] == "matched"]
+    assert min(far) > max(near)
+
+
+def test_the_surface_has_a_number_for_every_window_and_gamma(figures):
+    places = {row[1:3] for row in figures["surface"].rows}
+    assert places >= {("1", "0.7"), ("1", "0.9"), ("2", "0.7"), ("2", "0.9")}
+
+
+def test_the_front_holds_no_point_that_a_smaller_one_beats(figures):
+    header = figures["pareto"].header
+    rows = [dict(zip(header, row, strict=True)) for row in figures["pareto"].rows]
+    for place in {(r["setting"], r["measured on"]) for r in rows}:
+        here = [r for r in rows if (r["setting"], r["measured on"]) == place]
+        sign = 1 if place[1] == "heldout-wiki-512" else -1
+        front = [r for r in here if r["on the front"]]
+        assert front
+        for point in front:
+            others = [
+                sign * float(r["value"])
+                for r in here
+                if r is not point and float(r["bits per weight"]) <= float(point["bits per weight"])
+            ]
+            assert all(sign * float(point["value"]) <= other for other in others)
+
+
+def test_spread_over_draws_names_every_draw(figures):
+    row = next(r for r in figures["draws"].rows if r[0] == "AWQ scenario=matched, 3 bits")
+    assert row[2] == "2" and "(0)" in row[5] and "(1)" in row[5]
+
+
+def test_a_method_that_reads_no_calibration_stands_in_every_setting(study):
+    found = facets(analysis_of(study).panel)
+    assert [f.title for f in found] == ["code-only", "matched"]
+    assert all(any(row.method == "rtn" for row in f.rows) for f in found)
+
+
+def test_few_variants_of_each_method_stand_for_all(study):
+    rows = analysis_of(study).panel.rows
+    kept = representatives(rows, most=50, per_method=2)
+    assert max(sum(r.method == m for r in kept) for m in {r.method for r in rows}) == 2
+
+
+def test_a_method_has_one_colour_everywhere_and_compositions_are_hollow():
+    assert style.look("faq")["color"] == style.look("qep-faq")["color"] == style.color("faq")
+    assert style.look("faq")["markerfacecolor"] != style.look("qep-faq")["markerfacecolor"]
+    assert style.look("faq")["linestyle"] != style.look("qep-faq")["linestyle"]
+
+
+def test_an_inlined_drawing_has_ids_of_its_own_and_the_pages_colours(figures):
+    inline = to_inline(to_svg(figures["cost"]), "fig-cost")
+    assert all(i.startswith("fig-cost-") for i in re.findall(r'\bid="([^"]+)"', inline))
+    assert "var(--ink)" in inline and style.INK not in inline
+
+
+def test_hostile_names_are_text_in_a_drawing(make_run, tmp_path):
+    make_run(tmp_path, "awq")
+    make_run(tmp_path, "<script>alert(1)</script>$x_{", run_id="hostile")
+    for drawing in drawn(tmp_path).values():
+        assert "<script" not in to_svg(drawing)
+        assert to_png(drawing).startswith(b"\x89PNG")

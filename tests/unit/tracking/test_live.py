@@ -1,0 +1,171 @@
+"""Live metrics: a follower's process shows a cell, and nothing that happens to it reaches the cell."""
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from offline_runs import history_of, logged, only, summary_of
+from toy_runs import write_toy_run
+
+from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.config import run_id
+from faqbench.records import read_run
+from faqbench.stages import PlainProgress
+from faqbench.tracking import Tracker, live, read_progress, tracker
+from faqbench.tracking.live import WatchedProgress
+from faqbench.tracking.samples import ProgressWriter, Sample, progress_path
+
+
+def experiment_in(folder, *overrides):
+    arguments = ["model=tiny-llama", "quant=rtn", f"paths.runs={folder}", "tracking.mode=offline"]
+    return compose_cells(parse_flags([*arguments, *overrides])).experiments[0]
+
+
+def record_of(experiment):
+    """Write what the cell would have left, under its own name."""
+    name = run_id(experiment)
+    config = experiment.model_dump(mode="json")
+    write_toy_run(experiment.paths.runs, "rtn", run_id=name)
+    data = read_run(experiment.paths.runs / name)
+    return replace(data, record=replace(data.record, config=config))
+
+
+def wait_for(condition, seconds=40.0):
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
+
+
+@pytest.fixture
+def only_followers(monkeypatch):
+    """Let nothing be shown from this process."""
+    monkeypatch.setattr(Tracker, "show", lambda *_: pytest.fail("shown from the cell's process"))
+
+
+def test_a_followed_cell_is_one_run_with_its_samples_and_its_record(tmp_path, only_followers):
+    experiment = experiment_in(tmp_path)
+    with live(experiment, PlainProgress()) as progress:
+        with progress.stage("quantize", 4) as advance:
+            advance(3)
+            time.sleep(2.5)
+        tracker(experiment.tracking, tmp_path).log(record_of(experiment))
+    records = logged(tmp_path)
+    samples = [row for row in history_of(records) if "live/seconds" in row]
+    assert len(samples) == len(read_progress(tmp_path, run_id(experiment)).samples) >= 3
+    assert ("quantize", 0.75) in {(row["live/stage"], row["live/done_frac"]) for row in samples}
+    assert all(row["live/memory_bytes"] > 1e6 for row in samples)
+    assert summary_of(records)["status"] == "finished"
+    assert [e["exit_code"] for e in only(records, "exit")] == [0]
+
+
+def test_showing_a_followed_run_again_repeats_it_exactly(tmp_path):
+    experiment = experiment_in(tmp_path)
+    with live(experiment, PlainProgress()):
+        data = record_of(experiment)
+        tracker(experiment.tracking, tmp_path).log(data)
+    first = history_of(logged(tmp_path))
+    Tracker(experiment.tracking, tmp_path).show(data)
+    again = history_of(logged(tmp_path))
+
+    def steps(history):
+        return [(row["_step"], row.get("block"), row.get("live/seconds")) for row in history]
+
+    assert steps(first) == steps(again)
+
+
+def test_an_interrupted_cell_is_a_failed_run_and_the_interrupt_goes_on(tmp_path):
+    experiment = experiment_in(tmp_path)
+    with pytest.raises(KeyboardInterrupt), live(experiment, PlainProgress()):
+        assert wait_for(lambda: list(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+        raise KeyboardInterrupt
+    assert wait_for(lambda: only(logged(tmp_path), "exit"))
+    assert [e["exit_code"] for e in only(logged(tmp_path), "exit")] == [1]
+    assert read_progress(tmp_path, run_id(experiment)).end == "stopped"
+
+
+def test_a_killed_cell_is_a_failed_run_and_known_to_be_dead(tmp_path):
+    code = (
+        "import glob, os, time\n"
+        "from faqbench.cli.composing import compose_cells, parse_flags\n"
+        "from faqbench.stages import PlainProgress\n"
+        "from faqbench.tracking import live\n"
+        f"cell = ['model=tiny-llama', 'quant=rtn', r'paths.runs={tmp_path}']\n"
+        "flags = parse_flags([*cell, 'tracking.mode=offline'])\n"
+        "with live(compose_cells(flags).experiments[0], PlainProgress()):\n"
+        f"    while not glob.glob(os.path.join({str(tmp_path)!r}, 'wandb/offline-run-*/*.wandb')):\n"
+        "        time.sleep(0.2)\n"
+        "    os._exit(9)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=False)
+    (path,) = (tmp_path / "_progress").glob("*.jsonl")
+    log = read_progress(tmp_path, path.stem)
+    assert log.end is None and not log.is_alive
+    assert wait_for(lambda: only(logged(tmp_path), "exit"))
+    assert [e["exit_code"] for e in only(logged(tmp_path), "exit")] == [1]
+
+
+def test_a_record_is_shown_from_here_when_the_follower_has_died(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    experiment = experiment_in(tmp_path)
+    with live(experiment, PlainProgress()):
+        time.sleep(0.5)
+        tracker(experiment.tracking, tmp_path).log(record_of(experiment))
+    monkeypatch.undo()
+    assert summary_of(logged(tmp_path))["status"] == "finished"
+
+
+def test_without_tracking_the_samples_are_written_and_no_process_starts(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("subprocess.Popen", started.append)
+    experiment = experiment_in(tmp_path, "tracking=none")
+    with live(experiment, PlainProgress()) as progress, progress.stage("load", 1):
+        time.sleep(0.5)
+    log = read_progress(tmp_path, run_id(experiment))
+    assert not started and log.end == "ended" and log.pid == os.getpid()
+    assert "load" in {s.stage for s in log.samples}
+
+
+def test_a_folder_that_cannot_be_written_leaves_the_cell_alone(tmp_path):
+    (tmp_path / "runs").write_text("a file, not a folder")
+    experiment = experiment_in(tmp_path / "runs", "tracking=none")
+    with live(experiment, PlainProgress()) as progress, progress.stage("load", 2) as advance:
+        advance()
+    assert (tmp_path / "runs").read_text() == "a file, not a folder"
+
+
+def test_stages_are_passed_on_and_counted_while_they_run():
+    seen = []
+
+    class Inner(PlainProgress):
+        def note(self, text):
+            seen.append(text)
+
+    watched = WatchedProgress(Inner())
+    with watched.stage("outer", 2) as outer, watched.stage("inner", 3) as inner:
+        outer()
+        inner(2)
+        assert [(s.title, s.done, s.total) for s in watched.stages] == [
+            ("outer", 1, 2),
+            ("inner", 2, 3),
+        ]
+    watched.note("hello")
+    assert seen == ["hello"] and not watched.stages
+
+
+def test_a_torn_or_foreign_progress_file_says_what_it_can(tmp_path):
+    writer = ProgressWriter(tmp_path, "r", "g")
+    writer.add(Sample(seconds=1.0, stage="load", done=0, total=1, memory_bytes=5))
+    path = progress_path(tmp_path, "r")
+    with path.open("a") as file:
+        file.write('{"seconds": 2.0, "stage": "lo')
+    log = read_progress(tmp_path, "r")
+    writer.end("ended")
+    assert [s.seconds for s in log.samples] == [1.0] and log.end is None and log.is_alive
+    path.write_text("[1, 2]\n")
+    assert read_progress(tmp_path, "r") is None
+    path.write_bytes(b"\xff\xfe")
+    assert read_progress(tmp_path, "r") is None

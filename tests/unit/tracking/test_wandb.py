@@ -1,0 +1,131 @@
+"""An offline W&B run of a whole record, read back with W&B's own reader."""
+
+import json
+
+import pytest
+from offline_runs import config_of, history_of, logged, only, summary_of
+from toy_runs import write_toy_run
+
+from faqbench.config.experiment import TrackingSection
+from faqbench.records import read_run
+from faqbench.report import ReportRequest, write_report
+from faqbench.tracking import Sample, Tracker
+from faqbench.tracking.samples import ProgressWriter
+from faqbench.tracking.view import find_baseline, view_of
+from faqbench.tracking.wandb import stable_id
+
+SECTION = TrackingSection.model_validate(
+    {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "group": "g", "tags": ()}
+)
+FP, FAQ = "smollm2-135m-fp-0123456789", "smollm2-135m-faq-w3-g64-s0-0a1b2c"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wandb")
+    write_toy_run(folder, "fp", run_id=FP)
+    write_toy_run(folder, "faq")
+    writer = ProgressWriter(folder, FAQ, "g")
+    for i, stage in enumerate(("load", "quantize", "evaluate")):
+        writer.add(Sample(seconds=i + 0.5, stage=stage, done=i, total=4, memory_bytes=10**9 + i))
+    writer.end("ended")
+    for name in (FP, FAQ):
+        Tracker(SECTION, folder).log(read_run(folder / name))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def records(runs):
+    return logged(runs, FAQ)
+
+
+def table(runs, name):
+    (path,) = runs.glob(f"wandb/offline-run-*-{FAQ}/files/media/table/tables/{name}_*.table.json")
+    return json.loads(path.read_text())
+
+
+def test_job_types_tell_the_baseline_from_the_cells(runs, records):
+    assert only(records, "run")[0]["job_type"] == "cell"
+    assert only(logged(runs, FP), "run")[0]["job_type"] == "baseline"
+
+
+def test_the_configuration_is_nested_and_has_the_fingerprints(records):
+    config = config_of(records)
+    assert config["quant"]["preview"]["gamma"] == 0.85
+    assert config["fingerprints"]["weights"] == "w" * 64
+
+
+def test_live_samples_are_history_over_seconds(records):
+    history = [row for row in history_of(records) if "live/seconds" in row]
+    assert [row["live/stage"] for row in history] == ["load", "quantize", "evaluate"]
+    assert [row["live/done_frac"] for row in history] == [0, 0.25, 0.5]
+    axes = {m.get("glob_name"): m.get("step_metric") for m in only(records, "metric")}
+    assert axes["live/*"] == "live/seconds" and axes["blocks/*"] == "block"
+
+
+def test_every_block_has_a_step_with_all_curves(records):
+    history = [row for row in history_of(records) if "block" in row]
+    assert [row["block"] for row in history] == list(range(30))
+    curves = {f"blocks/{name}" for name in ("relative_error", "qkv_error", "down_error",
+              "alone_error", "added_up_error", "cosine")}  # fmt: skip
+    assert all(curves <= set(row) for row in history)
+
+
+def test_the_summary_holds_results_and_no_point_of_a_curve(records):
+    summary = summary_of(records)
+    assert not [k for k in summary if k.startswith(("blocks/", "live/", "block"))]
+    assert summary["eval/heldout-wiki-512/kl_divergence"] > 0
+
+
+def test_the_steps_only_ever_grow(records):
+    steps = [row["_step"] for row in history_of(records)]
+    assert steps == sorted(set(steps))
+
+
+def test_the_comparison_with_the_baseline_is_a_typed_table_with_intervals(runs):
+    found = table(runs, "comparison")
+    rows = [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
+    row = next(r for r in rows if r["metric"] == "heldout-wiki-512/perplexity")
+    assert row["low"] < row["difference"] < row["high"] and row["unit"] == "%"
+    assert row["is_significant"] is True and row["value"] > row["baseline"]
+    assert {r["metric"] for r in rows} >= {"boolq_validation/acc", "mean accuracy/acc"}
+
+
+def test_linears_and_metrics_are_tables(runs):
+    assert len(table(runs, "linears")["data"]) == 210
+    assert table(runs, "metrics")["columns"][:3] == ["task", "name", "value"]
+
+
+def test_key_plots_are_images(runs):
+    folder = next(runs.glob(f"wandb/offline-run-*-{FAQ}"))
+    names = {p.name.partition("_")[0] for p in folder.glob("files/media/images/plots/*.png")}
+    assert names == {"differences", "depth", "linears", "exponents"}
+
+
+def test_results_are_an_artifact_and_the_baselines_are_its_input(runs, records):
+    found = {a["name"]: a for a in only(records, "artifact")}
+    own, baseline = found[f"results-{stable_id(FAQ)}"], found[f"results-{stable_id(FP)}"]
+    names = {entry["path"] for entry in own["manifest"]["contents"]}
+    assert names == {"record.json", "config.yaml", "items.parquet", "layers.parquet"}
+    assert baseline["use_after_commit"] and not own.get("use_after_commit")
+    same = next(a for a in only(logged(runs, FP), "artifact") if a["name"] == baseline["name"])
+    assert same["digest"] == baseline["digest"]
+    assert summary_of(records)["baseline"] == FP
+
+
+def test_a_baseline_of_other_weights_is_none(runs):
+    record = read_run(runs / FAQ).record
+    assert find_baseline(runs, record).run_id == FP
+    other = {**record.fingerprints, "weights": "x"}
+    assert find_baseline(runs, type(record)(**{**vars(record), "fingerprints": other})) is None
+    assert view_of(read_run(runs / FP), runs).baseline is None
+
+
+def test_a_report_is_a_run_of_its_own_with_its_page(runs, tmp_path):
+    paths = write_report(ReportRequest(runs=runs, reports=tmp_path, name="study", select=("*fp*",)))
+    Tracker(SECTION, tmp_path).show_report(paths.folder)
+    records = logged(tmp_path, "report-study")
+    assert only(records, "run")[0]["job_type"] == "report"
+    files = {p.name.partition("_")[0] for p in tmp_path.rglob("files/media/**/*") if p.is_file()}
+    assert {"page", "cost", "results", "published"} <= files
+    assert [a["type"] for a in only(records, "artifact")].count("report") == 1
