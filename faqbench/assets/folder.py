@@ -7,7 +7,6 @@ read-only.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -109,33 +108,9 @@ def _locked(path: Path, asset: Asset, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-_Signature = tuple[str, tuple[tuple[str, int, int], ...]]
-_sound: dict[Path, _Signature] = {}
-
-
 def _damage(target: Path, asset: Asset) -> str | None:
     """Say what is wrong with a folder; unchanged files are hashed only once in a process."""
-    if not target.exists():
-        return "it is missing"
-    try:
-        signature = _signature(target, asset)
-    except FileNotFoundError:
-        return "it changed while it was read"
-    if _sound.get(target) == signature:
-        return None
-    damage = find_damage(target, asset.key())
-    if damage is None:
-        _sound[target] = signature
-    return damage
-
-
-def _signature(target: Path, asset: Asset) -> _Signature:
-    files = sorted(path for path in target.rglob("*") if path.is_file())
-    stats = [(path, path.stat()) for path in files]
-    return json.dumps(asset.key()), tuple(
-        (path.relative_to(target).as_posix(), stat.st_size, stat.st_mtime_ns)
-        for path, stat in stats
-    )
+    return find_damage(target, asset.key()) if target.exists() else "it is missing"
 
 
 def _make(asset: Asset, target: Path, progress: Progress) -> None:
