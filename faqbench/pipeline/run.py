@@ -5,38 +5,41 @@ from __future__ import annotations
 import dataclasses
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 
 from faqbench.config import Experiment, run_id
-from faqbench.models import load_model, resolve_device
+from faqbench.models import LoadedModel, ModelHolder, resolve_device
 from faqbench.pipeline.bias import bias_distance, calibration_warnings, describe_calibration
 from faqbench.pipeline.calibrating import calibration_set
+from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
-from faqbench.pipeline.statistics import activation_store
+from faqbench.pipeline.quantizing import quantized_weights
+from faqbench.pipeline.statistics import statistics_of
 from faqbench.pipeline.timing import Timings
-from faqbench.quantization import (
-    Calibration,
-    QuantizedModel,
-    assign_grids,
-    quantize_model,
-    reads_store,
-)
+from faqbench.quantization import QuantizedModel
 from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, read_record, write_run
 from faqbench.stages import Progress, StageCache
 
 
-def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> RunData:
+def run(
+    experiment: Experiment,
+    *,
+    cache: StageCache,
+    progress: Progress,
+    holder: ModelHolder | None = None,
+) -> RunData:
     """Run one cell and write its folder.
 
     Args:
         experiment: what to run.
         cache: where finished stages are kept and found.
         progress: told of every stage.
+        holder: keeps the model for the next cell of this process.
 
     Returns:
         The record with its tables, as written to `paths.runs`.
@@ -46,50 +49,41 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
     """
     timings, device = Timings(), resolve_device(experiment.device)
     start_peak_memory(device)
-    with timings.stage("load"):
-        working_dtype = getattr(torch, experiment.calibration.dtype)
-        loaded = load_model(experiment.model, working_dtype, device, progress)
-    fingerprints = {"weights": loaded.fingerprint}
-    # Before the long stages, since it finds the user's mistakes.
-    grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
+    model = CellModel(experiment, device, holder or ModelHolder(), timings, progress)
+    model.find_facts(cache)
+    fingerprints = {"weights": model.fingerprint}
 
-    store = calibration = None
+    calibration = statistics = None
     facts: dict[str, Any] = {}
     warnings: tuple[str, ...] = ()
     if experiment.needs_calibration:
         with timings.stage("calibrate") as stage:
-            drawn, stage.cached = calibration_set(experiment, loaded.tokenizer, cache, progress)
-        fingerprints["calibration"] = drawn.fingerprint
-        calibration = Calibration(
-            tokens=drawn.tokens,
-            batch_size=experiment.calibration.batch_size,
-            select=experiment.calibration.tokens,
-        )
-        if reads_store(experiment.quant):
-            with timings.stage("statistics") as stage:
-                store, stage.cached = activation_store(experiment, loaded, drawn, cache, progress)
-        facts = describe_calibration(experiment, drawn)
-        warnings = calibration_warnings(experiment, drawn)
+            calibration, stage.cached = calibration_set(
+                experiment, model.tokenizer, cache, progress
+            )
+        fingerprints["calibration"] = calibration.fingerprint
+        statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
+        facts = describe_calibration(experiment, calibration)
+        warnings = calibration_warnings(experiment, calibration)
         with timings.stage("bias_distance") as stage:
             facts["bias_distance"], stage.cached = bias_distance(
-                experiment, loaded, drawn, store, cache, progress
+                experiment, model, calibration, statistics, cache, progress
             )
 
     quantized = None
     if experiment.quantizes:
-        with timings.stage("quantize"):
-            quantized = quantize_model(
-                loaded, experiment.quant, grids, store, calibration, progress
-            )
+        quantized = quantized_weights(
+            experiment, model, calibration, statistics, fingerprints, cache, timings, progress
+        )
 
-    loaded.model.to(getattr(torch, experiment.dtype))
+    seen = cast(LoadedModel, model)
     with timings.stage("evaluate") as stage:
-        evaluated = evaluate(experiment, loaded, fingerprints, cache, progress)
+        evaluated = evaluate(experiment, seen, fingerprints, cache, progress)
         stage.cached = evaluated.cached
 
     evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
-    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device)
-    data = dataclasses.replace(data, record=check_gates(data.record, loaded, quantized))
+    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device, cache)
+    data = dataclasses.replace(data, record=check_gates(data.record, seen, quantized))
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 
@@ -109,7 +103,7 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
 def write_failure(experiment: Experiment, error: str) -> RunData:
     """Write the record of a cell that failed, so that reports list it and the next sweep retries it."""
     device = torch.device("cpu")
-    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), device, error=error)
+    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), device, None, error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 
@@ -127,6 +121,7 @@ def _record(
     evaluated: Evaluated,
     timings: Timings,
     device: torch.device,
+    cache: StageCache | None,
     error: str | None = None,
 ) -> RunData:
     import pandas as pd
@@ -139,6 +134,8 @@ def _record(
     if quantized:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts
+    if cache is not None:
+        extra["stage_keys"] = [dataclasses.asdict(use) for use in cache.uses]
     record = RunRecord(
         schema_version=SCHEMA_VERSION,
         run_id=run_id(experiment),

@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache as once
 from pathlib import Path
 
 from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
-from faqbench.models import LoadedModel
-from faqbench.quantization import ActivationStore, observe
-from faqbench.quantization.activations import CODE_VERSION
+from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import statistics_key
+from faqbench.pipeline.timing import Timings
+from faqbench.quantization import ActivationStore, observe, reads_store
 from faqbench.stages import Progress, StageCache
 
+Statistics = Callable[[], ActivationStore]
 
-def activation_store(
+
+def statistics_of(
     experiment: Experiment,
-    loaded: LoadedModel,
+    model: CellModel,
     calibration: CalibrationSet,
     cache: StageCache,
+    timings: Timings,
     progress: Progress,
-) -> tuple[ActivationStore, bool]:
-    """Return the statistics of a calibration set, and whether they were cached.
+) -> Statistics | None:
+    """Return a function that gives the statistics of a calibration set when a stage needs them.
 
-    They depend on the weights, the tokens, how tokens count and the batch size (by rounding); not on
-    bits, window, gamma or any other choice of a quantizer, so one pass serves a whole sweep.
+    Returns:
+        None for methods that read no statistics of the full precision pass.
     """
-    settings = experiment.calibration
+    if not reads_store(experiment.quant):
+        return None
 
     def build(folder: Path) -> None:
         observe(
-            loaded,
+            model.pristine(),
             calibration.tokens,
-            batch_size=settings.batch_size,
-            select=settings.tokens,
+            batch_size=experiment.calibration.batch_size,
+            select=experiment.calibration.tokens,
             folder=folder,
             progress=progress,
         )
 
-    key = {
-        "version": CODE_VERSION,
-        "weights": loaded.fingerprint,
-        "tokens": calibration.fingerprint,
-        "select": settings.tokens,
-        "batch_size": settings.batch_size,
-        "device": next(loaded.model.parameters()).device.type,
-    }
-    entry = cache.get("statistics", key, build)
-    device = next(loaded.model.parameters()).device
-    return ActivationStore(entry.path, device), entry.cached
+    @once
+    def statistics() -> ActivationStore:
+        tokens = calibration.fingerprint
+        key = statistics_key(experiment, model.fingerprint, tokens, model.device.type)
+        with timings.stage("statistics") as stage:
+            entry = cache.get("statistics", key, build)
+            stage.cached = entry.cached
+        return ActivationStore(entry.path, model.device)
+
+    return statistics

@@ -79,7 +79,7 @@ def test_a_run_without_kept_items_has_metrics_and_no_tables(cell, run):
 def test_a_mistake_is_found_before_the_long_stages(run, tmp_path):
     with pytest.raises(UserError, match="matches no linear"):
         run("quant=awq", "quant.skip=[lm_head]")
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "stages" / "statistics").exists()
 
 
 def test_only_a_finished_record_counts_as_done(cell, run):
