@@ -76,7 +76,7 @@ def run(
             experiment, model, calibration, statistics, fingerprints, cache, timings, progress
         )
 
-    seen = cast(LoadedModel, model)
+    seen = cast("LoadedModel", model)
     with timings.stage("evaluate") as stage:
         evaluated = evaluate(experiment, seen, fingerprints, cache, progress)
         stage.cached = evaluated.cached
