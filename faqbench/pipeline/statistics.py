@@ -6,13 +6,16 @@ from collections.abc import Callable
 from functools import cache as once
 from pathlib import Path
 
+import torch
+
 from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
+from faqbench.models import LoadedModel
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.keys import statistics_key
 from faqbench.pipeline.timing import Timings
 from faqbench.quantization import ActivationStore, observe, reads_store
-from faqbench.stages import Progress, StageCache
+from faqbench.stages import CacheEntry, Progress, StageCache
 
 Statistics = Callable[[], ActivationStore]
 
@@ -33,9 +36,45 @@ def statistics_of(
     if not reads_store(experiment.quant):
         return None
 
+    @once
+    def statistics() -> ActivationStore:
+        with timings.stage("statistics") as stage:
+            entry = _entry(
+                experiment, model.pristine, model.fingerprint, model.device, calibration, cache, progress
+            )
+            stage.cached = entry.cached
+        return ActivationStore(entry.path, model.device)
+
+    return statistics
+
+
+def activation_store(
+    experiment: Experiment,
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    cache: StageCache,
+    progress: Progress,
+) -> tuple[ActivationStore, bool]:
+    """Return the statistics of a calibration set of a model in hand, and whether they were cached."""
+    device = next(loaded.model.parameters()).device
+    entry = _entry(
+        experiment, lambda: loaded, loaded.fingerprint, device, calibration, cache, progress
+    )
+    return ActivationStore(entry.path, device), entry.cached
+
+
+def _entry(
+    experiment: Experiment,
+    pristine: Callable[[], LoadedModel],
+    weights: str,
+    device: torch.device,
+    calibration: CalibrationSet,
+    cache: StageCache,
+    progress: Progress,
+) -> CacheEntry:
     def build(folder: Path) -> None:
         observe(
-            model.pristine(),
+            pristine(),
             calibration.tokens,
             batch_size=experiment.calibration.batch_size,
             select=experiment.calibration.tokens,
@@ -43,13 +82,5 @@ def statistics_of(
             progress=progress,
         )
 
-    @once
-    def statistics() -> ActivationStore:
-        tokens = calibration.fingerprint
-        key = statistics_key(experiment, model.fingerprint, tokens, model.device.type)
-        with timings.stage("statistics") as stage:
-            entry = cache.get("statistics", key, build)
-            stage.cached = entry.cached
-        return ActivationStore(entry.path, model.device)
-
-    return statistics
+    key = statistics_key(experiment, weights, calibration.fingerprint, device.type)
+    return cache.get("statistics", key, build)

@@ -11,6 +11,7 @@ listed, and a run folder appears by one rename.
 """
 
 from faqbench.records.compact import compact_run, write_compact_run
+from faqbench.records.results import differences, result_of
 from faqbench.records.run_record import (
     SCHEMA_VERSION,
     Gate,
@@ -36,10 +37,12 @@ __all__ = [
     "RunRecord",
     "StageTiming",
     "compact_run",
+    "differences",
     "find_runs",
     "read_record",
     "read_run",
     "read_sweep",
+    "result_of",
     "write_compact_run",
     "write_run",
     "write_sweep",
