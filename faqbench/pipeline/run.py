@@ -22,7 +22,7 @@ from faqbench.pipeline.quantizing import quantized_weights
 from faqbench.pipeline.statistics import statistics_of
 from faqbench.pipeline.timing import Timings
 from faqbench.quantization import QuantizedModel
-from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, read_record, write_run
+from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, write_run
 from faqbench.stages import Progress, StageCache
 
 
@@ -83,21 +83,10 @@ def run(
 
     evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
     data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device, cache)
-    data = dataclasses.replace(data, record=check_gates(data.record, seen, quantized))
+    record = _failed_if_not_finite(check_gates(data.record, seen, quantized))
+    data = dataclasses.replace(data, record=record)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
-
-
-def finished_record(experiment: Experiment) -> RunRecord | None:
-    """Return the record of this cell when it finished before and is not asked to run again."""
-    folder = experiment.paths.runs / run_id(experiment)
-    if experiment.rerun or not (folder / "record.json").is_file():
-        return None
-    try:
-        record = read_record(folder)
-    except ValueError:
-        return None  # damaged or of another schema: running again replaces it
-    return record if record.status == "finished" else None
 
 
 def write_failure(experiment: Experiment, error: str) -> RunData:
@@ -106,6 +95,15 @@ def write_failure(experiment: Experiment, error: str) -> RunData:
     data = _record(experiment, {}, {}, None, Evaluated(), Timings(), device, None, error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
+
+
+def _failed_if_not_finite(record: RunRecord) -> RunRecord:
+    """Call a cell failed whose metrics are not numbers; other gates only mark it."""
+    for gate in record.gates:
+        if gate.name == "finite" and not gate.passed:
+            error = f"The gate on finite metrics failed: {gate.detail}."
+            return dataclasses.replace(record, status="failed", error=error)
+    return record
 
 
 def config_yaml(experiment: Experiment) -> str:
