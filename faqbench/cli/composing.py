@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -194,8 +195,20 @@ class _QuickComposer:
 def composer() -> Iterator[None]:
     """Make Hydra ready to compose from `conf/`."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir().absolute()), version_base=VERSION_BASE):
+    with (
+        warnings.catch_warnings(),
+        initialize_config_dir(str(conf_dir().absolute()), version_base=VERSION_BASE),
+    ):
+        accept_launchers_of_ours()
         yield
+
+
+def accept_launchers_of_ours() -> None:
+    """Silence Hydra 1.3's warning that our yamls in `hydra/launcher` complete its plugins' own.
+
+    They are meant to: `hydra/launcher=joblib` is what a user types, and the plugin's fields check ours.
+    """
+    warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
 
 
 def _compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:

@@ -26,7 +26,14 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from faqbench.cli.composing import CONFIG_NAME, VERSION_BASE, Cell, composer, conf_dir
+from faqbench.cli.composing import (
+    CONFIG_NAME,
+    VERSION_BASE,
+    Cell,
+    accept_launchers_of_ours,
+    composer,
+    conf_dir,
+)
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
 from faqbench.stages import hash_json
@@ -34,6 +41,9 @@ from faqbench.stages import hash_json
 Task = Callable[[DictConfig], float]
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 _EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
+
+
+accept_launchers_of_ours()  # workers compose before any code of ours runs in them
 
 
 def in_order(cells: Sequence[Cell]) -> list[Cell]:
@@ -90,7 +100,7 @@ def check_launcher(config: DictConfig) -> None:
     Raises:
         UserError: with the command that installs it.
     """
-    module = str(config.launcher._target_).rpartition(".")[0]
+    module = str(config.launcher.get("_target_", "not.installed")).rpartition(".")[0]
     name = config.runtime.choices.get("hydra/launcher")
     try:
         known = importlib.util.find_spec(module) is not None
