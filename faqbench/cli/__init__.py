@@ -18,6 +18,7 @@ VERBS = {
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
     "presearch": "faqbench.cli.presearch",
+    "plan": "faqbench.cli.plan",
     "report": "faqbench.cli.report",
     "show": "faqbench.cli.show",
     "sync": "faqbench.cli.sync",

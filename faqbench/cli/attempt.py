@@ -21,12 +21,17 @@ from faqbench.stages import Progress, StageCache
 
 if TYPE_CHECKING:
     from faqbench.models import ModelHolder
+    from faqbench.pipeline.planning import Estimate
 
 _TRACEBACK_LINES = 12
 
 
-def attempt(experiment: Experiment) -> RunRecord:
+def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunRecord:
     """Run a cell, unless it finished before or another process runs it just now.
+
+    Args:
+        experiment: the cell.
+        estimate: what a plan said of it.
 
     Raises:
         UserError: when not even a record can be written.
@@ -45,7 +50,7 @@ def attempt(experiment: Experiment) -> RunRecord:
         if waited and (record := _record_of(experiment)) is not None:
             return record
         progress.note(f"{name}: running")
-        return _run(experiment, progress)
+        return _run(experiment, estimate, progress)
 
 
 def record_failure(experiment: Experiment, error: str) -> RunRecord:
@@ -59,12 +64,18 @@ def record_failure(experiment: Experiment, error: str) -> RunRecord:
     return _show(experiment, pipeline.write_failure(experiment, error))
 
 
-def _run(experiment: Experiment, progress: Progress) -> RunRecord:
+def _run(experiment: Experiment, estimate: Estimate | None, progress: Progress) -> RunRecord:
     from faqbench import pipeline
 
     try:
         with StageCache(max_bytes=experiment.cache.max_bytes) as stages:
-            data = pipeline.run(experiment, cache=stages, progress=progress, holder=_holder())
+            data = pipeline.run(
+                experiment,
+                cache=stages,
+                progress=progress,
+                holder=_holder(),
+                estimate=estimate,
+            )
     except UserError as error:
         return record_failure(experiment, str(error))
     except Exception:  # noqa: BLE001 - a failing cell is a failed record, and its sweep goes on

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ from faqbench.cli.composing import (
     to_experiment,
 )
 from faqbench.cli.conclusion import conclude
+from faqbench.cli.estimating import estimates_of
 from faqbench.cli.isolation import attempt_in_a_process
 from faqbench.cli.launching import check_launcher, is_search, run_one, run_search, show
 from faqbench.cli.sweep import run_sweep
@@ -36,6 +39,8 @@ from faqbench.stages.cache import cache_root
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from faqbench.pipeline.planning import Estimate
 
 
 def run(arguments: list[str]) -> int:
@@ -54,9 +59,10 @@ def run(arguments: list[str]) -> int:
     try:
         match request.kind:
             case "cell":
-                run_one(all_overrides(flags), run_cell)
                 first = request.experiments[0]
-                return conclude(first, [run_id(first)], is_sweep=False)
+                estimates = estimates_of([first])
+                run_one(all_overrides(flags), partial(run_cell, estimates=estimates))
+                return conclude(first, [run_id(first)], is_sweep=False, planned=estimates)
             case "sweep":
                 return run_sweep(request, all_overrides(flags), run_cell)
             case "search":
@@ -67,8 +73,12 @@ def run(arguments: list[str]) -> int:
         raise
 
 
-def run_cell(config: DictConfig) -> float:
+def run_cell(config: DictConfig, estimates: Mapping[str, Estimate] | None = None) -> float:
     """Run one cell, in whatever process a launcher put it, and return its objective.
+
+    Args:
+        config: as Hydra composed it.
+        estimates: what a plan said of the cells, by run id.
 
     Returns:
         The first metric, turned so that smaller is better; infinity when the cell failed.
@@ -80,9 +90,10 @@ def run_cell(config: DictConfig) -> float:
         note_cell(runs, group, run_id(experiment))
     if group is not None and experiment.on_error == "stop" and is_stopped(runs, group):
         return float("inf")
+    estimate = (estimates or {}).get(run_id(experiment))
     with own_place(experiment, hydra_config.launcher):
-        isolated = experiment.isolate == "process"
-        record = attempt_in_a_process(experiment) if isolated else attempt(experiment)
+        run_it = attempt_in_a_process if experiment.isolate == "process" else attempt
+        record = run_it(experiment, estimate)
     return _objective(record)
 
 

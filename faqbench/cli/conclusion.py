@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from faqbench.cli.console import print_table
+from faqbench.cli.estimating import how_it_turned_out
 from faqbench.config.experiment import Experiment
 from faqbench.records import RunRecord, read_record
 from faqbench.report import ReportRequest, summary_rows, write_report
 
 
 def conclude(
-    experiment: Experiment, run_ids: Sequence[str], *, is_sweep: bool, problems: Sequence[str] = ()
+    experiment: Experiment,
+    run_ids: Sequence[str],
+    *,
+    is_sweep: bool,
+    planned: Collection[str] = (),
+    problems: Sequence[str] = (),
 ) -> int:
     """Show what the cells gave, write the report that was asked for, and choose the exit code.
 
@@ -21,6 +27,7 @@ def conclude(
         experiment: any cell, for the folders and the report.
         run_ids: of all cells.
         is_sweep: whether there may be several.
+        planned: run ids of the cells that were not skipped, whose estimates are compared.
         problems: why cells left no record, one sentence each.
 
     Returns:
@@ -38,6 +45,9 @@ def conclude(
         _write_report(experiment, run_ids)
     elif not is_sweep and records and not failed:
         print(f"Record: {runs / records[0].run_id}")
+    ran = [r for r in records if r.run_id in planned]
+    if ran and (line := how_it_turned_out(ran)) is not None:
+        print(line)
     for problem in dict.fromkeys(problems):
         print(f"faqbench: {problem}", file=sys.stderr)
     if not is_sweep:

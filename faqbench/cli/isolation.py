@@ -1,6 +1,6 @@
 """`isolate=process`: a cell in a process of its own, whose death is that cell's failure and no other's.
 
-    python -m faqbench.cli.isolation < experiment.json
+    python -m faqbench.cli.isolation < cell.json     {"experiment": …, "estimate": …}
 
 The parent loads no model and needs little memory, so what the system kills for want of memory is the
 child. A child ends with code 0 when the record is written, whatever its status.
@@ -8,10 +8,12 @@ child. A child ends with code 0 when the record is written, whatever its status.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,8 +26,14 @@ from faqbench.records import RunRecord, read_record
 _SECONDS_TO_FINISH = 20.0
 
 
-def attempt_in_a_process(experiment: Experiment) -> RunRecord:
+def attempt_in_a_process(
+    experiment: Experiment, estimate: Mapping[str, float] | None = None
+) -> RunRecord:
     """Run a cell in a process of its own and return its record.
+
+    Args:
+        experiment: the cell.
+        estimate: what a plan said of it.
 
     Raises:
         UserError: when no record can be written.
@@ -37,7 +45,8 @@ def attempt_in_a_process(experiment: Experiment) -> RunRecord:
         text=True,
     )
     try:
-        child.communicate(experiment.model_dump_json())
+        cell = {"experiment": experiment.model_dump(mode="json"), "estimate": estimate}
+        child.communicate(json.dumps(cell))
     except BaseException:  # Ctrl-C reaches the child as well: let it finish cleanly
         with suppress(subprocess.TimeoutExpired):
             child.wait(_SECONDS_TO_FINISH)
@@ -54,10 +63,11 @@ def attempt_in_a_process(experiment: Experiment) -> RunRecord:
 def main() -> int:
     """Run the cell that is described on standard input."""
     try:
-        experiment = Experiment.model_validate_json(sys.stdin.read())
+        cell = json.load(sys.stdin)
+        experiment = Experiment.model_validate_json(json.dumps(cell["experiment"]))
         if experiment.memory_limit_gigabytes is not None:
             limit_memory(int(experiment.memory_limit_gigabytes * 1e9))
-        attempt(experiment)
+        attempt(experiment, cell["estimate"])
     except UserError as error:
         print(f"faqbench: {error}", file=sys.stderr)
         return 2

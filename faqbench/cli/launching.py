@@ -38,7 +38,7 @@ from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
 from faqbench.stages import hash_json
 
-Task = Callable[[DictConfig], float]
+Task = Callable[..., float]  # of a composed configuration
 _BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 _EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 

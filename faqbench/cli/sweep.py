@@ -8,12 +8,14 @@ failed, and the others finish.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from faqbench.cli.attempt import record_failure
 from faqbench.cli.composing import Cell, Request
 from faqbench.cli.conclusion import conclude
 from faqbench.cli.console import console_progress
+from faqbench.cli.estimating import estimates_of
 from faqbench.cli.launching import Task, in_order, launch
 from faqbench.cli.workers import kind_of
 from faqbench.config import UserError, run_id
@@ -46,8 +48,10 @@ def run_sweep(request: Request, overrides: list[str], task: Task) -> int:
     if left:
         clear_sweep(runs, name)
     can_launch_again = kind_of(request.hydra.launcher) in _ENDS_WITH_ITS_JOBS
-    problems = _launch_all(left, overrides, name, task, can_launch_again=can_launch_again)
-    return conclude(first, run_ids, is_sweep=True, problems=problems)
+    estimates = estimates_of([c.experiment for c in left])
+    planned = partial(task, estimates=estimates)
+    problems = _launch_all(left, overrides, name, planned, can_launch_again=can_launch_again)
+    return conclude(first, run_ids, is_sweep=True, planned=estimates, problems=problems)
 
 
 def _unfinished(cells: Sequence[Cell]) -> list[Cell]:

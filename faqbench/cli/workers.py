@@ -71,6 +71,17 @@ def kind_of(launcher: Mapping[str, Any]) -> str:
     return names.get(target.rpartition(".")[2], "basic")
 
 
+def n_workers(launcher: Mapping[str, Any]) -> int:
+    """Return how many cells run at once on this machine, as far as that is known beforehand."""
+    kind = kind_of(launcher)
+    if kind == "joblib":
+        n_jobs = int(launcher.get("n_jobs", -1))
+        return n_jobs if n_jobs > 0 else n_cores()
+    if kind == "submitit_local":
+        return max(1, n_cores() // int(launcher.get("cpus_per_task") or 1))
+    return 1
+
+
 def threads_per_cell(kind: str, launcher: Mapping[str, Any], cores: int) -> int:
     """Return how many threads a cell may use, so that all cells of the machine use its cores once."""
     if kind == "joblib":

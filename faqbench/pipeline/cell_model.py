@@ -50,6 +50,7 @@ class CellModel:
         experiment: Experiment,
         device: torch.device,
         holder: ModelHolder,
+        cache: StageCache,
         timings: Timings,
         progress: Progress,
     ) -> None:
@@ -57,13 +58,14 @@ class CellModel:
         self.facts = WeightFacts(fingerprint="", n_linears=0, n_parameters=0)
         self._experiment = experiment.model_copy(update={"model": pinned(experiment.model)})
         self._holder = holder
+        self._cache = cache
         self._timings = timings
         self._progress = progress
         self._loaded: LoadedModel | None = None
         self._state = "absent"  # then pristine, quantized, evaluated
         self._quantized: Path | None = None
 
-    def find_facts(self, cache: StageCache) -> None:
+    def find_facts(self) -> None:
         """Look the facts up, or load the model and take them.
 
         Raises:
@@ -75,7 +77,7 @@ class CellModel:
                 self.pristine()
                 key = weights_key(self._experiment)
                 assert key is not None, "a model that was loaded has a source"
-            entry = cache.get("weights", key, self._write_facts)
+            entry = self._cache.get("weights", key, self._write_facts)
             stage.cached = entry.cached
         self.facts = WeightFacts(**json.loads((entry.path / "facts.json").read_text()))
 
@@ -97,7 +99,7 @@ class CellModel:
     def pristine(self) -> LoadedModel:
         """Return the model with its weights as loaded, for those who only read them."""
         n_loads = self._holder.n_loads
-        with self._timings.stage("load") as stage:
+        with self._timings.stage("load") as stage, self._cache.uncounted():
             self._loaded = self._holder.pristine(
                 self._experiment.model,
                 getattr(torch, self._experiment.calibration.dtype),

@@ -18,6 +18,7 @@ import torch
 
 from faqbench.config import Experiment
 from faqbench.config.identity import calibration_identity, quant_identity
+from faqbench.evaluation import HARNESS_VERSION, SCORER_VERSION
 from faqbench.models import weights_source
 from faqbench.quantization import CHECKPOINT_VERSION
 from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
@@ -77,6 +78,34 @@ def quantized_key(experiment: Experiment, fingerprints: Mapping[str, str], devic
     key["files"] = CHECKPOINT_VERSION
     key["trace_windows"] = experiment.quant.trace_windows if experiment.needs_calibration else 0
     return key
+
+
+def protocol_key(
+    experiment: Experiment, fingerprints: Mapping[str, str], name: str, device: str
+) -> Key:
+    """Return the key of a protocol's token scores; `fingerprints` has `protocol/<name>`."""
+    return {
+        "version": SCORER_VERSION,
+        "model": evaluated_key(experiment, fingerprints, device),
+        "tokens": fingerprints[f"protocol/{name}"],
+        "batch_size": experiment.evaluation.batch_size,
+    }
+
+
+def task_key(
+    experiment: Experiment, fingerprints: Mapping[str, str], name: str, device: str
+) -> Key:
+    """Return the key of a task's results."""
+    settings = experiment.evaluation
+    return {
+        "version": HARNESS_VERSION,
+        "model": evaluated_key(experiment, fingerprints, device),
+        "task": name,
+        "limit": experiment.n_documents(),
+        "batch_size": settings.batch_size,
+        "add_bos": settings.add_bos,
+        "num_fewshot": settings.num_fewshot,
+    }
 
 
 def evaluated_key(experiment: Experiment, fingerprints: Mapping[str, str], device: str) -> Key:

@@ -72,7 +72,7 @@ def quantized_weights(
 
     key = quantized_key(experiment, fingerprints, model.device.type)
     with timings.stage("quantize") as stage:
-        entry = cache.get("quantized", key, build)
+        entry = cache.get("quantized", key, build, experiment.quant.name)
         stage.cached = entry.cached
         model.use(entry.path)
     return read_reports(entry.path)

@@ -18,6 +18,7 @@ from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
+from faqbench.pipeline.planning import Estimate, compare_with_plan, note_found
 from faqbench.pipeline.quantizing import quantized_weights
 from faqbench.pipeline.statistics import statistics_of
 from faqbench.pipeline.timing import Timings
@@ -32,6 +33,7 @@ def run(
     cache: StageCache,
     progress: Progress,
     holder: ModelHolder | None = None,
+    estimate: Estimate | None = None,
 ) -> RunData:
     """Run one cell and write its folder.
 
@@ -40,6 +42,7 @@ def run(
         cache: where finished stages are kept and found.
         progress: told of every stage.
         holder: keeps the model for the next cell of this process.
+        estimate: what a plan said of the cell, to be compared with what happens.
 
     Returns:
         The record with its tables, as written to `paths.runs`.
@@ -49,8 +52,8 @@ def run(
     """
     timings, device = Timings(), resolve_device(experiment.device)
     start_peak_memory(device)
-    model = CellModel(experiment, device, holder or ModelHolder(), timings, progress)
-    model.find_facts(cache)
+    model = CellModel(experiment, device, holder or ModelHolder(), cache, timings, progress)
+    model.find_facts()
     fingerprints = {"weights": model.fingerprint}
 
     calibration = statistics = None
@@ -84,7 +87,10 @@ def run(
     evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
     data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device, cache)
     record = _failed_if_not_finite(check_gates(data.record, seen, quantized))
+    if estimate is not None:
+        record.extra["plan"] = compare_with_plan(estimate, record, cache.uses)
     data = dataclasses.replace(data, record=record)
+    note_found(experiment, record.fingerprints, cache)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 

@@ -112,7 +112,7 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
     arguments = [*arguments, "model=tiny-llama", f"paths.runs={tmp_path}"]
     ran = []
 
-    def note(config):
+    def note(config, estimates=None):
         ran.append(run_id(to_experiment(config)))
         return 0.0
 
