@@ -14,12 +14,15 @@ from collections.abc import Sequence
 from faqbench.config import UserError
 
 VERBS = {
+    "cache": "faqbench.cli.cache",
     "compact": "faqbench.cli.compact",
+    "doctor": "faqbench.cli.doctor",
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
-    "presearch": "faqbench.cli.presearch",
     "plan": "faqbench.cli.plan",
+    "presearch": "faqbench.cli.presearch",
     "report": "faqbench.cli.report",
+    "rm": "faqbench.cli.remove",
     "show": "faqbench.cli.show",
     "sync": "faqbench.cli.sync",
 }

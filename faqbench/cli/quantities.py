@@ -29,6 +29,16 @@ def n_bytes(value: float) -> str:
     return f"{value:.0f} B"
 
 
+def ago(seconds_ago: float) -> str:
+    """Return how long ago something was, in one unit."""
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds_ago >= size:
+            return f"{seconds_ago / size:.0f} {name} ago"
+    return "now"
+
+
 def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, as in `1 cell` and `2 cells`."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+    """Return a count with its noun, as in `1 cell`, `2 cells` and `2 entries`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun[:-1]}ies" if noun.endswith("y") else f"{count} {noun}s"

@@ -40,7 +40,13 @@ def statistics_of(
     def statistics() -> ActivationStore:
         with timings.stage("statistics") as stage:
             entry = _entry(
-                experiment, model.pristine, model.fingerprint, model.device, calibration, cache, progress
+                experiment,
+                model.pristine,
+                model.fingerprint,
+                model.device,
+                calibration,
+                cache,
+                progress,
             )
             stage.cached = entry.cached
         return ActivationStore(entry.path, model.device)

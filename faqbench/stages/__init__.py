@@ -17,6 +17,7 @@ from faqbench.stages.inventory import (
     evict,
     find_damaged,
     list_entries,
+    oldest_over,
     remove_entry,
     tidy,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "hash_json",
     "hash_text",
     "list_entries",
+    "oldest_over",
     "remove_entry",
     "tidy",
     "write_manifest",

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,17 +73,25 @@ def evict(root: Path, max_bytes: int) -> list[StoredEntry]:
         What was removed.
     """
     entries = [e for folder in _stage_folders(root) for e in _entries_in(folder)]
-    now = time.time()
-    # A stamp from the future is that of a clock since set back: its entry is as good as just used.
-    entries.sort(key=lambda e: (min(e.used, now), e.title))
     total, removed = sum(e.n_bytes for e in entries), []
-    for entry in entries:
+    for entry in _least_recent(entries):
         if total <= max_bytes:
             break
         if remove_entry(entry):
             total -= entry.n_bytes
             removed.append(entry)
     return removed
+
+
+def oldest_over(entries: Sequence[StoredEntry], max_bytes: float) -> list[StoredEntry]:
+    """Return the least recently used entries without which the others are no larger than max_bytes."""
+    total, over = sum(e.n_bytes for e in entries), []
+    for entry in _least_recent(entries):
+        if total <= max_bytes:
+            break
+        total -= entry.n_bytes
+        over.append(entry)
+    return over
 
 
 def remove_entry(entry: StoredEntry) -> bool:
@@ -125,6 +133,12 @@ def _remove_stale_lock(path: Path) -> bool:
             return False
         return True
     return False
+
+
+def _least_recent(entries: Sequence[StoredEntry]) -> list[StoredEntry]:
+    now = time.time()
+    # A stamp from the future is that of a clock since set back: its entry is as good as just used.
+    return sorted(entries, key=lambda e: (min(e.used, now), e.title))
 
 
 def _stage_folders(root: Path) -> list[Path]:

@@ -92,7 +92,7 @@ def test_cells_one_after_another_give_what_each_gives_alone(cell, tmp_path):
 def test_the_record_names_the_entries_that_it_was_made_from(run, tmp_path):
     uses = run("quant=awq", SCORED).record.extra["stage_keys"]
     stages = [use["entry"].split("/")[0] for use in uses]
-    assert stages == ["weights", "statistics", "quantized", "perplexity"]
+    assert {"weights", "calibration", "statistics", "quantized", "perplexity"} <= set(stages)
     for use in uses:
         assert (tmp_path / "cache" / "stages" / use["entry"] / "manifest.json").is_file()
         assert use["n_bytes"] > 0 and not use["cached"]
