@@ -6,10 +6,14 @@ once; when nothing answers, the libraries look in their local copies only, and f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 _PROBE_SECONDS = 4.0
+_PROBE_KEPT_SECONDS = 60.0
+_last_probe: list[tuple[float, bool]] = []
 
 
 @contextmanager
@@ -38,12 +42,49 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, httpx.HTTPError, HfHubHTTPError, DatasetsError)
 
 
-def _hub_answers() -> bool:
+def resolve_commit(repo_id: str, revision: str | None) -> str | None:
+    """Return the commit that a revision of a model names.
+
+    It is the hub's answer; where the hub does not give one, that of the local copy, or None.
+    """
+    with hub_or_local_copies() as online:
+        if online:
+            from huggingface_hub import HfApi
+
+            try:
+                return HfApi().model_info(repo_id, revision=revision, timeout=_PROBE_SECONDS).sha
+            except hub_errors():
+                pass  # gated, misspelt or gone: loading will say which
+    snapshot = local_snapshot(repo_id, revision, "config.json")
+    return None if snapshot is None else snapshot.name
+
+
+def local_snapshot(repo_id: str, revision: str | None, file: str) -> Path | None:
+    """Return the local copy of a model's revision that holds a file; its name is the commit."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repo_id, file, revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def hub_answers(timeout_seconds: float = _PROBE_SECONDS) -> bool:
+    """Say whether the hub answers at all."""
     import httpx
     from huggingface_hub import constants
 
     try:
-        httpx.head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
+        httpx.head(constants.ENDPOINT, timeout=timeout_seconds)
     except httpx.HTTPError:
         return False
     return True
+
+
+def _hub_answers() -> bool:
+    """Ask the hub, and believe the answer for a minute."""
+    if not _last_probe or time.monotonic() - _last_probe[0][0] > _PROBE_KEPT_SECONDS:
+        _last_probe[:] = [(time.monotonic(), hub_answers())]
+    return _last_probe[0][1]

@@ -32,8 +32,10 @@ from faqbench.assets.packaged import (
     dataset_names,
     fetch,
     model_names,
+    packaged_data_key,
     packaged_dataset,
     packaged_model,
+    packaged_model_place,
     packaged_texts,
     text_source_names,
 )
@@ -46,8 +48,10 @@ __all__ = [
     "document_key",
     "fetch",
     "model_names",
+    "packaged_data_key",
     "packaged_dataset",
     "packaged_model",
+    "packaged_model_place",
     "packaged_texts",
     "text_source_names",
 ]

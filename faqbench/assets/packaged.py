@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from faqbench.assets.benchmark_data import DATASETS
 from faqbench.assets.catalog import ASSETS, BENCHMARK_DATA, MODELS
-from faqbench.assets.folder import prepared
+from faqbench.assets.folder import place_of, prepared
 from faqbench.assets.text_sources import TEXT_SOURCES
 from faqbench.config import UserError, did_you_mean
 from faqbench.stages import Progress
@@ -39,6 +39,21 @@ def packaged_model(name: str, progress: Progress) -> Path:
     """
     _require(name, "packaged model", model_names())
     return prepared(MODELS[name], progress)
+
+
+def packaged_model_place(name: str) -> tuple[Path, dict[str, object]]:
+    """Return where a model's folder lies, or will once it is fetched, and what its content depends on.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    _require(name, "packaged model", model_names())
+    return place_of(MODELS[name]), MODELS[name].key()
+
+
+def packaged_data_key() -> dict[str, object]:
+    """Return what the packaged benchmarks and texts depend on."""
+    return BENCHMARK_DATA.key()
 
 
 def packaged_dataset(name: str, progress: Progress) -> Path:

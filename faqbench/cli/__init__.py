@@ -15,12 +15,16 @@ from faqbench.cli.verbosity import take_verbosity, verbosity
 from faqbench.config import UserError
 
 VERBS = {
+    "cache": "faqbench.cli.cache",
     "compact": "faqbench.cli.compact",
     "compare": "faqbench.cli.compare",
+    "doctor": "faqbench.cli.doctor",
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
+    "plan": "faqbench.cli.plan",
     "presearch": "faqbench.cli.presearch",
     "report": "faqbench.cli.report",
+    "rm": "faqbench.cli.remove",
     "show": "faqbench.cli.show",
     "sync": "faqbench.cli.sync",
     "wandb-report": "faqbench.cli.wandb_report",

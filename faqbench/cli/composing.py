@@ -1,20 +1,26 @@
 """From command-line arguments to validated experiments, before anything is loaded.
 
 Hydra composes; this module asks it to do so for every cell of a sweep at once, so that a mistake in the
-last cell is found before the first one runs, and turns its messages into one sentence each.
+last cell is found before the first one runs, and turns its messages into one sentence each. Composing
+from files takes Hydra a tenth of a second, so cells that choose the same groups are composed once, and
+their other overrides are applied to a copy, as Hydra itself applies them.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.defaults_list import Overrides
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,16 +49,42 @@ def conf_dir() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of a command line.
+
+    Attributes:
+        experiment: validated.
+        overrides: from which Hydra composes it again, in whatever process a launcher chooses.
+    """
+
+    experiment: Experiment
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What a command line asks for.
 
     Attributes:
-        experiments: the cells in their order, one for a single run.
-        is_sweep: whether Hydra runs it as a multirun.
+        cells: in their order, one for a single run.
+        kind: `cell`, `sweep` over cells that are known beforehand, or `search` by a sweeper that
+            chooses each cell by what the ones before it gave; then `cells` has its first guess alone.
+        hydra: Hydra's own configuration: the launcher, the sweeper, where things are written.
     """
 
-    experiments: tuple[Experiment, ...]
-    is_sweep: bool
+    cells: tuple[Cell, ...]
+    kind: Literal["cell", "sweep", "search"]
+    hydra: DictConfig
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The cells' experiments."""
+        return tuple(cell.experiment for cell in self.cells)
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether Hydra runs it as a multirun."""
+        return self.kind != "cell"
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
@@ -73,20 +105,31 @@ def compose_cells(flags: argparse.Namespace) -> Request:
     Raises:
         UserError: all mistakes of all cells, each once.
     """
+    overrides = all_overrides(flags)
+    with composer(), _explained():
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        guess = [_first_choice(o) for o in parsed]
+        first = _compose(guess, with_hydra=True)
+        if not flags.multirun and not _says_multirun(first):
+            # Sweeps without -m are an error that Hydra words well.
+            experiment = to_experiment(_compose(overrides))
+            cell = Cell(experiment=experiment, overrides=tuple(overrides))
+            return Request(cells=(cell,), kind="cell", hydra=first.hydra)
+        sweeper = first.hydra.sweeper
+        if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
+            cell = Cell(experiment=to_experiment(first), overrides=tuple(guess))
+            return Request(cells=(cell,), kind="search", hydra=first.hydra)
+        swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
+        cells = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)
+        return Request(cells=_validated(cells[0]), kind="sweep", hydra=first.hydra)
+
+
+def all_overrides(flags: argparse.Namespace) -> list[str]:
+    """Return a command line's overrides, the user's own folder of yamls among them."""
     overrides = list(flags.overrides)
     if flags.config_dir:
         overrides.append(f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]")
-    with _composer(), _explained():
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        first = _compose([_first_choice(o) for o in parsed], with_hydra=True)
-        is_sweep = bool(flags.multirun) or _says_multirun(first)
-        if not is_sweep:
-            # Sweeps without -m are an error that Hydra words well.
-            return Request(experiments=(to_experiment(_compose(overrides)),), is_sweep=False)
-        params = first.hydra.sweeper.get("params") or {}
-        swept = [f"{k}={v}" for k, v in params.items()] + overrides
-        cells = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)
-        return Request(experiments=_validated(cells[0]), is_sweep=True)
+    return overrides
 
 
 def to_experiment(config: DictConfig) -> Experiment:
@@ -101,23 +144,71 @@ def to_experiment(config: DictConfig) -> Experiment:
     return validate({str(k): v for k, v in raw.items()})
 
 
-def _validated(cells: Sequence[Sequence[str]]) -> tuple[Experiment, ...]:
-    experiments, mistakes = [], []
-    for cell in cells:
+def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
+    known, mistakes = [], []
+    compose_quickly = _QuickComposer()
+    for overrides in cells:
         try:
-            experiments.append(to_experiment(_compose(list(cell))))
+            experiment = to_experiment(compose_quickly(overrides))
+            known.append(Cell(experiment=experiment, overrides=tuple(overrides)))
         except UserError as error:
             mistakes.append(str(error))
     if mistakes:
         raise UserError("\n  ".join(dict.fromkeys(mistakes)))
-    return tuple(experiments)
+    return tuple(known)
+
+
+class _QuickComposer:
+    """Composes many cells, each choice of groups once."""
+
+    def __init__(self) -> None:
+        self._parsed: dict[str, Override] = {}
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._repositories: dict[tuple[str, ...], Any] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose one cell, without Hydra's own configuration."""
+        unknown = [line for line in overrides if line not in self._parsed]
+        parsed = OverridesParser.create().parse_overrides(unknown)
+        self._parsed |= dict(zip(unknown, parsed, strict=True))
+        lines = [self._parsed[line] for line in overrides]
+        parts = Overrides(self._repository(lines), lines)
+        values = [o for o in parts.config_overrides if not o.is_hydra_override()]
+        choices = tuple(str(o.input_line) for o in lines if o not in values)
+        if choices not in self._composed:
+            self._composed[choices] = _compose(list(choices))
+        config = copy.deepcopy(self._composed[choices])
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        return config
+
+    def _repository(self, overrides: Sequence[Override]) -> Any:
+        """Return what knows the groups; Hydra's own overrides may add folders to it."""
+        lines = tuple(str(o.input_line) for o in overrides if o.is_hydra_override())
+        if lines not in self._repositories:
+            loader: Any = GlobalHydra.instance().config_loader()
+            made = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(lines))
+            self._repositories[lines] = made[1]
+        return self._repositories[lines]
 
 
 @contextmanager
-def _composer() -> Iterator[None]:
+def composer() -> Iterator[None]:
+    """Make Hydra ready to compose from `conf/`."""
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir().absolute()), version_base=VERSION_BASE):
+    with (
+        warnings.catch_warnings(),
+        initialize_config_dir(str(conf_dir().absolute()), version_base=VERSION_BASE),
+    ):
+        accept_launchers_of_ours()
         yield
+
+
+def accept_launchers_of_ours() -> None:
+    """Silence Hydra 1.3's warning that our yamls in `hydra/launcher` complete its plugins' own.
+
+    They are meant to: `hydra/launcher=joblib` is what a user types, and the plugin's fields check ours.
+    """
+    warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
 
 
 def _compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:

@@ -1,34 +1,130 @@
-"""List the runs: one line each, newest last; runs=… chooses the folder."""
+"""List runs, newest last: ls [PATTERN …] [key=value …] columns=… sort=… limit=… runs=….
+
+Words are patterns on run ids, and any other key filters on the configuration, as in
+ls '*faq*' bits=3 quant=awq,faq. columns are names of a record's fields (run, status, seconds,
+bits_per_weight, …), keys of its configuration (bits, quant.scale, calibration.seed, …) or metrics
+(wikitext2-512/perplexity). sort takes one of them, with a minus for the largest first.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import read_number
 from faqbench.cli.console import print_table
-from faqbench.records import RunRecord, find_runs
+from faqbench.cli.quantities import n_bytes
+from faqbench.config import Experiment, UserError, did_you_mean
+from faqbench.records import RunRecord
+from faqbench.report import ReportRequest
+from faqbench.report.facts import config_value
+from faqbench.report.selection import select_runs
+
+_OWN = ("columns", "sort", "limit", "runs")
+_DEFAULT = ("run", "status", "started", "seconds", "result")
+_FIELDS = ("run", "status", "started", "seconds", "result", "bits_per_weight", "checkpoint_bytes",
+           "peak_memory_bytes", "error", "gates")  # fmt: skip
+_BYTES = ("checkpoint_bytes", "peak_memory_bytes")
 
 
 def run(arguments: list[str]) -> int:
-    """Print a table of all records."""
-    _, values = read_arguments("ls", arguments, {"runs": "the folder of runs"})
-    records, damaged = find_runs(Path(values.get("runs", "runs")))
-    print_table([_row(record) for record in sorted(records, key=lambda r: r.started)])
-    for name, reason in damaged:
+    """Print a table of records."""
+    own, select = _split(arguments)
+    runs = Path(own.get("runs", "runs"))
+    request = ReportRequest(runs=runs, reports=Path("reports"), name="", select=tuple(select))
+    selection = select_runs(request)
+    records = [*selection.finished, *selection.failed]
+    columns = [c for c in own.get("columns", "").split(",") if c] or list(_DEFAULT)
+    order = own.get("sort", "started")
+    for column in (*columns, order.removeprefix("-")):
+        _check(column, records)
+    records.sort(key=lambda r: _sortable(_value(r, order.removeprefix("-"))))
+    if order.startswith("-"):
+        records.reverse()
+    if "limit" in own:
+        n = int(read_number("ls", "limit", own["limit"]))
+        records = records[:n] if order.startswith("-") else records[max(0, len(records) - n) :]
+    print_table([{column: _text(_value(r, column), column) for column in columns} for r in records])
+    for name, reason in selection.damaged:
         print(f"{name}: {reason}", file=sys.stderr)
-    if not records and not damaged:
+    if selection.is_empty and not selection.damaged:
         print("No runs yet; `python -m faqbench experiment=quickstart` makes some.")
     return 0
 
 
-def _row(record: RunRecord) -> dict[str, str]:
-    first = record.metrics[0] if record.metrics else None
-    value = f"{first.task} {first.name} {first.value:.4g}" if first and first.value else ""
-    return {
-        "run": record.run_id,
-        "status": record.status,
-        "started": record.started,
-        "seconds": f"{record.seconds:.0f}",
-        "result": value,
-    }
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Separate our own keys from what selects runs."""
+    own, select = {}, []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in _OWN:
+            own[key] = value
+            continue
+        if equals and key.split(".")[0] not in Experiment.model_fields:
+            known = [*_OWN, *Experiment.model_fields]
+            raise UserError(
+                f"ls: unknown key {key}; it is one of {', '.join(_OWN)}, or a key of the configuration."
+                f"{did_you_mean(key, known)}"
+            )
+        select.append(argument)
+    return own, select
+
+
+def _check(column: str, records: Sequence[RunRecord]) -> None:
+    if column in _FIELDS or not records:
+        return
+    if "/" in column:
+        known = sorted({f"{m.task}/{m.name}" for r in records for m in r.metrics})
+        if column in known:
+            return
+    else:
+        known = [*_FIELDS, *records[0].config]
+        if any(config_value(r.config, column) is not None for r in records):
+            return
+    raise UserError(
+        f"ls: no run has a column {column}; known: {', '.join(known)}.{did_you_mean(column, known)}"
+    )
+
+
+def _value(record: RunRecord, column: str) -> object:
+    match column:
+        case "run":
+            return record.run_id
+        case "result":
+            first = record.metrics[0] if record.metrics else None
+            has_value = first is not None and first.value is not None
+            return f"{first.task} {first.name} {first.value:.4g}" if first and has_value else None
+        case "gates":
+            failed = [g.name for g in record.gates if not g.passed]
+            return f"failed: {', '.join(failed)}" if failed else f"{len(record.gates)} passed"
+        case "error":
+            return (record.error or "").strip().splitlines()[-1] if record.error else None
+    if column in _FIELDS:
+        return getattr(record, column)
+    if "/" in column:
+        metric = record.metric(*column.split("/", 1))
+        return None if metric is None else metric.value
+    return config_value(record.config, column)
+
+
+def _sortable(value: object) -> tuple[int, float, str]:
+    """Order numbers by size, then texts; what is missing comes first."""
+    if value is None:
+        return 0, 0.0, ""
+    try:
+        return 1, float(str(value)), ""
+    except ValueError:
+        return 2, 0.0, str(value)
+
+
+def _text(value: object, column: str) -> str:
+    if value is None:
+        return ""
+    if column in _BYTES:
+        assert isinstance(value, int)
+        return n_bytes(value)
+    if column == "seconds":
+        assert isinstance(value, float | int)
+        return f"{value:.0f}"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_table
+from faqbench.cli.quantities import n_bytes, seconds
 from faqbench.config import UserError, did_you_mean
 from faqbench.records import RunRecord, read_record
 
@@ -43,9 +45,20 @@ def run(arguments: list[str]) -> int:
             for g in record.gates
         ]
     )
+    if (plan := record.extra.get("plan")) is not None:
+        print(_plan(plan))
     for text in (*record.warnings, *record.skipped_scales):
         print(f"note: {text}")
     return 0
+
+
+def _plan(plan: Mapping[str, Mapping[str, float]]) -> str:
+    planned, actual = plan["estimate"], plan["actual"]
+    return (
+        f"planned: {seconds(planned['seconds'])}, {n_bytes(planned['peak_memory_bytes'])} of memory, "
+        f"{n_bytes(planned['n_bytes'])} of cache; it took {seconds(actual['seconds'])}, "
+        f"{n_bytes(actual['peak_memory_bytes'])}, {n_bytes(actual['n_bytes'])}"
+    )
 
 
 def find_record(runs: Path, name: str) -> RunRecord:
@@ -54,12 +67,22 @@ def find_record(runs: Path, name: str) -> RunRecord:
     Raises:
         UserError: when there is none, or several, or it cannot be read.
     """
+    found = find_name(runs, name)
+    try:
+        return read_record(runs / found)
+    except ValueError as error:
+        raise UserError(f"Run {found} cannot be shown: {error}.") from error
+
+
+def find_name(runs: Path, name: str) -> str:
+    """Return the name of the run that is called so, or of the only one that begins so.
+
+    Raises:
+        UserError: when there is none, or several.
+    """
     names = sorted(p.parent.name for p in runs.glob("[!.]*/record.json"))
     matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
     if len(matches) != 1:
         what = f"{len(matches)} runs begin with" if matches else "There is no run"
         raise UserError(f"{what} '{name}' in {runs}.{did_you_mean(name, names)}")
-    try:
-        return read_record(runs / matches[0])
-    except ValueError as error:
-        raise UserError(f"Run {matches[0]} cannot be shown: {error}.") from error
+    return matches[0]

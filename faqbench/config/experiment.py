@@ -164,6 +164,17 @@ class ReportSection(Section):
     title: str | None
 
 
+class CacheSection(Section):
+    """`cache`: how much of it is kept."""
+
+    max_gigabytes: Annotated[float, Field(gt=0.0)] | None
+
+    @property
+    def max_bytes(self) -> int | None:
+        """The budget in bytes; None keeps everything."""
+        return None if self.max_gigabytes is None else int(self.max_gigabytes * 1e9)
+
+
 class Experiment(Section):
     """One cell: everything that decides a result, and where it is written and shown."""
 
@@ -188,6 +199,10 @@ class Experiment(Section):
     device: str
     dtype: DType
     rerun: bool
+    on_error: Literal["continue", "stop"]
+    isolate: Literal["none", "process"]
+    memory_limit_gigabytes: Annotated[float, Field(gt=0.0)] | None
+    cache: CacheSection
 
     @property
     def quantizes(self) -> bool:

@@ -48,6 +48,11 @@ def _check_combination(experiment: Experiment) -> None:
     check_presearch(experiment.presearch)
     for override in quant.overrides:
         _check_override(override)
+    if experiment.memory_limit_gigabytes is not None and experiment.isolate != "process":
+        raise UserError(
+            f"memory_limit_gigabytes={experiment.memory_limit_gigabytes} limits a cell's own process, "
+            f"but isolate={experiment.isolate}; set isolate=process."
+        )
     needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[
         model.source
     ]
@@ -105,6 +110,8 @@ def _paths_and_tuples(value: Any) -> Any:
             "rarity",
             "noise_rate",
             "keep",
+            "max_gigabytes",
+            "memory_limit_gigabytes",
             *get_args(RoleName),
         ):
             if key in result:

@@ -12,7 +12,9 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
 from faqbench.models.blocks import BlockStream, Call, open_stream
+from faqbench.models.holder import ModelHolder
 from faqbench.models.loading import LoadedModel, load_model, load_tokenizer, resolve_device
+from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
 from faqbench.models.tokenizers import fingerprint_tokenizer
 
 __all__ = [
@@ -20,12 +22,17 @@ __all__ = [
     "BlockStream",
     "Call",
     "LoadedModel",
+    "ModelHolder",
     "Role",
     "Rows",
     "architecture_of",
     "fingerprint_tokenizer",
     "load_model",
     "load_tokenizer",
+    "model_config",
     "open_stream",
+    "pinned",
     "resolve_device",
+    "tokenizer_source",
+    "weights_source",
 ]

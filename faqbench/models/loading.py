@@ -61,9 +61,20 @@ def resolve_device(device: str) -> torch.device:
 
 
 def load_model(
-    section: ModelSection, dtype: torch.dtype, device: torch.device, progress: Progress
+    section: ModelSection,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: Progress,
+    fingerprint: str | None = None,
 ) -> LoadedModel:
     """Load weights, tokenizer and architecture.
+
+    Args:
+        section: where they come from.
+        dtype: of the weights.
+        device: where they go.
+        progress: shows the loading.
+        fingerprint: of these weights in this dtype, where it is known; it is taken otherwise.
 
     Raises:
         UserError: when the weights cannot be had, or their architecture is not supported.
@@ -76,7 +87,7 @@ def load_model(
         architecture = architecture_of(model.config)
         _check_layout(model, architecture)
         model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        fingerprint = fingerprint_weights(model)
+        fingerprint = fingerprint or fingerprint_weights(model)
         tokenizer = load_tokenizer(section, progress)
         advance()
     return LoadedModel(

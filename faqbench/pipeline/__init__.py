@@ -1,5 +1,5 @@
 """One cell from configuration to record: `run` is the story of the whole program, on one screen."""
 
-from faqbench.pipeline.run import finished_record, run, write_failure
+from faqbench.pipeline.run import run, write_failure
 
-__all__ = ["finished_record", "run", "write_failure"]
+__all__ = ["run", "write_failure"]

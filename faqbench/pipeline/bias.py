@@ -14,9 +14,9 @@ from typing import Any
 
 from faqbench.calibration import CalibrationSet, activation_shift, token_divergence
 from faqbench.config import Experiment, UserError
-from faqbench.models import LoadedModel
 from faqbench.pipeline.calibrating import reference_set
-from faqbench.quantization import ActivationStore
+from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.statistics import Statistics
 from faqbench.quantization.means import CODE_VERSION, observe_means, read_means
 from faqbench.stages import Progress, StageCache
 
@@ -67,9 +67,9 @@ def calibration_warnings(experiment: Experiment, drawn: CalibrationSet) -> tuple
 
 def bias_distance(
     experiment: Experiment,
-    loaded: LoadedModel,
+    model: CellModel,
     drawn: CalibrationSet,
-    store: ActivationStore | None,
+    statistics: Statistics | None,
     cache: StageCache,
     progress: Progress,
 ) -> tuple[dict[str, Any], bool]:
@@ -77,15 +77,15 @@ def bias_distance(
 
     Args:
         experiment: its calibration, without the scenario, says what the reference set is.
-        loaded: the full precision model, before any weight is replaced.
+        model: of the cell; loaded when the distance is not known yet.
         drawn: the calibration set.
-        store: its statistics; None for methods that gather none.
+        statistics: its statistics, asked for in that case; None for methods that gather none.
         cache: of the reference set and its activations, one pass for a whole study.
         progress: shows that pass.
     """
     unknown = {"reference": None, "token_js": None, "activation_shift": None}
     try:
-        reference = reference_set(experiment, loaded.tokenizer, cache, progress)
+        reference = reference_set(experiment, model.tokenizer, cache, progress)
     except UserError as error:
         return unknown | {"reason": f"there is no reference set: {error}"}, True
     settings = experiment.calibration
@@ -95,17 +95,17 @@ def bias_distance(
         "tokens": drawn.fingerprint,
         "reference": reference.fingerprint,
     }
-    if store is not None:
+    if statistics is not None:
         key["activations"] = {
-            "weights": loaded.fingerprint,
+            "weights": model.fingerprint,
             "select": settings.tokens,
             "dtype": settings.dtype,
             "batch_size": settings.batch_size,
-            "device": next(loaded.model.parameters()).device.type,
+            "device": model.device.type,
         }
 
     def build(folder: Path) -> None:
-        found = _measure(experiment, loaded, drawn, reference, store, cache, progress)
+        found = _measure(experiment, model, drawn, reference, statistics, cache, progress)
         (folder / "distance.json").write_text(json.dumps(found))
 
     entry = cache.get("bias_distance", key, build)
@@ -116,19 +116,20 @@ def bias_distance(
 
 def _measure(
     experiment: Experiment,
-    loaded: LoadedModel,
+    model: CellModel,
     drawn: CalibrationSet,
     reference: CalibrationSet,
-    store: ActivationStore | None,
+    statistics: Statistics | None,
     cache: StageCache,
     progress: Progress,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"token_js": token_divergence(drawn.tokens, reference.tokens)}
-    if store is None:
+    if statistics is None:
         reason = "the method gathers no full precision statistics"
         return result | {"activation_shift": None, "reason": reason}
-    wanted = _reference_means(experiment, loaded, reference, cache, progress)
-    roles = [role.name for role in loaded.architecture.roles]
+    wanted = _reference_means(experiment, model, reference, cache, progress)
+    roles = [role.name for role in model.architecture.roles]
+    store = statistics()
     found = {
         role: [store.mean_abs(block, role).cpu() for block in range(store.n_blocks)]
         for role in roles
@@ -138,7 +139,7 @@ def _measure(
 
 def _reference_means(
     experiment: Experiment,
-    loaded: LoadedModel,
+    model: CellModel,
     reference: CalibrationSet,
     cache: StageCache,
     progress: Progress,
@@ -147,7 +148,7 @@ def _reference_means(
 
     def build(folder: Path) -> None:
         observe_means(
-            loaded,
+            model.pristine(),
             reference.tokens,
             batch_size=settings.batch_size,
             select=settings.tokens,
@@ -157,11 +158,11 @@ def _reference_means(
 
     key = {
         "version": CODE_VERSION,
-        "weights": loaded.fingerprint,
+        "weights": model.fingerprint,
         "tokens": reference.fingerprint,
         "select": settings.tokens,
         "batch_size": settings.batch_size,
-        "device": next(loaded.model.parameters()).device.type,
+        "device": model.device.type,
     }
-    entry = cache.get("reference", key, build)
-    return read_means(entry.path, loaded.architecture.n_blocks)
+    entry = cache.get("reference_means", key, build)
+    return read_means(entry.path, model.architecture.n_blocks)

@@ -30,11 +30,19 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device_name": device_name(device),
         "n_cores": os.cpu_count(),
         "n_threads": torch.get_num_threads(),
         "memory_bytes": psutil.virtual_memory().total,
     }
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the hardware behind a device; its type where this machine has none of it."""
+    if device.type == "cpu":
+        return _cpu_name()
+    has_it = device.type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_name(device) if has_it else device.type
 
 
 def start_peak_memory(device: torch.device) -> None:

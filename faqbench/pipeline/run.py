@@ -5,38 +5,44 @@ from __future__ import annotations
 import dataclasses
 import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
 
 from faqbench.config import Experiment, run_id
-from faqbench.models import load_model, resolve_device
+from faqbench.models import LoadedModel, ModelHolder, resolve_device
 from faqbench.pipeline.bias import bias_distance, calibration_warnings, describe_calibration
 from faqbench.pipeline.calibrating import calibration_set
+from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
-from faqbench.pipeline.statistics import activation_store
+from faqbench.pipeline.planning import Estimate, compare_with_plan, note_found
+from faqbench.pipeline.quantizing import quantized_weights
+from faqbench.pipeline.statistics import statistics_of
 from faqbench.pipeline.timing import Timings
-from faqbench.quantization import (
-    Calibration,
-    QuantizedModel,
-    assign_grids,
-    quantize_model,
-    reads_store,
-)
-from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, read_record, write_run
+from faqbench.quantization import QuantizedModel
+from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, write_run
 from faqbench.stages import Progress, StageCache
 
 
-def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> RunData:
+def run(
+    experiment: Experiment,
+    *,
+    cache: StageCache,
+    progress: Progress,
+    holder: ModelHolder | None = None,
+    estimate: Estimate | None = None,
+) -> RunData:
     """Run one cell and write its folder.
 
     Args:
         experiment: what to run.
         cache: where finished stages are kept and found.
         progress: told of every stage.
+        holder: keeps the model for the next cell of this process.
+        estimate: what a plan said of the cell, to be compared with what happens.
 
     Returns:
         The record with its tables, as written to `paths.runs`.
@@ -46,72 +52,64 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
     """
     timings, device = Timings(), resolve_device(experiment.device)
     start_peak_memory(device)
-    with timings.stage("load"):
-        working_dtype = getattr(torch, experiment.calibration.dtype)
-        loaded = load_model(experiment.model, working_dtype, device, progress)
-    fingerprints = {"weights": loaded.fingerprint}
-    # Before the long stages, since it finds the user's mistakes.
-    grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
+    model = CellModel(experiment, device, holder or ModelHolder(), cache, timings, progress)
+    model.find_facts()
+    fingerprints = {"weights": model.fingerprint}
 
-    store = calibration = None
+    calibration = statistics = None
     facts: dict[str, Any] = {}
     warnings: tuple[str, ...] = ()
     if experiment.needs_calibration:
         with timings.stage("calibrate") as stage:
-            drawn, stage.cached = calibration_set(experiment, loaded.tokenizer, cache, progress)
-        fingerprints["calibration"] = drawn.fingerprint
-        calibration = Calibration(
-            tokens=drawn.tokens,
-            batch_size=experiment.calibration.batch_size,
-            select=experiment.calibration.tokens,
-        )
-        if reads_store(experiment.quant):
-            with timings.stage("statistics") as stage:
-                store, stage.cached = activation_store(experiment, loaded, drawn, cache, progress)
-        facts = describe_calibration(experiment, drawn)
-        warnings = calibration_warnings(experiment, drawn)
+            calibration, stage.cached = calibration_set(
+                experiment, model.tokenizer, cache, progress
+            )
+        fingerprints["calibration"] = calibration.fingerprint
+        statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
+        facts = describe_calibration(experiment, calibration)
+        warnings = calibration_warnings(experiment, calibration)
         with timings.stage("bias_distance") as stage:
             facts["bias_distance"], stage.cached = bias_distance(
-                experiment, loaded, drawn, store, cache, progress
+                experiment, model, calibration, statistics, cache, progress
             )
 
     quantized = None
     if experiment.quantizes:
-        with timings.stage("quantize"):
-            quantized = quantize_model(
-                loaded, experiment.quant, grids, store, calibration, progress
-            )
+        quantized = quantized_weights(
+            experiment, model, calibration, statistics, fingerprints, cache, timings, progress
+        )
 
-    loaded.model.to(getattr(torch, experiment.dtype))
+    seen = cast("LoadedModel", model)
     with timings.stage("evaluate") as stage:
-        evaluated = evaluate(experiment, loaded, fingerprints, cache, progress)
+        evaluated = evaluate(experiment, seen, fingerprints, cache, progress)
         stage.cached = evaluated.cached
 
     evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
-    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device)
-    data = dataclasses.replace(data, record=check_gates(data.record, loaded, quantized))
+    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device, cache)
+    record = _failed_if_not_finite(check_gates(data.record, seen, quantized))
+    if estimate is not None:
+        record.extra["plan"] = compare_with_plan(estimate, record, cache.uses)
+    data = dataclasses.replace(data, record=record)
+    note_found(experiment, record.fingerprints, cache)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
-
-
-def finished_record(experiment: Experiment) -> RunRecord | None:
-    """Return the record of this cell when it finished before and is not asked to run again."""
-    folder = experiment.paths.runs / run_id(experiment)
-    if experiment.rerun or not (folder / "record.json").is_file():
-        return None
-    try:
-        record = read_record(folder)
-    except ValueError:
-        return None  # damaged or of another schema: running again replaces it
-    return record if record.status == "finished" else None
 
 
 def write_failure(experiment: Experiment, error: str) -> RunData:
     """Write the record of a cell that failed, so that reports list it and the next sweep retries it."""
     device = torch.device("cpu")
-    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), device, error=error)
+    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), device, None, error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
+
+
+def _failed_if_not_finite(record: RunRecord) -> RunRecord:
+    """Call a cell failed whose metrics are not numbers; other gates only mark it."""
+    for gate in record.gates:
+        if gate.name == "finite" and not gate.passed:
+            error = f"The gate on finite metrics failed: {gate.detail}."
+            return dataclasses.replace(record, status="failed", error=error)
+    return record
 
 
 def config_yaml(experiment: Experiment) -> str:
@@ -127,6 +125,7 @@ def _record(
     evaluated: Evaluated,
     timings: Timings,
     device: torch.device,
+    cache: StageCache | None,
     error: str | None = None,
 ) -> RunData:
     import pandas as pd
@@ -139,6 +138,8 @@ def _record(
     if quantized:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts
+    if cache is not None:
+        extra["stage_keys"] = [dataclasses.asdict(use) for use in cache.uses]
     record = RunRecord(
         schema_version=SCHEMA_VERSION,
         run_id=run_id(experiment),

@@ -2,14 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache as once
 from pathlib import Path
+
+import torch
 
 from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
 from faqbench.models import LoadedModel
-from faqbench.quantization import ActivationStore, observe
-from faqbench.quantization.activations import CODE_VERSION
-from faqbench.stages import Progress, StageCache
+from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import statistics_key
+from faqbench.pipeline.timing import Timings
+from faqbench.quantization import ActivationStore, observe, reads_store
+from faqbench.stages import CacheEntry, Progress, StageCache
+
+Statistics = Callable[[], ActivationStore]
+
+
+def statistics_of(
+    experiment: Experiment,
+    model: CellModel,
+    calibration: CalibrationSet,
+    cache: StageCache,
+    timings: Timings,
+    progress: Progress,
+) -> Statistics | None:
+    """Return a function that gives the statistics of a calibration set when a stage needs them.
+
+    Returns:
+        None for methods that read no statistics of the full precision pass.
+    """
+    if not reads_store(experiment.quant):
+        return None
+
+    @once
+    def statistics() -> ActivationStore:
+        with timings.stage("statistics") as stage:
+            entry = _entry(
+                experiment,
+                model.pristine,
+                model.fingerprint,
+                model.device,
+                calibration,
+                cache,
+                progress,
+            )
+            stage.cached = entry.cached
+        return ActivationStore(entry.path, model.device)
+
+    return statistics
 
 
 def activation_store(
@@ -19,31 +61,32 @@ def activation_store(
     cache: StageCache,
     progress: Progress,
 ) -> tuple[ActivationStore, bool]:
-    """Return the statistics of a calibration set, and whether they were cached.
+    """Return the statistics of a calibration set of a model in hand, and whether they were cached."""
+    device = next(loaded.model.parameters()).device
+    entry = _entry(
+        experiment, lambda: loaded, loaded.fingerprint, device, calibration, cache, progress
+    )
+    return ActivationStore(entry.path, device), entry.cached
 
-    They depend on the weights, the tokens, how tokens count and the batch size (by rounding); not on
-    bits, window, gamma or any other choice of a quantizer, so one pass serves a whole sweep.
-    """
-    settings = experiment.calibration
 
+def _entry(
+    experiment: Experiment,
+    pristine: Callable[[], LoadedModel],
+    weights: str,
+    device: torch.device,
+    calibration: CalibrationSet,
+    cache: StageCache,
+    progress: Progress,
+) -> CacheEntry:
     def build(folder: Path) -> None:
         observe(
-            loaded,
+            pristine(),
             calibration.tokens,
-            batch_size=settings.batch_size,
-            select=settings.tokens,
+            batch_size=experiment.calibration.batch_size,
+            select=experiment.calibration.tokens,
             folder=folder,
             progress=progress,
         )
 
-    key = {
-        "version": CODE_VERSION,
-        "weights": loaded.fingerprint,
-        "tokens": calibration.fingerprint,
-        "select": settings.tokens,
-        "batch_size": settings.batch_size,
-        "device": next(loaded.model.parameters()).device.type,
-    }
-    entry = cache.get("statistics", key, build)
-    device = next(loaded.model.parameters()).device
-    return ActivationStore(entry.path, device), entry.cached
+    key = statistics_key(experiment, weights, calibration.fingerprint, device.type)
+    return cache.get("statistics", key, build)

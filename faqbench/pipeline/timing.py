@@ -13,9 +13,15 @@ from faqbench.records import StageTiming
 
 @dataclass
 class RunningStage:
-    """A stage under way; set `cached` when its result came from the cache."""
+    """A stage under way; set `cached` when its result came from the cache.
+
+    Attributes:
+        cached: as recorded.
+        inner_seconds: of the stages that ran inside it, which are counted there.
+    """
 
     cached: bool = False
+    inner_seconds: float = 0.0
 
 
 class Timings:
@@ -24,14 +30,29 @@ class Timings:
     def __init__(self) -> None:
         self.start = time.perf_counter()
         self.results: dict[str, StageTiming] = {}
+        self._under_way: list[RunningStage] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[RunningStage]:
-        """Time a stage; one that raises leaves no timing."""
+        """Time a stage; one that raises leaves no timing, one that comes again adds to its first.
+
+        A stage may run inside another, as loading does when a stage first needs the model; its time
+        is then not counted twice.
+        """
         start, running = time.perf_counter(), RunningStage()
-        yield running
-        seconds = round(time.perf_counter() - start, 3)
-        self.results[name] = StageTiming(seconds=seconds, cached=running.cached)
+        self._under_way.append(running)
+        try:
+            yield running
+        finally:
+            self._under_way.pop()
+        seconds = time.perf_counter() - start
+        if self._under_way:
+            self._under_way[-1].inner_seconds += seconds
+        before = self.results.get(name, StageTiming(seconds=0.0, cached=True))
+        self.results[name] = StageTiming(
+            seconds=round(before.seconds + seconds - running.inner_seconds, 3),
+            cached=before.cached and running.cached,
+        )
 
     @property
     def elapsed(self) -> timedelta:

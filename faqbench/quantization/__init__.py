@@ -15,6 +15,7 @@ of the four. Where each lives:
     method.py       one role of one block through scale, clip and round: read this first
     streams.py      the model in full precision and as quantized so far, block by block
     engine.py       the walk over the blocks
+    checkpoint.py   quantized linears on disk
 
 To add a value of a stage: write its function of tensors in a file of its own with its source in the
 docstring, add the value to the `Literal` in `config/experiment.py`, and one line to the stage's
@@ -23,12 +24,14 @@ dispatch in `method.py`. A preset that uses it is one yaml.
 
 from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe
 from faqbench.quantization.assignment import assign_grids
+from faqbench.quantization.checkpoint import CHECKPOINT_VERSION, apply_linears, write_linear
 from faqbench.quantization.engine import CODE_VERSION, quantize_model
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel
 from faqbench.quantization.streams import Calibration, reads_store
 
 __all__ = [
+    "CHECKPOINT_VERSION",
     "CODE_VERSION",
     "ActivationStore",
     "BlockReport",
@@ -38,10 +41,12 @@ __all__ = [
     "QuantizedLinear",
     "QuantizedModel",
     "RoleStatistics",
+    "apply_linears",
     "assign_grids",
     "fake_quantize",
     "observe",
     "quantize",
     "quantize_model",
     "reads_store",
+    "write_linear",
 ]

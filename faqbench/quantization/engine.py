@@ -11,7 +11,7 @@ weights stay tied.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from faqbench.config.experiment import QuantSection
 from faqbench.models import Architecture, LoadedModel, Role
 from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.damping import HessianError
-from faqbench.quantization.grid import Grid
+from faqbench.quantization.grid import Grid, QuantizedLinear
 from faqbench.quantization.lookahead import later_statistics, n_window_cuts
 from faqbench.quantization.method import RoleInput, quantize_role, scale_statistic, skipped_scale
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
@@ -50,6 +50,7 @@ class _Walk:
     store: ActivationStore | None
     streams: Streams | None
     blocks: nn.ModuleList
+    keep: Callable[[str, QuantizedLinear], None] | None
 
 
 @torch.inference_mode()
@@ -60,6 +61,7 @@ def quantize_model(
     store: ActivationStore | None,
     calibration: Calibration | None,
     progress: Progress,
+    keep: Callable[[str, QuantizedLinear], None] | None = None,
 ) -> QuantizedModel:
     """Quantize every linear of every decoder block in place.
 
@@ -70,6 +72,7 @@ def quantize_model(
         store: statistics of the full precision pass; None for methods that read none.
         calibration: the tokens, for methods that read the quantized stream and for tracing.
         progress: one step per block.
+        keep: given every quantized linear with its full name.
 
     Raises:
         UserError: when a correction does not fit the architecture, or an activation is not finite.
@@ -88,6 +91,7 @@ def quantize_model(
         store=store,
         streams=streams,
         blocks=blocks,
+        keep=keep,
     )
     linears: list[LinearReport] = []
     traced: list[BlockReport] = []
@@ -166,6 +170,8 @@ def _quantize_linears(
     result = quantize_role(role, weights, grids, known, quant)
     for name, linear in linears.items():
         linear.weight.copy_(result.linears[name].dequantize())
+        if walk.keep is not None:
+            walk.keep(f"{walk.architecture.blocks}.{index}.{name}", result.linears[name])
     seconds = (time.perf_counter() - start) / len(linears)
     measured = full or quantized
     gram = measured.gram if measured is not None else None

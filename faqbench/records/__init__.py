@@ -10,7 +10,9 @@ This package imports no torch. A record of a newer schema is refused, a damaged 
 listed, and a run folder appears by one rename.
 """
 
+from faqbench.records.claims import claimed, drop_claim, find_dead_claims
 from faqbench.records.compact import compact_run, write_compact_run
+from faqbench.records.results import differences, result_of
 from faqbench.records.run_record import (
     SCHEMA_VERSION,
     Gate,
@@ -21,10 +23,18 @@ from faqbench.records.run_record import (
 from faqbench.records.store import (
     RunData,
     find_runs,
+    finished_record,
     read_record,
     read_run,
-    read_sweep,
     write_run,
+)
+from faqbench.records.sweeps import (
+    clear_sweep,
+    is_stopped,
+    note_cell,
+    noted_cells,
+    read_sweep,
+    stop_sweep,
     write_sweep,
 )
 
@@ -35,11 +45,22 @@ __all__ = [
     "RunData",
     "RunRecord",
     "StageTiming",
+    "claimed",
+    "clear_sweep",
     "compact_run",
+    "differences",
+    "drop_claim",
+    "find_dead_claims",
     "find_runs",
+    "finished_record",
+    "is_stopped",
+    "note_cell",
+    "noted_cells",
     "read_record",
     "read_run",
     "read_sweep",
+    "result_of",
+    "stop_sweep",
     "write_compact_run",
     "write_run",
     "write_sweep",

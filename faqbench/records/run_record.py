@@ -8,6 +8,10 @@ from typing import Any, Literal
 SCHEMA_VERSION = 1
 
 
+class NewerSchemaError(ValueError):
+    """A record that a later faqbench wrote, which this one must neither read nor replace."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """One number of one task or protocol.
@@ -100,12 +104,14 @@ class RunRecord:
         """Rebuild a record; keys added by later writers of the same schema are kept in `extra`.
 
         Raises:
-            ValueError: for a schema version that this code does not know, or a malformed record.
+            NewerSchemaError: for a record of a later schema.
+            ValueError: for another schema version that this code does not know, or a malformed record.
         """
-        if raw.get("schema_version") != SCHEMA_VERSION:
-            raise ValueError(
-                f"schema_version {raw.get('schema_version')!r} is not {SCHEMA_VERSION}, the one that "
-                "this faqbench reads"
+        schema = raw.get("schema_version")
+        if schema != SCHEMA_VERSION:
+            is_newer = isinstance(schema, int) and schema > SCHEMA_VERSION
+            raise (NewerSchemaError if is_newer else ValueError)(
+                f"schema_version {schema!r} is not {SCHEMA_VERSION}, the one that this faqbench reads"
             )
         known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
         extra = dict(known.get("extra", {}))

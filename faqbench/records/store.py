@@ -1,24 +1,24 @@
-"""Reading and writing run folders, and the lists of runs that make up a sweep."""
+"""Reading and writing run folders."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from faqbench.files import atomic_directory, atomic_write, explain_os_error
-from faqbench.records.run_record import RunRecord
+from faqbench.config import Experiment, UserError, run_id
+from faqbench.files import atomic_directory, explain_os_error
+from faqbench.records.run_record import NewerSchemaError, RunRecord
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 _REMEDY = "free some space, or set paths.runs to a folder that can be written"
-_SWEEPS = "_sweeps"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +91,27 @@ def read_run(folder: Path) -> RunData:
     )
 
 
+def finished_record(experiment: Experiment) -> RunRecord | None:
+    """Return the record of this cell when it finished before and is not asked to run again.
+
+    Raises:
+        UserError: when a later faqbench wrote the record: running the cell would replace it.
+    """
+    folder = experiment.paths.runs / run_id(experiment)
+    if not (folder / "record.json").is_file():
+        return None
+    try:
+        record = read_record(folder)
+    except NewerSchemaError as error:
+        raise UserError(
+            f"{folder} was written by a newer faqbench ({error}) and is left as it is; install that one, "
+            "or set paths.runs to another folder."
+        ) from error
+    except ValueError:
+        return None  # damaged: running again replaces it
+    return record if record.status == "finished" and not experiment.rerun else None
+
+
 def find_runs(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
     """Return all records below a folder in the order of their ids, and (name, reason) of damaged ones."""
     records, damaged = [], []
@@ -101,21 +122,6 @@ def find_runs(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
         except ValueError as error:
             damaged.append((path.parent.name, str(error)))
     return records, damaged
-
-
-def write_sweep(runs: Path, name: str, run_ids: Sequence[str]) -> None:
-    """Remember which runs a named sweep is made of, in their order."""
-    target = runs / _SWEEPS / f"{name}.json"
-    with explain_os_error("write the sweep's list of runs", target, _REMEDY):
-        atomic_write(
-            target, json.dumps({"name": name, "run_ids": list(run_ids)}, indent=1).encode()
-        )
-
-
-def read_sweep(runs: Path, name: str) -> list[str] | None:
-    """Return the run ids of a named sweep, or None when there is no such sweep."""
-    path = runs / _SWEEPS / f"{name}.json"
-    return list(json.loads(path.read_text())["run_ids"]) if path.is_file() else None
 
 
 def without_nan(value: Any) -> Any:

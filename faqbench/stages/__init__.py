@@ -1,18 +1,27 @@
 """Content-addressed stages: hashing, the checksummed cache, and the progress that a stage reports.
 
+    manifest.py    a folder's key and checksums, and whether they still hold
+    cache.py       getting a stage's entry, made once by whoever comes first
+    leases.py      what a running cell reads stays until the cell ends
+    inventory.py   listing, checking, evicting
+
 A stage's key is a mapping of everything its result depends on, the version of the code that makes it
 included. Equal keys mean equal results, so a stage is computed once for a whole sweep, also by
 several processes.
 """
 
-from faqbench.stages.cache import (
-    CacheEntry,
-    StageCache,
-    cache_root,
-    find_damage,
-    write_manifest,
-)
+from faqbench.stages.cache import CacheEntry, StageCache, StageUse, cache_root
 from faqbench.stages.hashing import hash_file, hash_json, hash_text
+from faqbench.stages.inventory import (
+    StoredEntry,
+    evict,
+    find_damaged,
+    list_entries,
+    oldest_over,
+    remove_entry,
+    tidy,
+)
+from faqbench.stages.manifest import find_damage, write_manifest
 from faqbench.stages.progress import PlainProgress, Progress
 
 __all__ = [
@@ -20,10 +29,18 @@ __all__ = [
     "PlainProgress",
     "Progress",
     "StageCache",
+    "StageUse",
+    "StoredEntry",
     "cache_root",
+    "evict",
     "find_damage",
+    "find_damaged",
     "hash_file",
     "hash_json",
     "hash_text",
+    "list_entries",
+    "oldest_over",
+    "remove_entry",
+    "tidy",
     "write_manifest",
 ]

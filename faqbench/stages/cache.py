@@ -5,25 +5,31 @@
 
 An entry appears by one rename, under a file lock, so two processes that ask for the same stage compute
 it once and nobody sees half of it. An entry that does not match its manifest is reported, set aside
-and recomputed.
+and recomputed. The time stamp of an entry's folder says when it was last used; `inventory` lists, checks
+and evicts entries, and never one that a running cell holds.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import platformdirs
 from filelock import FileLock
 
-from faqbench.files import atomic_directory, explain_os_error
-from faqbench.stages.hashing import hash_file, hash_json
+from faqbench.files import atomic_directory, explain_os_error, remove_leftovers
+from faqbench.stages.hashing import hash_json
+from faqbench.stages.inventory import evict
+from faqbench.stages.leases import Leases
+from faqbench.stages.manifest import MANIFEST, find_damage, read_manifest, write_manifest
 
 _log = logging.getLogger("faqbench")
 _REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"
@@ -50,18 +56,76 @@ class CacheEntry:
     seconds: float
 
 
-class StageCache:
-    """Content-addressed folders below one root."""
+@dataclass(frozen=True, kw_only=True)
+class StageUse:
+    """One entry that a cell asked for.
 
-    def __init__(self, root: Path | None = None) -> None:
+    Attributes:
+        entry: its name, `<stage>/<hash of key>`.
+        title: what it was asked for as, such as the name of a protocol.
+        cached: whether it was there.
+        seconds: to verify or to make it, waiting for another process included, less those of the
+            entries that it asked for itself and of loading the model.
+        n_bytes: of its files.
+    """
+
+    entry: str
+    title: str
+    cached: bool
+    seconds: float
+    n_bytes: int
+
+
+class StageCache:
+    """Content-addressed folders below one root; as a context, it holds what it gave until the end.
+
+    Attributes:
+        root: the cache folder.
+        uses: what was asked for, in that order.
+    """
+
+    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
+        """Open a cache.
+
+        Args:
+            root: None is `cache_root()`.
+            max_bytes: the least recently used entries go when all together are larger.
+        """
         self.root = root or cache_root()
+        self.uses: list[StageUse] = []
+        self._max_bytes = max_bytes
+        self._leases = Leases()
+        self._inner_seconds = [0.0]  # of the entries asked for by each one under way
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leases.release()
 
     def entry_path(self, stage: str, key: Mapping[str, object]) -> Path:
         """Return where the stage with this key lies, or would lie."""
         return self.root / "stages" / stage / hash_json(dict(key))[:32]
 
+    def find(self, stage: str, key: Mapping[str, object]) -> Path | None:
+        """Return the folder of an entry that is there and sound, and hold it; None otherwise."""
+        target = self.entry_path(stage, key)
+        if not self._leases.hold(target):
+            return None
+        if find_damage(target, key) is not None:
+            self._leases.drop(target)
+            return None
+        with suppress(OSError):  # a read-only cache
+            os.utime(target)
+        return target
+
     def get(
-        self, stage: str, key: Mapping[str, object], build: Callable[[Path], None]
+        self, stage: str, key: Mapping[str, object], build: Callable[[Path], None], title: str = ""
     ) -> CacheEntry:
         """Return the entry for a key, building it first when there is none that can be trusted.
 
@@ -69,61 +133,68 @@ class StageCache:
             stage: the stage's name, a folder name.
             key: a JSON mapping of everything the result depends on, its code version included.
             build: writes the stage's files into the empty folder it is given.
+            title: remembered in `uses`.
 
         Raises:
             UserError: when the cache folder cannot be written.
         """
         start = time.perf_counter()
+        self._inner_seconds.append(0.0)
+        try:
+            cached = self._get(stage, key, build)
+        finally:
+            inner = self._inner_seconds.pop()
         target = self.entry_path(stage, key)
-        cached = target.exists() and find_damage(target, key) is None
-        if cached:  # without a lock, so that a filled cache may be read-only
-            return CacheEntry(path=target, cached=True, seconds=time.perf_counter() - start)
-        with explain_os_error(f"write the cache of stage '{stage}'", target, _REMEDY):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_suffix(".lock")):
-                cached = target.exists() and self._is_sound(stage, target, key)
-                if not cached:
-                    with atomic_directory(target) as scratch:
-                        build(scratch)
-                        write_manifest(scratch, key)
-        return CacheEntry(path=target, cached=cached, seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self._inner_seconds[-1] += seconds
+        use = StageUse(
+            entry=f"{stage}/{target.name}",
+            title=title,
+            cached=cached,
+            seconds=round(seconds - inner, 3),
+            n_bytes=sum(f["size"] for f in read_manifest(target)["files"].values()),
+        )
+        self.uses.append(use)
+        return CacheEntry(path=target, cached=cached, seconds=seconds)
 
-    def _is_sound(self, stage: str, target: Path, key: Mapping[str, object]) -> bool:
-        damage = find_damage(target, key)
-        if damage is None:
-            return True
-        _log.warning("cache: %s entry %s is damaged (%s); recomputing", stage, target.name, damage)
-        shutil.rmtree(target)
-        return False
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leave what runs inside out of the seconds of the entry that is being made."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._inner_seconds[-1] += time.perf_counter() - start
 
+    def has(self, stage: str, key: Mapping[str, object]) -> bool:
+        """Say whether there is an entry for a key, without reading what is in it."""
+        return (self.entry_path(stage, key) / MANIFEST).is_file()
 
-def find_damage(target: Path, key: Mapping[str, object] | None = None) -> str | None:
-    """Say what is wrong with an entry, in words, or return None when it matches its manifest."""
-    try:
-        manifest = json.loads((target / "manifest.json").read_text())
-        files = manifest["files"]
-        if key is not None and hash_json(manifest["key"]) != hash_json(dict(key)):
-            return "its manifest belongs to another key"
-        for name, expected in files.items():
-            path = target / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["size"] or hash_file(path) != expected["sha256"]:
-                return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read: {error}"
-    return None
+    def _get(self, stage: str, key: Mapping[str, object], build: Callable[[Path], None]) -> bool:
+        target = self.entry_path(stage, key)
+        # Without a lock first, so that a filled cache may be read-only.
+        cached = self.find(stage, key) is not None
+        if not cached:
+            with explain_os_error(f"write the cache of stage '{stage}'", target, _REMEDY):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with FileLock(target.with_suffix(".lock")):
+                    cached = self.find(stage, key) is not None
+                    if not cached:
+                        self._build(stage, key, build)
+        return cached
 
-
-def write_manifest(folder: Path, key: Mapping[str, object]) -> None:
-    """Write the key, and the size and sha256 of every file below a folder, into its manifest."""
-    files = {
-        path.relative_to(folder).as_posix(): {
-            "size": path.stat().st_size,
-            "sha256": hash_file(path),
-        }
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-    manifest = {"key": dict(key), "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    def _build(self, stage: str, key: Mapping[str, object], build: Callable[[Path], None]) -> None:
+        target = self.entry_path(stage, key)
+        remove_leftovers(target.parent, target.name)
+        if target.exists():
+            damage = find_damage(target, key)
+            _log.warning(
+                "cache: %s entry %s is damaged (%s); recomputing", stage, target.name, damage
+            )
+            shutil.rmtree(target)
+        with atomic_directory(target) as scratch:
+            build(scratch)
+            write_manifest(scratch, key)
+            self._leases.hold(scratch, target)
+        if self._max_bytes is not None:
+            evict(self.root, self._max_bytes)

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from faqbench.config import UserError
-from faqbench.files import atomic_directory, atomic_write, explain_os_error
+from faqbench.files import atomic_directory, atomic_write, explain_os_error, remove_leftovers
 
 
 def names(folder):
@@ -107,3 +107,55 @@ def test_other_errors_of_the_system_pass_unchanged(tmp_path):
 def test_other_exceptions_pass_unchanged(tmp_path):
     with pytest.raises(KeyError), explain_os_error("read", tmp_path, "nothing"):
         raise KeyError
+
+
+def leftover(path, kind):
+    if kind == "folder":
+        path.mkdir()
+        (path / "half").write_text("")
+    else:
+        path.write_text("half")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path, kind):
+    leftover(tmp_path / ".target.a1b2c3d4", kind)
+    for name in ("target", ".hidden", ".trash", "a.b", ".other.name"):
+        leftover(tmp_path / name, kind)
+    assert remove_leftovers(tmp_path) == 1
+    assert names(tmp_path) == sorted(["target", ".hidden", ".trash", "a.b", ".other.name"])
+
+
+def test_the_leftovers_of_one_target_are_removed_alone(tmp_path):
+    leftover(tmp_path / ".one.a1b2c3d4", "folder")
+    leftover(tmp_path / ".two.a1b2c3d4", "folder")
+    assert remove_leftovers(tmp_path, "one") == 1
+    assert names(tmp_path) == [".two.a1b2c3d4"]
+
+
+def test_what_is_being_written_is_no_leftover(tmp_path):
+    with atomic_directory(tmp_path / "target") as scratch:
+        (scratch / "a").write_text("1")
+        assert remove_leftovers(tmp_path) == 0
+    assert names(tmp_path / "target") == ["a"]
+
+
+def test_a_target_that_was_moved_aside_when_its_writer_was_killed_is_put_back(tmp_path):
+    leftover(tmp_path / ".target.a1b2c3d4.old", "folder")
+    leftover(tmp_path / ".target.a1b2c3d4", "folder")
+    assert remove_leftovers(tmp_path) == 2
+    assert names(tmp_path) == ["target"]
+
+
+def test_a_folder_that_is_not_there_has_no_leftovers(tmp_path):
+    assert remove_leftovers(tmp_path / "none") == 0
+
+
+def test_a_full_disk_is_recognised_where_a_library_in_rust_met_it(tmp_path):
+    error = RuntimeError("Error while serializing: I/O error: No space left (os error 28)")
+    with (
+        pytest.raises(UserError, match="the disk is full; free some"),
+        explain_os_error("write", tmp_path, "free some"),
+    ):
+        raise error

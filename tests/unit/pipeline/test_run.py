@@ -7,7 +7,7 @@ import yaml
 
 from faqbench import pipeline
 from faqbench.config import UserError, run_id, validate
-from faqbench.records import find_runs, read_record, read_run, write_run
+from faqbench.records import find_runs, finished_record, read_record, read_run, write_run
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
 
@@ -79,24 +79,24 @@ def test_a_run_without_kept_items_has_metrics_and_no_tables(cell, run):
 def test_a_mistake_is_found_before_the_long_stages(run, tmp_path):
     with pytest.raises(UserError, match="matches no linear"):
         run("quant=awq", "quant.skip=[lm_head]")
-    assert not (tmp_path / "cache").exists()
+    assert not (tmp_path / "cache" / "stages" / "statistics").exists()
 
 
 def test_only_a_finished_record_counts_as_done(cell, run):
     experiment = cell("quant=rtn")
-    assert pipeline.finished_record(experiment) is None
+    assert finished_record(experiment) is None
     pipeline.write_failure(experiment, "it broke")
-    assert pipeline.finished_record(experiment) is None
+    assert finished_record(experiment) is None
     run("quant=rtn")
-    assert pipeline.finished_record(experiment).status == "finished"
-    assert pipeline.finished_record(cell("quant=rtn", "rerun=true")) is None
+    assert finished_record(experiment).status == "finished"
+    assert finished_record(cell("quant=rtn", "rerun=true")) is None
 
 
 def test_a_damaged_record_is_not_done(cell, run):
     run("quant=rtn")
     experiment = cell("quant=rtn")
     (experiment.paths.runs / run_id(experiment) / "record.json").write_text("{")
-    assert pipeline.finished_record(experiment) is None
+    assert finished_record(experiment) is None
 
 
 def test_a_failure_is_a_record_with_its_error(cell):

@@ -1,0 +1,160 @@
+"""Look after the cache: cache ls | verify | prune, with stage=… runs=… max_gigabytes=… days=… dry=true.
+
+    cache ls                      size, age and last use of each stage, and how many runs were made of it
+    cache ls stage=statistics     the same for every entry of one stage, with the runs that used it
+    cache verify                  read every file against its checksum; exit code 1 when one is damaged
+    cache prune                   remove what killed processes left behind
+    cache prune max_gigabytes=20  and what was used least recently, until no more than that is left
+    cache prune days=30           and what was not used for so long
+    cache prune unused=true       and what no run of runs/ was made of
+    cache prune damaged=true      and what verify would complain about
+
+Nothing that a running cell holds is ever removed, nor the packaged model and data. dry=true only says what
+would go. An entry that was removed is computed again when it is needed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from faqbench.cli.arguments import read_arguments, read_flag, read_number
+from faqbench.cli.console import print_table
+from faqbench.cli.quantities import ago, n_bytes, plural
+from faqbench.config import UserError, did_you_mean
+from faqbench.records import find_runs
+from faqbench.stages import StoredEntry, find_damaged, list_entries, oldest_over, remove_entry, tidy
+from faqbench.stages.cache import cache_root
+
+_KEYS = {
+    "stage": "one stage only, such as statistics",
+    "runs": "the folder of runs, for who uses what",
+    "max_gigabytes": "prune: how much may stay",
+    "days": "prune: what was not used for so many days",
+    "unused": "prune: what no run was made of",
+    "damaged": "prune: what does not match its checksums",
+    "dry": "prune: only say what would go",
+}
+_ACTIONS = ("ls", "verify", "prune")
+_N_USERS = 3
+
+
+def run(arguments: list[str]) -> int:
+    """List, check or prune the cache."""
+    words, values = read_arguments("cache", arguments, _KEYS, n_words=1)
+    action = words[0] if words else "ls"
+    if action not in _ACTIONS:
+        known = ", ".join(_ACTIONS)
+        raise UserError(
+            f"cache {action} is not known; it is one of {known}.{did_you_mean(action, _ACTIONS)}"
+        )
+    root, stage = cache_root(), values.get("stage")
+    entries = [e for e in list_entries(root) if stage in (None, e.stage)]
+    stages = {e.stage for e in list_entries(root)}
+    if stage is not None and not entries and stages:
+        raise UserError(f"stage={stage} has no entries; there are {', '.join(sorted(stages))}.")
+    if action == "verify":
+        return _verify(root, stage)
+    users = _users(Path(values.get("runs", "runs")))
+    if action == "prune":
+        return _prune(root, entries, users, values)
+    _list(root, entries, users, in_detail=stage is not None)
+    return 0
+
+
+def _list(
+    root: Path,
+    entries: Sequence[StoredEntry],
+    users: Mapping[str, Sequence[str]],
+    *,
+    in_detail: bool,
+) -> None:
+    now = time.time()
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[entry.title if in_detail else entry.stage].append(entry)
+    rows = []
+    for name, group in groups.items():
+        runs = sorted({run for e in group for run in users.get(e.title, ())})
+        row = {"entry" if in_detail else "stage": name}
+        if not in_detail:
+            row["entries"] = str(len(group))
+        row |= {
+            "size": n_bytes(sum(e.n_bytes for e in group)),
+            "made": ago(now - min(e.made for e in group)),
+            "last used": ago(now - max(e.used for e in group)),
+            "used by": _used_by(runs) if in_detail else plural(len(runs), "run") if runs else "",
+        }
+        rows.append(row)
+    print_table(rows)
+    total = sum(e.n_bytes for e in entries)
+    print(f"{plural(len(entries), 'entry')}, {n_bytes(total)} in {root}")
+
+
+def _verify(root: Path, stage: str | None) -> int:
+    damaged = n_checked = 0
+    for entry, damage in find_damaged(root):
+        if stage not in (None, entry.stage):
+            continue
+        n_checked += 1
+        if damage is not None:
+            damaged += 1
+            print(f"{entry.title}: {damage}")
+    print(
+        f"{plural(n_checked, 'entry')} checked, {damaged} damaged"
+        + ("; they are computed again when they are needed." if damaged else ".")
+    )
+    return int(damaged > 0)
+
+
+def _prune(
+    root: Path,
+    entries: Sequence[StoredEntry],
+    users: Mapping[str, Sequence[str]],
+    values: Mapping[str, str],
+) -> int:
+    stored = [e for e in entries if e.stage != "assets"]
+    doomed: dict[str, StoredEntry] = {}
+    if "days" in values:
+        limit = time.time() - 86400 * read_number("cache prune", "days", values["days"])
+        doomed |= {e.title: e for e in stored if e.used < limit}
+    if read_flag("cache prune", "unused", values):
+        doomed |= {e.title: e for e in stored if e.title not in users}
+    if read_flag("cache prune", "damaged", values):
+        broken = {e.title for e, damage in find_damaged(root) if damage is not None}
+        doomed |= {e.title: e for e in stored if e.title in broken}
+    if "max_gigabytes" in values:
+        limit = 1e9 * read_number("cache prune", "max_gigabytes", values["max_gigabytes"])
+        kept = [e for e in stored if e.title not in doomed]
+        doomed |= {e.title: e for e in oldest_over(kept, limit)}
+    if read_flag("cache prune", "dry", values):
+        for entry in doomed.values():
+            print(f"{entry.title}  {n_bytes(entry.n_bytes)}")
+        freed = sum(e.n_bytes for e in doomed.values())
+        print(f"{plural(len(doomed), 'entry')} would go, {n_bytes(freed)}.")
+        return 0
+    gone = [e for e in doomed.values() if remove_entry(e)]
+    n_left = tidy(root)
+    print(
+        f"Removed {plural(len(gone), 'entry')}, {n_bytes(sum(e.n_bytes for e in gone))}, and "
+        f"{plural(n_left, 'leftover')} of processes that were killed."
+    )
+    if len(gone) < len(doomed):
+        print(f"{plural(len(doomed) - len(gone), 'entry')} stayed: a running cell holds them.")
+    return 0
+
+
+def _users(runs: Path) -> dict[str, list[str]]:
+    """Return which runs each entry was used by, by the entry's title."""
+    users = defaultdict(list)
+    for record in find_runs(runs)[0]:
+        for use in record.extra.get("stage_keys", ()):
+            users[use["entry"]].append(record.run_id)
+    return users
+
+
+def _used_by(runs: Sequence[str]) -> str:
+    shown = ", ".join(runs[:_N_USERS])
+    return f"{shown} and {len(runs) - _N_USERS} more" if len(runs) > _N_USERS else shown

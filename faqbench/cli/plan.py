@@ -1,0 +1,118 @@
+"""Say what a run or a sweep would do, reuse and cost, without loading a model: plan [-m] key=value ….
+
+The arguments are those of the run itself. Seconds, memory and disk are medians of earlier records of the
+same model on the same hardware; without any they are orders of magnitude from the model's shape.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.cli.console import print_table
+from faqbench.cli.launching import check_launcher, in_order
+from faqbench.cli.quantities import n_bytes, plural, seconds
+from faqbench.cli.workers import kind_of, n_workers
+from faqbench.records import find_runs
+from faqbench.stages import StageCache
+
+if TYPE_CHECKING:
+    from faqbench.pipeline.planning import Plan, PlannedStage
+
+
+def run(arguments: list[str]) -> int:
+    """Print the plan of a command line."""
+    from faqbench.pipeline.planning import make_plan
+
+    request = compose_cells(parse_flags(arguments))
+    check_launcher(request.hydra)
+    cells = in_order(request.cells)
+    runs = cells[0].experiment.paths.runs
+    with StageCache() as cache:
+        plan = make_plan([c.experiment for c in cells], find_runs(runs)[0], cache)
+        print_table(_cells(plan), title="cells, in the order in which they start")
+        print_table(_stages(plan.stages), title="stages of the cells that are left")
+        launcher = request.hydra.launcher
+        print(_summary(plan, kind_of(launcher), n_workers(launcher)))
+        for warning in _warnings(plan, cache.root, n_workers(launcher)):
+            print(warning)
+    return 0
+
+
+def _cells(plan: Plan) -> list[dict[str, str]]:
+    words = {"finished": "finished, skipped", "failed": "failed, again", "new": "new"}
+    return [
+        {
+            "cell": cell.run_id,
+            "status": words[cell.status],
+            "to compute": "" if cell.status == "finished" else str(cell.n_due),
+            "to reuse": "" if cell.status == "finished" else str(cell.n_reused),
+            "time": "" if cell.status == "finished" else seconds(cell.seconds),
+            "peak memory": "" if cell.status == "finished" else n_bytes(cell.peak_memory_bytes),
+        }
+        for cell in plan.cells
+    ]
+
+
+def _stages(stages: Sequence[PlannedStage]) -> list[dict[str, str]]:
+    """Return a row per kind of stage, its entries counted."""
+    rows = []
+    for name in dict.fromkeys((s.need.kind, s.need.title) for s in stages):
+        alike = [s for s in stages if (s.need.kind, s.need.title) == name]
+        due = [s for s in alike if s.need.is_due]
+        shares = [s.n_cells for s in alike]
+        shared = f"{min(shares)}" if min(shares) == max(shares) else f"{min(shares)}-{max(shares)}"
+        rows.append(
+            {
+                "stage": " ".join(filter(None, name)),
+                "there": str(sum(s.need.exists for s in alike)),
+                "to compute": str(len(due)),
+                "cells each": shared,
+                "time": seconds(sum(s.cost.seconds for s in due)) if due else "",
+                "disk": n_bytes(sum(s.cost.n_bytes for s in due)) if due else "",
+            }
+        )
+    return rows
+
+
+def _summary(plan: Plan, kind: str, workers: int) -> str:
+    count = {
+        status: sum(c.status == status for c in plan.cells)
+        for status in ("finished", "failed", "new")
+    }
+    parts = [f"{count['new']} new"]
+    parts += [f"{count['failed']} failed before and tried again"] if count["failed"] else []
+    parts += [f"{count['finished']} finished before and skipped"] if count["finished"] else []
+    n_left = count["new"] + count["failed"]
+    if n_left == 0:
+        return f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}. Nothing is left to run."
+    where = f" on {min(workers, n_left)} processes" if kind != "basic" and workers > 1 else ""
+    whence = (
+        f"from {plural(plan.n_records, 'earlier run')}"
+        if plan.n_records
+        else "from the model's shape alone, so orders of magnitude"
+    )
+    return (
+        f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}. About "
+        f"{seconds(plan.seconds / max(1, min(workers, n_left)))}{where}, "
+        f"{n_bytes(plan.peak_memory_bytes)} of memory at the peak of a process and "
+        f"{n_bytes(plan.n_bytes)} of disk, {whence}."
+    )
+
+
+def _warnings(plan: Plan, root: Path, workers: int) -> list[str]:
+    warnings = []
+    place = next(p for p in (root, *root.parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if plan.n_bytes > free:
+        warnings.append(f"The disk of {root} has only {n_bytes(free)} free.")
+    memory = psutil.virtual_memory().total
+    needed = plan.peak_memory_bytes * workers
+    if needed > memory:
+        warnings.append(f"This machine has {n_bytes(memory)} of memory in all.")
+    return warnings

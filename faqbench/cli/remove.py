@@ -1,0 +1,94 @@
+"""Move runs out of sight, not out of the world: rm RUN … | rm select=…; rm restore=RUN brings one back.
+
+A run goes to runs/.trash and is in no table, report or sweep any more; asking for its cell runs it again,
+from what is cached. empty=true deletes what lies in the trash for good.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from faqbench.cli.arguments import read_arguments, read_flag
+from faqbench.cli.quantities import plural
+from faqbench.cli.show import find_name
+from faqbench.config import UserError, did_you_mean
+from faqbench.files import explain_os_error
+from faqbench.report import ReportRequest
+from faqbench.report.selection import select_runs
+
+_KEYS = {
+    "select": "patterns on run ids and key=value filters, separated by spaces",
+    "runs": "the folder of runs",
+    "restore": "the name of a run in the trash",
+    "empty": "delete what lies in the trash for good",
+}
+_TRASH = ".trash"
+_REMEDY = "set runs to a folder that can be written"
+
+
+def run(arguments: list[str]) -> int:
+    """Move runs to the trash, or out of it."""
+    words, values = read_arguments("rm", arguments, _KEYS, n_words=None)
+    runs = Path(values.get("runs", "runs"))
+    if read_flag("rm", "empty", values):
+        return _empty(runs)
+    if "restore" in values:
+        return _restore(runs, values["restore"])
+    names = [find_name(runs, word) for word in words]
+    if "select" in values:
+        names += _selected(runs, values["select"])
+    if not names:
+        raise UserError("rm needs the name of a run, or select=…; `faqbench ls` lists the runs.")
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    with explain_os_error("move runs to the trash", runs / _TRASH, _REMEDY):
+        (runs / _TRASH).mkdir(exist_ok=True)
+        for name in dict.fromkeys(names):
+            (runs / name).rename(_free(runs / _TRASH / f"{name}@{stamp}"))
+            print(f"{name} is in {runs / _TRASH}")
+    return 0
+
+
+def _selected(runs: Path, select: str) -> list[str]:
+    request = ReportRequest(
+        runs=runs, reports=Path("reports"), name="", select=tuple(shlex.split(select))
+    )
+    selection = select_runs(request)
+    return [r.run_id for r in (*selection.finished, *selection.failed)]
+
+
+def _restore(runs: Path, name: str) -> int:
+    folder = runs / _TRASH
+    kept = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    matches = [k for k in kept if k == name or k.partition("@")[0] == name]
+    if not matches:
+        names = [k.partition("@")[0] for k in kept]
+        raise UserError(f"'{name}' is not in {folder}.{did_you_mean(name, names)}")
+    target = runs / matches[-1].partition("@")[0]
+    if target.exists():
+        raise UserError(f"{target} exists; move it to the trash first.")
+    with explain_os_error("bring the run back", target, _REMEDY):
+        (folder / matches[-1]).rename(target)
+    print(f"{target.name} is back")
+    return 0
+
+
+def _empty(runs: Path) -> int:
+    folder = runs / _TRASH
+    kept = list(folder.iterdir()) if folder.is_dir() else []
+    with explain_os_error("empty the trash", folder, _REMEDY):
+        for path in kept:
+            shutil.rmtree(path)
+    print(f"Deleted {plural(len(kept), 'run')} for good.")
+    return 0
+
+
+def _free(path: Path) -> Path:
+    """Return the path, or the first numbered one that is not taken."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free

@@ -1,0 +1,123 @@
+"""A sweep over cells that are known beforehand: skip, order, launch, and make sure of a record for each.
+
+When a launcher's pool of processes breaks, as joblib's does when the system kills one of them, the cells
+that are left are launched once more, each in a process of its own: whichever kills its process again has
+failed, and the others finish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from faqbench.cli.attempt import record_failure
+from faqbench.cli.composing import Cell, Request
+from faqbench.cli.conclusion import conclude
+from faqbench.cli.console import console_progress
+from faqbench.cli.estimating import estimates_of
+from faqbench.cli.launching import Task, in_order, launch
+from faqbench.cli.workers import kind_of
+from faqbench.config import UserError, run_id
+from faqbench.records import (
+    clear_sweep,
+    drop_claim,
+    find_dead_claims,
+    finished_record,
+    is_stopped,
+    write_sweep,
+)
+from faqbench.stages import hash_json
+
+_ENDS_WITH_ITS_JOBS = ("joblib", "ray", "submitit_local")
+
+
+def run_sweep(request: Request, overrides: list[str], task: Task) -> int:
+    """Run the cells of a sweep that did not finish before, and return the exit code.
+
+    Raises:
+        UserError: for records that must not be replaced, and folders that cannot be written.
+    """
+    cells = list({run_id(c.experiment): c for c in request.cells}.values())
+    run_ids = [run_id(c.experiment) for c in cells]
+    first = cells[0].experiment
+    runs = first.paths.runs
+    name = first.tracking.group or first.report.name or f"sweep-{hash_json(run_ids)[:10]}"
+    left = in_order(_unfinished(cells))
+    write_sweep(runs, name, run_ids)
+    if left:
+        clear_sweep(runs, name)
+    can_launch_again = kind_of(request.hydra.launcher) in _ENDS_WITH_ITS_JOBS
+    estimates = estimates_of([c.experiment for c in left])
+    planned = partial(task, estimates=estimates)
+    problems = _launch_all(left, overrides, name, planned, can_launch_again=can_launch_again)
+    return conclude(first, run_ids, is_sweep=True, planned=estimates, problems=problems)
+
+
+def _unfinished(cells: Sequence[Cell]) -> list[Cell]:
+    progress = console_progress()
+    left, mistakes = [], []
+    for cell in cells:
+        try:
+            done = finished_record(cell.experiment)
+        except UserError as error:
+            mistakes.append(str(error))
+            continue
+        if done is None:
+            left.append(cell)
+        else:
+            progress.note(f"{done.run_id}: finished before, skipped (rerun=true repeats it)")
+    if mistakes:
+        raise UserError("\n  ".join(mistakes))
+    return left
+
+
+def _launch_all(
+    left: list[Cell], overrides: list[str], name: str, task: Task, *, can_launch_again: bool
+) -> list[str]:
+    """Launch cells until each has a record, and return why those have none that do not."""
+    extra = [f"++tracking.group={name}"]
+    problems: list[str] = []
+    runs = left[0].experiment.paths.runs if left else Path()
+    while left:
+        stamps = {run_id(c.experiment): _stamp(c) for c in left}
+        broken: Exception | None = None
+        try:
+            raised = launch(left, overrides, extra, task)
+            problems += [_sentence(error) for error in raised if error is not None]
+        except Exception as error:  # noqa: BLE001 - whatever a launcher raises when its pool breaks
+            broken = error
+        if broken is None or is_stopped(runs, name):
+            break
+        left = [c for c in left if _stamp(c) == stamps[run_id(c.experiment)]]
+        killed = set(find_dead_claims(runs)) & {run_id(c.experiment) for c in left}
+        for claim in killed:
+            drop_claim(runs, claim)
+        console_progress().note(f"The launcher's processes broke: {_sentence(broken)}")
+        if not can_launch_again:
+            problems.append(_sentence(broken))
+            break
+        if "isolate=process" in extra:
+            left = [c for c in left if run_id(c.experiment) not in killed or _fail(c)]
+            if not killed:
+                problems.append(_sentence(broken))
+                break
+        else:
+            extra.append("isolate=process")
+    return problems
+
+
+def _fail(cell: Cell) -> bool:
+    """Record that a cell's process was killed; never true."""
+    record_failure(cell.experiment, "The process that ran the cell was killed.")
+    return False
+
+
+def _stamp(cell: Cell) -> int | None:
+    """Return when the cell's record was written, in nanoseconds; None without a record."""
+    path = cell.experiment.paths.runs / run_id(cell.experiment) / "record.json"
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

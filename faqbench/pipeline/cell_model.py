@@ -1,0 +1,147 @@
+"""The model of one cell, loaded when a stage first needs it: a cell that is all cached never loads it.
+
+What is known of the weights without loading them, their fingerprint above all, is a cached stage of its
+own, so that the keys of all later stages are known at once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faqbench.config import Experiment
+from faqbench.models import Architecture, LoadedModel, ModelHolder, load_tokenizer, pinned
+from faqbench.pipeline.keys import weights_key
+from faqbench.pipeline.timing import Timings
+from faqbench.quantization import apply_linears
+from faqbench.stages import Progress, StageCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFacts:
+    """Facts of a model as loaded.
+
+    Attributes:
+        fingerprint: sha256 of all weights in the dtype of the calibration.
+        n_linears: linears of the decoder blocks.
+        n_parameters: all parameters, tied ones once.
+    """
+
+    fingerprint: str
+    n_linears: int
+    n_parameters: int
+
+
+class CellModel:
+    """A cell's model and what is known of it, with the attributes of a `LoadedModel`.
+
+    Attributes:
+        device: where the model runs.
+        facts: of the weights as loaded.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        device: torch.device,
+        holder: ModelHolder,
+        cache: StageCache,
+        timings: Timings,
+        progress: Progress,
+    ) -> None:
+        self.device = device
+        self.facts = WeightFacts(fingerprint="", n_linears=0, n_parameters=0)
+        self._experiment = experiment.model_copy(update={"model": pinned(experiment.model)})
+        self._holder = holder
+        self._cache = cache
+        self._timings = timings
+        self._progress = progress
+        self._loaded: LoadedModel | None = None
+        self._state = "absent"  # then pristine, quantized, evaluated
+        self._quantized: Path | None = None
+
+    def find_facts(self) -> None:
+        """Look the facts up, or load the model and take them.
+
+        Raises:
+            UserError: when the model cannot be loaded.
+        """
+        with self._timings.stage("load") as stage:
+            key = weights_key(self._experiment)
+            if key is None:  # a hub's model that is not here yet: its commit is known afterwards
+                self.pristine()
+                key = weights_key(self._experiment)
+                assert key is not None, "a model that was loaded has a source"
+            entry = self._cache.get("weights", key, self._write_facts)
+            stage.cached = entry.cached
+        self.facts = WeightFacts(**json.loads((entry.path / "facts.json").read_text()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over the weights as loaded."""
+        return self.facts.fingerprint
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where the blocks and linears are."""
+        return (self._loaded or self.pristine()).architecture
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's transformers tokenizer."""
+        return load_tokenizer(self._experiment.model, self._progress)
+
+    def pristine(self) -> LoadedModel:
+        """Return the model with its weights as loaded, for those who only read them."""
+        n_loads = self._holder.n_loads
+        with self._timings.stage("load") as stage, self._cache.uncounted():
+            self._loaded = self._holder.pristine(
+                self._experiment.model,
+                getattr(torch, self._experiment.calibration.dtype),
+                self.device,
+                self._progress,
+                self.facts.fingerprint or None,
+            )
+            stage.cached = self._holder.n_loads == n_loads
+        self._state = "pristine"
+        return self._loaded
+
+    def to_quantize(self) -> LoadedModel:
+        """Return the model with its weights as loaded, for one who replaces them by quantized ones."""
+        loaded = self.pristine()
+        self._holder.changed()
+        self._state = "quantized"
+        return loaded
+
+    def use(self, quantized: Path) -> None:
+        """Evaluate the quantized weights of a folder; see `quantization.checkpoint`."""
+        self._quantized = quantized
+
+    @property
+    def model(self) -> Any:
+        """The model to evaluate: quantized where the cell quantizes, in the evaluation's dtype."""
+        if self._state != "evaluated":
+            if self._state != "quantized":
+                self.pristine()
+            assert self._loaded is not None
+            self._holder.changed()
+            if self._state == "pristine" and self._quantized is not None:
+                apply_linears(self._quantized, self._loaded.model, self.device)
+            self._loaded.model.to(getattr(torch, self._experiment.dtype))
+            self._state = "evaluated"
+        assert self._loaded is not None
+        return self._loaded.model
+
+    def _write_facts(self, folder: Path) -> None:
+        loaded = self.pristine()
+        facts = WeightFacts(
+            fingerprint=loaded.fingerprint,
+            n_linears=len(loaded.architecture.linear_names()),
+            n_parameters=sum(p.numel() for p in loaded.model.parameters()),
+        )
+        (folder / "facts.json").write_text(json.dumps(asdict(facts)))

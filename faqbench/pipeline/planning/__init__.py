@@ -1,0 +1,28 @@
+"""Plans: what a sweep would compute and reuse, and about what it would cost, without loading a model.
+
+Where each part lives:
+
+    shape.py       the sizes of a model, from its configuration alone
+    found.py       fingerprints that earlier runs found out, so that keys are known without tokenising
+    needs.py       the stages of a cell, their keys, and which are there
+    estimates.py   seconds, memory and disk, from earlier records or from the model's shape
+    plan.py        all of it together for the cells of a sweep
+    outcome.py     an estimate against what then happened
+"""
+
+from faqbench.pipeline.planning.estimates import Estimator
+from faqbench.pipeline.planning.found import note_found
+from faqbench.pipeline.planning.outcome import Estimate, compare_with_plan, total_error
+from faqbench.pipeline.planning.plan import Plan, PlannedCell, PlannedStage, make_plan
+
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "Plan",
+    "PlannedCell",
+    "PlannedStage",
+    "compare_with_plan",
+    "make_plan",
+    "note_found",
+    "total_error",
+]

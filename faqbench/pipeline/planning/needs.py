@@ -1,0 +1,84 @@
+"""The stages of one cell: their keys, whether they are there, and which of them a run would compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from faqbench.config import Experiment
+from faqbench.pipeline.keys import (
+    Key,
+    protocol_key,
+    quantized_key,
+    statistics_key,
+    task_key,
+    weights_key,
+)
+from faqbench.quantization import reads_store
+from faqbench.stages import StageCache, hash_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageNeed:
+    """One stage of a cell.
+
+    Attributes:
+        kind: the stage's folder in the cache.
+        title: which protocol, task or method; empty where there is one kind only.
+        entry: `<stage>/<hash of key>`, equal for cells that share it.
+        exists: whether the entry is there.
+        is_due: whether the cell would compute it, were it the only one to run.
+    """
+
+    kind: str
+    title: str
+    entry: str
+    exists: bool
+    is_due: bool
+
+
+def stages_of(
+    experiment: Experiment, fingerprints: Mapping[str, str], device: str, cache: StageCache
+) -> list[StageNeed]:
+    """Return the stages of a cell in the order in which it asks for them.
+
+    Args:
+        experiment: the cell.
+        fingerprints: from `found.look_up`.
+        device: cpu or cuda.
+        cache: where entries are looked for.
+    """
+
+    def need(kind: str, title: str, key: Key, *, is_read: bool = True) -> StageNeed:
+        exists = cache.has(kind, key)
+        return StageNeed(
+            kind=kind,
+            title=title,
+            entry=f"{kind}/{hash_json(key)[:32]}",
+            exists=exists,
+            is_due=is_read and not exists,
+        )
+
+    weights = weights_key(experiment) or {"unknown": fingerprints["weights"]}
+    needs = [need("weights", "", weights)]
+    if experiment.quantizes:
+        quantized = need(
+            "quantized", experiment.quant.name, quantized_key(experiment, fingerprints, device)
+        )
+        if experiment.needs_calibration and reads_store(experiment.quant):
+            key = statistics_key(
+                experiment, fingerprints["weights"], fingerprints["calibration"], device
+            )
+            needs.append(need("statistics", "", key, is_read=quantized.is_due))
+        needs.append(quantized)
+    protocols = {
+        name: protocol_key(experiment, fingerprints, name, device)
+        for name in experiment.evaluation.protocols
+    }
+    tasks = {
+        name: task_key(experiment, fingerprints, name, device)
+        for name in experiment.evaluation.tasks
+    }
+    needs += [need("perplexity", name, key) for name, key in protocols.items()]
+    needs += [need("tasks", name, key) for name, key in tasks.items()]
+    return needs

@@ -1,0 +1,191 @@
+"""What the cells of a sweep would do: skip, reuse, compute, and about what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from faqbench.config import Experiment, run_id
+from faqbench.models import model_config, resolve_device
+from faqbench.pipeline.environment import device_name
+from faqbench.pipeline.planning.estimates import Cost, Estimator
+from faqbench.pipeline.planning.found import look_up
+from faqbench.pipeline.planning.needs import StageNeed, stages_of
+from faqbench.pipeline.planning.shape import shape_of
+from faqbench.records import RunRecord
+from faqbench.stages import StageCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCell:
+    """One cell.
+
+    Attributes:
+        run_id: its name.
+        status: `finished` (and skipped), `failed` (and tried again), or `new`.
+        seconds: when the cells before it have run; 0 when skipped.
+        peak_memory_bytes: of its process.
+        n_bytes: that it adds to the cache.
+        n_due: stages that it computes itself.
+        n_reused: stages that it finds, made before or by cells before it.
+    """
+
+    run_id: str
+    status: str
+    seconds: float
+    peak_memory_bytes: int
+    n_bytes: float
+    n_due: int
+    n_reused: int
+
+    def estimate(self) -> dict[str, float]:
+        """Return the estimates as the record keeps them."""
+        return {
+            "seconds": round(self.seconds, 1),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "n_bytes": int(self.n_bytes),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """One stage that cells of the sweep ask for.
+
+    Attributes:
+        need: what and whether it is there.
+        n_cells: unfinished cells that ask for it.
+        cost: of computing it; zero when nobody will.
+    """
+
+    need: StageNeed
+    n_cells: int
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A sweep as it would go.
+
+    Attributes:
+        cells: in their order.
+        stages: of the unfinished cells, each once.
+        n_records: earlier records that the estimates are taken from; 0 when from shapes alone.
+    """
+
+    cells: tuple[PlannedCell, ...]
+    stages: tuple[PlannedStage, ...]
+    n_records: int
+
+    @property
+    def seconds(self) -> float:
+        """Of all cells, one after another."""
+        return sum(c.seconds for c in self.cells)
+
+    @property
+    def n_bytes(self) -> float:
+        """Added to the cache."""
+        return sum(c.n_bytes for c in self.cells)
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Of the largest cell."""
+        return max((c.peak_memory_bytes for c in self.cells), default=0)
+
+
+def make_plan(
+    experiments: Sequence[Experiment], records: Sequence[RunRecord], cache: StageCache
+) -> Plan:
+    """Plan the cells of a sweep.
+
+    Args:
+        experiments: in the order in which they would run.
+        records: all that there are, for what is finished and what things cost.
+        cache: where stages are looked for.
+    """
+    by_id = {record.run_id: record for record in records}
+    estimators: dict[tuple[str, str], Estimator] = {}
+    cells: dict[str, PlannedCell] = {}
+    askers: dict[str, int] = {}
+    stages: dict[str, tuple[StageNeed, Cost]] = {}
+    for experiment in experiments:
+        name = run_id(experiment)
+        if name in cells:
+            continue
+        status = by_id[name].status if name in by_id else "new"
+        if status == "finished" and not experiment.rerun:
+            cells[name] = _skipped(name)
+            continue
+        device = _device(experiment.device)
+        estimator = _estimator(experiment, device, records, estimators)
+        config = experiment.model_dump(mode="json")
+        needs = stages_of(experiment, look_up(experiment, cache), device.type, cache)
+        seconds, n_bytes, n_due = estimator.overhead_seconds(), 0.0, 0
+        for need in needs:
+            askers[need.entry] = askers.get(need.entry, 0) + 1
+            is_due = need.is_due and not _will_be_there(stages.get(need.entry))
+            cost = Cost(seconds=0.0, n_bytes=0.0)
+            if is_due:
+                cost = estimator.stage(need.kind, need.title, config)
+                seconds, n_bytes, n_due = seconds + cost.seconds, n_bytes + cost.n_bytes, n_due + 1
+            if is_due or need.entry not in stages:
+                stages[need.entry] = need, cost
+        cells[name] = PlannedCell(
+            run_id=name,
+            status="new" if status == "finished" else status,
+            seconds=seconds,
+            peak_memory_bytes=estimator.peak_memory_bytes(config),
+            n_bytes=n_bytes,
+            n_due=n_due,
+            n_reused=len(needs) - n_due,
+        )
+    return Plan(
+        cells=tuple(cells.values()),
+        stages=tuple(
+            PlannedStage(need=need, n_cells=askers[entry], cost=cost)
+            for entry, (need, cost) in stages.items()
+        ),
+        n_records=sum(e.n_records for e in estimators.values()),
+    )
+
+
+def _will_be_there(known: tuple[StageNeed, Cost] | None) -> bool:
+    """Say whether an earlier cell computes a stage."""
+    return known is not None and known[0].is_due
+
+
+def _skipped(name: str) -> PlannedCell:
+    return PlannedCell(
+        run_id=name,
+        status="finished",
+        seconds=0.0,
+        peak_memory_bytes=0,
+        n_bytes=0.0,
+        n_due=0,
+        n_reused=0,
+    )
+
+
+def _device(name: str) -> torch.device:
+    """Return the device that a cell will run on, which need not be this machine's."""
+    return resolve_device(name) if name == "auto" else torch.device(name)
+
+
+def _estimator(
+    experiment: Experiment,
+    device: torch.device,
+    records: Sequence[RunRecord],
+    known: dict[tuple[str, str], Estimator],
+) -> Estimator:
+    key = experiment.model.name, str(device)
+    if key not in known:
+        config = model_config(experiment.model)
+        known[key] = Estimator(
+            records,
+            experiment.model.name,
+            None if config is None else shape_of(config),
+            device_name(device),
+            device.type,
+        )
+    return known[key]

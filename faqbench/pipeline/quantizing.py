@@ -1,0 +1,89 @@
+"""The cached stage that quantizes: codes, scales and reports, laid out by `quantization.checkpoint`.
+
+    <full name>.safetensors   every quantized linear
+    reports.json              the reports of linears and blocks, and what else the record says
+
+A cell whose quantized weights are there needs neither statistics nor a walk; its record is the same.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from faqbench.calibration import CalibrationSet
+from faqbench.config import Experiment
+from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import quantized_key
+from faqbench.pipeline.statistics import Statistics
+from faqbench.pipeline.timing import Timings
+from faqbench.quantization import (
+    BlockReport,
+    Calibration,
+    LinearReport,
+    QuantizedModel,
+    assign_grids,
+    quantize_model,
+    write_linear,
+)
+from faqbench.stages import Progress, StageCache
+
+
+def quantized_weights(
+    experiment: Experiment,
+    model: CellModel,
+    calibration: CalibrationSet | None,
+    statistics: Statistics | None,
+    fingerprints: Mapping[str, str],
+    cache: StageCache,
+    timings: Timings,
+    progress: Progress,
+) -> QuantizedModel:
+    """Return the reports of a cell's quantized weights, which the model will evaluate from now on.
+
+    Raises:
+        UserError: when the method does not fit the model, or its weights or activations are not finite.
+    """
+
+    def build(folder: Path) -> None:
+        # First, since it finds the user's mistakes.
+        pristine = model.pristine()
+        grids = assign_grids(pristine.model, pristine.architecture, experiment.quant)
+        store = None if statistics is None else statistics()
+        tokens = None
+        if calibration is not None:
+            tokens = Calibration(
+                tokens=calibration.tokens,
+                batch_size=experiment.calibration.batch_size,
+                select=experiment.calibration.tokens,
+            )
+        quantized = quantize_model(
+            model.to_quantize(),
+            experiment.quant,
+            grids,
+            store,
+            tokens,
+            progress,
+            keep=lambda name, linear: write_linear(folder, name, linear),
+        )
+        (folder / "reports.json").write_text(json.dumps(asdict(quantized)))
+
+    key = quantized_key(experiment, fingerprints, model.device.type)
+    with timings.stage("quantize") as stage:
+        entry = cache.get("quantized", key, build, experiment.quant.name)
+        stage.cached = entry.cached
+        model.use(entry.path)
+    return read_reports(entry.path)
+
+
+def read_reports(folder: Path) -> QuantizedModel:
+    """Read what the walk left behind."""
+    raw = json.loads((folder / "reports.json").read_text())
+    return QuantizedModel(
+        linears=tuple(LinearReport(**r) for r in raw["linears"]),
+        blocks=tuple(BlockReport(**r) for r in raw["blocks"]),
+        skipped_scales=tuple(raw["skipped_scales"]),
+        n_window_cuts=raw["n_window_cuts"],
+    )

@@ -1,0 +1,115 @@
+"""Quantized linears on disk, so that what a walk found need not be found again.
+
+    <full name of the linear>.safetensors   one file per linear:
+        qvalue       uint8 [n_bytes], codes less the smallest one, several to a byte, row by row
+        scale        float32 [out_features, n_groups]
+        zero_point   uint8 [out_features, n_groups]; absent when symmetric
+        input_scale  float32 [in_features]; absent when unscaled
+        metadata: bits, group_size, symmetric, out_features, in_features
+
+Codes of 2 bits lie four to a byte, those of 3 and 4 bits two, wider ones alone, the first in the lowest
+bits. Reading gives back the tensors that were written, so a weight dequantized from them is the same to
+the bit. One file per linear lets a reader hold one linear at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from faqbench.quantization.grid import Grid, QuantizedLinear
+
+CHECKPOINT_VERSION = 1  # raise it when files change
+_SUFFIX = ".safetensors"
+
+
+def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
+    """Write one quantized linear under its full name."""
+    grid = linear.grid
+    tensors = {"qvalue": pack(linear.qvalue, grid), "scale": linear.scale}
+    if linear.zero_point is not None:
+        tensors["zero_point"] = linear.zero_point
+    if linear.input_scale is not None:
+        tensors["input_scale"] = linear.input_scale
+    out_features, in_features = linear.qvalue.shape
+    metadata = {
+        "bits": grid.bits,
+        "group_size": grid.group_size,
+        "symmetric": int(grid.symmetric),
+        "out_features": out_features,
+        "in_features": in_features,
+    }
+    save_file(
+        {key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
+        folder / f"{name}{_SUFFIX}",
+        {key: str(value) for key, value in metadata.items()},
+    )
+
+
+def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinear:
+    """Read one quantized linear by its full name."""
+    with safe_open(folder / f"{name}{_SUFFIX}", framework="pt", device=str(device)) as file:
+        metadata = {key: int(value) for key, value in file.metadata().items()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    grid = Grid(
+        bits=metadata["bits"],
+        group_size=metadata["group_size"],
+        symmetric=bool(metadata["symmetric"]),
+    )
+    shape = (metadata["out_features"], metadata["in_features"])
+    return QuantizedLinear(
+        qvalue=unpack(tensors["qvalue"], grid, shape),
+        scale=tensors["scale"],
+        zero_point=tensors.get("zero_point"),
+        input_scale=tensors.get("input_scale"),
+        grid=grid,
+    )
+
+
+def linear_names(folder: Path) -> list[str]:
+    """Return the full names of the linears that a folder holds."""
+    return sorted(path.name.removesuffix(_SUFFIX) for path in folder.glob(f"*{_SUFFIX}"))
+
+
+@torch.inference_mode()
+def apply_linears(folder: Path, model: nn.Module, device: torch.device) -> None:
+    """Replace the weights of a full precision model by those of a folder, as the walk does."""
+    for name in linear_names(folder):
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        linear.weight.copy_(read_linear(folder, name, device).dequantize())
+
+
+def pack(qvalue: Tensor, grid: Grid) -> Tensor:
+    """Return codes [out_features, in_features] as bytes [n_bytes], the last one padded with zeros."""
+    codes = (qvalue.to(torch.int16) - grid.code_range[0]).to(torch.uint8).flatten()
+    per_byte = _codes_per_byte(grid)
+    padded = nn.functional.pad(codes, (0, -len(codes) % per_byte)).view(-1, per_byte)
+    packed = torch.zeros(len(padded), dtype=torch.uint8, device=codes.device)
+    for index, shift in enumerate(_shifts(grid)):
+        packed |= padded[:, index] << shift
+    return packed
+
+
+def unpack(packed: Tensor, grid: Grid, shape: tuple[int, int]) -> Tensor:
+    """Return the codes of bytes: uint8 [out_features, in_features], or int8 when symmetric."""
+    mask = 2**grid.bits - 1
+    codes = torch.stack([(packed >> shift) & mask for shift in _shifts(grid)], dim=1).flatten()
+    codes = codes[: shape[0] * shape[1]].view(shape)
+    if grid.symmetric:
+        return (codes.to(torch.int16) + grid.code_range[0]).to(torch.int8)
+    return codes.contiguous()
+
+
+def _codes_per_byte(grid: Grid) -> int:
+    return {2: 4, 3: 2, 4: 2}.get(grid.bits, 1)
+
+
+def _shifts(grid: Grid) -> Iterator[int]:
+    per_byte = _codes_per_byte(grid)
+    return (index * 8 // per_byte for index in range(per_byte))

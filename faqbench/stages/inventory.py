@@ -1,0 +1,167 @@
+"""What lies in the cache: sizes, ages, leftovers; checking entries, and evicting those used least recently.
+
+Assets are listed with the stages and counted, but never evicted: they are what everything is made from.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from faqbench.files import remove_leftovers
+from faqbench.stages.leases import nobody_holds
+from faqbench.stages.manifest import MANIFEST, find_damage
+
+_STALE_LOCK_SECONDS = 86400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEntry:
+    """One finished entry of the cache.
+
+    Attributes:
+        stage: its stage's name; `assets` for packaged models and data.
+        name: of its folder.
+        path: its folder.
+        n_bytes: of its files, the manifest included.
+        made: when it was written, in seconds since 1970.
+        used: when it was last asked for.
+    """
+
+    stage: str
+    name: str
+    path: Path
+    n_bytes: int
+    made: float
+    used: float
+
+    @property
+    def title(self) -> str:
+        """`<stage>/<name>`, as records refer to it."""
+        return f"{self.stage}/{self.name}"
+
+
+def list_entries(root: Path) -> list[StoredEntry]:
+    """Return all entries and assets of a cache, by stage and name; folders half written are left out."""
+    folders = [root / "assets", *_stage_folders(root)]
+    entries = [e for folder in folders for e in _entries_in(folder)]
+    return sorted(entries, key=lambda e: (e.stage, e.name))
+
+
+def find_damaged(root: Path) -> Iterator[tuple[StoredEntry, str | None]]:
+    """Hash every file of every entry, yielding each entry with its damage in words, or None."""
+    for entry in list_entries(root):
+        damage = find_damage(entry.path, afresh=True)
+        if entry.path.exists():  # not evicted meanwhile
+            yield entry, damage
+
+
+def evict(root: Path, max_bytes: int) -> list[StoredEntry]:
+    """Remove the least recently used entries until those that stay are no larger than max_bytes.
+
+    Entries that a running cell holds stay, whatever their size.
+
+    Returns:
+        What was removed.
+    """
+    entries = [e for folder in _stage_folders(root) for e in _entries_in(folder)]
+    total, removed = sum(e.n_bytes for e in entries), []
+    for entry in _least_recent(entries):
+        if total <= max_bytes:
+            break
+        if remove_entry(entry):
+            total -= entry.n_bytes
+            removed.append(entry)
+    return removed
+
+
+def oldest_over(entries: Sequence[StoredEntry], max_bytes: float) -> list[StoredEntry]:
+    """Return the least recently used entries without which the others are no larger than max_bytes."""
+    total, over = sum(e.n_bytes for e in entries), []
+    for entry in _least_recent(entries):
+        if total <= max_bytes:
+            break
+        total -= entry.n_bytes
+        over.append(entry)
+    return over
+
+
+def remove_entry(entry: StoredEntry) -> bool:
+    """Remove an entry; False when a running cell holds it or it cannot be removed."""
+    with nobody_holds(entry.path) as free:
+        if not free:
+            return False
+        # Out of sight first, so that nobody finds half of it.
+        try:
+            grave = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.path.parent))
+            entry.path.rename(grave)
+        except OSError:
+            return False
+    shutil.rmtree(grave, ignore_errors=True)
+    return True
+
+
+def tidy(root: Path) -> int:
+    """Remove what killed processes left behind, and locks that nobody needs; return how many things."""
+    removed = 0
+    for folder in [root / "assets", *_stage_folders(root)]:
+        removed += remove_leftovers(folder)
+        for path in folder.glob("*.lock") if folder.is_dir() else ():
+            removed += _remove_stale_lock(path)
+    return removed
+
+
+def _remove_stale_lock(path: Path) -> bool:
+    with suppress(OSError):
+        if (
+            path.with_suffix("").exists()
+            or time.time() - path.stat().st_mtime < _STALE_LOCK_SECONDS
+        ):
+            return False
+        try:
+            with FileLock(path, timeout=0):
+                path.unlink(missing_ok=True)
+        except Timeout:
+            return False
+        return True
+    return False
+
+
+def _least_recent(entries: Sequence[StoredEntry]) -> list[StoredEntry]:
+    now = time.time()
+    # A stamp from the future is that of a clock since set back: its entry is as good as just used.
+    return sorted(entries, key=lambda e: (min(e.used, now), e.title))
+
+
+def _stage_folders(root: Path) -> list[Path]:
+    stages = root / "stages"
+    return sorted(p for p in stages.iterdir() if p.is_dir()) if stages.is_dir() else []
+
+
+def _entries_in(folder: Path) -> Iterator[StoredEntry]:
+    if not folder.is_dir():
+        return
+    for item in os.scandir(folder):
+        if not item.is_dir() or item.name.startswith(".") or item.name.endswith(".downloads"):
+            continue
+        with suppress(OSError):  # evicted while it was looked at
+            path = Path(item.path)
+            files = [p.stat() for p in path.rglob("*") if p.is_file()]
+            manifest = path / MANIFEST
+            made = manifest.stat().st_mtime if manifest.is_file() else item.stat().st_mtime
+            yield StoredEntry(
+                stage=folder.name,
+                name=item.name,
+                path=path,
+                n_bytes=sum(s.st_size for s in files),
+                made=made,
+                used=item.stat().st_mtime,
+            )

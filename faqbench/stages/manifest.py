@@ -1,0 +1,101 @@
+"""Whether a folder of results is still what was written: a manifest of sizes and sha256, read against it.
+
+    manifest.json    {"key": what the folder's content depends on, "files": {name: {size, sha256}}}
+
+Files are hashed when a process first reads them, and again whenever their size or a time stamp has
+changed; unchanged ones are hashed once per process, since a sweep reads the same gigabytes many times.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from faqbench.stages.hashing import hash_file, hash_json
+
+MANIFEST = "manifest.json"
+_SETTLED_NS = 100_000_000  # a file system's clock may tick this slowly
+_Signature = tuple[tuple[str, int, int, int], ...]
+_sound: dict[tuple[Path, str], _Signature] = {}
+
+
+def write_manifest(folder: Path, key: Mapping[str, object]) -> None:
+    """Write the key, and the size and sha256 of every file below a folder, into its manifest."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "size": path.stat().st_size,
+            "sha256": hash_file(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    manifest = {"key": dict(key), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+
+
+def find_damage(
+    folder: Path, key: Mapping[str, object] | None = None, *, afresh: bool = False
+) -> str | None:
+    """Say what is wrong with a folder, in words, or return None when it matches its manifest.
+
+    Args:
+        folder: with a manifest.
+        key: what its manifest's key must be; None accepts any.
+        afresh: hash every file, also those that this process has hashed before.
+    """
+    try:
+        manifest = read_manifest(folder)
+        files, found_key = manifest["files"], hash_json(manifest["key"])
+        if key is not None and found_key != hash_json(dict(key)):
+            return "its manifest belongs to another key"
+        for name in files:
+            if not _is_inside(name):
+                return f"its manifest names {name}, which is not in it"
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+        signature = _signature(folder, [MANIFEST, *files])
+        memory = (folder.absolute(), found_key)
+        if not afresh and _sound.get(memory) == signature:
+            return None
+        for name, expected in files.items():
+            path = folder / name
+            if path.stat().st_size != expected["size"] or hash_file(path) != expected["sha256"]:
+                return f"{name} does not match its checksum"
+        if _is_settled(signature):
+            _sound[memory] = signature
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"its manifest cannot be read: {error}"
+    return None
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a folder's manifest.
+
+    Raises:
+        OSError: when there is none.
+        ValueError: when it is not JSON.
+    """
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    return manifest
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def _signature(folder: Path, names: list[str]) -> _Signature:
+    stats = [(name, (folder / name).stat()) for name in names]
+    return tuple((name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
+
+
+def _is_settled(signature: _Signature) -> bool:
+    """Say whether a change from now on would show in the time stamps.
+
+    It would not in files written a moment ago, or in the future of a clock that was set back.
+    """
+    newest = max(max(mtime, ctime) for _, _, mtime, ctime in signature)
+    return time.time_ns() - newest > _SETTLED_NS

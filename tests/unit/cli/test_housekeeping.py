@@ -1,0 +1,238 @@
+"""ls, rm, cache and doctor, in this process, on toy runs and a toy cache."""
+
+import json
+import os
+import time
+
+import pytest
+
+from faqbench.cli import doctor, main
+from faqbench.cli.quantities import ago, n_bytes, plural, seconds
+from faqbench.records import find_runs
+from faqbench.stages import StageCache, list_entries
+
+
+@pytest.fixture
+def runs(toy_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    toy_run("toy-rtn-1", 30.0, seconds=5.0, started="2025-01-03T00:00:00+00:00")
+    toy_run("toy-awq-1", 25.0, seconds=50.0, started="2025-01-01T00:00:00+00:00")
+    toy_run("toy-faq-1", 24.0, seconds=9.0, started="2025-01-02T00:00:00+00:00",
+            config={"bits": 4, "quant": {"name": "faq", "scale": "faq"}})  # fmt: skip
+    toy_run("toy-bad-1", status="failed", error="Traceback\nValueError: no", metrics=())
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache with an entry that was used long ago, one of today, and an asset."""
+    root = tmp_path / "cache"
+    monkeypatch.setenv("FAQBENCH_CACHE", str(root))
+    (root / "assets" / "model-1").mkdir(parents=True)
+    (root / "assets" / "model-1" / "weights").write_bytes(b"w" * 1000)
+
+    def build(folder):
+        (folder / "data.bin").write_bytes(b"x" * 10**6)
+
+    with StageCache(root) as stages:
+        for name, days in (("old", 40), ("new", 0)):
+            path = stages.get("toy", {"name": name}, build).path
+            stamp = time.time() - 86400 * days - 60
+            os.utime(path, (stamp, stamp))
+    return root
+
+
+def order(text, *names):
+    lines = text.splitlines()
+    places = [next(i for i, line in enumerate(lines) if name in line) for name in names]
+    return places == sorted(places)
+
+
+def test_ls_is_in_the_order_of_time(runs, capsys):
+    assert main(["ls"]) == 0
+    assert order(capsys.readouterr().out, "toy-awq-1", "toy-faq-1", "toy-rtn-1")
+
+
+@pytest.mark.parametrize("arguments", [["*faq*"], ["bits=4"], ["quant=faq"], ["quant.scale=faq"]])
+def test_ls_takes_patterns_and_filters(runs, capsys, arguments):
+    assert main(["ls", *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "toy-faq-1" in out and "toy-awq-1" not in out
+
+
+def test_ls_sorts_by_number_in_both_directions(runs, capsys):
+    assert main(["ls", "sort=seconds"]) == 0
+    assert order(capsys.readouterr().out, "toy-rtn-1", "toy-faq-1", "toy-awq-1")
+    assert main(["ls", "sort=-wikitext2-64/perplexity", "limit=2"]) == 0
+    out = capsys.readouterr().out
+    assert order(out, "toy-rtn-1", "toy-awq-1") and "toy-faq-1" not in out
+
+
+def test_ls_shows_the_columns_that_were_asked_for(runs, capsys):
+    columns = "run,quant.scale,wikitext2-64/perplexity,peak_memory_bytes,error"
+    assert main(["ls", f"columns={columns}"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("quant.scale", "24", "2.0 GB", "ValueError: no"):
+        assert expected in out
+    assert "started" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["ls", "columns=run,statsu"], "Did you mean 'status'?"),
+        (["ls", "sort=wikitext2-64/perplexit"], "Did you mean 'wikitext2-64/perplexity'?"),
+        (["ls", "limit=-1"], "limit=-1 is not allowed"),
+        (["ls", "bits=7"], "their values of 'bits' are 3, 4"),
+        (["rm"], "rm needs the name of a run, or select="),
+        (["rm", "toy-fqa-1"], "Did you mean 'toy-faq-1'?"),
+        (["rm", "restore=toy-faq-1"], "'toy-faq-1' is not in"),
+        (["rm", "empty=yes"], "empty=yes is not allowed: true or false"),
+        (["cache", "prun"], "Did you mean 'prune'?"),
+        (["cache", "prune", "days=soon"], "days=soon is not allowed"),
+        (["cache", "ls", "stage=to"], "stage=to has no entries; there are assets, toy"),
+        (["doctor", "run=x"], "Did you mean 'runs'?"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(runs, cache, capsys, arguments, expected):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and expected in captured.err
+
+
+def test_rm_moves_a_run_to_the_trash_and_restore_brings_it_back(runs, capsys):
+    before = (runs / "toy-faq-1" / "record.json").read_bytes()
+    assert main(["rm", "toy-faq"]) == 0
+    assert [r.run_id for r in find_runs(runs)[0]] == ["toy-awq-1", "toy-bad-1", "toy-rtn-1"]
+    assert main(["rm", "restore=toy-faq-1"]) == 0
+    assert (runs / "toy-faq-1" / "record.json").read_bytes() == before
+
+
+def test_rm_takes_a_selection_and_the_same_run_twice(runs, toy_run):
+    assert main(["rm", "select=bits=3 *rtn*", "toy-awq-1"]) == 0
+    assert {r.run_id for r in find_runs(runs)[0]} == {"toy-bad-1", "toy-faq-1"}
+    toy_run("toy-rtn-1")
+    assert main(["rm", "toy-rtn-1"]) == 0
+    kept = sorted(p.name.partition("@")[0] for p in (runs / ".trash").iterdir())
+    assert kept == ["toy-awq-1", "toy-rtn-1", "toy-rtn-1"]
+
+
+def test_restore_does_not_replace_a_run(runs, toy_run, capsys):
+    assert main(["rm", "toy-faq-1"]) == 0
+    toy_run("toy-faq-1")
+    assert main(["rm", "restore=toy-faq-1"]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_the_trash_is_emptied_only_when_asked(runs):
+    assert main(["rm", "toy-faq-1"]) == 0 and list((runs / ".trash").iterdir())
+    assert main(["rm", "empty=true"]) == 0
+    assert list((runs / ".trash").iterdir()) == []
+
+
+def test_cache_ls_counts_stages_and_assets(runs, cache, capsys):
+    assert main(["cache", "ls"]) == 0
+    out = capsys.readouterr().out
+    assert "assets" in out and "2.0 MB" in out and "3 entries" in out
+
+
+def test_cache_ls_says_which_runs_used_an_entry(runs, cache, toy_run, capsys):
+    entry = next(e.title for e in list_entries(cache) if e.stage == "toy")
+    toy_run("toy-user-1", extra={"stage_keys": [{"entry": entry}]})
+    assert main(["cache", "ls", "stage=toy"]) == 0
+    assert "toy-user-1" in capsys.readouterr().out
+
+
+def test_cache_verify_names_what_is_damaged(runs, cache, capsys):
+    assert main(["cache", "verify", "stage=toy"]) == 0
+    entry = next(e for e in list_entries(cache) if e.stage == "toy")
+    (entry.path / "data.bin").write_bytes(b"y" * 10**6)
+    capsys.readouterr()
+    assert main(["cache", "verify"]) == 1
+    assert f"{entry.title}: data.bin does not match its checksum" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n_left"),
+    [([], 2), (["days=30"], 1), (["max_gigabytes=0.0015"], 1), (["max_gigabytes=0"], 0),
+     (["unused=true"], 0), (["days=30", "dry=true"], 2), (["damaged=true"], 2),
+     (["stage=other", "max_gigabytes=0"], None)],
+)  # fmt: skip
+def test_cache_prune_removes_what_was_asked_for_and_no_asset(runs, cache, arguments, n_left):
+    assert main(["cache", "prune", *arguments]) == (2 if n_left is None else 0)
+    stages = [e.stage for e in list_entries(cache)]
+    assert stages == ["assets"] + ["toy"] * (2 if n_left is None else n_left)
+
+
+def test_cache_prune_keeps_what_a_running_cell_holds(runs, cache, capsys):
+    with StageCache(cache) as stages:
+        assert stages.find("toy", {"name": "old"}) is not None
+        assert main(["cache", "prune", "max_gigabytes=0"]) == 0
+        assert "1 entry stayed: a running cell holds" in capsys.readouterr().out
+    assert len(list_entries(cache)) == 2
+
+
+def test_cache_prune_removes_damaged_entries(runs, cache):
+    entry = next(e for e in list_entries(cache) if e.stage == "toy")
+    (entry.path / "data.bin").write_bytes(b"y")
+    assert main(["cache", "prune", "damaged=true"]) == 0
+    assert entry.title not in [e.title for e in list_entries(cache)]
+
+
+def test_doctor_says_what_each_finding_means(runs, cache, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_answers", lambda url: False)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for expected in ("torch", "memory", "GPU", "W&B", "hub", "sync", "Nothing would stop a run."):
+        assert expected in out
+
+
+def test_doctor_fails_when_no_record_could_be_written(runs, cache, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "_answers", lambda url: False)
+    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", _refuse)
+    assert main(["doctor"]) == 1
+    assert "would stop a run: runs" in capsys.readouterr().out
+
+
+def _refuse(**_):
+    raise PermissionError
+
+
+def test_show_says_what_was_planned(runs, toy_run, capsys):
+    amounts = {"seconds": 90.0, "peak_memory_bytes": 10**9, "n_bytes": 0}
+    toy_run("toy-plan-1", extra={"plan": {"estimate": amounts, "actual": amounts, "error": {}}})
+    assert main(["show", "toy-plan-1"]) == 0
+    assert "planned: 1 min 30 s, 1.0 GB of memory" in capsys.readouterr().out
+
+
+def test_a_record_of_a_newer_schema_is_listed_and_left_alone(runs, capsys):
+    path = runs / "toy-faq-1" / "record.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 2}))
+    assert main(["ls"]) == 0
+    captured = capsys.readouterr()
+    assert "toy-faq-1: schema_version 2 is not 1" in captured.err and "toy-awq-1" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.04, "0.0 s"), (9.95, "9.9 s"), (59.4, "59 s"), (200, "3 min 20 s"), (7260, "2 h 01 min"),
+     (200000, "2 d 08 h")],
+)  # fmt: skip
+def test_seconds_are_told_in_two_units(value, text):
+    assert seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.35e9, "2.4 GB"), (4e14, "400 TB")]
+)  # fmt: skip
+def test_bytes_are_told_in_the_unit_that_suits(value, text):
+    assert n_bytes(value) == text
+
+
+def test_counts_and_ages_read_as_english():
+    assert (plural(1, "entry"), plural(2, "entry"), plural(0, "run")) == (
+        "1 entry",
+        "2 entries",
+        "0 runs",
+    )
+    assert (ago(30), ago(7200), ago(-5)) == ("now", "2 h ago", "now")

@@ -1,0 +1,98 @@
+"""Quantized weights as a cached stage: the record is the same, and no model is loaded for it."""
+
+import shutil
+
+import pytest
+
+from faqbench import pipeline
+from faqbench.models import ModelHolder, loading
+from faqbench.records import differences
+from faqbench.stages import PlainProgress, StageCache
+
+SCORED = "evaluation.protocols=[wikitext2-64]"
+METHODS = ["rtn", "faq", "gptq", "qep", "qep-awq", "loaq-gptq"]
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """How often a model is loaded from its source."""
+    count = []
+    original = loading.random_model
+
+    def note(settings):
+        count.append(settings)
+        return original(settings)
+
+    monkeypatch.setattr(loading, "random_model", note)
+    return count
+
+
+def entries(tmp_path, stage):
+    folder = tmp_path / "cache" / "stages" / stage
+    return sorted(p for p in folder.glob("*") if p.is_dir())
+
+
+@pytest.mark.parametrize("quant", METHODS)
+def test_a_record_made_of_cached_weights_is_the_same(run, tmp_path, quant):
+    first = run(f"quant={quant}", SCORED)
+    for stage in ("perplexity", "statistics"):
+        shutil.rmtree(tmp_path / "cache" / "stages" / stage, ignore_errors=True)
+    again = run(f"quant={quant}", SCORED)
+    assert again.record.stages["quantize"].cached and not again.record.stages["evaluate"].cached
+    assert differences(first, again) == []
+
+
+def test_cached_weights_need_no_statistics(run, tmp_path):
+    run("quant=awq", SCORED)
+    shutil.rmtree(tmp_path / "cache" / "stages" / "statistics")
+    assert "statistics" not in run("quant=awq", SCORED).record.stages
+    assert entries(tmp_path, "statistics") == []
+
+
+def test_half_precision_weights_are_cached_as_they_were_evaluated(run, tmp_path):
+    overrides = ("quant=awq", SCORED, "dtype=bfloat16", "calibration.dtype=bfloat16")
+    first = run(*overrides)
+    shutil.rmtree(tmp_path / "cache" / "stages" / "perplexity")
+    assert differences(first, run(*overrides)) == []
+
+
+@pytest.mark.parametrize(
+    "override", ["bits=4", "seed=1", "gamma=0.5", "quant.skip=['*.down_proj']", "symmetric=true"]
+)
+def test_other_settings_are_other_weights(run, tmp_path, override):
+    run("quant=faq")
+    assert not run("quant=faq", override).record.stages["quantize"].cached
+    assert len(entries(tmp_path, "quantized")) == 2
+
+
+def test_cells_that_differ_in_their_evaluation_alone_share_their_weights(run, tmp_path):
+    run("quant=faq", SCORED)
+    other = run("quant=faq", "evaluation.protocols=[wikitext2-32]", "dtype=bfloat16")
+    assert other.record.stages["quantize"].cached and len(entries(tmp_path, "quantized")) == 1
+
+
+def test_a_process_loads_a_model_once_for_cells_of_all_kinds(cell, tmp_path, loads):
+    holder, cache = ModelHolder(), tmp_path / "cache"
+    for quant in ("fp", "rtn", "awq", "gptq", "fp"):
+        experiment = cell(f"quant={quant}", SCORED, "dtype=bfloat16")
+        pipeline.run(experiment, cache=StageCache(cache), progress=PlainProgress(), holder=holder)
+    assert holder.n_loads == len(loads) == 1
+
+
+def test_cells_one_after_another_give_what_each_gives_alone(cell, tmp_path):
+    holder, shared = ModelHolder(), StageCache(tmp_path / "shared")
+    for quant in ("gptq", "fp", "faq", "rtn"):
+        experiment = cell(f"quant={quant}", SCORED, "dtype=bfloat16")
+        together = pipeline.run(experiment, cache=shared, progress=PlainProgress(), holder=holder)
+        alone = StageCache(tmp_path / f"alone-{quant}")
+        apart = pipeline.run(experiment, cache=alone, progress=PlainProgress())
+        assert differences(together, apart) == []
+
+
+def test_the_record_names_the_entries_that_it_was_made_from(run, tmp_path):
+    uses = run("quant=awq", SCORED).record.extra["stage_keys"]
+    stages = [use["entry"].split("/")[0] for use in uses]
+    assert {"weights", "calibration", "statistics", "quantized", "perplexity"} <= set(stages)
+    for use in uses:
+        assert (tmp_path / "cache" / "stages" / use["entry"] / "manifest.json").is_file()
+        assert use["n_bytes"] > 0 and not use["cached"]
