@@ -99,12 +99,19 @@ class Streams:
         tokens = calibration.tokens[: max(n_quantized, n_full)]
         opened = open_stream(loaded.model, loaded.architecture, tokens, calibration.batch_size)
         self._quantized, self._full = opened.fork(n_quantized), opened.fork(n_full)
+        self._keeps_original = reads_full(quant)
         self._original: nn.Module = nn.Identity()
         self._block: nn.Module = nn.Identity()
+        self._traced = self._full.fork(self._n_traced)
 
     def arrive(self, block: nn.Module) -> None:
         """Take the next block, whose weights are about to be replaced."""
-        self._block, self._original = block, copy.deepcopy(block)
+        self._block = block
+        self._traced = self._full.fork(self._n_traced)
+        if self._keeps_original:
+            self._original = copy.deepcopy(block)
+        else:  # nothing asks for the block as it was: its output is all that is needed of it
+            self._full.advance(block)
 
     def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs on the quantized stream, in one pass."""
@@ -160,18 +167,18 @@ class Streams:
 
     def release(self) -> BlockReport | None:
         """Move both streams past the block and report its error; None when nothing is traced."""
-        traced = self._full.fork(self._n_traced)
-        self._full.advance(self._original)
+        if self._keeps_original:
+            self._full.advance(self._original)
         self._quantized.advance(self._block)
         if self._n_traced == 0:
             return None
-        traced.advance(self._block)
+        self._traced.advance(self._block)
         wanted = self._full.hidden[: self._n_traced].float()
         got = self._quantized.hidden[: self._n_traced].float()
         cosines = functional.cosine_similarity(got, wanted, dim=-1)
         return BlockReport(
             block=self._full.index - 1,
-            local_error=_relative(traced.hidden.float(), wanted),
+            local_error=_relative(self._traced.hidden.float(), wanted),
             relative_error=_relative(got, wanted),
             cosine=float(total(cosines) / cosines.numel()),
         )
