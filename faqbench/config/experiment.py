@@ -151,6 +151,8 @@ class EvaluationSection(Section):
     tasks: tuple[str, ...]
     n_windows: Positive | None
     n_documents: Positive | None
+    kl: bool
+    batch_tokens: Positive
     batch_size: Positive
     add_bos: bool
     num_fewshot: Annotated[int, Field(ge=0)]
@@ -223,6 +225,11 @@ class Experiment(Section):
         return self.quantizes and (
             (q.scale, q.clip, q.correct) != ("none", "none", "none") or q.round == "gptq"
         )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the full precision model's hidden states are wanted, to compare a quantized one with."""
+        return self.evaluation.kl and bool(self.evaluation.protocols)
 
     @property
     def calibration_domain(self) -> str:

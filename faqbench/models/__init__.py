@@ -12,7 +12,13 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
 from faqbench.models.blocks import BlockStream, Call, open_stream
-from faqbench.models.loading import LoadedModel, load_model, load_tokenizer, resolve_device
+from faqbench.models.loading import (
+    LoadedModel,
+    cast_parameters,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+)
 
 __all__ = [
     "Architecture",
@@ -22,6 +28,7 @@ __all__ = [
     "Role",
     "Rows",
     "architecture_of",
+    "cast_parameters",
     "load_model",
     "load_tokenizer",
     "open_stream",

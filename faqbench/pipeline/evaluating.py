@@ -7,12 +7,12 @@ cells that differ only in what else they evaluate share their results.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from faqbench.config import Experiment
@@ -20,16 +20,20 @@ from faqbench.config.identity import calibration_identity, quant_identity
 from faqbench.evaluation import (
     HARNESS_VERSION,
     SCORER_VERSION,
+    HiddenStates,
+    ProtocolTokens,
     perplexity_metrics,
     protocol_tokens,
     resolve_protocol,
     run_task,
-    score_tokens,
 )
 from faqbench.models import LoadedModel
+from faqbench.pipeline.memory import PeakMemory
+from faqbench.pipeline.reference import Reference
+from faqbench.pipeline.token_scores import read_scores, write_scores
 from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
 from faqbench.records import Metric
-from faqbench.stages import Progress, StageCache
+from faqbench.stages import CacheEntry, Progress, StageCache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +43,8 @@ class Evaluated:
     Attributes:
         metrics: of all of them, in the order of the configuration.
         items: per-item results of the tasks.
-        tokens: per-token negative log-likelihoods of the protocols.
+        tokens: per protocol, negative log-likelihoods per token; with a reference also
+            `<protocol>.kl` and `<protocol>.agrees`.
         fingerprints: `protocol/<name>` and `task/<name>` of the tokens and requests scored.
         protocols: how each was measured, for the record.
         warnings: sentences for the reader.
@@ -64,6 +69,8 @@ class _Setting:
     experiment: Experiment
     loaded: LoadedModel
     weights: Mapping[str, object]
+    references: Mapping[str, Reference]
+    memory: PeakMemory
     cache: StageCache
     progress: Progress
 
@@ -72,14 +79,28 @@ def evaluate(
     experiment: Experiment,
     loaded: LoadedModel,
     fingerprints: Mapping[str, str],
+    references: Mapping[str, Reference],
+    memory: PeakMemory,
     cache: StageCache,
     progress: Progress,
 ) -> Evaluated:
-    """Score the model, as it stands in memory, on every protocol and task of the experiment."""
+    """Score the model, as it stands in memory, on every protocol and task of the experiment.
+
+    Args:
+        experiment: what to evaluate.
+        loaded: the model, quantized or not, in the evaluation's dtype.
+        fingerprints: of the weights as loaded and, where there was one, of the calibration set.
+        references: the full precision model's scores, where divergence from it is wanted.
+        memory: of the run.
+        cache: where each protocol and each task is a stage.
+        progress: told of every stage.
+    """
     setting = _Setting(
         experiment=experiment,
         loaded=loaded,
         weights=_weights_key(experiment, loaded, fingerprints),
+        references=references,
+        memory=memory,
         cache=cache,
         progress=progress,
     )
@@ -118,32 +139,26 @@ def _weights_key(
 
 def _protocol(name: str, setting: _Setting) -> Evaluated:
     experiment, loaded, progress = setting.experiment, setting.loaded, setting.progress
-    protocol = resolve_protocol(name, experiment)
-    windows = protocol_tokens(protocol, loaded.tokenizer, experiment, progress)
-    batch_size = experiment.evaluation.batch_size
-
-    def build(folder: Path) -> None:
-        nll = score_tokens(loaded.model, windows.tokens, batch_size, progress, name)
-        np.save(folder / "nll.npy", nll, allow_pickle=False)
-
-    key = {
-        "version": SCORER_VERSION,
-        "model": dict(setting.weights),
-        "tokens": windows.fingerprint,
-        "batch_size": batch_size,
-    }
-    entry = setting.cache.get("perplexity", key, build)
-    nll = np.load(entry.path / "nll.npy", allow_pickle=False)
+    protocol, reference = resolve_protocol(name, experiment), setting.references.get(name)
+    windows = (
+        reference.windows
+        if reference is not None
+        else protocol_tokens(protocol, loaded.tokenizer, experiment, progress)
+    )
+    entry = _token_scores(name, windows, reference, setting)
+    scores, facts = read_scores(entry.path)
+    arrays = {name: scores.nll, f"{name}.kl": scores.kl, f"{name}.agrees": scores.agrees}
     return Evaluated(
-        metrics=perplexity_metrics(protocol, nll),
-        tokens={name: nll},
+        metrics=perplexity_metrics(protocol, scores),
+        tokens={k: v for k, v in arrays.items() if v is not None},
         fingerprints={f"protocol/{name}": windows.fingerprint},
         protocols={
             name: {
-                "n_windows": len(nll),
+                "n_windows": len(scores.nll),
                 "seq_len": protocol.seq_len,
                 "verified": windows.verified,
                 "version": protocol.version,
+                **facts,
             }
         },
         warnings=windows.warnings,
@@ -151,11 +166,45 @@ def _protocol(name: str, setting: _Setting) -> Evaluated:
     )
 
 
+def _token_scores(
+    name: str, windows: ProtocolTokens, reference: Reference | None, setting: _Setting
+) -> CacheEntry:
+    """Return the stage with a protocol's scores; for the baseline with a reference, the reference."""
+    if reference is not None and not setting.experiment.quantizes:
+        return reference.entry
+    budget = setting.experiment.evaluation.batch_tokens
+    hidden = None if reference is None else HiddenStates.open(reference.entry.path)
+
+    def build(folder: Path) -> None:
+        write_scores(
+            folder,
+            setting.loaded.model,
+            windows,
+            budget,
+            setting.memory,
+            setting.progress,
+            name,
+            reference=hidden,
+        )
+
+    key = {
+        "version": SCORER_VERSION,
+        "model": dict(setting.weights),
+        "tokens": windows.fingerprint,
+        "batch_tokens": budget,
+        "kl": reference is not None,
+    }
+    return setting.cache.get("perplexity", key, build)
+
+
 def _task(name: str, setting: _Setting) -> Evaluated:
     experiment, loaded = setting.experiment, setting.loaded
 
     def build(folder: Path) -> None:
-        result = run_task(name, loaded.model, loaded.tokenizer, experiment, setting.progress)
+        start = time.perf_counter()
+        with setting.memory.section() as section:
+            result = run_task(name, loaded.model, loaded.tokenizer, experiment, setting.progress)
+        seconds = time.perf_counter() - start
         result.items.to_parquet(folder / "items.parquet", index=False)
         facts = {
             "metrics": [asdict(m) for m in result.metrics],
@@ -163,6 +212,10 @@ def _task(name: str, setting: _Setting) -> Evaluated:
             "version": result.version,
             "n_documents": result.n_documents,
             "config": result.config,
+            "seconds": round(seconds, 3),
+            # Encoded once each; generated tokens are not counted.
+            "tokens_per_second": round(result.config["n_tokens"] / seconds, 1),
+            "peak_memory_bytes": section.bytes,
         }
         (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -172,16 +225,18 @@ def _task(name: str, setting: _Setting) -> Evaluated:
         "model": dict(setting.weights),
         "task": name,
         "limit": experiment.n_documents(),
+        "batch_tokens": settings.batch_tokens,
         "batch_size": settings.batch_size,
         "add_bos": settings.add_bos,
         "num_fewshot": settings.num_fewshot,
     }
     entry = setting.cache.get("tasks", key, build)
     facts = json.loads((entry.path / "facts.json").read_text())
+    kept = ("version", "n_documents", "config", "seconds", "tokens_per_second", "peak_memory_bytes")
     return Evaluated(
         metrics=tuple(Metric(**m) for m in facts["metrics"]),
         items=pd.read_parquet(entry.path / "items.parquet"),
         fingerprints={f"task/{name}": facts["fingerprint"]},
-        protocols={name: {k: facts[k] for k in ("version", "n_documents", "config")}},
+        protocols={name: {k: facts[k] for k in kept}},
         cached=entry.cached,
     )

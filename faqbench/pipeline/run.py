@@ -11,10 +11,12 @@ import yaml
 
 from faqbench.calibration import calibration_tokens
 from faqbench.config import Experiment, run_id
-from faqbench.models import load_model, resolve_device
-from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
+from faqbench.models import cast_parameters, load_model, resolve_device
+from faqbench.pipeline.environment import describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
+from faqbench.pipeline.memory import PeakMemory
+from faqbench.pipeline.reference import reference_scores
 from faqbench.pipeline.statistics import activation_store
 from faqbench.pipeline.timing import Timings
 from faqbench.quantization import (
@@ -43,7 +45,7 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
         UserError: for anything that the user can mend.
     """
     timings, device = Timings(), resolve_device(experiment.device)
-    start_peak_memory(device)
+    memory = PeakMemory(device)
     with timings.stage("load"):
         working_dtype = getattr(torch, experiment.calibration.dtype)
         loaded = load_model(experiment.model, working_dtype, device, progress)
@@ -65,6 +67,12 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
             with timings.stage("statistics") as stage:
                 store, stage.cached = activation_store(experiment, loaded, drawn, cache, progress)
 
+    references = {}
+    if experiment.needs_reference:  # before the weights are replaced
+        with timings.stage("reference") as stage:
+            references = reference_scores(experiment, loaded, memory, cache, progress)
+            stage.cached = all(r.entry.cached for r in references.values())
+
     quantized = None
     if experiment.quantizes:
         with timings.stage("quantize"):
@@ -72,12 +80,12 @@ def run(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Run
                 loaded, experiment.quant, grids, store, calibration, progress
             )
 
-    loaded.model.to(getattr(torch, experiment.dtype))
+    cast_parameters(loaded.model, getattr(torch, experiment.dtype))
     with timings.stage("evaluate") as stage:
-        evaluated = evaluate(experiment, loaded, fingerprints, cache, progress)
+        evaluated = evaluate(experiment, loaded, fingerprints, references, memory, cache, progress)
         stage.cached = evaluated.cached
 
-    data = _record(experiment, fingerprints, quantized, evaluated, timings, device)
+    data = _record(experiment, fingerprints, quantized, evaluated, timings, memory)
     data = dataclasses.replace(data, record=check_gates(data.record, loaded, quantized))
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
@@ -97,8 +105,8 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
 
 def write_failure(experiment: Experiment, error: str) -> RunData:
     """Write the record of a cell that failed, so that reports list it and the next sweep retries it."""
-    device = torch.device("cpu")
-    data = _record(experiment, {}, None, Evaluated(), Timings(), device, error=error)
+    memory = PeakMemory(torch.device("cpu"))
+    data = _record(experiment, {}, None, Evaluated(), Timings(), memory, error=error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 
@@ -114,7 +122,7 @@ def _record(
     quantized: QuantizedModel | None,
     evaluated: Evaluated,
     timings: Timings,
-    device: torch.device,
+    memory: PeakMemory,
     error: str | None = None,
 ) -> RunData:
     import pandas as pd
@@ -131,13 +139,13 @@ def _record(
         status="failed" if error else "finished",
         error=error,
         config=experiment.model_dump(mode="json"),
-        environment=describe_environment(device),
+        environment=describe_environment(memory.device),
         fingerprints={**fingerprints, **evaluated.fingerprints},
         stages=timings.results,
         metrics=evaluated.metrics,
         bits_per_weight=quantized.bits_per_weight if quantized else None,
         checkpoint_bytes=quantized.storage_bits // 8 if quantized else None,
-        peak_memory_bytes=peak_memory_bytes(device),
+        peak_memory_bytes=memory.bytes,
         warnings=evaluated.warnings,
         skipped_scales=quantized.skipped_scales if quantized else (),
         started=(now - timings.elapsed).isoformat(timespec="seconds"),
