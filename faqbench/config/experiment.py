@@ -126,6 +126,8 @@ class EvaluationSection(Section):
     tasks: tuple[str, ...]
     n_windows: Positive | None
     n_documents: Positive | None
+    kl: bool
+    batch_tokens: Positive
     batch_size: Positive
     add_bos: bool
     num_fewshot: Annotated[int, Field(ge=0)]
@@ -221,6 +223,11 @@ class Experiment(Section):
     def calibration_mixture(self) -> dict[str, float]:
         """The domains and their shares of the windows after the scenario has had its say."""
         return mixture_of(self.calibration, self.scenario)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the full precision model's hidden states are wanted, to compare a quantized one with."""
+        return self.evaluation.kl and bool(self.evaluation.protocols)
 
     @property
     def n_calibration_samples(self) -> int:

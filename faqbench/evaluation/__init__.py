@@ -4,14 +4,16 @@ The pipeline asks for one protocol or one task at a time, so that each is cached
 
     protocol = resolve_protocol("wikitext2-512", experiment)        text and window length, checked
     tokens = protocol_tokens(protocol, tokenizer, experiment, progress)    [n_windows, seq_len]
-    nll = score_tokens(model, tokens.tokens, batch_size, progress)  [n_windows, seq_len - 1], nats
-    metrics = perplexity_metrics(protocol, nll)
+    scores = score_tokens(model, tokens.tokens, batch_tokens, progress)    each [n_windows, seq_len - 1]
+    metrics = perplexity_metrics(protocol, scores)
 
     result = run_task("arc_easy_validation", model, tokenizer, experiment, progress)
 
 The model arrives in its dtype and on its device; nothing here moves, casts or changes it. A
 number's protocol or task, with its split, is part of its name, and two names are never put in one
-column.
+column. Tasks reach the model through `scorer.py`: requests that share a beginning are packed into one
+forward (`packing.py`, pure; `packed_scoring.py`), and both tasks and protocols take logits only where
+they are scored (`head.py`). `reference.py` keeps what KL divergence is measured against.
 
 Adding a task whose data is packaged is one file, `tasks/<name>_<split>.yaml`, read by
 `packaged.py`:
@@ -29,17 +31,26 @@ and hash in `expected_tokens.yaml`.
 
 from faqbench.evaluation.harness import HARNESS_VERSION, check_task, run_task
 from faqbench.evaluation.packaged import task_names
-from faqbench.evaluation.perplexity import SCORER_VERSION, perplexity_metrics, score_tokens
+from faqbench.evaluation.perplexity import (
+    SCORER_VERSION,
+    TokenScores,
+    perplexity_metrics,
+    score_tokens,
+)
 from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
+from faqbench.evaluation.reference import HiddenStates, HiddenWriter
 from faqbench.evaluation.results import TaskResult
 from faqbench.evaluation.windows import ProtocolTokens, protocol_tokens
 
 __all__ = [
     "HARNESS_VERSION",
     "SCORER_VERSION",
+    "HiddenStates",
+    "HiddenWriter",
     "Protocol",
     "ProtocolTokens",
     "TaskResult",
+    "TokenScores",
     "check_task",
     "perplexity_metrics",
     "protocol_examples",

@@ -1,12 +1,10 @@
-"""Tasks through lm-eval, the only file that knows it.
+"""Tasks through lm-eval, which only this file and `scorer.py` know.
 
-lm-eval defines a task (prompt, choices, target, metrics) and scores it with its own HFLM; faqbench
-supplies documents for the packaged tasks, fixes what lm-eval leaves to defaults, and keeps every
-item:
+lm-eval defines a task (prompt, choices, target, metrics) and turns log-likelihoods into scores;
+faqbench supplies documents for the packaged tasks and log-likelihoods (`scorer.py`), fixes what
+lm-eval leaves to defaults, and keeps every item:
 
-* BOS, batch size, shots and seeds are explicit, and recorded; the batch size is never `auto`;
-* log-softmax is taken in float32 (`softmax_dtype`). Differs from lm-eval's default, the model's
-  dtype: with the 8 bits of bfloat16, sums of log-likelihoods tie and the first choice wins;
+* BOS, batches, shots and seeds are explicit, and recorded; a batch size is never `auto`;
 * lm-eval's caches are off: they are keyed by request, so one model gets another's answers.
 
 lm-eval's log lines and bars stay silent; progress goes through `Progress`.
@@ -14,7 +12,6 @@ lm-eval's log lines and bars stay silent; progress goes through `Progress`.
 
 from __future__ import annotations
 
-import copy
 import logging
 import random
 from collections.abc import Iterator
@@ -36,10 +33,11 @@ from faqbench.evaluation.packaged import (
     task_names,
 )
 from faqbench.evaluation.results import TaskResult, read_results
+from faqbench.evaluation.scorer import make_scorer
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
-HARNESS_VERSION = 1
+HARNESS_VERSION = 2
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own
 
 
@@ -75,17 +73,18 @@ def run_task(
         else:
             check_task(task_name)
             loaded = _load_from_hub(task_name)
-        scorer = _scorer(model, tokenizer, experiment, progress, task_name)
+        scorer = make_scorer(model, tokenizer, experiment, progress, task_name)
         raw = _evaluate(loaded, scorer, experiment)
     config = {
         "num_fewshot": raw["n-shot"],
         "add_bos": experiment.evaluation.add_bos,
         "batch_size": experiment.evaluation.batch_size,
+        "batch_tokens": experiment.evaluation.batch_tokens,
         "limit": experiment.n_documents(),
         "softmax_dtype": "float32",
         "seeds": SEEDS,
-        "n_truncated": scorer.n_truncated,
         "lm_eval": version("lm_eval"),
+        **scorer.facts.to_json(),
     }
     return read_results(task_name, raw, documents, config)
 
@@ -158,40 +157,6 @@ def _evaluate(loaded: dict[str, Any], scorer: Any, experiment: Experiment) -> di
         log_samples=True,
     )
     return raw
-
-
-def _scorer(
-    model: Any, tokenizer: Any, experiment: Experiment, progress: Progress, title: str
-) -> Any:
-    """Wrap the model as lm-eval's HFLM that reports to `Progress` and counts truncated requests."""
-    from lm_eval.models.huggingface import HFLM
-
-    class Scorer(HFLM):  # type: ignore[misc]
-        n_truncated = 0
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
-            lengths = [len(context) + len(wanted) for _, context, wanted in requests]
-            self.n_truncated += sum(n > self.max_length + 1 for n in lengths)
-            # Requests that differ in their last token only are one row of a forward.
-            rows = {(*context, *wanted[:-1]) for _, context, wanted in requests}
-            with progress.stage(title, len(rows)) as self._advance:
-                return super()._loglikelihood_tokens(requests, disable_tqdm=True)
-
-        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
-            logits = super()._model_call(inps, *args, **kwargs)
-            self._advance(len(inps))
-            return logits
-
-    return Scorer(
-        pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),  # HFLM gives it a padding token
-        batch_size=experiment.evaluation.batch_size,
-        add_bos_token=experiment.evaluation.add_bos,
-        softmax_dtype="float32",
-    )
 
 
 @cache

@@ -1,16 +1,20 @@
-"""Negative log-likelihoods per token, and the perplexity made from them.
+"""Negative log-likelihoods per token, divergence from full precision, and the metrics made from them.
 
-    nll[w, t] = -log softmax(float32(logits[w, t]))[tokens[w, t + 1]]        in nats
+    nll[w, t] = -log p[w, t](tokens[w, t + 1])                       in nats
+    kl[w, t]  = sum over v of r(v) (log r(v) - log p(v))             in nats, r the reference at [w, t]
+    agrees[w, t] = whether p and r have the same most likely token
 
-The [batch, seq_len, vocabulary] logits of a large vocabulary are the largest tensor of an
-evaluation, so they never exist at once: the decoder gives hidden states, and the output head is
-applied to a few hundred positions at a time. What a model does after its head (Gemma's soft cap) is
-checked on eight tokens against the model's own forward; a model that does something else is scored
-through that forward, one window at a time.
+with log p the float32 log-softmax of the logits. The reference is the full precision model in the same
+dtype, kept as its hidden states (`reference.py`): quantizers leave the output head alone, so one head
+turns both into logits, some hundred rows at a time, and no second model is in memory.
+
+A model that does more after its head than `head.py` knows is scored through its own forward, one window
+at a time, and has no divergence.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,108 +23,151 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from faqbench.config import UserError
+from faqbench.evaluation.head import chunks, hidden_states, log_softmax, splits, top_token
 from faqbench.evaluation.protocols import Protocol
+from faqbench.evaluation.reference import HiddenStates, HiddenWriter
 from faqbench.records import Metric
 from faqbench.stages import Progress
-from faqbench.statistics import perplexity_with_stderr
+from faqbench.statistics import mean_with_stderr, perplexity_with_stderr
 
-SCORER_VERSION = 1
-_LOGITS_BYTES = 128 * 2**20
-_N_CHECKED = 8
+SCORER_VERSION = 2
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenScores:
+    """Scores of every token of every window but its first, each [n_windows, seq_len - 1].
+
+    Attributes:
+        nll: float32, nats.
+        kl: float32, nats, never negative; None without a reference.
+        agrees: uint8, 1 where the most likely tokens are the same; None without a reference.
+    """
+
+    nll: NDArray[np.float32]
+    kl: NDArray[np.float32] | None = None
+    agrees: NDArray[np.uint8] | None = None
+
+
+@torch.inference_mode()
 def score_tokens(
     model: Any,
     tokens: torch.Tensor,
-    batch_size: int,
+    batch_tokens: int,
     progress: Progress,
     title: str = "perplexity",
-) -> NDArray[np.float32]:
+    *,
+    reference: HiddenStates | None = None,
+    keep: HiddenWriter | None = None,
+) -> TokenScores:
     """Score every token of every window but its first.
 
     Args:
         model: a causal language model of transformers, in any dtype, on one device.
         tokens: [n_windows, seq_len] int64.
-        batch_size: windows per forward; it changes speed, and results by rounding only.
+        batch_tokens: tokens per forward, at least one window's; it changes speed, and results by
+            rounding only.
         progress: advanced by one step per window.
         title: what the progress is called.
-
-    Returns:
-        [n_windows, seq_len - 1] in nats.
+        reference: hidden states of the full precision model on the same windows.
+        keep: where to write this model's hidden states, as a later reference.
 
     Raises:
-        UserError: when a window is longer than the model's context.
+        UserError: when a window is longer than the model's context, and when a reference is given or
+            wanted for a model that has no hidden states to compare.
     """
     n_windows, seq_len = tokens.shape
+    _check_context(model, seq_len)
+    device = next(model.parameters()).device
+    in_parts = splits(model, tokens[:1].to(device))
+    if not in_parts and (reference is not None or keep is not None):
+        raise UserError(
+            "KL divergence needs a model whose logits are its output head's; this one does more: set "
+            "evaluation.kl=false."
+        )
+    rows = max(1, batch_tokens // seq_len) if in_parts else 1
+    found: list[tuple[torch.Tensor, ...]] = []
+    with progress.stage(title, n_windows) as advance:
+        for start in range(0, n_windows, rows):
+            batch = tokens[start : start + rows].to(device)
+            if in_parts:
+                found.append(_score_in_parts(model, batch, start, reference, keep))
+            else:
+                found.append(_score_whole(model, batch))
+            advance(len(batch))
+    arrays = [
+        torch.cat(parts).view(n_windows, seq_len - 1).cpu() for parts in zip(*found, strict=True)
+    ]
+    nll, kl, agrees = (arrays[i].numpy() if i < len(arrays) else None for i in range(3))
+    assert nll is not None
+    return TokenScores(nll=nll, kl=kl, agrees=agrees)
+
+
+def perplexity_metrics(protocol: Protocol, scores: TokenScores) -> tuple[Metric, ...]:
+    """Return perplexity, and divergence where there is a reference; standard errors over windows."""
+
+    def metric(name: str, value: tuple[float, float], unit: str, *, higher: bool) -> Metric:
+        return Metric(
+            task=protocol.name,
+            name=name,
+            value=value[0],
+            stderr=value[1],
+            n=scores.nll.size,
+            unit=unit,
+            higher_is_better=higher,
+        )
+
+    perplexity = perplexity_with_stderr(scores.nll)
+    metrics = [metric("perplexity", perplexity, "perplexity", higher=False)]
+    if scores.kl is not None and scores.agrees is not None:
+        kl, agreement = mean_with_stderr(scores.kl), mean_with_stderr(scores.agrees)
+        metrics.append(metric("kl_divergence", kl, "nats", higher=False))
+        metrics.append(metric("top1_agreement", agreement, "ratio", higher=True))
+    return tuple(metrics)
+
+
+def _check_context(model: Any, seq_len: int) -> None:
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is not None and seq_len > context:
         raise UserError(
             f"Windows of {seq_len} tokens do not fit the model's context of {context}; choose a "
             "protocol with a shorter window."
         )
-    device = next(model.parameters()).device
-    nll = torch.empty(n_windows, seq_len - 1, device=device)
-    with torch.inference_mode(), progress.stage(title, n_windows) as advance:
-        in_chunks = _head_is_all(model, tokens[:1, :_N_CHECKED].to(device))
-        rows = batch_size if in_chunks else 1
-        for start in range(0, n_windows, rows):
-            batch = tokens[start : start + rows].to(device)
-            score = _score_in_chunks if in_chunks else _score_whole
-            nll[start : start + rows] = score(model, batch)
-            advance(len(batch))
-    return nll.cpu().numpy()
 
 
-def perplexity_metrics(protocol: Protocol, nll: NDArray[np.floating[Any]]) -> tuple[Metric, ...]:
-    """Return the perplexity of scored windows, its standard error taken over windows."""
-    value, stderr = perplexity_with_stderr(nll)
-    return (
-        Metric(
-            task=protocol.name,
-            name="perplexity",
-            value=value,
-            stderr=stderr,
-            n=nll.size,
-            unit="perplexity",
-            higher_is_better=False,
-        ),
-    )
-
-
-def _score_in_chunks(model: Any, batch: torch.Tensor) -> torch.Tensor:
-    hidden = _hidden_states(model, batch)[:, :-1]
-    targets = batch[:, 1:].reshape(-1)
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    n_rows = max(1, _LOGITS_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
-    nll = [
-        functional.cross_entropy(_head(model, some).float(), wanted, reduction="none")
-        for some, wanted in zip(
-            torch.split(rows, n_rows), torch.split(targets, n_rows), strict=True
-        )
+def _score_in_parts(
+    model: Any,
+    batch: torch.Tensor,
+    start: int,
+    reference: HiddenStates | None,
+    keep: HiddenWriter | None,
+) -> tuple[torch.Tensor, ...]:
+    """Return flat nll, and kl and agrees with a reference, of windows `start` and following."""
+    hidden = hidden_states(model, batch)[:, :-1].flatten(0, 1)
+    if keep is not None:
+        keep.append(hidden)
+    targets = batch[:, 1:].flatten()
+    other = None if reference is None else reference.read(start, len(batch), hidden.device)
+    scores = [
+        _score_rows(model, hidden[c], targets[c], None if other is None else other[c])
+        for c in chunks(model, len(targets))
     ]
-    return torch.cat(nll).view(batch.shape[0], -1)
+    return tuple(torch.cat(parts) for parts in zip(*scores, strict=True))
 
 
-def _score_whole(model: Any, batch: torch.Tensor) -> torch.Tensor:
+def _score_rows(
+    model: Any, hidden: torch.Tensor, targets: torch.Tensor, reference: torch.Tensor | None
+) -> tuple[torch.Tensor, ...]:
+    log_p = log_softmax(model, hidden)
+    nll = -log_p.gather(1, targets[:, None])[:, 0]
+    if reference is None:
+        return (nll,)
+    log_r = log_softmax(model, reference)
+    agrees = (top_token(log_p) == top_token(log_r)).to(torch.uint8)
+    kl = functional.kl_div(log_p, log_r, reduction="none", log_target=True).sum(-1)
+    # Rounding alone can put the divergence of two equal distributions a hair below zero.
+    return nll, kl.clamp_min_(0.0), agrees
+
+
+def _score_whole(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
     logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-    return functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none")
-
-
-def _hidden_states(model: Any, batch: torch.Tensor) -> torch.Tensor:
-    hidden: torch.Tensor = model.get_decoder()(input_ids=batch, use_cache=False).last_hidden_state
-    return hidden
-
-
-def _head(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def _head_is_all(model: Any, tokens: torch.Tensor) -> bool:
-    """Return whether decoder, head and soft cap together are the model's own forward."""
-    if model.get_output_embeddings() is None or model.get_decoder() is None:
-        return False
-    whole = model(input_ids=tokens, use_cache=False).logits
-    parts = _head(model, _hidden_states(model, tokens))
-    return torch.allclose(whole, parts, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return (functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none"),)

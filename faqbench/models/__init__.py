@@ -13,7 +13,13 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
 from faqbench.models.blocks import BlockStream, Call, open_stream
 from faqbench.models.holder import ModelHolder
-from faqbench.models.loading import LoadedModel, load_model, load_tokenizer, resolve_device
+from faqbench.models.loading import (
+    LoadedModel,
+    cast_parameters,
+    load_model,
+    load_tokenizer,
+    resolve_device,
+)
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
 from faqbench.models.tokenizers import fingerprint_tokenizer
 
@@ -26,6 +32,7 @@ __all__ = [
     "Role",
     "Rows",
     "architecture_of",
+    "cast_parameters",
     "fingerprint_tokenizer",
     "load_model",
     "load_tokenizer",

@@ -86,7 +86,7 @@ def load_model(
             model = _from_pretrained(section, _location(section, progress))
         architecture = architecture_of(model.config)
         _check_layout(model, architecture)
-        model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        model = cast_parameters(model.to(device), dtype).eval().requires_grad_(False)
         fingerprint = fingerprint or fingerprint_weights(model)
         tokenizer = load_tokenizer(section, progress)
         advance()
@@ -106,6 +106,17 @@ def load_tokenizer(section: ModelSection, progress: Progress) -> Any:
         return AutoTokenizer.from_pretrained(
             location, revision=section.revision, trust_remote_code=section.trust_remote_code
         )
+
+
+def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
+    """Put a model's weights into a dtype, in place, and return it; its buffers stay as they are.
+
+    `model.to(dtype)` would also round the frequencies of rotary position embeddings, which transformers
+    keeps in float32 when it loads a checkpoint in any dtype.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def fingerprint_weights(model: nn.Module) -> str:

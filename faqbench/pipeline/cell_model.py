@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from faqbench.config import Experiment
-from faqbench.models import Architecture, LoadedModel, ModelHolder, load_tokenizer, pinned
+from faqbench.models import (
+    Architecture,
+    LoadedModel,
+    ModelHolder,
+    cast_parameters,
+    load_tokenizer,
+    pinned,
+)
 from faqbench.pipeline.keys import weights_key
 from faqbench.pipeline.timing import Timings
 from faqbench.quantization import apply_linears
@@ -132,7 +139,7 @@ class CellModel:
             self._holder.changed()
             if self._state == "pristine" and self._quantized is not None:
                 apply_linears(self._quantized, self._loaded.model, self.device)
-            self._loaded.model.to(getattr(torch, self._experiment.dtype))
+            cast_parameters(self._loaded.model, getattr(torch, self._experiment.dtype))
             self._state = "evaluated"
         assert self._loaded is not None
         return self._loaded.model

@@ -7,29 +7,30 @@ cells that differ only in what else they evaluate share their results.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from faqbench.config import Experiment
-from faqbench.config.identity import calibration_identity, quant_identity
 from faqbench.evaluation import (
-    HARNESS_VERSION,
-    SCORER_VERSION,
+    HiddenStates,
+    ProtocolTokens,
     perplexity_metrics,
     protocol_tokens,
     resolve_protocol,
     run_task,
-    score_tokens,
 )
-from faqbench.models import LoadedModel
-from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
+from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import protocol_key, task_key
+from faqbench.pipeline.memory import PeakMemory
+from faqbench.pipeline.reference import Reference
+from faqbench.pipeline.token_scores import read_scores, write_scores
 from faqbench.records import Metric
-from faqbench.stages import Progress, StageCache
+from faqbench.stages import CacheEntry, Progress, StageCache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,7 +40,8 @@ class Evaluated:
     Attributes:
         metrics: of all of them, in the order of the configuration.
         items: per-item results of the tasks.
-        tokens: per-token negative log-likelihoods of the protocols.
+        tokens: per protocol, negative log-likelihoods per token; with a reference also
+            `<protocol>.kl` and `<protocol>.agrees`.
         fingerprints: `protocol/<name>` and `task/<name>` of the tokens and requests scored.
         protocols: how each was measured, for the record.
         warnings: sentences for the reader.
@@ -62,24 +64,40 @@ class _Setting:
     """What all protocols and tasks of a cell share."""
 
     experiment: Experiment
-    loaded: LoadedModel
-    weights: Mapping[str, object]
+    model: CellModel
+    fingerprints: Mapping[str, str]
+    references: Mapping[str, Reference]
+    memory: PeakMemory
     cache: StageCache
     progress: Progress
 
 
 def evaluate(
     experiment: Experiment,
-    loaded: LoadedModel,
+    model: CellModel,
     fingerprints: Mapping[str, str],
+    references: Mapping[str, Reference],
+    memory: PeakMemory,
     cache: StageCache,
     progress: Progress,
 ) -> Evaluated:
-    """Score the model, as it stands in memory, on every protocol and task of the experiment."""
+    """Score the model, as it stands in memory, on every protocol and task of the experiment.
+
+    Args:
+        experiment: what to evaluate.
+        model: the cell's, quantized or not; loaded when a stage is not in the cache.
+        fingerprints: of the weights as loaded and, where there was one, of the calibration set.
+        references: the full precision model's scores, where divergence from it is wanted.
+        memory: of the run.
+        cache: where each protocol and each task is a stage.
+        progress: told of every stage.
+    """
     setting = _Setting(
         experiment=experiment,
-        loaded=loaded,
-        weights=_weights_key(experiment, loaded, fingerprints),
+        model=model,
+        fingerprints=fingerprints,
+        references=references,
+        memory=memory,
         cache=cache,
         progress=progress,
     )
@@ -99,51 +117,28 @@ def evaluate(
     )
 
 
-def _weights_key(
-    experiment: Experiment, loaded: LoadedModel, fingerprints: Mapping[str, str]
-) -> dict[str, object]:
-    key: dict[str, object] = {
-        "weights": fingerprints["weights"],
-        "quant": quant_identity(experiment),
-        "quantization_version": QUANTIZATION_VERSION if experiment.quantizes else None,
-        "dtype": experiment.dtype,
-        "device": next(loaded.model.parameters()).device.type,
-    }
-    if experiment.needs_calibration:
-        settings = calibration_identity(experiment)
-        key["calibration"] = fingerprints["calibration"]
-        key["calibration_settings"] = {k: settings[k] for k in ("tokens", "dtype", "batch_size")}
-    return key
-
-
 def _protocol(name: str, setting: _Setting) -> Evaluated:
-    experiment, loaded, progress = setting.experiment, setting.loaded, setting.progress
-    protocol = resolve_protocol(name, experiment)
-    windows = protocol_tokens(protocol, loaded.tokenizer, experiment, progress)
-    batch_size = experiment.evaluation.batch_size
-
-    def build(folder: Path) -> None:
-        nll = score_tokens(loaded.model, windows.tokens, batch_size, progress, name)
-        np.save(folder / "nll.npy", nll, allow_pickle=False)
-
-    key = {
-        "version": SCORER_VERSION,
-        "model": dict(setting.weights),
-        "tokens": windows.fingerprint,
-        "batch_size": batch_size,
-    }
-    entry = setting.cache.get("perplexity", key, build)
-    nll = np.load(entry.path / "nll.npy", allow_pickle=False)
+    experiment, progress = setting.experiment, setting.progress
+    protocol, reference = resolve_protocol(name, experiment), setting.references.get(name)
+    windows = (
+        reference.windows
+        if reference is not None
+        else protocol_tokens(protocol, setting.model.tokenizer, experiment, progress)
+    )
+    entry = _token_scores(name, windows, reference, setting)
+    scores, facts = read_scores(entry.path)
+    arrays = {name: scores.nll, f"{name}.kl": scores.kl, f"{name}.agrees": scores.agrees}
     return Evaluated(
-        metrics=perplexity_metrics(protocol, nll),
-        tokens={name: nll},
+        metrics=perplexity_metrics(protocol, scores),
+        tokens={k: v for k, v in arrays.items() if v is not None},
         fingerprints={f"protocol/{name}": windows.fingerprint},
         protocols={
             name: {
-                "n_windows": len(nll),
+                "n_windows": len(scores.nll),
                 "seq_len": protocol.seq_len,
                 "verified": windows.verified,
                 "version": protocol.version,
+                **facts,
             }
         },
         warnings=windows.warnings,
@@ -151,11 +146,40 @@ def _protocol(name: str, setting: _Setting) -> Evaluated:
     )
 
 
-def _task(name: str, setting: _Setting) -> Evaluated:
-    experiment, loaded = setting.experiment, setting.loaded
+def _token_scores(
+    name: str, windows: ProtocolTokens, reference: Reference | None, setting: _Setting
+) -> CacheEntry:
+    """Return the stage with a protocol's scores; for the baseline with a reference, the reference."""
+    if reference is not None and not setting.experiment.quantizes:
+        return reference.entry
+    budget = setting.experiment.evaluation.batch_tokens
+    hidden = None if reference is None else HiddenStates.open(reference.entry.path)
 
     def build(folder: Path) -> None:
-        result = run_task(name, loaded.model, loaded.tokenizer, experiment, setting.progress)
+        write_scores(
+            folder,
+            setting.model.model,
+            windows,
+            budget,
+            setting.memory,
+            setting.progress,
+            name,
+            reference=hidden,
+        )
+
+    found = {**setting.fingerprints, f"protocol/{name}": windows.fingerprint}
+    key = protocol_key(setting.experiment, found, name, setting.model.device.type)
+    return setting.cache.get("perplexity", key, build, name)
+
+
+def _task(name: str, setting: _Setting) -> Evaluated:
+    experiment, model = setting.experiment, setting.model
+
+    def build(folder: Path) -> None:
+        start = time.perf_counter()
+        with setting.memory.section() as section:
+            result = run_task(name, model.model, model.tokenizer, experiment, setting.progress)
+        seconds = time.perf_counter() - start
         result.items.to_parquet(folder / "items.parquet", index=False)
         facts = {
             "metrics": [asdict(m) for m in result.metrics],
@@ -163,25 +187,21 @@ def _task(name: str, setting: _Setting) -> Evaluated:
             "version": result.version,
             "n_documents": result.n_documents,
             "config": result.config,
+            "seconds": round(seconds, 3),
+            # Encoded once each; generated tokens are not counted.
+            "tokens_per_second": round(result.config["n_tokens"] / seconds, 1),
+            "peak_memory_bytes": section.bytes,
         }
         (folder / "facts.json").write_text(json.dumps(facts))
 
-    settings = experiment.evaluation
-    key = {
-        "version": HARNESS_VERSION,
-        "model": dict(setting.weights),
-        "task": name,
-        "limit": experiment.n_documents(),
-        "batch_size": settings.batch_size,
-        "add_bos": settings.add_bos,
-        "num_fewshot": settings.num_fewshot,
-    }
-    entry = setting.cache.get("tasks", key, build)
+    key = task_key(experiment, setting.fingerprints, name, setting.model.device.type)
+    entry = setting.cache.get("tasks", key, build, name)
     facts = json.loads((entry.path / "facts.json").read_text())
+    kept = ("version", "n_documents", "config", "seconds", "tokens_per_second", "peak_memory_bytes")
     return Evaluated(
         metrics=tuple(Metric(**m) for m in facts["metrics"]),
         items=pd.read_parquet(entry.path / "items.parquet"),
         fingerprints={f"task/{name}": facts["fingerprint"]},
-        protocols={name: {k: facts[k] for k in ("version", "n_documents", "config")}},
+        protocols={name: {k: facts[k] for k in kept}},
         cached=entry.cached,
     )

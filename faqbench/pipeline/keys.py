@@ -6,6 +6,7 @@ so that a plan can look stages up without loading anything:
     weights        where they come from              -> fingerprint of the weights
     statistics     weights, calibration tokens, how tokens count
     quantized      weights, the method, calibration tokens
+    reference      weights, a protocol's tokens: what quantized models are compared with
     evaluated      the part of every evaluation's key that says which weights are scored
 """
 
@@ -80,6 +81,21 @@ def quantized_key(experiment: Experiment, fingerprints: Mapping[str, str], devic
     return key
 
 
+def reference_key(
+    experiment: Experiment, fingerprints: Mapping[str, str], name: str, device: str
+) -> Key:
+    """Return the key of the full precision model's scores and hidden states on a protocol."""
+    return {
+        "version": SCORER_VERSION,
+        "weights": fingerprints["weights"],
+        "tokens": fingerprints[f"protocol/{name}"],
+        "dtype": experiment.dtype,
+        "device": device,
+        "batch_tokens": experiment.evaluation.batch_tokens,
+        "torch": torch.__version__,
+    }
+
+
 def protocol_key(
     experiment: Experiment, fingerprints: Mapping[str, str], name: str, device: str
 ) -> Key:
@@ -88,7 +104,8 @@ def protocol_key(
         "version": SCORER_VERSION,
         "model": evaluated_key(experiment, fingerprints, device),
         "tokens": fingerprints[f"protocol/{name}"],
-        "batch_size": experiment.evaluation.batch_size,
+        "batch_tokens": experiment.evaluation.batch_tokens,
+        "kl": experiment.needs_reference,
     }
 
 
@@ -102,6 +119,7 @@ def task_key(
         "model": evaluated_key(experiment, fingerprints, device),
         "task": name,
         "limit": experiment.n_documents(),
+        "batch_tokens": settings.batch_tokens,
         "batch_size": settings.batch_size,
         "add_bos": settings.add_bos,
         "num_fewshot": settings.num_fewshot,

@@ -15,11 +15,13 @@ from faqbench.models import LoadedModel, ModelHolder, resolve_device
 from faqbench.pipeline.bias import bias_distance, calibration_warnings, describe_calibration
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.pipeline.cell_model import CellModel
-from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
+from faqbench.pipeline.environment import describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import check_gates
+from faqbench.pipeline.memory import PeakMemory
 from faqbench.pipeline.planning import Estimate, compare_with_plan, note_found
 from faqbench.pipeline.quantizing import quantized_weights
+from faqbench.pipeline.reference import reference_scores
 from faqbench.pipeline.statistics import statistics_of
 from faqbench.pipeline.timing import Timings
 from faqbench.quantization import QuantizedModel
@@ -51,7 +53,7 @@ def run(
         UserError: for anything that the user can mend.
     """
     timings, device = Timings(), resolve_device(experiment.device)
-    start_peak_memory(device)
+    memory = PeakMemory(device)
     model = CellModel(experiment, device, holder or ModelHolder(), cache, timings, progress)
     model.find_facts()
     fingerprints = {"weights": model.fingerprint}
@@ -73,20 +75,25 @@ def run(
                 experiment, model, calibration, statistics, cache, progress
             )
 
+    references = {}
+    if experiment.needs_reference:  # before the weights are replaced
+        with timings.stage("reference") as stage:
+            references = reference_scores(experiment, model, memory, cache, progress)
+            stage.cached = all(r.entry.cached for r in references.values())
+
     quantized = None
     if experiment.quantizes:
         quantized = quantized_weights(
             experiment, model, calibration, statistics, fingerprints, cache, timings, progress
         )
 
-    seen = cast("LoadedModel", model)
     with timings.stage("evaluate") as stage:
-        evaluated = evaluate(experiment, seen, fingerprints, cache, progress)
+        evaluated = evaluate(experiment, model, fingerprints, references, memory, cache, progress)
         stage.cached = evaluated.cached
 
     evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
-    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, device, cache)
-    record = _failed_if_not_finite(check_gates(data.record, seen, quantized))
+    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, memory, cache)
+    record = _failed_if_not_finite(check_gates(data.record, cast("LoadedModel", model), quantized))
     if estimate is not None:
         record.extra["plan"] = compare_with_plan(estimate, record, cache.uses)
     data = dataclasses.replace(data, record=record)
@@ -97,8 +104,8 @@ def run(
 
 def write_failure(experiment: Experiment, error: str) -> RunData:
     """Write the record of a cell that failed, so that reports list it and the next sweep retries it."""
-    device = torch.device("cpu")
-    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), device, None, error)
+    memory = PeakMemory(torch.device("cpu"))
+    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), memory, None, error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 
@@ -124,7 +131,7 @@ def _record(
     quantized: QuantizedModel | None,
     evaluated: Evaluated,
     timings: Timings,
-    device: torch.device,
+    memory: PeakMemory,
     cache: StageCache | None,
     error: str | None = None,
 ) -> RunData:
@@ -146,13 +153,13 @@ def _record(
         status="failed" if error else "finished",
         error=error,
         config=experiment.model_dump(mode="json"),
-        environment=describe_environment(device),
+        environment=describe_environment(memory.device),
         fingerprints={**fingerprints, **evaluated.fingerprints},
         stages=timings.results,
         metrics=evaluated.metrics,
         bits_per_weight=quantized.bits_per_weight if quantized else None,
         checkpoint_bytes=quantized.storage_bits // 8 if quantized else None,
-        peak_memory_bytes=peak_memory_bytes(device),
+        peak_memory_bytes=memory.bytes,
         warnings=evaluated.warnings,
         skipped_scales=quantized.skipped_scales if quantized else (),
         started=(now - timings.elapsed).isoformat(timespec="seconds"),

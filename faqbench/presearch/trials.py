@@ -25,7 +25,7 @@ from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
 from faqbench.config.identity import calibration_identity, quant_identity
 from faqbench.evaluation import SCORER_VERSION, score_tokens
-from faqbench.models import LoadedModel, load_model, resolve_device
+from faqbench.models import LoadedModel, cast_parameters, load_model, resolve_device
 from faqbench.pipeline.calibrating import calibration_set, selection_set
 from faqbench.pipeline.statistics import activation_store
 from faqbench.presearch.candidates import Candidate
@@ -157,7 +157,8 @@ class Bench:
     @cached_property
     def _scored(self) -> Any:
         """The model that is scored, in the evaluation's dtype."""
-        return copy.deepcopy(self._loaded.model).to(getattr(torch, self._experiment.dtype))
+        dtype = getattr(torch, self._experiment.dtype)
+        return cast_parameters(copy.deepcopy(self._loaded.model), dtype)
 
     @torch.no_grad()
     def _run(
@@ -182,10 +183,9 @@ class Bench:
         finally:
             for name, weight in originals.items():
                 model.get_submodule(name).weight.copy_(weight)
-        nll = score_tokens(
-            scored, self.selection.tokens, settings.batch_size, self._progress, title
-        )
-        return errors, nll.mean(axis=1, dtype=np.float64)
+        budget = self._experiment.evaluation.batch_tokens
+        scores = score_tokens(scored, self.selection.tokens, budget, self._progress, title)
+        return errors, scores.nll.mean(axis=1, dtype=np.float64)
 
     def _errors(self, held_out: ActivationStore) -> dict[str, float]:
         """Return the mean over a role's linears of the relative output error on selection text."""

@@ -5,7 +5,9 @@ by window and item by item before anything is averaged; this removes the large s
 that both runs share, and finds what unpaired tests miss.
 
     one run         perplexity.perplexity_with_stderr, accuracy.accuracy_with_stderr
+                    windows.mean_with_stderr (KL divergence, top-1 agreement)
     two runs        perplexity.perplexity_ratio (block bootstrap over windows)
+                    windows.mean_difference (the same, for KL divergence and top-1 agreement)
                     accuracy.mcnemar, accuracy.accuracy_difference (paired bootstrap)
                     accuracy.mean_accuracy_difference (unweighted over several tasks)
     a whole table   multiplicity.holm
@@ -28,7 +30,6 @@ from faqbench.statistics.draws import DrawSummary, aggregate_draws
 from faqbench.statistics.multiplicity import holm
 from faqbench.statistics.perplexity import (
     PerplexityRatio,
-    block_length_for,
     perplexity_ratio,
     perplexity_with_stderr,
 )
@@ -37,12 +38,19 @@ from faqbench.statistics.power import (
     detectable_difference,
     detectable_from_stderr,
 )
+from faqbench.statistics.windows import (
+    WindowDifference,
+    block_length_for,
+    mean_difference,
+    mean_with_stderr,
+)
 
 __all__ = [
     "AccuracyDifference",
     "DrawSummary",
     "McNemar",
     "PerplexityRatio",
+    "WindowDifference",
     "accuracy_difference",
     "accuracy_with_stderr",
     "aggregate_draws",
@@ -53,6 +61,8 @@ __all__ = [
     "holm",
     "mcnemar",
     "mean_accuracy_difference",
+    "mean_difference",
+    "mean_with_stderr",
     "perplexity_ratio",
     "perplexity_with_stderr",
 ]

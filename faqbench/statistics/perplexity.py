@@ -1,28 +1,18 @@
 """Perplexity: its standard error, and the ratio of two perplexities on the same tokens.
 
-perplexity = exp(m) with m the mean negative log-likelihood. Tokens of one window depend on each
-other, so the unit of sampling is the window: stderr(m) = sd(window means) / sqrt(n_windows), and by
-the delta method stderr(perplexity) = perplexity * stderr(m).
-
-Two runs are compared through d_i, the difference of their window means: log(ratio) = mean(d).
-Windows are consecutive pieces of text, so neighbours may depend on each other too; the standard
-error of mean(d) therefore comes from a circular block bootstrap (Politis and Romano 1992) with
-blocks of about n^(1/3) windows. Interval and p-value both use Student's t with b - 1 degrees of
-freedom, b being the number of blocks, and the factor sqrt(b / (b - 1)) that undoes the bootstrap's
-narrowness for few blocks (Hesterberg 2015, arXiv 1411.5279): so the interval excludes 1 exactly
-when p < 1 - confidence, and a large effect gets a small p-value that survives a correction for many
-comparisons.
+perplexity = exp(m) with m the mean negative log-likelihood; by the delta method stderr(perplexity) =
+perplexity * stderr(m). Two runs are compared through the difference of their window means (`windows`):
+log(ratio) = mean(d), and the interval excludes 1 exactly when p < 1 - confidence.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from faqbench.statistics.windows import Array, mean_difference, mean_with_stderr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +44,9 @@ def perplexity_with_stderr(nll: Array) -> tuple[float, float]:
     Args:
         nll: [n_windows, n_tokens] negative log-likelihoods in nats, of any float type.
     """
-    windows = _window_means(nll)
-    value = math.exp(min(float(windows.mean()), 700.0))
-    if len(windows) < 2:
-        return value, math.nan
-    return value, value * float(windows.std(ddof=1)) / math.sqrt(len(windows))
+    mean, stderr = mean_with_stderr(nll)
+    value = math.exp(min(mean, 700.0))
+    return value, value * stderr
 
 
 def perplexity_ratio(
@@ -83,61 +71,20 @@ def perplexity_ratio(
     Raises:
         ValueError: when the shapes differ or a value is not finite.
     """
-    if nll_a.shape != nll_b.shape:
-        raise ValueError(f"only equal shapes can be paired, not {nll_a.shape} and {nll_b.shape}")
-    difference = _window_means(nll_a) - _window_means(nll_b)
-    if not np.isfinite(difference).all():
-        raise ValueError("a negative log-likelihood is not finite")
-    n = len(difference)
-    length = min(block_length or block_length_for(n), max(n // 2, 1))
-    mean = float(difference.mean())
-    stderr, margin, p_value = math.nan, math.nan, math.nan
-    if n > 1:
-        stderr, n_blocks = _block_bootstrap_stderr(difference, length, n_resamples, rng)
-        margin, p_value = _student(mean, stderr, n_blocks - 1, confidence)
-    return PerplexityRatio(
-        ratio=math.exp(mean),
-        low=math.exp(mean - margin),
-        high=math.exp(mean + margin),
-        stderr_log=stderr,
-        p_value=p_value,
-        n_windows=n,
-        block_length=length,
+    found = mean_difference(
+        nll_a,
+        nll_b,
+        rng=rng,
+        n_resamples=n_resamples,
+        block_length=block_length,
+        confidence=confidence,
     )
-
-
-def block_length_for(n_windows: int) -> int:
-    """Return about n^(1/3), the rate at which the bootstrap's variance converges fastest."""
-    return max(1, round(math.cbrt(n_windows)))
-
-
-def _window_means(nll: Array) -> Array:
-    if nll.ndim != 2 or not nll.size:
-        raise ValueError(f"expected [n_windows, n_tokens], not shape {nll.shape}")
-    means: Array = nll.mean(axis=1, dtype=np.float64)
-    return means
-
-
-def _block_bootstrap_stderr(
-    difference: Array, length: int, n_resamples: int, rng: np.random.Generator
-) -> tuple[float, int]:
-    """Return the standard error of the mean, few-blocks factor included, and how many blocks."""
-    n = len(difference)
-    n_blocks = math.ceil(n / length)
-    centred = difference - difference.mean()
-    # Sums of `length` windows from every start, the series wrapped into a circle.
-    wrapped = np.concatenate([[0.0], np.cumsum(np.concatenate([centred, centred[: length - 1]]))])
-    sums = wrapped[length:] - wrapped[:n]
-    starts = rng.integers(0, n, size=(n_resamples, n_blocks))
-    means = sums[starts].sum(axis=1) / (n_blocks * length)
-    return float(means.std()) * math.sqrt(n_blocks / (n_blocks - 1)), n_blocks
-
-
-def _student(mean: float, stderr: float, degrees: float, confidence: float) -> tuple[float, float]:
-    """Return the interval's half width and the two-sided p-value of mean = 0."""
-    from scipy.special import stdtr, stdtrit
-
-    if stderr == 0.0:
-        return 0.0, 1.0 if mean == 0.0 else 0.0
-    margin = float(stdtrit(degrees, 0.5 + confidence / 2)) * stderr
-    return margin, float(2 * stdtr(degrees, -abs(mean) / stderr))
+    return PerplexityRatio(
+        ratio=math.exp(found.difference),
+        low=math.exp(found.low),
+        high=math.exp(found.high),
+        stderr_log=found.stderr,
+        p_value=found.p_value,
+        n_windows=found.n_windows,
+        block_length=found.block_length,
+    )

@@ -179,8 +179,9 @@ def _cost_of_shape(
         return 100.0 * shape.n_parameters, 1e3
     if kind == "statistics":
         return work * (forward + grams), 4.0 * grams
-    if kind == "perplexity":
-        return work * 512 * scored, 4.0 * work * 512
+    if kind in ("perplexity", "reference"):
+        hidden = 2.0 * shape.hidden_size if kind == "reference" else 0.0
+        return work * 512 * scored, work * 512 * (4.0 + hidden)
     if kind == "tasks":
         return work * _TOKENS_PER_DOCUMENT * scored, 1e5
     if kind == "quantized":

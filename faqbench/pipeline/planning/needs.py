@@ -10,6 +10,7 @@ from faqbench.pipeline.keys import (
     Key,
     protocol_key,
     quantized_key,
+    reference_key,
     statistics_key,
     task_key,
     weights_key,
@@ -71,6 +72,12 @@ def stages_of(
             )
             needs.append(need("statistics", "", key, is_read=quantized.is_due))
         needs.append(quantized)
+    if experiment.needs_reference:
+        references = {
+            name: reference_key(experiment, fingerprints, name, device)
+            for name in experiment.evaluation.protocols
+        }
+        needs += [need("reference", name, key) for name, key in references.items()]
     protocols = {
         name: protocol_key(experiment, fingerprints, name, device)
         for name in experiment.evaluation.protocols
@@ -79,6 +86,7 @@ def stages_of(
         name: task_key(experiment, fingerprints, name, device)
         for name in experiment.evaluation.tasks
     }
-    needs += [need("perplexity", name, key) for name, key in protocols.items()]
+    if experiment.quantizes or not experiment.needs_reference:  # else they are the reference's
+        needs += [need("perplexity", name, key) for name, key in protocols.items()]
     needs += [need("tasks", name, key) for name, key in tasks.items()]
     return needs

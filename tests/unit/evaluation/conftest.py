@@ -61,6 +61,8 @@ def experiment() -> Callable[..., Experiment]:
         *, limit: int | None = None, wikitext2_path: Path | None = None, **changed: Any
     ) -> Experiment:
         fields = {
+            "kl": False,
+            "batch_tokens": 512,
             "batch_size": 3,
             "add_bos": False,
             "num_fewshot": 0,

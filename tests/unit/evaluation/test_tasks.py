@@ -14,6 +14,7 @@ from faqbench import corpora
 from faqbench.config import UserError
 from faqbench.evaluation import check_task, harness, run_task, task_names
 from faqbench.evaluation.packaged import Documents, packaged_task, read_documents
+from faqbench.evaluation.scorer import make_scorer
 from faqbench.stages import PlainProgress
 
 ARC = [
@@ -160,20 +161,22 @@ def test_a_task_gives_metrics_items_and_what_they_depend_on(
     assert acc.stderr == pytest.approx(np.sqrt(acc.value * (1 - acc.value) / 2))
     assert (acc.task, acc.n, result.n_documents) == ("arc_easy_validation", 3, 3)
     assert result.config["add_bos"] is False
-    assert result.config["batch_size"] == 3
+    assert (result.config["batch_tokens"], result.config["batch_size"]) == (512, 3)
+    assert (result.config["scorer"], result.config["n_requests"]) == ("packed", 12)
+    assert 0 < result.config["n_tokens"] < result.config["n_unshared_tokens"]
     assert result.config["seeds"]["fewshot"] == 1234
     assert len(result.fingerprint) == 64
 
 
 @pytest.mark.usefixtures("toy_data")
-def test_neither_batch_size_nor_limit_changes_an_item(
+def test_neither_budget_nor_limit_changes_an_item(
     tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> None:
     def items(**changed: Any) -> pd.DataFrame:
         made = experiment(**changed)
         return run_task("piqa_validation", tiny_llama, byte_tokenizer, made, progress).items
 
-    pd.testing.assert_frame_equal(items(batch_size=1), items(batch_size=8))
+    pd.testing.assert_frame_equal(items(batch_tokens=1), items(batch_tokens=4096))
     limited = items(limit=2)
     everything = items()
     assert len(limited) == 4
@@ -199,7 +202,7 @@ def test_bos_is_what_the_experiment_says(
 ) -> None:
     for add_bos in (False, True):
         made = experiment(add_bos=add_bos)
-        scorer = harness._scorer(tiny_llama, byte_tokenizer, made, progress, "bos")
+        scorer = make_scorer(tiny_llama, byte_tokenizer, made, progress, "bos")
         assert scorer.add_bos_token is add_bos
     assert byte_tokenizer.pad_token is None
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,15 @@ from transformers import (
 from transformers.models.auto import AutoModelForCausalLM
 
 from faqbench.config import UserError
-from faqbench.evaluation import perplexity, perplexity_metrics, resolve_protocol, score_tokens
+from faqbench.evaluation import (
+    HiddenStates,
+    HiddenWriter,
+    TokenScores,
+    head,
+    perplexity_metrics,
+    resolve_protocol,
+    score_tokens,
+)
 from faqbench.stages import PlainProgress
 
 SMALL = {
@@ -67,21 +77,19 @@ def test_scores_equal_a_naive_cross_entropy_loop(
 ) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
-    monkeypatch.setattr(perplexity, "_LOGITS_BYTES", 7 * 4 * 258)
+    monkeypatch.setattr(head, "_LOGITS_BYTES", {"cpu": 7 * 4 * 258})
     tokens = windows()
-    scores = score_tokens(model, tokens, 2, progress)
+    scores = score_tokens(model, tokens, 48, progress).nll
     assert scores.shape == (5, 23)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, naive(model, tokens), atol=2e-5)
 
 
-def test_a_batch_size_changes_nothing_but_rounding(
-    tiny_llama: Any, progress: PlainProgress
-) -> None:
-    one = score_tokens(tiny_llama, windows(), 1, progress)
-    for batch_size in (2, 5, 64):
+def test_the_budget_changes_nothing_but_rounding(tiny_llama: Any, progress: PlainProgress) -> None:
+    one = score_tokens(tiny_llama, windows(), 1, progress).nll
+    for batch_tokens in (48, 100, 2000):
         np.testing.assert_allclose(
-            score_tokens(tiny_llama, windows(), batch_size, progress), one, atol=2e-5
+            score_tokens(tiny_llama, windows(), batch_tokens, progress).nll, one, atol=2e-5
         )
 
 
@@ -89,12 +97,12 @@ def test_logits_never_exceed_their_budget(
     tiny_llama: Any, progress: PlainProgress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = 20 * 4 * 258
-    monkeypatch.setattr(perplexity, "_LOGITS_BYTES", budget)
+    monkeypatch.setattr(head, "_LOGITS_BYTES", {"cpu": budget})
     rows: list[int] = []
     hook = tiny_llama.lm_head.register_forward_hook(
         lambda _module, _inputs, logits: rows.append(logits.numel())
     )
-    score_tokens(tiny_llama, windows(8, 64), 8, progress)
+    score_tokens(tiny_llama, windows(8, 64), 512, progress)
     hook.remove()
     assert max(rows) * 4 <= budget
     assert sum(rows) >= 8 * 63 * 258
@@ -105,13 +113,13 @@ def test_bfloat16_scores_are_float32_log_softmaxes(
 ) -> None:
     half = AutoModelForCausalLM.from_config(tiny_llama.config, dtype=torch.bfloat16).eval()
     half.load_state_dict(tiny_llama.state_dict())
-    scores = score_tokens(half, windows(), 1, progress)
+    scores = score_tokens(half, windows(), 1, progress).nll
     np.testing.assert_allclose(scores, naive(half, windows()), atol=2e-5)
 
 
 def test_scoring_leaves_the_model_as_it_was(tiny_llama: Any, progress: PlainProgress) -> None:
     before = {name: weight.clone() for name, weight in tiny_llama.state_dict().items()}
-    score_tokens(tiny_llama, windows(), 2, progress)
+    score_tokens(tiny_llama, windows(), 48, progress)
     assert not tiny_llama.training
     assert all(torch.equal(before[name], w) for name, w in tiny_llama.state_dict().items())
 
@@ -125,17 +133,98 @@ def test_a_window_longer_than_the_context_is_refused_with_both_numbers(
 
 def test_perplexity_is_the_exponential_of_the_mean(experiment: Any) -> None:
     nll = np.log(np.array([[2.0, 8.0], [4.0, 4.0]], dtype=np.float32))
-    (metric,) = perplexity_metrics(resolve_protocol("wikitext2-8", experiment()), nll)
+    scores = TokenScores(nll=nll)
+    (metric,) = perplexity_metrics(resolve_protocol("wikitext2-8", experiment()), scores)
     assert metric.value == pytest.approx(4.0)
     assert metric.stderr == pytest.approx(0.0, abs=1e-6)
     assert (metric.task, metric.name, metric.n) == ("wikitext2-8", "perplexity", 4)
     assert not metric.higher_is_better
 
 
+@pytest.fixture
+def other_llama(tiny_llama: Any) -> Any:
+    """The same model with its blocks' weights moved, as a quantizer moves them; the head is kept."""
+    moved = copy.deepcopy(tiny_llama)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in moved.model.layers.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    return moved
+
+
+def keep(model: Any, folder: Path, progress: PlainProgress) -> TokenScores:
+    with HiddenWriter(folder, 24) as writer:
+        return score_tokens(model, windows(), 48, progress, keep=writer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_divergence_is_that_of_two_whole_softmaxes(
+    dtype: torch.dtype, tiny_llama: Any, other_llama: Any, tmp_path: Path, progress: PlainProgress
+) -> None:
+    one, other = copy.deepcopy(tiny_llama).to(dtype), other_llama.to(dtype)
+    keep(one, tmp_path, progress)
+    found = score_tokens(other, windows(), 48, progress, reference=HiddenStates.open(tmp_path))
+    with torch.no_grad():
+        log_r, log_p = (
+            torch.log_softmax(m(windows()).logits[:, :-1].float(), -1) for m in (one, other)
+        )
+    expected = (log_r.exp() * (log_r - log_p)).sum(-1)
+    np.testing.assert_allclose(found.kl, expected, rtol=1e-3, atol=2e-6)
+    assert np.array_equal(found.agrees, (log_r.argmax(-1) == log_p.argmax(-1)).numpy())
+    assert found.kl.dtype == np.float32 and found.agrees.dtype == np.uint8
+    assert found.kl.mean() > 1e-4 and 0 < found.agrees.mean() < 1
+
+
+def test_a_model_does_not_diverge_from_itself(
+    tiny_llama: Any, tmp_path: Path, progress: PlainProgress
+) -> None:
+    kept = keep(tiny_llama, tmp_path, progress)
+    found = score_tokens(tiny_llama, windows(), 48, progress, reference=HiddenStates.open(tmp_path))
+    assert np.array_equal(found.nll, kept.nll)
+    assert not found.kl.any() and found.agrees.all()
+
+
+def test_divergence_and_agreement_are_metrics_with_their_errors(experiment: Any) -> None:
+    kl, agrees = np.float32([[0.1, 0.3], [0.2, 0.6]]), np.uint8([[1, 0], [1, 1]])
+    scores = TokenScores(nll=np.ones((2, 2), np.float32), kl=kl, agrees=agrees)
+    _, divergence, agreement = perplexity_metrics(
+        resolve_protocol("wikitext2-8", experiment()), scores
+    )
+    assert (divergence.name, divergence.unit, divergence.higher_is_better) == (
+        "kl_divergence",
+        "nats",
+        False,
+    )
+    assert (divergence.value, divergence.stderr) == (pytest.approx(0.3), pytest.approx(0.1))
+    assert (agreement.name, agreement.unit, agreement.value) == ("top1_agreement", "ratio", 0.75)
+    assert agreement.higher_is_better
+
+
+def test_divergence_of_a_model_that_scales_its_logits_is_refused(
+    tmp_path: Path, progress: PlainProgress
+) -> None:
+    model = AutoModelForCausalLM.from_config(FAMILIES["granite, scaled logits"]).eval()
+    with pytest.raises(UserError, match=r"does more: set evaluation\.kl=false"):
+        keep(model, tmp_path, progress)
+
+
+def test_a_writer_that_fails_leaves_nothing_that_can_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broke"), HiddenWriter(tmp_path, 24) as writer:
+        writer.append(torch.zeros(23, 4))
+        raise RuntimeError("it broke")
+    assert not (tmp_path / "hidden.json").exists()
+
+
+@pytest.mark.parametrize("vocabulary", [64, 255, 128 * 300, 128 * 300 + 7])
+def test_the_top_token_is_the_first_of_the_largest(vocabulary: int) -> None:
+    rows = torch.randn(40, vocabulary, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows[::2] = rows[::2].round()  # many equal ones
+    rows[3, -1] = rows[5, 0] = 100.0
+    assert torch.equal(head.top_token(rows.float()), rows.float().argmax(-1))
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_scores_on_cuda_are_those_of_the_cpu(tiny_llama: Any, progress: PlainProgress) -> None:
-    import copy
-
-    on_cuda = score_tokens(copy.deepcopy(tiny_llama).cuda(), windows(), 2, progress)
+    on_cuda = score_tokens(copy.deepcopy(tiny_llama).cuda(), windows(), 48, progress).nll
     np.testing.assert_allclose(on_cuda, naive(tiny_llama, windows()), atol=1e-3)

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from faqbench.cli.composing import conf_dir
 from faqbench.config import UserError
-from faqbench.models import load_model, load_tokenizer, resolve_device
+from faqbench.models import cast_parameters, load_model, load_tokenizer, resolve_device
 from faqbench.models.loading import fingerprint_weights
 from faqbench.models.random_model import random_model
 from faqbench.stages import PlainProgress
@@ -67,6 +68,18 @@ def from_folder(section, folder):
 def test_a_saved_folder_loads_as_the_same_model(section, load, tmp_path):
     load().model.save_pretrained(tmp_path)
     assert from_folder(section, tmp_path).fingerprint == load().fingerprint
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
+def test_a_model_cast_to_bfloat16_is_the_one_that_transformers_loads_so(
+    section, load, tmp_path, name
+):
+    saved = load(name)
+    saved.model.save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    ours = cast_parameters(saved.model, torch.bfloat16)
+    tokens = torch.arange(200)[None]
+    assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
 
 
 def test_a_folder_without_a_config_is_refused(section, tmp_path):

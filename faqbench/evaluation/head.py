@@ -1,0 +1,89 @@
+"""The model in two parts: hidden states for every token, logits only where they are scored.
+
+The [tokens, vocabulary] logits are the largest tensor of an evaluation, and taking them costs a third of
+a small model's time. So the decoder gives hidden states, rows of them are chosen, and the output head
+is applied to some hundred rows at a time, whose float32 logits stay in the processor's cache:
+
+    log p[i] = float32(logits[i]) - logsumexp(float32(logits[i]))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+# A chunk of float32 logits: what a CPU's cache holds, and what its allocator reuses without asking the
+# system for fresh pages (glibc: up to 32 MiB); on CUDA, enough work for the whole device.
+_LOGITS_BYTES = {"cpu": 24 * 2**20}
+_LOGITS_BYTES_ELSEWHERE = 256 * 2**20
+_N_CHECKED = 8
+_BLOCK = 128
+
+
+def hidden_states(model: Any, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """Return the decoder's output after its last norm, [n_rows, length, hidden_size]."""
+    hidden: torch.Tensor = model.get_decoder()(
+        input_ids=tokens, use_cache=False, **kwargs
+    ).last_hidden_state
+    return hidden
+
+
+def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Apply the output head, and Gemma's soft cap where the config has one, in the model's dtype."""
+    logits: torch.Tensor = model.get_output_embeddings()(hidden)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def chunks(model: Any, n_rows: int) -> Iterator[slice]:
+    """Yield slices of rows whose float32 logits fit the budget."""
+    weight = model.get_output_embeddings().weight
+    budget = _LOGITS_BYTES.get(weight.device.type, _LOGITS_BYTES_ELSEWHERE)
+    size = max(1, budget // (4 * weight.shape[0]))
+    for start in range(0, n_rows, size):
+        yield slice(start, start + size)
+
+
+def log_softmax(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Return float32 log-probabilities [n, vocabulary] of the next token after each hidden state."""
+    return torch.log_softmax(logits_of(model, hidden), dim=-1, dtype=torch.float32)
+
+
+def top_token(log_p: torch.Tensor) -> torch.Tensor:
+    """Return the most likely token of each row, the first one of equals, as `argmax` does.
+
+    On a CPU argmax over a whole vocabulary takes longer than log-softmax does; the largest value per
+    block, the first block that has it, and its place there take a tenth of that.
+    """
+    n, vocabulary = log_p.shape
+    n_blocks = vocabulary // _BLOCK
+    if log_p.device.type != "cpu" or n_blocks < 2 * _BLOCK:
+        return log_p.argmax(-1)
+    blocks = log_p[:, : n_blocks * _BLOCK].view(n, n_blocks, _BLOCK)
+    block = blocks.amax(-1).argmax(-1)
+    row = torch.arange(n)
+    top: torch.Tensor = block * _BLOCK + blocks[row, block].argmax(-1)
+    tail = log_p[:, n_blocks * _BLOCK :]
+    if not tail.shape[1]:
+        return top
+    last = n_blocks * _BLOCK + tail.argmax(-1)
+    return torch.where(log_p[row, last] > log_p[row, top], last, top)
+
+
+def splits(model: Any, tokens: torch.Tensor) -> bool:
+    """Return whether decoder, head and soft cap together are the model's own forward.
+
+    Checked on eight tokens, since a model may do more after its head than this file knows.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: [1, at least one] on the model's device.
+    """
+    if model.get_output_embeddings() is None or model.get_decoder() is None:
+        return False
+    few = tokens[:, :_N_CHECKED]
+    whole = model(input_ids=few, use_cache=False).logits
+    parts = logits_of(model, hidden_states(model, few))
+    return torch.allclose(whole, parts, rtol=1e-3, atol=1e-3, equal_nan=True)

@@ -1,0 +1,164 @@
+"""Running packs: one forward each, logits only at the nodes whose next token is scored.
+
+Every node sees its ancestors, at its own depth, whatever lies beside it in the row; so a score is that of
+the request alone, up to rounding. The mask is a boolean [n_rows, 1, length, length] that transformers
+takes as it is; layers with a sliding window get one that also forgets ancestors too far back.
+
+Not every model can be run so. `refusal` says why one cannot: by its config, and for what no config tells
+by comparing a small pack with the same requests run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from faqbench.evaluation.head import chunks, hidden_states, log_softmax, splits, top_token
+from faqbench.evaluation.packing import Array, Pack, Request, pack
+from faqbench.stages.progress import Advance
+
+_ATTENTION = ("sdpa", "eager")
+_LAYER_TYPES = {"full_attention", "sliding_attention"}
+# Rotary embeddings whose frequencies depend on the longest sequence of the forward.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+# Of what leaving out mask and positions changes; rounding in bfloat16 is far below, a wrong mask is not.
+_PROBE_RATIO = 0.2
+
+
+@torch.inference_mode()
+def score_packs(
+    model: Any, packs: Sequence[Pack], n_requests: int, advance: Advance
+) -> tuple[Array, Array]:
+    """Return each request's log-likelihood, float64 nats, and whether greedy decoding would give it.
+
+    Args:
+        model: a causal language model of transformers that `refusal` has no word against.
+        packs: all packs of `n_requests` requests.
+        n_requests: how many requests they answer.
+        advance: told of finished requests.
+    """
+    loglikelihood = np.zeros(n_requests)
+    is_greedy = np.ones(n_requests, dtype=bool)
+    for one in packs:
+        hidden = _run(model, one).flatten(0, 1)
+        requests = np.concatenate([np.full(len(s.nodes), s.request) for s in one.scored])
+        targets = np.concatenate([s.targets for s in one.scored])
+        nodes, rows = np.unique(np.concatenate([s.nodes for s in one.scored]), return_inverse=True)
+        order = np.argsort(rows, kind="stable")
+        requests, targets, rows = requests[order], targets[order], rows[order]
+        hidden = hidden[torch.from_numpy(nodes).to(hidden.device)]
+        for chunk in chunks(model, len(nodes)):
+            first, last = np.searchsorted(rows, [chunk.start, chunk.stop])
+            log_p = log_softmax(model, hidden[chunk])
+            row = torch.from_numpy(rows[first:last] - chunk.start).to(log_p.device)
+            target = torch.from_numpy(targets[first:last]).to(log_p.device)
+            found = log_p[row, target].double().cpu().numpy()
+            hit = (top_token(log_p)[row] == target).cpu().numpy()
+            np.add.at(loglikelihood, requests[first:last], found)
+            np.logical_and.at(is_greedy, requests[first:last], hit)
+        advance(len(one.scored))
+    return loglikelihood, is_greedy
+
+
+def refusal(model: Any, longest: int) -> str | None:
+    """Say why a model's requests cannot be packed, in words, or return None when they can.
+
+    Args:
+        model: a causal language model of transformers.
+        longest: tokens of the longest input.
+    """
+    config = model.config.get_text_config()
+    attention = getattr(config, "_attn_implementation", None)
+    if attention not in _ATTENTION:
+        return f"attention '{attention}' takes no mask of our own"
+    others = set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES
+    if others:
+        return f"layers of type {', '.join(sorted(others))} have masks of their own"
+    for kind, constant_to in _context_of_ropes(config).items():
+        if longest > constant_to:
+            return f"'{kind}' position embeddings depend on the longest request of a forward"
+    device = next(model.parameters()).device
+    if not splits(model, torch.arange(8, device=device)[None] % config.vocab_size):
+        return "the model does more than its head after its decoder"
+    return None if _probe(model) else "a small pack does not score as its requests do one by one"
+
+
+def _run(model: Any, one: Pack) -> torch.Tensor:
+    device = next(model.parameters()).device
+    tokens = torch.from_numpy(one.tokens).to(device)
+    if one.is_chain:
+        return hidden_states(model, tokens)
+    positions = torch.from_numpy(one.positions).to(device)
+    ends = torch.from_numpy(one.ends).to(device)
+    return hidden_states(
+        model, tokens, position_ids=positions, attention_mask=_masks(model, positions, ends)
+    )
+
+
+def _masks(model: Any, positions: torch.Tensor, ends: torch.Tensor) -> Any:
+    """Return the mask of a pack; one for each type of layer, where the model has several."""
+    config = model.config.get_text_config()
+    node = torch.arange(positions.shape[1], device=positions.device)
+    visible = (node[None, :] <= node[:, None])[None] & (node[None, :, None] < ends[:, None, :])
+    window = getattr(config, "sliding_window", None)
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if not layer_types:
+        layer_types = {"full_attention" if window is None else "sliding_attention"}
+    masks = {"full_attention": visible}
+    if "sliding_attention" in layer_types:
+        assert window is not None
+        near = positions[:, None, :] > positions[:, :, None] - window
+        masks["sliding_attention"] = visible & near
+    prepared = {kind: _prepare(masks[kind], model, config) for kind in layer_types}
+    return next(iter(prepared.values())) if len(prepared) == 1 else prepared
+
+
+def _prepare(visible: torch.Tensor, model: Any, config: Any) -> torch.Tensor:
+    mask = visible[:, None]
+    if config._attn_implementation != "eager":
+        return mask
+    dtype = next(model.parameters()).dtype  # eager attention adds its mask to the scores
+    hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+    return torch.where(mask, hidden.new_zeros(()), hidden)
+
+
+def _context_of_ropes(config: Any) -> dict[str, int]:
+    """Return each length-dependent kind of position embedding, and up to where it is constant."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+    whole = getattr(config, "max_position_embeddings", None)
+    whole = getattr(config, "original_max_position_embeddings", None) or whole
+    return {
+        str(p["rope_type"]): p.get("original_max_position_embeddings") or whole or 0
+        for p in nested
+        if p.get("rope_type") in _LENGTH_DEPENDENT_ROPE
+    }
+
+
+@torch.inference_mode()
+def _probe(model: Any) -> bool:
+    """Compare three requests in one row with the same requests alone, and with what no mask gives."""
+    vocabulary = model.config.get_text_config().vocab_size
+    draw = np.random.Generator(np.random.PCG64(0)).integers(0, vocabulary, size=40).tolist()
+    paths = [draw[:16], draw[:10] + draw[16:24], draw[24:40]]
+    requests = [Request(tokens=tuple(path), n_scored=4) for path in paths]
+    (together,) = pack(requests, 128)
+    device = next(model.parameters()).device
+    packed, unmasked = (
+        log_softmax(model, hidden.flatten(0, 1))
+        for hidden in (
+            _run(model, together),
+            hidden_states(model, torch.from_numpy(together.tokens).to(device)),
+        )
+    )
+    error, scale = 0.0, 0.0
+    for scored in together.scored:
+        inputs = torch.tensor([requests[scored.request].inputs], device=device)
+        alone = log_softmax(model, hidden_states(model, inputs)[0, -len(scored.nodes) :])
+        nodes = torch.from_numpy(scored.nodes).to(device)
+        error += float((packed[nodes] - alone).norm())
+        scale += float((unmasked[nodes] - alone).norm())
+    return error <= _PROBE_RATIO * scale

@@ -1,0 +1,154 @@
+"""The language model that lm-eval asks: its own HFLM, with log-likelihoods of packed requests.
+
+Tokens come from HFLM itself (trailing spaces, BOS, empty contexts), and so do generation and rolling
+log-likelihoods, which no packaged task uses. Only the step from token ids to log-likelihoods is ours
+(`packing`, `packed_scoring`); where a model's masks or position embeddings cannot be packed, that step is
+HFLM's too, and the result says so with the reason.
+
+Differs from HFLM: log-softmax is taken in float32 whatever the model's dtype (with the 8 bits of bfloat16,
+sums of log-likelihoods tie and the first choice wins), and summed over a continuation in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from faqbench.config import Experiment, UserError
+from faqbench.evaluation.packed_scoring import refusal, score_packs
+from faqbench.evaluation.packing import Request, n_unshared_tokens, pack
+from faqbench.stages import Progress
+
+# (context and continuation as text), tokens of the context, tokens of the continuation
+Encoded = tuple[Any, list[int], list[int]]
+
+
+def make_scorer(
+    model: Any, tokenizer: Any, experiment: Experiment, progress: Progress, title: str
+) -> Any:
+    """Wrap a model as the `LM` that lm-eval's `evaluate` takes.
+
+    Args:
+        model: in its dtype, on its device; neither is changed.
+        tokenizer: copied, since HFLM gives it a padding token.
+        experiment: its `evaluation` has BOS and the budgets.
+        progress: told of finished requests.
+        title: the task, for progress and for errors.
+
+    Returns:
+        An HFLM with `facts`, a `ScorerFacts`.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    settings = experiment.evaluation
+
+    class Scorer(HFLM):  # type: ignore[misc]
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            # A group's members are packed each by itself, so that none moves another's rounding.
+            answers: list[Any] = [None] * len(requests)
+            for task in dict.fromkeys(request.task_name for request in requests):
+                own = [i for i, request in enumerate(requests) if request.task_name == task]
+                found = super().loglikelihood([requests[i] for i in own], disable_tqdm=True)
+                for i, answer in zip(own, found, strict=True):
+                    answers[i] = answer
+            return answers
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            with self._by_hflm("rolling log-likelihoods", len(requests)):
+                return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            with self._by_hflm("generation", len(requests)):
+                return super().generate_until(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(
+            self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
+        ) -> Any:
+            if override_bs is not None:  # a batch of rolling windows
+                return super()._loglikelihood_tokens(requests, True, override_bs)
+            asked = _requests(requests, self.max_length, title)
+            self.facts.count(requests, asked, self.max_length)
+            why_not = refusal(self.model, max(len(r.inputs) for r in asked))
+            if why_not is not None:
+                self.facts.n_tokens += n_unshared_tokens(asked)
+                with self._by_hflm(why_not, len(asked)):
+                    return super()._loglikelihood_tokens(requests, disable_tqdm=True)
+            packs = pack(asked, settings.batch_tokens)
+            self.facts.scorers["packed"] = None
+            self.facts.n_tokens += sum(p.n_nodes for p in packs)
+            with progress.stage(title, len(asked)) as advance:
+                sums, greedy = score_packs(self.model, packs, len(asked), advance)
+            return list(zip(sums.tolist(), greedy.tolist(), strict=True))
+
+        @contextmanager
+        def _by_hflm(self, reason: str, n_requests: int) -> Iterator[None]:
+            self.facts.scorers[f"hflm ({reason})"] = None
+            with progress.stage(title, n_requests) as advance:
+                yield
+                advance(n_requests)
+
+    scorer = Scorer(
+        pretrained=model,
+        tokenizer=copy.deepcopy(tokenizer),
+        batch_size=settings.batch_size,
+        add_bos_token=settings.add_bos,
+        softmax_dtype="float32",
+    )
+    scorer.facts = ScorerFacts()
+    return scorer
+
+
+@dataclass
+class ScorerFacts:
+    """What the log-likelihoods of a task took, for its record.
+
+    Attributes:
+        scorers: `packed`, or `hflm` with the reason why; several where a task has several kinds of request.
+        n_requests: log-likelihoods asked for, rolling ones not counted.
+        n_truncated: requests cut from the left, because they were longer than the model's context.
+        n_tokens: tokens that were encoded, padding not counted.
+        n_unshared_tokens: tokens of all different inputs, which HFLM encodes.
+    """
+
+    scorers: dict[str, None] = field(default_factory=dict)
+    n_requests: int = 0
+    n_truncated: int = 0
+    n_tokens: int = 0
+    n_unshared_tokens: int = 0
+
+    def count(self, encoded: Sequence[Encoded], asked: Sequence[Request], max_length: int) -> None:
+        """Add the requests of one task."""
+        lengths = [len(context) + len(continuation) for _, context, continuation in encoded]
+        self.n_requests += len(asked)
+        self.n_truncated += sum(n > max_length + 1 for n in lengths)
+        self.n_unshared_tokens += n_unshared_tokens(asked)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as a JSON mapping."""
+        numbers = {k: v for k, v in asdict(self).items() if k != "scorers"}
+        return {"scorer": "; ".join(self.scorers), **numbers}
+
+
+def _requests(encoded: Sequence[Encoded], max_length: int, title: str) -> list[Request]:
+    """Cut requests to the model's context, from the left, as HFLM does.
+
+    Raises:
+        UserError: for a request with nothing to score, with nothing before it, or with a continuation that
+            does not fit the context.
+    """
+    asked = []
+    for _, context, continuation in encoded:
+        if not context or not continuation:
+            empty = "continuation" if context else "context"
+            raise UserError(f"Task '{title}' has a request whose {empty} has no tokens.")
+        if len(continuation) > max_length:
+            raise UserError(
+                f"Task '{title}' has a continuation of {len(continuation)} tokens, which does not fit "
+                f"the model's context of {max_length}."
+            )
+        tokens = tuple([*context, *continuation][-(max_length + 1) :])
+        asked.append(Request(tokens=tokens, n_scored=len(continuation)))
+    return asked

@@ -1,0 +1,109 @@
+"""The cached stage that quantized models are compared with: the full precision model's hidden states.
+
+Quantizing replaces weights in place, so the stage runs before it, once per weights, tokens and dtype; every
+other cell of a sweep finds it in the cache, and the baseline takes its own perplexity from it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache as cache_calls
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from faqbench.config import Experiment
+from faqbench.evaluation import (
+    HiddenWriter,
+    ProtocolTokens,
+    protocol_tokens,
+    resolve_protocol,
+)
+from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import reference_key
+from faqbench.pipeline.memory import PeakMemory
+from faqbench.pipeline.token_scores import write_scores
+from faqbench.stages import CacheEntry, Progress, StageCache
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """The full precision model on one protocol.
+
+    Attributes:
+        windows: the protocol's tokens.
+        entry: the stage's folder, with `nll.npy` and what `HiddenStates.open` reads.
+    """
+
+    windows: ProtocolTokens
+    entry: CacheEntry
+
+
+def reference_scores(
+    experiment: Experiment,
+    model: CellModel,
+    memory: PeakMemory,
+    cache: StageCache,
+    progress: Progress,
+) -> dict[str, Reference]:
+    """Return the full precision model's scores and hidden states per protocol.
+
+    Args:
+        experiment: what to evaluate.
+        model: the cell's, not yet quantized.
+        memory: of the run.
+        cache: where the stage is kept and found.
+        progress: told of the stage.
+
+    Raises:
+        UserError: for a protocol whose text or windows cannot be had.
+    """
+    dtype = getattr(torch, experiment.dtype)
+
+    @cache_calls
+    def in_dtype() -> Any:
+        # The baseline is evaluated as it stands; another cell has yet to quantize its weights.
+        return (
+            _copy_in_dtype(model.pristine().model, dtype) if experiment.quantizes else model.model
+        )
+
+    references = {}
+    for name in experiment.evaluation.protocols:
+        protocol = resolve_protocol(name, experiment)
+        windows = protocol_tokens(protocol, model.tokenizer, experiment, progress)
+        build = partial(_write, windows, in_dtype, experiment, memory, progress)
+        found = {"weights": model.fingerprint, f"protocol/{name}": windows.fingerprint}
+        key = reference_key(experiment, found, name, model.device.type)
+        entry = cache.get("reference", key, build, name)
+        references[name] = Reference(windows=windows, entry=entry)
+    return references
+
+
+def _write(
+    windows: ProtocolTokens,
+    in_dtype: Callable[[], Any],
+    experiment: Experiment,
+    memory: PeakMemory,
+    progress: Progress,
+    folder: Path,
+) -> None:
+    model = in_dtype()
+    title = f"{windows.protocol.name}: full precision"
+    budget = experiment.evaluation.batch_tokens
+    with HiddenWriter(folder, windows.protocol.seq_len) as keep:
+        write_scores(folder, model, windows, budget, memory, progress, title, keep=keep)
+
+
+def _copy_in_dtype(model: Any, dtype: torch.dtype) -> Any:
+    """Return a model in another dtype; its weights are cast as they are copied, never held twice."""
+    if all(p.dtype == dtype for p in model.parameters()):
+        return model
+    memo: dict[int, Any] = {
+        id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)

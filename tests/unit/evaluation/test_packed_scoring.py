@@ -1,0 +1,219 @@
+"""Packed scores against lm-eval's own HFLM at batch 1, for every family, in float32."""
+
+from __future__ import annotations
+
+import copy
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import GraniteConfig
+from transformers.models.auto import AutoModelForCausalLM
+
+from faqbench.evaluation import packed_scoring
+from faqbench.evaluation.packed_scoring import refusal, score_packs
+from faqbench.evaluation.packing import Request, pack
+from faqbench.models.random_model import random_model
+
+SMALL = {
+    "seed": 3,
+    "vocab_size": 258,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,  # far from uniform, so that a wrong mask shows
+}
+SLIDING = ("full_attention", "sliding_attention") * 2
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama, tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2, sliding": {
+        "model_type": "qwen2",
+        "layer_types": SLIDING,
+        "sliding_window": 9,
+        "use_sliding_window": True,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "mistral": {"model_type": "mistral", "head_dim": 16, "sliding_window": None},
+    "mistral, sliding": {"model_type": "mistral", "head_dim": 16, "sliding_window": 9},
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 9,
+        "layer_types": SLIDING,
+        "final_logit_softcapping": 3.0,
+    },
+    "phi3": {"model_type": "phi3", "original_max_position_embeddings": 512},
+    "phi3, sliding": {
+        "model_type": "phi3",
+        "original_max_position_embeddings": 512,
+        "sliding_window": 9,
+    },
+}
+
+
+def family(name: str, dtype: torch.dtype = torch.float32, **changed: Any) -> Any:
+    return random_model({**SMALL, **FAMILIES[name], **changed}).to(dtype).eval()
+
+
+def multiple_choice(seed: int = 0, n_documents: int = 12) -> list[Request]:
+    """Make four choices after each context; some contexts of 100 tokens, some choices of one token."""
+    rng = random.Random(seed)
+    requests = []
+    for document in range(n_documents):
+        before = [rng.randrange(256) for _ in range(100 if document % 4 == 0 else 15)]
+        for _ in range(4):
+            after = [
+                rng.randrange(256) for _ in range(1 if document % 3 == 0 else rng.randint(2, 20))
+            ]
+            requests.append(Request(tokens=tuple(before + after), n_scored=len(after)))
+    return requests
+
+
+def packed(model: Any, requests: list[Request], budget: int = 512) -> Any:
+    return score_packs(model, pack(requests, budget), len(requests), lambda _n=1: None)
+
+
+def hflm(model: Any, tokenizer: Any, requests: list[Request]) -> Any:
+    from lm_eval.models.huggingface import HFLM
+
+    own = copy.deepcopy(tokenizer)  # HFLM gives it a padding token
+    lm = HFLM(pretrained=model, tokenizer=own, batch_size=1, softmax_dtype="float32")
+    encoded = [
+        (("", ""), list(r.tokens[: -r.n_scored]), list(r.tokens[-r.n_scored :])) for r in requests
+    ]
+    return [
+        np.array(column) for column in zip(*lm._loglikelihood_tokens(encoded, True), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_packed_score_is_that_of_lm_evals_hflm_at_batch_one(
+    name: str, byte_tokenizer: Any
+) -> None:
+    model, requests = family(name), multiple_choice()
+    expected, expected_greedy = hflm(model, byte_tokenizer, requests)
+    found, greedy = packed(model, requests)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    assert np.array_equal(greedy, expected_greedy)
+    assert refusal(model, 120) is None
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_eager_attention_scores_alike(name: str) -> None:
+    model, requests = family(name), multiple_choice()
+    expected, _ = packed(model, requests)
+    model.set_attn_implementation("eager")
+    assert refusal(model, 120) is None
+    np.testing.assert_allclose(packed(model, requests)[0], expected, atol=1e-4, rtol=0)
+
+
+def test_a_request_that_greedy_decoding_gives_is_marked(byte_tokenizer: Any) -> None:
+    model = family("llama")
+    start = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        for _ in range(3):
+            start = torch.cat([start, model(start).logits[:, -1:].argmax(-1)], dim=1)
+    tokens = start[0].tolist()
+    other = [*tokens[:-1], (tokens[-1] + 1) % 256]
+    requests = [Request(tokens=tuple(t), n_scored=3) for t in (tokens, other)]
+    assert packed(model, requests)[1].tolist() == [True, False]
+    assert hflm(model, byte_tokenizer, requests)[1].tolist() == [True, False]
+
+
+def test_in_bfloat16_the_order_of_requests_changes_no_bit() -> None:
+    model, requests = family("llama", torch.bfloat16), multiple_choice()
+    order = random.Random(1).sample(range(len(requests)), len(requests))
+    straight, _ = packed(model, requests)
+    shuffled, _ = packed(model, [requests[i] for i in order])
+    assert np.array_equal(straight[order], shuffled)
+
+
+def test_the_budget_changes_nothing_but_rounding() -> None:
+    model, requests = family("qwen3"), multiple_choice()
+    whole, _ = packed(model, requests, 100_000)
+    for budget in (1, 150, 700):
+        np.testing.assert_allclose(packed(model, requests, budget)[0], whole, atol=1e-4, rtol=0)
+
+
+def test_logits_are_taken_at_scored_nodes_only() -> None:
+    model, rows = family("llama"), []
+    requests = [Request(tokens=(*range(30), 40 + i, 50), n_scored=2) for i in range(4)]
+    hook = model.lm_head.register_forward_hook(lambda _m, _i, logits: rows.append(logits.shape[0]))
+    packed(model, requests)
+    hook.remove()
+    assert sum(rows) == 1 + 4  # after the context once, and after each choice's first token
+
+
+def test_attention_without_masks_is_refused_by_name() -> None:
+    model = family("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    assert "attention 'flash_attention_2'" in str(refusal(model, 10))
+
+
+def test_layers_with_masks_of_their_own_are_refused_by_name() -> None:
+    model = family("llama")
+    model.config.layer_types = ["full_attention", "chunked_attention"]
+    assert "chunked_attention" in str(refusal(model, 10))
+
+
+def test_position_embeddings_that_depend_on_length_are_refused_for_long_requests_only() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    config = family("llama").config
+    config.rope_parameters, config.max_position_embeddings = rope, 64
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert refusal(model, 64) is None
+    assert "'dynamic' position embeddings" in str(refusal(model, 65))
+
+
+def test_a_model_that_scales_its_logits_is_refused() -> None:
+    small = {k: v for k, v in SMALL.items() if k != "seed"}
+    model = AutoModelForCausalLM.from_config(GraniteConfig(**small, logits_scaling=0.1)).eval()
+    assert "more than its head" in str(refusal(model, 10))
+
+
+@pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_decoder_that_ignores_masks_or_positions_is_found_out(
+    ignored: str, dtype: torch.dtype
+) -> None:
+    model = family("llama", dtype)
+    assert refusal(model, 10) is None
+    forward = model.model.forward
+    model.model.forward = lambda **kwargs: forward(**{**kwargs, ignored: None})
+    assert "does not score as its requests do" in str(refusal(model, 10))
+
+
+def test_a_mask_without_its_sliding_window_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, requests = family("mistral, sliding"), multiple_choice()
+    right, _ = packed(model, requests)
+    full = packed_scoring._masks(
+        SimpleNamespace(
+            config=SimpleNamespace(
+                get_text_config=lambda: SimpleNamespace(_attn_implementation="sdpa")
+            )
+        ),
+        torch.arange(12)[None],
+        torch.full((1, 12), 12),
+    )
+    sliding = packed_scoring._masks(model, torch.arange(12)[None], torch.full((1, 12), 12))
+    assert torch.equal(full[0, 0], torch.ones(12, 12, dtype=torch.bool).tril())
+    assert sliding[0, 0].sum(-1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
+    assert np.isfinite(right).all()
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_scores_on_cuda_are_those_of_the_cpu(name: str) -> None:
+    model, requests = family(name), multiple_choice()
+    expected, _ = packed(model, requests)
+    np.testing.assert_allclose(packed(model.cuda(), requests)[0], expected, atol=1e-3, rtol=0)
