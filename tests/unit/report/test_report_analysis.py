@@ -157,15 +157,15 @@ def test_rows_that_differ_in_a_group_are_named_by_the_group(make_run, tmp_path):
 
 
 def test_what_a_scenario_changes_is_shown_only_where_two_of_one_name_differ(make_run, tmp_path):
-    settings = [("matched", None, None), ("code", "code", None), ("few", None, 4), ("few", None, 8)]
-    for index, (name, domain, n_samples) in enumerate(settings):
-        scenario = {"name": name, "domain": domain, "n_samples": n_samples}
-        make_run(tmp_path, "awq", run_id=f"run-{index}", scenario=scenario)
+    settings = [("matched", None), ("code-only", None), ("math-only", 4), ("math-only", 8)]
+    for index, (name, n_samples) in enumerate(settings):
+        changes = {"scenario__n_samples": n_samples, "scenario__domain": name}
+        make_run(tmp_path, "awq", run_id=f"run-{index}", scenario=name, **changes)
     assert {row.name for row in panel_of(tmp_path).rows} == {
         "AWQ n_samples=null scenario=matched",
-        "AWQ n_samples=null scenario=code",
-        "AWQ n_samples=4 scenario=few",
-        "AWQ n_samples=8 scenario=few",
+        "AWQ n_samples=null scenario=code-only",
+        "AWQ n_samples=4 scenario=math-only",
+        "AWQ n_samples=8 scenario=math-only",
     }
 
 
