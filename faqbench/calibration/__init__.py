@@ -13,12 +13,11 @@ from faqbench.calibration.calibration_set import (
 from faqbench.calibration.distance import activation_shift, token_divergence
 from faqbench.calibration.drawing import (
     CODE_VERSION,
-    Request,
     draw,
     draw_evaluation,
     draw_without_text,
-    request_of,
 )
+from faqbench.calibration.request import Request, request_of
 
 __all__ = [
     "CODE_VERSION",

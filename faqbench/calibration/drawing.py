@@ -27,10 +27,10 @@ import torch
 from numpy.typing import NDArray
 
 from faqbench.calibration.calibration_set import CalibrationSet, fingerprint_tokens
+from faqbench.calibration.request import Request
 from faqbench.calibration.scenarios import change_tokens, draw_random_tokens, draw_texts
 from faqbench.calibration.scenarios.texts import DrawnTexts
 from faqbench.config import UserError
-from faqbench.config.calibration import CalibrationSection, ScenarioSection
 from faqbench.corpora import Corpus
 
 CODE_VERSION = 1  # raise it when the same settings would draw other tokens
@@ -43,65 +43,6 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, *, add_special_tokens: bool, verbose: bool) -> Mapping[str, Any]:
         """Return a mapping whose `input_ids` are the text's token ids."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """How many windows of what size, and how they are drawn.
-
-    Attributes:
-        n_samples: windows.
-        seq_len: tokens of a window, a BOS token included.
-        seed: of everything that is drawn.
-        apart: whether each window is a document of its own.
-        bos: the id of the token that every window begins with, or None.
-        allow_repeat: whether texts may be used again when there are too few.
-        scenario: the departures from a plain draw.
-    """
-
-    n_samples: int
-    seq_len: int
-    seed: int
-    apart: bool
-    bos: int | None
-    allow_repeat: bool
-    scenario: ScenarioSection
-
-    @property
-    def width(self) -> int:
-        """Tokens of text in a window."""
-        return self.seq_len - (self.bos is not None)
-
-    @property
-    def size(self) -> str:
-        """The number of tokens of text in words, as an error explains it."""
-        n, width = self.n_samples, self.width
-        spelled = "seq_len" if self.bos is None else "(seq_len - 1)"
-        return f"n_samples * {spelled} = {n} * {width} = {n * width}"
-
-
-def request_of(
-    calibration: CalibrationSection, scenario: ScenarioSection, n_samples: int, tokenizer: Any
-) -> Request:
-    """Return what a configuration asks for.
-
-    Raises:
-        UserError: when a BOS token is asked for and the tokenizer has none.
-    """
-    bos = tokenizer.bos_token_id if calibration.add_bos else None
-    if calibration.add_bos and bos is None:
-        raise UserError(
-            "calibration.add_bos=true needs a tokenizer with a BOS token; this has none."
-        )
-    return Request(
-        n_samples=n_samples,
-        seq_len=calibration.seq_len,
-        seed=calibration.seed,
-        apart=calibration.documents == "apart",
-        bos=bos,
-        allow_repeat=calibration.allow_repeat,
-        scenario=scenario,
-    )
 
 
 def draw(
@@ -182,8 +123,8 @@ def draw_evaluation(
     if n_windows == 0 or (n_windows < request.n_samples and not request.allow_repeat):
         raise UserError(
             f"scenario.leak=true takes windows from {names}, which has {len(stream)} tokens, but "
-            f"{request.size} are needed; lower calibration.n_samples, raise limit, or set "
-            "allow_repeat=true."
+            f"{request.size_of(request.n_samples)} are needed; lower calibration.n_samples, raise "
+            "limit, or set allow_repeat=true."
         )
     pieces = stream[: n_windows * request.width].reshape(n_windows, request.width)
     order = np.random.Generator(np.random.PCG64(request.seed)).permutation(n_windows)
@@ -243,7 +184,6 @@ def _draw_corpus(corpus: Corpus, tokenizer: Tokenizer, request: Request, n_windo
         return ids
 
     width = request.width
-    least = width if request.apart else 1
     drawn = draw_texts(
         corpus.texts,
         encode,
@@ -251,7 +191,7 @@ def _draw_corpus(corpus: Corpus, tokenizer: Tokenizer, request: Request, n_windo
         seed=request.seed,
         n_needed=n_windows * width,
         most=width if request.apart else None,
-        least=least,
+        least=width if request.apart else 1,
         allow_repeat=request.allow_repeat,
     )
     if drawn.n_tokens < n_windows * width:
@@ -270,10 +210,7 @@ def _too_few(corpus: Corpus, request: Request, n_windows: int, drawn: DrawnTexts
         found = drawn.n_tokens // request.width
         have = f"has {found} documents of {request.width} tokens or more, but n_samples={n_windows}"
     else:
-        width = request.width
-        spelled = "seq_len" if request.bos is None else "(seq_len - 1)"
-        have = f"has {drawn.n_tokens} tokens, but n_samples * {spelled} = "
-        have += f"{n_windows} * {width} = {n_windows * width}"
+        have = f"has {drawn.n_tokens} tokens, but {request.size_of(n_windows)}"
     return (
         f"{where} {have}{part} are needed; lower calibration.n_samples or calibration.seq_len, use a "
         "domain of more text, or let texts repeat with allow_repeat=true."

@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from faqbench.calibration import CalibrationSet, activation_shift, token_divergence
 from faqbench.config import Experiment, UserError
 from faqbench.pipeline.calibrating import reference_set
@@ -101,6 +103,7 @@ def bias_distance(
             "select": settings.tokens,
             "dtype": settings.dtype,
             "batch_size": settings.batch_size,
+            "torch": torch.__version__,
             "device": model.device.type,
         }
 
@@ -163,6 +166,7 @@ def _reference_means(
         "select": settings.tokens,
         "batch_size": settings.batch_size,
         "device": model.device.type,
+        "torch": torch.__version__,
     }
     entry = cache.get("reference_means", key, build)
     return read_means(entry.path, model.architecture.n_blocks)

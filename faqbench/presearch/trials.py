@@ -115,6 +115,7 @@ class Bench:
             "selection": self.selection.fingerprint,
             "dtype": experiment.dtype,
             "device": next(self._loaded.model.parameters()).device.type,
+            "torch": torch.__version__,
         }
         entry = self._cache.get("presearch", key, build)
         facts = json.loads((entry.path / "facts.json").read_text())
