@@ -1,9 +1,9 @@
 """What a record says of its calibration set: how it was drawn, and how far it is from the reference set.
 
-The distance in activations needs the statistics of the full precision pass. Methods that gather none
-(GPTQ and the corrections see the quantized stream only) have no `activation_shift`, with the reason
-beside it; a run of another method on the same calibration tokens has it, since it depends on the tokens
-and the model alone.
+The distance in activations needs mean|x| of the full precision pass on the set. Methods that search in its
+statistics have it already, and so has any method whose draw another one has searched in; the rest (GPTQ
+and the corrections, which see the quantized stream only) pay for one forward pass per draw, without Gram
+matrices. The numbers are the same to the bit either way, so what is cached decides the time alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from faqbench.calibration import CalibrationSet, activation_shift, token_divergence
 from faqbench.config import Experiment, UserError
 from faqbench.pipeline.calibrating import reference_set
 from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import statistics_key
 from faqbench.pipeline.statistics import Statistics
-from faqbench.quantization.means import CODE_VERSION, observe_means, read_means
+from faqbench.quantization.means import CODE_VERSION, copy_means, observe_means, read_means
 from faqbench.stages import Progress, StageCache
 
 DISTANCE_VERSION = 1  # raise it when the same sets would be at another distance
@@ -81,7 +83,8 @@ def bias_distance(
         experiment: its calibration, without the scenario, says what the reference set is.
         model: of the cell; loaded when the distance is not known yet.
         drawn: the calibration set.
-        statistics: its statistics, asked for in that case; None for methods that gather none.
+        statistics: its statistics, asked for in that case; None for methods that gather none, which take
+            a pass for the means alone.
         cache: of the reference set and its activations, one pass for a whole study.
         progress: shows that pass.
     """
@@ -90,22 +93,13 @@ def bias_distance(
         reference = reference_set(experiment, model.tokenizer, cache, progress)
     except UserError as error:
         return unknown | {"reason": f"there is no reference set: {error}"}, True
-    settings = experiment.calibration
     key: dict[str, object] = {
         "version": DISTANCE_VERSION,
         "means_version": CODE_VERSION,
         "tokens": drawn.fingerprint,
         "reference": reference.fingerprint,
     }
-    if statistics is not None:
-        key["activations"] = {
-            "weights": model.fingerprint,
-            "select": settings.tokens,
-            "dtype": settings.dtype,
-            "batch_size": settings.batch_size,
-            "torch": torch.__version__,
-            "device": model.device.type,
-        }
+    key |= _pass_key(experiment, model)
 
     def build(folder: Path) -> None:
         found = _measure(experiment, model, drawn, reference, statistics, cache, progress)
@@ -126,47 +120,54 @@ def _measure(
     cache: StageCache,
     progress: Progress,
 ) -> dict[str, Any]:
-    result: dict[str, Any] = {"token_js": token_divergence(drawn.tokens, reference.tokens)}
-    if statistics is None:
-        reason = "the method gathers no full precision statistics"
-        return result | {"activation_shift": None, "reason": reason}
-    wanted = _reference_means(experiment, model, reference, cache, progress)
-    roles = [role.name for role in model.architecture.roles]
-    store = statistics()
-    found = {
-        role: [store.mean_abs(block, role).cpu() for block in range(store.n_blocks)]
-        for role in roles
+    found = _means(experiment, model, drawn, statistics, cache, progress)
+    wanted = _means(experiment, model, reference, None, cache, progress)
+    return {
+        "token_js": token_divergence(drawn.tokens, reference.tokens),
+        "activation_shift": activation_shift(found, wanted),
     }
-    return result | {"activation_shift": activation_shift(found, wanted)}
 
 
-def _reference_means(
+def _means(
     experiment: Experiment,
     model: CellModel,
-    reference: CalibrationSet,
+    tokens: CalibrationSet,
+    statistics: Statistics | None,
     cache: StageCache,
     progress: Progress,
-) -> dict[str, Any]:
+) -> dict[str, list[Tensor]]:
+    """Return mean|x| by role, of every block in turn, from statistics or from a pass of its own."""
     settings = experiment.calibration
+    known = statistics_key(experiment, model.fingerprint, tokens.fingerprint, model.device.type)
 
     def build(folder: Path) -> None:
-        observe_means(
-            model.pristine(),
-            reference.tokens,
-            batch_size=settings.batch_size,
-            select=settings.tokens,
-            folder=folder,
-            progress=progress,
-        )
+        there = cache.find("statistics", known)
+        if there is not None:
+            copy_means(there, folder)
+        elif statistics is not None:
+            copy_means(statistics().folder, folder)
+        else:
+            observe_means(
+                model.pristine(),
+                tokens.tokens,
+                batch_size=settings.batch_size,
+                select=settings.tokens,
+                folder=folder,
+                progress=progress,
+            )
 
-    key = {
-        "version": CODE_VERSION,
+    key = {"version": CODE_VERSION, "tokens": tokens.fingerprint, **_pass_key(experiment, model)}
+    return read_means(cache.get("means", key, build).path, model.architecture.n_blocks)
+
+
+def _pass_key(experiment: Experiment, model: CellModel) -> dict[str, object]:
+    """Return the part of a key that a full precision pass depends on, its tokens left out."""
+    settings = experiment.calibration
+    return {
         "weights": model.fingerprint,
-        "tokens": reference.fingerprint,
         "select": settings.tokens,
+        "dtype": settings.dtype,
         "batch_size": settings.batch_size,
         "device": model.device.type,
         "torch": torch.__version__,
     }
-    entry = cache.get("reference_means", key, build)
-    return read_means(entry.path, model.architecture.n_blocks)

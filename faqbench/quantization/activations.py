@@ -201,18 +201,18 @@ class ActivationStore:
     """Statistics on disk, read one block at a time."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        self._folder = folder
+        self.folder = folder
         self._device = device
 
     @cached_property
     def _meta(self) -> Mapping[str, int]:
-        meta: dict[str, int] = json.loads((self._folder / "meta.json").read_text())
+        meta: dict[str, int] = json.loads((self.folder / "meta.json").read_text())
         return meta
 
     @cached_property
     def _means(self) -> Mapping[str, Tensor]:
         means: dict[str, Tensor] = load_file(
-            self._folder / "mean_abs.safetensors", device=str(self._device)
+            self.folder / "mean_abs.safetensors", device=str(self._device)
         )
         return means
 
@@ -227,7 +227,7 @@ class ActivationStore:
 
     def block(self, block: int) -> dict[str, RoleStatistics]:
         """Return the statistics of one block by role; the caller holds the only copy."""
-        grams = load_file(self._folder / f"gram-{block:03d}.safetensors", device=str(self._device))
+        grams = load_file(self.folder / f"gram-{block:03d}.safetensors", device=str(self._device))
         return {
             role: RoleStatistics(
                 mean_abs=self.mean_abs(block, role), gram=gram, n_tokens=self._meta["n_tokens"]

@@ -1,10 +1,12 @@
 """mean|x| per channel alone: a full precision pass without Gram matrices.
 
-It is enough to say how far one calibration set is from another, and costs the forward pass only.
+It is enough to say how far one calibration set is from another, and costs the forward pass only. The means
+are those of `activations.observe` to the bit, so they can as well be copied from its folder.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from faqbench.models import BlockStream, LoadedModel, Role, open_stream
 from faqbench.quantization.activations import Tokens, select_tokens
 from faqbench.stages import Progress
 
+_FILE = "mean_abs.safetensors"  # as `activations.observe` names it
 CODE_VERSION = 1  # raise it when the numbers that `observe_means` writes change
 
 
@@ -50,7 +53,7 @@ def observe_means(
             for name, mean in _block_means(stream, block, architecture.roles, select).items():
                 means[f"{index}.{name}"] = mean.cpu()
             advance()
-    save_file(means, folder / "mean_abs.safetensors")
+    save_file(means, folder / _FILE)
 
 
 def _block_means(
@@ -79,8 +82,13 @@ def _block_means(
     return {name: (total / counts[name]).float() for name, total in sums.items()}
 
 
+def copy_means(statistics: Path, folder: Path) -> None:
+    """Take the means out of the folder of full statistics."""
+    shutil.copyfile(statistics / _FILE, folder / _FILE)
+
+
 def read_means(folder: Path, n_blocks: int) -> dict[str, list[Tensor]]:
     """Return mean|x| by role, of every block in turn."""
-    stored = load_file(folder / "mean_abs.safetensors")
+    stored = load_file(folder / _FILE)
     roles = dict.fromkeys(name.partition(".")[2] for name in stored)
     return {role: [stored[f"{index}.{role}"] for index in range(n_blocks)] for role in roles}

@@ -1,6 +1,8 @@
 """What a record says of its calibration set."""
 
 import json
+import shutil
+from unittest.mock import Mock
 
 import pytest
 
@@ -42,11 +44,22 @@ def test_random_tokens_are_farther_than_a_matched_draw_in_tokens_and_activations
     assert noise["activation_shift"]["qkv"] > matched["activation_shift"]["qkv"]
 
 
-@pytest.mark.parametrize("quant", ["gptq", "qep"])
-def test_a_method_without_statistics_has_the_tokens_distance_and_a_reason(run, quant):
-    distance = facts(run(f"quant={quant}"))["bias_distance"]
-    assert distance["token_js"] > 0 and distance["activation_shift"] is None
-    assert "no full precision statistics" in distance["reason"]
+@pytest.mark.parametrize("quant", ["gptq", "qep", "loaq"])
+def test_a_method_without_statistics_measures_the_same_distance_by_a_pass_of_its_own(
+    run, quant, tmp_path
+):
+    alone = facts(run(f"quant={quant}"))
+    shutil.rmtree(tmp_path / "cache")
+    assert facts(run("quant=awq")) == alone
+    shutil.rmtree(tmp_path / "runs")
+    assert facts(run(f"quant={quant}", "bits=4")) == alone
+
+
+def test_a_method_without_statistics_takes_the_means_that_another_gathered(run, monkeypatch):
+    run("quant=awq")
+    refused = AssertionError("a second pass over the set")
+    monkeypatch.setattr("faqbench.pipeline.bias.observe_means", Mock(side_effect=refused))
+    assert facts(run("quant=gptq"))["bias_distance"]["activation_shift"]["qkv"] > 0
 
 
 def test_the_distance_depends_on_the_set_alone_and_is_measured_once(run):
