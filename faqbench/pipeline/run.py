@@ -70,10 +70,6 @@ def run(
         statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
         facts = describe_calibration(experiment, calibration)
         warnings = calibration_warnings(experiment, calibration)
-        with timings.stage("bias_distance") as stage:
-            facts["bias_distance"], stage.cached = bias_distance(
-                experiment, model, calibration, statistics, cache, progress
-            )
 
     references = {}
     if experiment.needs_reference:  # before the weights are replaced
@@ -86,6 +82,12 @@ def run(
         quantized = quantized_weights(
             experiment, model, calibration, statistics, fingerprints, cache, timings, progress
         )
+
+    if calibration is not None:  # after quantizing, which finds the user's mistakes
+        with timings.stage("bias_distance") as stage:
+            facts["bias_distance"], stage.cached = bias_distance(
+                experiment, model, calibration, statistics, cache, progress
+            )
 
     with timings.stage("evaluate") as stage:
         evaluated = evaluate(experiment, model, fingerprints, references, memory, cache, progress)
