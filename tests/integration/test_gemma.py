@@ -27,7 +27,7 @@ def perplexity(experiment, loaded, *, add_bos):
     protocol = resolve_protocol("heldout-wiki-512", changed)
     tokens = protocol_tokens(protocol, loaded.tokenizer, changed, PlainProgress())
     assert tokens.verified
-    nll = score_tokens(loaded.model, tokens.tokens, 1, PlainProgress())
+    nll = score_tokens(loaded.model, tokens.tokens, 512, PlainProgress()).nll
     return float(torch.tensor(nll).double().mean().exp())
 
 

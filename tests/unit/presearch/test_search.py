@@ -59,7 +59,8 @@ def test_awq_in_the_search_is_awq(compose, overrides, found, tmp_path):
     store, _ = activation_store(experiment, loaded, drawn, cache, progress)
     grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
     quantize_model(loaded, experiment.quant, grids, store, None, progress)
-    nll = score_tokens(loaded.model, selection.tokens, 4, progress)
+    budget = experiment.evaluation.batch_tokens
+    nll = score_tokens(loaded.model, selection.tokens, budget, progress).nll
     assert np.array_equal(trial.windows, nll.mean(axis=1, dtype=np.float64))
 
 
