@@ -114,6 +114,7 @@ class Bench:
             "calibration_settings": {k: settings[k] for k in ("tokens", "dtype", "batch_size")},
             "selection": self.selection.fingerprint,
             "dtype": experiment.dtype,
+            "batch_tokens": experiment.evaluation.batch_tokens,
             "device": next(self._loaded.model.parameters()).device.type,
             "torch": torch.__version__,
         }
