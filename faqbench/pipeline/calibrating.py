@@ -23,7 +23,7 @@ from faqbench.corpora import Corpus, Part, read_corpus
 from faqbench.evaluation import protocol_tokens, resolve_protocol
 from faqbench.evaluation.texts import protocol_text
 from faqbench.models import fingerprint_tokenizer
-from faqbench.stages import Progress, StageCache
+from faqbench.stages import Progress, StageCache, hash_text
 
 # What a scenario changes of the windows themselves; the rest chooses corpora and their number.
 _DRAWN = (
@@ -136,19 +136,23 @@ def _leaked(
             "choose an evaluation with a perplexity protocol."
         )
     protocols = [resolve_protocol(name, experiment) for name in names]
-    found = {p.name: protocol_tokens(p, tokenizer, experiment, progress) for p in protocols}
-    texts = [
-        text for p in protocols for text in protocol_text(p, experiment, progress).split("\n\n")
-    ]
-    source = {"protocols": {name: tokens.fingerprint for name, tokens in found.items()}}
-    streams = {name: tokens.text_tokens for name, tokens in found.items()}
-    return _cached(
-        source,
-        request,
-        tokenizer,
-        cache,
-        lambda: draw_evaluation(streams, texts, tokenizer, request),
-    )
+    texts = {p.name: protocol_text(p, experiment, progress) for p in protocols}
+
+    def make() -> CalibrationSet:
+        streams = {
+            p.name: protocol_tokens(p, tokenizer, experiment, progress).text_tokens
+            for p in protocols
+        }
+        paragraphs = [part for text in texts.values() for part in text.split("\n\n")]
+        return draw_evaluation(streams, paragraphs, tokenizer, request)
+
+    settings = experiment.evaluation
+    source: dict[str, object] = {
+        "protocols": [[p.name, p.version, hash_text(texts[p.name])] for p in protocols],
+        "n_windows": experiment.n_windows(),
+        "add_bos": settings.add_bos,
+    }
+    return _cached(source, request, tokenizer, cache, make)
 
 
 def _cached(
