@@ -10,7 +10,7 @@ Windows therefore begin in mid-document and may span several texts. With `docume
 is the beginning of a document of its own; shorter documents are passed over, since padding would change
 what attention sees and joining would make them a running text again. With `add_bos` every window is a
 BOS token and seq_len - 1 tokens of text. Equal texts, tokenizer, sizes and seed give equal tokens, bit
-for bit, and fewer windows of a seed are the first of more.
+for bit, and of one domain without copies fewer windows of a seed are the first of more.
 
 A mixture gives each domain its share of the windows, to the nearest window, and draws each domain as it
 would be drawn alone: so the windows of a domain are the first of its pure draw of the same seed.
@@ -60,24 +60,22 @@ def draw(
     """
     shares = {corpus.domain: share for corpus, share in corpora}
     counts = apportion(list(shares.values()), request.n_samples)
-    drawn = [
-        _draw_corpus(corpus, tokenizer, request, count) if count else None
+    used = [
+        _draw_corpus(corpus, tokenizer, request, count)
         for (corpus, _), count in zip(corpora, counts, strict=True)
+        if count
     ]
-    rows = [piece.windows for piece in drawn if piece is not None]
-    used = [piece for piece in drawn if piece is not None]
     label = " + ".join(f"{domain} {share:g}" for domain, share in shares.items())
-    n_tokens = sum(piece.windows.size for piece in used)
-    start = "document" if request.apart else "cut"
+    stacked = np.concatenate([piece.windows for piece in used])
     return _finish(
-        np.concatenate(rows)[interleave([len(r) for r in rows])],
+        stacked[interleave([len(piece.windows) for piece in used])],
         tokenizer,
         request,
         domain=label if len(shares) > 1 else next(iter(shares)),
         n_windows_of=dict(zip(shares, counts, strict=True)),
         texts=tuple(text for piece in used for text in piece.texts),
-        window_start=start,
-        repeated_share=sum(piece.n_repeated for piece in used) / n_tokens,
+        window_start="document" if request.apart else "cut",
+        repeated_share=sum(piece.n_repeated for piece in used) / stacked.size,
         sources=tuple(corpus.provenance() for corpus, _ in corpora),
     )
 
