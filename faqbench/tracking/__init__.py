@@ -24,6 +24,7 @@ in `TrackingSection.name` and in `tracker._PACKAGES`, and a yaml in `conf/tracki
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
@@ -38,10 +39,16 @@ __all__ = [
     "Sample",
     "Tracker",
     "find_progress",
+    "is_awaited",
     "live",
     "read_progress",
     "tracker",
 ]
+
+
+def is_awaited() -> bool:
+    """Whether a W&B sweep agent started this process and waits for a run's numbers."""
+    return "WANDB_SWEEP_ID" in os.environ
 
 
 def tracker(section: TrackingSection, runs: Path) -> Tracker | NoTracker:

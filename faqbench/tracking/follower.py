@@ -32,7 +32,9 @@ def main() -> int:
     with suppress(OSError):
         os.nice(10)  # the cell goes first
     words = _words(sys.stdin.fileno())
-    task = json.loads(next(word for word in words if word))
+    task = json.loads(next((word for word in words if word), "null"))
+    if task is None:
+        return 0  # the cell was interrupted before it said anything
     section = TrackingSection.model_validate_json(task["section"])
     head = head_of(task["run_id"], task["config"], section.group, section.tags)
     runs = Path(task["runs"])

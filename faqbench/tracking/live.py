@@ -51,9 +51,10 @@ def live(experiment: Experiment, progress: Progress) -> Iterator[Progress]:
     writer = ProgressWriter(experiment.paths.runs, run_id(experiment), section.group)
     watched = WatchedProgress(progress)
     sampler = _Sampler(watched, writer)
-    shown = section.name != "none" and section.mode != "disabled"
-    follower = _FollowerProcess(experiment, sampler) if shown else None
+    follower = None
     try:
+        if section.name != "none" and section.mode != "disabled":
+            follower = _FollowerProcess(experiment, sampler)
         with followed_by(follower):
             yield watched
         sampler.stop("ended")
