@@ -46,7 +46,7 @@ LINEARS = {
 N_BLOCKS = 30
 
 
-def config_of(method, bits, seed, model="smollm2-135m", scenario="matched", **changes):
+def config_of(method, bits, seed, model="smollm2-135m", place="matched", **changes):
     scale, clip, correct, rounding = STAGES.get(method, STAGES["awq"])
     config = {
         "model": {"name": model, "source": "packaged", "group_size": 64, "notes": NOTES},
@@ -65,7 +65,7 @@ def config_of(method, bits, seed, model="smollm2-135m", scenario="matched", **ch
             "correction": {"strength": 0.5},
         },
         "calibration": {"domain": "wiki", "n_samples": 32, "seq_len": 512, "seed": seed},
-        "scenario": {"name": scenario, "domain": None, "n_samples": None},
+        "scenario": {"name": place, "domain": None, "n_samples": None},
         "evaluation": {
             "name": "quick",
             "protocols": [PROTOCOL],
@@ -256,6 +256,8 @@ def write_toy_run(
     **changes,
 ):
     """Write one toy run and return its record; `section__key=value` changes its config."""
+    if isinstance(scenario, dict):  # a whole section, whose texts are the matched ones
+        changes, scenario = {**changes, "scenario": scenario}, "matched"
     finished, quantized = status == "finished", method != "fp"
     calibrated = method not in ("fp", "rtn")
     nll, items = measure(method, bits, seed, n_windows, n_items, scenario)
