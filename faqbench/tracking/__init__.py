@@ -6,6 +6,7 @@ tracker may be slow, offline, broken or absent, and no result changes or is lost
     with live(experiment, progress) as progress:      while a cell runs
         data = run it
         tracker(experiment.tracking, runs).log(data)  after its record is written
+    wait_for_followers()                              at the end of the command
     tracker(section, runs).log(read_run(folder))      any time later, with the same result
 
 What is kept to, and `tests/unit/tracking` checks:
@@ -28,7 +29,7 @@ import os
 from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.tracking.live import live
+from faqbench.tracking.live import live, wait_for_followers
 from faqbench.tracking.none import NoTracker
 from faqbench.tracking.samples import ProgressLog, Sample, find_progress, read_progress
 from faqbench.tracking.tracker import Tracker
@@ -43,6 +44,7 @@ __all__ = [
     "live",
     "read_progress",
     "tracker",
+    "wait_for_followers",
 ]
 
 

@@ -61,14 +61,14 @@ def to_svg(drawing: Drawing) -> str:
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def to_png(drawing: Drawing) -> bytes:
-    """Return the figure as PNG at twice the page's resolution."""
+def to_png(drawing: Drawing, dpi: int = 200) -> bytes:
+    """Return the figure as PNG, at twice the page's resolution unless another is given."""
     import matplotlib
 
     out = io.BytesIO()
     with matplotlib.rc_context(style.RC), _any_glyph():
         _settle(drawing.figure)
-        drawing.figure.savefig(out, format="png", dpi=200, metadata={"Software": None})
+        drawing.figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
 
 
