@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_tracking.py             RTN on the packaged model, quick evaluation
     python tests/benchmarks/bench_tracking.py --tiny      a random model, to see that it runs
-    python tests/benchmarks/bench_tracking.py -- -m bits=3,4           a sweep of two
+    python tests/benchmarks/bench_tracking.py -- -m group_size=32,64            a sweep of two
 
 Every command is a process of its own, as a user starts it, offline, and evaluates everything anew; the
 two kinds take turns, and medians are compared. A cell's seconds are those of its record, from its first
