@@ -4,6 +4,17 @@ import zlib
 
 import numpy as np
 import pandas as pd
+from toy_parts import (
+    DAMAGE,
+    PROTOCOL,
+    SCENARIOS,
+    STAGES,
+    TASKS,
+    blocks_of,
+    calibration_of,
+    evaluation_of,
+    layers_of,
+)
 
 from faqbench.records import (
     SCHEMA_VERSION,
@@ -16,37 +27,15 @@ from faqbench.records import (
 )
 from faqbench.statistics import accuracy_with_stderr, perplexity_with_stderr
 
-PROTOCOL = "heldout-wiki-512"
-TASKS = ("arc_challenge_validation", "arc_easy_validation", "boolq_validation", "piqa_validation")
-STAGES = {
-    "fp": ("none", "none", "none", "none"),
-    "rtn": ("none", "none", "none", "nearest"),
-    "awq": ("awq", "search", "none", "nearest"),
-    "faq": ("faq", "search", "none", "nearest"),
-    "gptq": ("none", "none", "none", "gptq"),
-    "qep": ("none", "none", "qep", "nearest"),
-    "qep-awq": ("awq", "search", "qep", "nearest"),
-    "qep-faq": ("faq", "search", "qep", "nearest"),
-}
-# Mean loss above full precision at 3 bits, and accuracy.
-DAMAGE = {"fp": 0.0, "rtn": 1.17, "awq": 0.69, "faq": 0.67, "gptq": 0.75, "qep": 0.8}
+# Accuracy at 3 bits.
 SKILL = {"fp": 0.58, "rtn": 0.44, "awq": 0.51, "faq": 0.52, "gptq": 0.50}
-# Scenarios and how far their texts are from the reference's.
-SCENARIOS = {"matched": 0.02, "math-only": 0.31, "code-only": 0.42, "random-tokens": 0.83}
 NOTES = (
     "The packaged weights already sit on a 4-bit grid of 32-channel blocks; read 4-bit results at "
     "group sizes up to 32 with care."
 )
-LINEARS = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "o": ("self_attn.o_proj",),
-    "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": ("mlp.down_proj",),
-}
-N_BLOCKS = 30
 
 
-def config_of(method, bits, seed, model="smollm2-135m", scenario="matched", **changes):
+def config_of(method, bits, seed, model="smollm2-135m", place="matched", **changes):
     scale, clip, correct, rounding = STAGES.get(method, STAGES["awq"])
     config = {
         "model": {"name": model, "source": "packaged", "group_size": 64, "notes": NOTES},
@@ -65,7 +54,7 @@ def config_of(method, bits, seed, model="smollm2-135m", scenario="matched", **ch
             "correction": {"strength": 0.5},
         },
         "calibration": {"domain": "wiki", "n_samples": 32, "seq_len": 512, "seed": seed},
-        "scenario": {"name": scenario, "domain": None, "n_samples": None},
+        "scenario": {"name": place, "domain": None, "n_samples": None},
         "evaluation": {
             "name": "quick",
             "protocols": [PROTOCOL],
@@ -121,76 +110,6 @@ def fidelity(nll, method, bits, seed):
     kl = own.exponential(0.6 * shift, nll.shape).astype(np.float32)
     agrees = (own.random(nll.shape) > 0.35 * min(shift, 1.5)).astype(np.uint8)
     return {f"{PROTOCOL}.kl": kl, f"{PROTOCOL}.agrees": agrees}
-
-
-def layers_of(method, bits):
-    if method == "fp":
-        return pd.DataFrame()
-    own = np.random.default_rng(zlib.crc32(method.encode()))
-    scaled = STAGES.get(method, STAGES["awq"])[0] != "none"
-    rows = []
-    for block in range(N_BLOCKS):
-        for role, linears in LINEARS.items():
-            alpha = round(float(own.integers(2, 15)) / 20, 2) if scaled and role != "o" else None
-            for linear in linears:
-                error = DAMAGE.get(method, 0.55) * 0.08 * (1 + block / 12) * own.uniform(0.8, 1.2)
-                rows.append(
-                    {
-                        "block": block,
-                        "role": role,
-                        "linear": linear,
-                        "bits": bits,
-                        "alpha": alpha,
-                        "clipped_frac": 0.01,
-                        "scale_range": 1.0 if alpha is None else float(np.exp(8 * alpha)),
-                        "nearest_error": error * 1.4 / bits,
-                        "relative_error": error * (3 if role == "down" else 1) / bits,
-                        "seconds": 0.1,
-                    }
-                )
-    return pd.DataFrame(rows)
-
-
-def blocks_of(method, bits):
-    own = np.random.default_rng(zlib.crc32(method.encode()))
-    blocks, total = [], 0.0
-    for block in range(N_BLOCKS):
-        local = DAMAGE.get(method, 0.55) * 0.02 * own.uniform(0.7, 1.3) * 2.0 ** (3 - bits)
-        total = 0.93 * total + local
-        blocks.append(
-            {
-                "block": block,
-                "local_error": local,
-                "relative_error": total,
-                "cosine": 1 - total / 2,
-            }
-        )
-    return blocks
-
-
-def calibration_of(method, scenario, seed):
-    """What the calibration stage notes down, the bias distance included."""
-    own = np.random.default_rng([seed, zlib.crc32(scenario.encode())])
-    distance = SCENARIOS[scenario] * float(own.uniform(0.97, 1.03))
-    shift = {
-        role: round(distance * f, 4) for role, f in zip(LINEARS, (0.9, 1.4, 1.0, 1.8), strict=True)
-    }
-    return {
-        "scenario": scenario,
-        "domain": "wiki",
-        "n_samples": 32,
-        "seq_len": 512,
-        "seed": seed,
-        "n_texts_used": 61,
-        "sources": ["squad"],
-        "window_start": "cut",
-        "bias_distance": {
-            "reference": "wiki",
-            "token_js": round(distance, 4),
-            "activation_shift": shift,
-        },
-        "overlap": {PROTOCOL: 0},
-    }
 
 
 def metrics_of(nll, items, extra_tokens):
@@ -256,12 +175,14 @@ def write_toy_run(
     **changes,
 ):
     """Write one toy run and return its record; `section__key=value` changes its config."""
+    if isinstance(scenario, dict):  # a whole section, whose texts are the matched ones
+        changes, scenario = {**changes, "scenario": scenario}, "matched"
     finished, quantized = status == "finished", method != "fp"
     calibrated = method not in ("fp", "rtn")
     nll, items = measure(method, bits, seed, n_windows, n_items, scenario)
     tokens = {PROTOCOL: nll} | (fidelity(nll, method, bits, seed) if quantized else {})
     stages = stages_of(method)
-    extra = {}
+    extra = {"evaluation": evaluation_of(seed, n_windows, n_items)} if finished else {}
     if quantized and finished:
         extra["blocks"] = blocks_of(method, bits)
     if calibrated and finished:

@@ -56,7 +56,7 @@ def _run(arguments: Sequence[str]) -> int:
                 print(f"faqbench {verb}: {(module.__doc__ or '').strip()}")
                 return 0
             return int(module.run(list(rest)))
-        return int(importlib.import_module(_RUN).run(list(arguments)))
+        return _run_cells(arguments)
     except UserError as error:
         print(f"faqbench: {error}", file=sys.stderr)
         return 2
@@ -66,6 +66,14 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("faqbench: stopped; finished cells and stages are kept.", file=sys.stderr)
         return 130
+
+
+def _run_cells(arguments: Sequence[str]) -> int:
+    code = int(importlib.import_module(_RUN).run(list(arguments)))
+    tracking = sys.modules.get("faqbench.tracking")  # loaded by the first cell that ran here
+    if tracking is not None:
+        tracking.wait_for_followers()
+    return code
 
 
 def _help() -> int:

@@ -15,6 +15,7 @@ from faqbench.records import (
     claimed,
     finished_record,
     read_record,
+    read_run,
     stop_sweep,
 )
 from faqbench.stages import Progress, StageCache
@@ -36,13 +37,15 @@ def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunReco
     Raises:
         UserError: when not even a record can be written.
     """
-    from faqbench.tracking import live
+    from faqbench.tracking import is_awaited, live, tracker
 
     progress = console_progress()
     name, runs = run_id(experiment), experiment.paths.runs
     done = finished_record(experiment)
     if done is not None:
         progress.note(f"{name}: finished before, skipped (rerun=true repeats it)")
+        if is_awaited():
+            tracker(experiment.tracking, runs).log(read_run(runs / name))
         return done
 
     def wait() -> None:

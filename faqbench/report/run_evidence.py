@@ -15,6 +15,7 @@ from faqbench.report.figures.drawing import to_png
 from faqbench.report.panels import build_panels
 from faqbench.report.run_pair import Delta, pair_runs
 
+_DPI = 120  # every cell of a sweep draws these
 _FIGURES = ("differences", "depth", "linears", "exponents")
 
 
@@ -38,7 +39,9 @@ def run_evidence(runs: Path, run: RunRecord, baseline: RunRecord | None) -> RunE
     figures = draw_figures(analysis, store, _FIGURES)
     return RunEvidence(
         comparison=tuple(_comparison_row(delta) for delta in rows if delta.a and delta.b),
-        images=tuple((name, f"{title}. {d.caption}", to_png(d)) for name, title, d in figures),
+        images=tuple(
+            (name, f"{title}. {d.caption}", to_png(d, _DPI)) for name, title, d in figures
+        ),
     )
 
 

@@ -16,6 +16,8 @@ from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Row
 
 _HIDDEN = ("paths.", "tracking.", "report.", "evaluation.protocols.", "rerun")
+_TOLD_ELSEWHERE = {"blocks", "stage_keys"}
+_LONGEST_NOTE = 240
 _ROLES = ("qkv", "o", "gate_up", "down")
 _TRACES = {ALONE: "alone", ADDED_UP: "added up", COSINE: "cosine"}
 Pairs = tuple[tuple[str, str], ...]
@@ -114,10 +116,13 @@ def _config(run: RunRecord) -> dict[str, str]:
 
 
 def _details(run: RunRecord) -> dict[str, str]:
-    """Return what the stages noted down in `extra`, the traces of the blocks apart."""
-    return facts.flatten(
-        {k: v for k, v in run.extra.items() if k != "blocks" and v not in ({}, [])}
-    )
+    """Return what the stages noted down in `extra`: not the blocks' traces, nor the cache's keys."""
+    kept = {k: v for k, v in run.extra.items() if k not in _TOLD_ELSEWHERE and v not in ({}, [])}
+    return {k: _shortened(v) for k, v in facts.flatten(kept).items()}
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_NOTE else f"{text[: _LONGEST_NOTE - 1]}…"
 
 
 def _common(flat: Sequence[Mapping[str, str]]) -> Pairs:

@@ -6,6 +6,7 @@ tracker may be slow, offline, broken or absent, and no result changes or is lost
     with live(experiment, progress) as progress:      while a cell runs
         data = run it
         tracker(experiment.tracking, runs).log(data)  after its record is written
+    wait_for_followers()                              at the end of the command
     tracker(section, runs).log(read_run(folder))      any time later, with the same result
 
 What is kept to, and `tests/unit/tracking` checks:
@@ -24,10 +25,11 @@ in `TrackingSection.name` and in `tracker._PACKAGES`, and a yaml in `conf/tracki
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.tracking.live import live
+from faqbench.tracking.live import live, wait_for_followers
 from faqbench.tracking.none import NoTracker
 from faqbench.tracking.samples import ProgressLog, Sample, find_progress, read_progress
 from faqbench.tracking.tracker import Tracker
@@ -38,10 +40,17 @@ __all__ = [
     "Sample",
     "Tracker",
     "find_progress",
+    "is_awaited",
     "live",
     "read_progress",
     "tracker",
+    "wait_for_followers",
 ]
+
+
+def is_awaited() -> bool:
+    """Whether a W&B sweep agent started this process and waits for a run's numbers."""
+    return "WANDB_SWEEP_ID" in os.environ
 
 
 def tracker(section: TrackingSection, runs: Path) -> Tracker | NoTracker:

@@ -32,7 +32,9 @@ def main() -> int:
     with suppress(OSError):
         os.nice(10)  # the cell goes first
     words = _words(sys.stdin.fileno())
-    task = json.loads(next(word for word in words if word))
+    task = json.loads(next((word for word in words if word), "null"))
+    if task is None:
+        return 0  # the cell was interrupted before it said anything
     section = TrackingSection.model_validate_json(task["section"])
     head = head_of(task["run_id"], task["config"], section.group, section.tags)
     runs = Path(task["runs"])
@@ -44,7 +46,6 @@ def main() -> int:
 
 
 def _follow(run: OpenRun, head: RunHead, runs: Path, words: Iterator[str]) -> None:
-    _prepare()
     number = 0
     for word in words:
         for sample in _samples(runs, head.run_id)[number:]:
@@ -54,13 +55,6 @@ def _follow(run: OpenRun, head: RunHead, runs: Path, words: Iterator[str]) -> No
             run.finish(view_of(read_run(runs / head.run_id), runs))
             return
     run.abandon()
-
-
-def _prepare() -> None:
-    """Import while the cell is at work what the end will need."""
-    import matplotlib.figure  # noqa: F401
-    import pandas  # noqa: F401
-    import pyarrow.parquet  # noqa: F401
 
 
 def _words(source: int) -> Iterator[str]:

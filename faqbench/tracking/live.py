@@ -4,6 +4,8 @@
     stage(), advance() -> counters           python -m faqbench.tracking.follower
     a thread -> runs/_progress/<id>.jsonl -> reads its lines and shows them
     record written, log(data) -> "done"   -> shows the record in the same run, and ends
+    goes on with the next cell
+    wait_for_followers() at the end
 
 The cell's process imports no service: it counts steps, and a thread writes a line now and then. What a
 service costs, and whatever goes wrong with it, happens in the follower. The file of samples is written
@@ -28,15 +30,17 @@ import psutil
 
 import faqbench
 from faqbench.config import Experiment, run_id
+from faqbench.records import read_run
 from faqbench.stages import Progress
 from faqbench.stages.progress import Advance
 from faqbench.tracking.handover import followed_by
 from faqbench.tracking.samples import End, ProgressWriter, Sample
+from faqbench.tracking.tracker import Tracker
 
 _log = logging.getLogger("faqbench")
 _SHORTEST_INTERVAL = 2.0
 _SAMPLES_PER_AGE = 100  # a cell of any length has some hundreds of samples
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
 _PATIENCE_WHEN_STOPPED = 3.0
 
 
@@ -51,9 +55,10 @@ def live(experiment: Experiment, progress: Progress) -> Iterator[Progress]:
     writer = ProgressWriter(experiment.paths.runs, run_id(experiment), section.group)
     watched = WatchedProgress(progress)
     sampler = _Sampler(watched, writer)
-    shown = section.name != "none" and section.mode != "disabled"
-    follower = _FollowerProcess(experiment, sampler) if shown else None
+    follower = None
     try:
+        if section.name != "none" and section.mode != "disabled":
+            follower = _FollowerProcess(experiment, sampler)
         with followed_by(follower):
             yield watched
         sampler.stop("ended")
@@ -151,6 +156,8 @@ class _FollowerProcess:
 
     def __init__(self, experiment: Experiment, sampler: _Sampler) -> None:
         self.run_id = run_id(experiment)
+        self._section = experiment.tracking
+        self._runs = experiment.paths.runs
         self._sampler = sampler
         self._process: subprocess.Popen[str] | None = None
         task = {
@@ -176,19 +183,34 @@ class _FollowerProcess:
         self._say(json.dumps(task))
 
     def finish(self) -> bool:
-        """Let it show the record; wait for it, but not for ever."""
+        """Let it show the record, while this process goes on."""
         self._sampler.stop("ended")
         if not self._say("done"):
             return False
-        return self._wait(_PATIENCE_SECONDS)
+        self._hang_up()
+        _showing.append(self)
+        return True
 
     def leave(self) -> None:
         """Close the line to it: a follower that was not told "done" marks its run as failed."""
-        if self._process is None or self._process.stdin is None or self._process.stdin.closed:
-            return
+        if self._process is not None and self._hang_up():
+            self._wait(_PATIENCE_WHEN_STOPPED)
+
+    def conclude(self, seconds: float) -> None:
+        """Wait for it; when it ended badly, show the record from here."""
+        if not self._wait(seconds):
+            tracker = Tracker(self._section, self._runs)
+            with tracker.never_fails(f"run {self.run_id}"):
+                tracker.show(read_run(self._runs / self.run_id))
+
+    def _hang_up(self) -> bool:
+        """Close the line; False when it was closed before."""
+        assert self._process is not None and self._process.stdin is not None
+        if self._process.stdin.closed:
+            return False
         with suppress(OSError):
             self._process.stdin.close()
-        self._wait(_PATIENCE_WHEN_STOPPED)
+        return True
 
     def _say(self, line: str) -> bool:
         """Write a line to it; False when it has died."""
@@ -203,7 +225,7 @@ class _FollowerProcess:
         return True
 
     def _wait(self, seconds: float) -> bool:
-        """Wait for its end; False when it ended badly, so that the record is shown from here."""
+        """Wait for its end, but not for ever; False when it ended badly."""
         assert self._process is not None, "only a process that started is waited for"
         try:
             return self._process.wait(seconds) == 0
@@ -217,6 +239,17 @@ class _FollowerProcess:
         with suppress(OSError, ValueError), self._process.stdout as lines:
             for line in lines:
                 _log.warning("%s", line.rstrip())
+
+
+# This process's followers that were told "done": its only trace outside of a `live` block.
+_showing: list[_FollowerProcess] = []
+
+
+def wait_for_followers() -> None:
+    """Wait until every record that was handed over is shown; a command does so at its end."""
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while _showing:
+        _showing.pop().conclude(max(1.0, deadline - time.monotonic()))
 
 
 def _device_bytes() -> int | None:

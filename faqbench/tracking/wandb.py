@@ -81,8 +81,6 @@ def open_run(head: RunHead, section: TrackingSection, runs: Path) -> WandbRun | 
 
 def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
     """See `Service.show_report`."""
-    import wandb
-
     head = RunHead(
         run_id=f"report-{folder.name}",
         group=section.group or folder.name,
@@ -93,6 +91,8 @@ def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
     run = open_run(head, section, runs)
     if run is None:
         return
+    import wandb
+
     try:
         shown = {
             f"plots/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("figures/*.png"))

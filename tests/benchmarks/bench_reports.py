@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from toy_runs import SCENARIOS, write_toy_run
+from toy_parts import SCENARIOS
+from toy_runs import write_toy_run
 
 from faqbench.records import find_runs, read_run
 from faqbench.report import ReportRequest, write_report

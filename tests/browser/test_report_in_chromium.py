@@ -12,7 +12,8 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from toy_runs import SCENARIOS, write_toy_run
+from toy_parts import SCENARIOS
+from toy_runs import write_toy_run
 
 from faqbench.records import write_sweep
 from faqbench.report import ReportRequest, pages, pair_runs, write_pair, write_report

@@ -72,7 +72,7 @@ def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(workplace):
     slow = arguments(workplace, "calibration.n_samples=40", "calibration.batch_size=1")
     process = workplace.start(*slow)
     end = time.monotonic() + 120
-    while not find_progress(workplace.runs) and time.monotonic() < end:
+    while not any(log.samples for log in find_progress(workplace.runs)) and time.monotonic() < end:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -84,3 +84,16 @@ def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(workplace):
     while followers(workplace) and time.monotonic() < end:
         time.sleep(0.2)
     assert not followers(workplace)
+
+
+def test_a_sweep_agent_gets_the_numbers_of_a_cell_that_finished_before(workplace, monkeypatch):
+    quiet = [a for a in arguments(workplace) if a != "tracking=wandb"]
+    assert workplace.faqbench(*quiet, "tracking=none").returncode == 0
+    assert not (workplace.runs / "wandb").exists()
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "given-by-the-agent")
+    done = workplace.faqbench(*arguments(workplace))
+    assert done.returncode == 0 and "finished before, skipped" in done.stderr
+    records = logged(workplace.runs)
+    assert only(records, "run")[0]["run_id"] == "given-by-the-agent"
+    assert summary_of(records)["eval/wikitext2-64/perplexity"] > 1

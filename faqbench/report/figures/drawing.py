@@ -56,18 +56,29 @@ def to_svg(drawing: Drawing) -> str:
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context(style.RC), _any_glyph():
+        _settle(drawing.figure)
         drawing.figure.savefig(out, format="svg", metadata=nothing)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
-def to_png(drawing: Drawing) -> bytes:
-    """Return the figure as PNG at twice the page's resolution."""
+def to_png(drawing: Drawing, dpi: int = 200) -> bytes:
+    """Return the figure as PNG, at twice the page's resolution unless another is given."""
     import matplotlib
 
     out = io.BytesIO()
     with matplotlib.rc_context(style.RC), _any_glyph():
-        drawing.figure.savefig(out, format="png", dpi=200, metadata={"Software": None})
+        _settle(drawing.figure)
+        drawing.figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
     return out.getvalue()
+
+
+def _settle(figure: Figure) -> None:
+    """Lay a figure out once, for all the formats that it is written in."""
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
 
 
 @contextmanager

@@ -59,9 +59,10 @@ def test_a_plot_has_words_and_its_numbers_as_a_table(figures, name):
     assert all(isinstance(text, str) and text for row in drawing.rows for text in row[:1])
 
 
-def test_every_plot_is_the_same_bytes_twice(figures, study):
-    again = drawn(study)
-    assert {n: to_svg(d) for n, d in again.items()} == {n: to_svg(d) for n, d in figures.items()}
+def test_plots_are_the_same_bytes_twice(figures, study):
+    names = ("pareto", "bias", "draws", "surface")  # the page's own test has the others
+    for name, _, drawing in draw_figures(analysis_of(study), EvidenceStore(study), names):
+        assert to_svg(drawing) == to_svg(figures[name])
 
 
 def test_full_precision_alone_has_its_cost_and_nothing_else(make_run, tmp_path):
@@ -147,6 +148,8 @@ def test_an_inlined_drawing_has_ids_of_its_own_and_the_pages_colours(figures):
 def test_hostile_names_are_text_in_a_drawing(make_run, tmp_path):
     make_run(tmp_path, "awq")
     make_run(tmp_path, "<script>alert(1)</script>$x_{", run_id="hostile")
-    for drawing in drawn(tmp_path).values():
+    names = ("perplexity", "differences", "depth", "linears")
+    analysis = analysis_of(tmp_path)
+    for _, _, drawing in draw_figures(analysis, EvidenceStore(tmp_path), names):
         assert "<script" not in to_svg(drawing)
         assert to_png(drawing).startswith(b"\x89PNG")

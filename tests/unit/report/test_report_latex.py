@@ -5,8 +5,14 @@ import subprocess
 
 import pytest
 
-from faqbench.report import ReportRequest, write_report
-from faqbench.report.markup import escape_tex
+from faqbench.records import find_runs
+from faqbench.report.analysis import analyse
+from faqbench.report.difference_tables import differences_table
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.markup import escape_tex, to_latex
+from faqbench.report.panels import build_panels
+from faqbench.report.published import published_table
+from faqbench.report.result_tables import fidelity_table, further_table, results_table
 
 HOSTILE = "\\input{/etc/passwd} % & # _ ^ ~ { } $x$ <b> |`'\" -- ± — é Ł 漢字 \x00 \\end{tabular}"
 DOCUMENT = r"""\documentclass{article}
@@ -34,11 +40,16 @@ def test_every_table_compiles_to_a_pdf(make_run, tmp_path):
         make_run(runs, "awq", seed=seed)
         make_run(runs, "faq", seed=seed)
     make_run(runs, HOSTILE, run_id="hostile", calibration__domain=HOSTILE)
-    paths = write_report(ReportRequest(runs=runs, reports=tmp_path, name="study"))
-    tables = [path for path in paths.tables if path.suffix == ".tex"]
-    assert {path.stem for path in tables} >= {"results", "differences", "fidelity", "published"}
-    body = "\n\n".join(f"\\input{{{path.with_suffix('')}}}" for path in tables)
-    (tmp_path / "all.tex").write_text(DOCUMENT % body)
+    (panel,) = build_panels(find_runs(runs)[0])
+    found = analyse(panel, EvidenceStore(runs), "awq")
+    tables = (
+        results_table(found, "results"),
+        differences_table(found, found.main, "differences"),
+        fidelity_table(found, "fidelity"),
+        further_table(found, "further"),
+        published_table([panel]),
+    )
+    (tmp_path / "all.tex").write_text(DOCUMENT % "\n\n".join(to_latex(t) for t in tables))
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "all.tex"],
         cwd=tmp_path,

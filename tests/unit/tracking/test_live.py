@@ -14,7 +14,7 @@ from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import run_id
 from faqbench.records import read_run
 from faqbench.stages import PlainProgress
-from faqbench.tracking import Tracker, live, read_progress, tracker
+from faqbench.tracking import Tracker, live, read_progress, tracker, wait_for_followers
 from faqbench.tracking.live import WatchedProgress
 from faqbench.tracking.samples import ProgressWriter, Sample, progress_path
 
@@ -53,6 +53,7 @@ def test_a_followed_cell_is_one_run_with_its_samples_and_its_record(tmp_path, on
             advance(3)
             time.sleep(2.5)
         tracker(experiment.tracking, tmp_path).log(record_of(experiment))
+    wait_for_followers()
     records = logged(tmp_path)
     samples = [row for row in history_of(records) if "live/seconds" in row]
     assert len(samples) == len(read_progress(tmp_path, run_id(experiment)).samples) >= 3
@@ -67,6 +68,7 @@ def test_showing_a_followed_run_again_repeats_it_exactly(tmp_path):
     with live(experiment, PlainProgress()):
         data = record_of(experiment)
         tracker(experiment.tracking, tmp_path).log(data)
+    wait_for_followers()
     first = history_of(logged(tmp_path))
     Tracker(experiment.tracking, tmp_path).show(data)
     again = history_of(logged(tmp_path))
@@ -116,6 +118,35 @@ def test_a_record_is_shown_from_here_when_the_follower_has_died(tmp_path, monkey
         tracker(experiment.tracking, tmp_path).log(record_of(experiment))
     monkeypatch.undo()
     assert summary_of(logged(tmp_path))["status"] == "finished"
+
+
+def test_a_record_is_shown_from_here_when_the_follower_fails_at_the_end(tmp_path, monkeypatch):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\ncat > /dev/null\nexit 3\n")
+    broken.chmod(0o755)
+    experiment = experiment_in(tmp_path / "runs")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", str(broken))
+        with live(experiment, PlainProgress()):
+            tracker(experiment.tracking, tmp_path / "runs").log(record_of(experiment))
+        assert not (tmp_path / "runs" / "wandb").exists()
+        wait_for_followers()
+    assert summary_of(logged(tmp_path / "runs"))["status"] == "finished"
+
+
+def test_a_cell_does_not_wait_for_its_follower(tmp_path, monkeypatch):
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\ncat > /dev/null\nsleep 3\n")
+    slow.chmod(0o755)
+    experiment = experiment_in(tmp_path / "runs")
+    monkeypatch.setattr("sys.executable", str(slow))
+    with live(experiment, PlainProgress()):
+        data = record_of(experiment)
+        start = time.monotonic()
+        tracker(experiment.tracking, tmp_path / "runs").log(data)
+    assert time.monotonic() - start < 2.5
+    wait_for_followers()
+    assert time.monotonic() - start > 2.5
 
 
 def test_without_tracking_the_samples_are_written_and_no_process_starts(tmp_path, monkeypatch):
