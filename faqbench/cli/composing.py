@@ -117,7 +117,7 @@ def compose_cells(flags: argparse.Namespace) -> Request:
             return Request(cells=(cell,), kind="cell", hydra=first.hydra)
         sweeper = first.hydra.sweeper
         if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
-            cell = Cell(experiment=to_experiment(first), overrides=tuple(guess))
+            cell = Cell(experiment=to_experiment(_compose(guess)), overrides=tuple(guess))
             return Request(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
         cells = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)
