@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import faqbench
+
+SOURCE = str(Path(faqbench.__file__).parent.parent)  # that which the tests import
 WORDS = ("the", "of", "a", "model", "weight", "block", "scale", "group", "error", "loss", "token")
 
 
@@ -42,7 +45,7 @@ class Workplace:
         return subprocess.Popen(
             [sys.executable, "-m", "faqbench", *arguments],
             cwd=self.root,
-            env=os.environ | {"FAQBENCH_CACHE": str(self.root / "cache")},
+            env=os.environ | {"FAQBENCH_CACHE": str(self.root / "cache"), "PYTHONPATH": SOURCE},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -115,7 +118,7 @@ def fork_server() -> Iterator[subprocess.Popen[str]]:
     server = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("forking.py"))],
         cwd=Path(__file__).parents[2],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
