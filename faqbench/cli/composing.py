@@ -218,6 +218,9 @@ def _compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
 def _first_choice(override: Override) -> str:
     if not override.is_sweep_override():
         return str(override.input_line)
+    if override.is_interval_sweep():  # a searching sweeper's
+        interval: Any = override.value()
+        return f"{override.get_key_element()}={interval.start}"
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
