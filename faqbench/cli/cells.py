@@ -7,10 +7,13 @@ launcher that the user chose, and each leaves a record, finished or failed: no c
 
 from __future__ import annotations
 
+import os
+import platform
 import signal
 import sys
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -31,7 +34,7 @@ from faqbench.cli.isolation import attempt_in_a_process
 from faqbench.cli.launching import check_launcher, is_search, run_one, run_search, show
 from faqbench.cli.sweep import run_sweep
 from faqbench.cli.workers import own_place
-from faqbench.config import run_id
+from faqbench.config import UserError, run_id
 from faqbench.files import explain_os_error, remove_leftovers
 from faqbench.records import RunRecord, clear_sweep, is_stopped, note_cell, noted_cells, write_sweep
 from faqbench.stages import hash_json, tidy
@@ -83,9 +86,10 @@ def run_cell(config: DictConfig, estimates: Mapping[str, Estimate] | None = None
     Returns:
         The first metric, turned so that smaller is better; infinity when the cell failed.
     """
+    hydra_config = HydraConfig.get()
+    _go_to(Path(hydra_config.runtime.cwd))
     experiment = to_experiment(config)
     runs, group = experiment.paths.runs, experiment.tracking.group
-    hydra_config = HydraConfig.get()
     if group is not None and is_search(hydra_config):
         note_cell(runs, group, run_id(experiment))
     if group is not None and experiment.on_error == "stop" and is_stopped(runs, group):
@@ -107,6 +111,22 @@ def _run_search(request: Request, overrides: list[str]) -> int:
     run_ids = noted_cells(first.paths.runs, name)
     write_sweep(first.paths.runs, name, run_ids)
     return conclude(first, run_ids, is_sweep=True)
+
+
+def _go_to(folder: Path) -> None:
+    """Work where the sweep was started, as Ray's workers do not by themselves: paths are relative to it.
+
+    Raises:
+        UserError: when this machine does not have that folder.
+    """
+    try:
+        if not folder.samefile(Path.cwd()):
+            os.chdir(folder)
+    except OSError as error:
+        raise UserError(
+            f"The sweep was started in {folder}, which {platform.node()} does not have; start it on a "
+            "file system that all machines share."
+        ) from error
 
 
 def _objective(record: RunRecord) -> float:

@@ -117,7 +117,7 @@ def compose_cells(flags: argparse.Namespace) -> Request:
             return Request(cells=(cell,), kind="cell", hydra=first.hydra)
         sweeper = first.hydra.sweeper
         if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
-            cell = Cell(experiment=to_experiment(first), overrides=tuple(guess))
+            cell = Cell(experiment=to_experiment(_compose(guess)), overrides=tuple(guess))
             return Request(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
         cells = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)
@@ -218,6 +218,9 @@ def _compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
 def _first_choice(override: Override) -> str:
     if not override.is_sweep_override():
         return str(override.input_line)
+    if override.is_interval_sweep():  # a searching sweeper's
+        interval: Any = override.value()
+        return f"{override.get_key_element()}={interval.start}"
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 

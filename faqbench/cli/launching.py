@@ -34,6 +34,7 @@ from faqbench.cli.composing import (
     composer,
     conf_dir,
 )
+from faqbench.cli.workers import kind_of
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
 from faqbench.stages import hash_json
@@ -82,6 +83,8 @@ def launch(cells: Sequence[Cell], overrides: list[str], extra: list[str], task: 
         _write_multirun(config)
         context = HydraContext(config_loader=made.config_loader, callbacks=Callbacks(config))
         context.callbacks.on_multirun_start(config=config, config_name=CONFIG_NAME)
+        if kind_of(config.hydra.launcher) == "ray":
+            _join_ray(config.hydra.launcher.ray.init)
         launcher = Plugins.instance().instantiate_launcher(
             hydra_context=context, task_function=task, config=config
         )
@@ -146,6 +149,18 @@ def _hydra() -> Hydra:
     made = GlobalHydra.instance().hydra
     assert made is not None
     return made
+
+
+def _join_ray(settings: DictConfig) -> None:
+    """Start or join a Ray cluster before the plugin does.
+
+    The plugin (1.2.2) would pass the size of an object store to a cluster that it joins, too, and Ray
+    refuses that.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(**{str(key): value for key, value in settings.items()})
 
 
 def _shared(experiment: Experiment) -> tuple[str, str]:

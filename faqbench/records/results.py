@@ -2,7 +2,8 @@
 
 Equal configurations, seeds and machines give equal results, bit for bit, whatever was cached, whichever
 launcher ran them and however often they were interrupted. Times, memory, cache hits, the environment
-and where things were written may differ.
+and where things were written may differ; and so may gates that compare a run with others of its folder,
+which see those that have finished before it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _PLACES = (
     "cache",
 )
 _BOOKKEEPING = ("plan", "stage_keys")
+_GATES_OF_THE_FOLDER = ("same_tokens", "not_worse_than_rtn", "not_worse_than_fewer_bits")
 _MEASURED = frozenset({"seconds", "cached", "peak_memory_bytes", "tokens_per_second"})
 
 
@@ -35,6 +37,7 @@ def result_of(record: RunRecord) -> dict[str, Any]:
     full = record.to_json()
     result = {key: value for key, value in full.items() if key not in _COURSE}
     result["config"] = {k: v for k, v in full["config"].items() if k not in _PLACES}
+    result["gates"] = [g for g in full["gates"] if g["name"] not in _GATES_OF_THE_FOLDER]
     extra = {k: v for k, v in full["extra"].items() if k not in _BOOKKEEPING}
     result["extra"] = _without_measures(extra)
     return result

@@ -26,10 +26,15 @@ import platformdirs
 from filelock import FileLock
 
 from faqbench.files import atomic_directory, explain_os_error, remove_leftovers
-from faqbench.stages.hashing import hash_json
 from faqbench.stages.inventory import evict
 from faqbench.stages.leases import Leases
-from faqbench.stages.manifest import MANIFEST, find_damage, read_manifest, write_manifest
+from faqbench.stages.manifest import (
+    MANIFEST,
+    entry_name,
+    find_damage,
+    read_manifest,
+    write_manifest,
+)
 
 _log = logging.getLogger("faqbench")
 _REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"
@@ -110,7 +115,7 @@ class StageCache:
 
     def entry_path(self, stage: str, key: Mapping[str, object]) -> Path:
         """Return where the stage with this key lies, or would lie."""
-        return self.root / "stages" / stage / hash_json(dict(key))[:32]
+        return self.root / "stages" / stage / entry_name(key)
 
     def find(self, stage: str, key: Mapping[str, object]) -> Path | None:
         """Return the folder of an entry that is there and sound, and hold it; None otherwise."""

@@ -18,8 +18,9 @@ from filelock import FileLock, Timeout
 
 from faqbench.files import remove_leftovers
 from faqbench.stages.leases import nobody_holds
-from faqbench.stages.manifest import MANIFEST, find_damage
+from faqbench.stages.manifest import MANIFEST, entry_name, find_damage, read_manifest
 
+_ASSETS = "assets"
 _STALE_LOCK_SECONDS = 86400.0
 
 
@@ -51,7 +52,7 @@ class StoredEntry:
 
 def list_entries(root: Path) -> list[StoredEntry]:
     """Return all entries and assets of a cache, by stage and name; folders half written are left out."""
-    folders = [root / "assets", *_stage_folders(root)]
+    folders = [root / _ASSETS, *_stage_folders(root)]
     entries = [e for folder in folders for e in _entries_in(folder)]
     return sorted(entries, key=lambda e: (e.stage, e.name))
 
@@ -59,9 +60,19 @@ def list_entries(root: Path) -> list[StoredEntry]:
 def find_damaged(root: Path) -> Iterator[tuple[StoredEntry, str | None]]:
     """Hash every file of every entry, yielding each entry with its damage in words, or None."""
     for entry in list_entries(root):
-        damage = find_damage(entry.path, afresh=True)
+        damage = damage_of(entry)
         if entry.path.exists():  # not evicted meanwhile
             yield entry, damage
+
+
+def damage_of(entry: StoredEntry) -> str | None:
+    """Hash every file of an entry and say what is wrong with it, or return None."""
+    damage = find_damage(entry.path, afresh=True)
+    if damage is None and entry.stage != _ASSETS:
+        key = read_manifest(entry.path)["key"]
+        if entry_name(key) != entry.name:
+            return "its manifest belongs to another key"
+    return damage
 
 
 def evict(root: Path, max_bytes: int) -> list[StoredEntry]:
@@ -112,7 +123,7 @@ def remove_entry(entry: StoredEntry) -> bool:
 def tidy(root: Path) -> int:
     """Remove what killed processes left behind, and locks that nobody needs; return how many things."""
     removed = 0
-    for folder in [root / "assets", *_stage_folders(root)]:
+    for folder in [root / _ASSETS, *_stage_folders(root)]:
         removed += remove_leftovers(folder)
         for path in folder.glob("*.lock") if folder.is_dir() else ():
             removed += _remove_stale_lock(path)
@@ -146,22 +157,30 @@ def _stage_folders(root: Path) -> list[Path]:
     return sorted(p for p in stages.iterdir() if p.is_dir()) if stages.is_dir() else []
 
 
+def entry_at(path: Path) -> StoredEntry:
+    """Return the entry in a folder.
+
+    Raises:
+        OSError: when it was evicted while it was looked at.
+    """
+    used = path.stat().st_mtime
+    files = [p.stat() for p in path.rglob("*") if p.is_file()]
+    manifest = path / MANIFEST
+    return StoredEntry(
+        stage=path.parent.name,
+        name=path.name,
+        path=path,
+        n_bytes=sum(s.st_size for s in files),
+        made=manifest.stat().st_mtime if manifest.is_file() else used,
+        used=used,
+    )
+
+
 def _entries_in(folder: Path) -> Iterator[StoredEntry]:
     if not folder.is_dir():
         return
     for item in os.scandir(folder):
         if not item.is_dir() or item.name.startswith(".") or item.name.endswith(".downloads"):
             continue
-        with suppress(OSError):  # evicted while it was looked at
-            path = Path(item.path)
-            files = [p.stat() for p in path.rglob("*") if p.is_file()]
-            manifest = path / MANIFEST
-            made = manifest.stat().st_mtime if manifest.is_file() else item.stat().st_mtime
-            yield StoredEntry(
-                stage=folder.name,
-                name=item.name,
-                path=path,
-                n_bytes=sum(s.st_size for s in files),
-                made=made,
-                used=item.stat().st_mtime,
-            )
+        with suppress(OSError):
+            yield entry_at(Path(item.path))

@@ -22,6 +22,11 @@ _Signature = tuple[tuple[str, int, int, int], ...]
 _sound: dict[tuple[Path, str], _Signature] = {}
 
 
+def entry_name(key: Mapping[str, object]) -> str:
+    """Return the name of the folder that the entry of a key lies in."""
+    return hash_json(dict(key))[:32]
+
+
 def write_manifest(folder: Path, key: Mapping[str, object]) -> None:
     """Write the key, and the size and sha256 of every file below a folder, into its manifest."""
     files = {

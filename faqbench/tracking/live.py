@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -255,9 +256,11 @@ def wait_for_followers() -> None:
 def _device_bytes() -> int | None:
     """Return what this process holds on its accelerator, if it has one at work."""
     torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    # The cell may be importing torch just now: then not all of it is there.
+    cuda: Any = getattr(torch, "cuda", None)
+    if cuda is None or not hasattr(cuda, "memory_reserved") or not cuda.is_initialized():
         return None
-    return int(torch.cuda.memory_reserved())
+    return int(cuda.memory_reserved())
 
 
 def _import_path() -> str:

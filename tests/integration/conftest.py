@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+import faqbench
+
+SOURCE = str(Path(faqbench.__file__).parent.parent)  # that which the tests import
 WORDS = ("the", "of", "a", "model", "weight", "block", "scale", "group", "error", "loss", "token")
 
 
@@ -40,12 +45,93 @@ class Workplace:
         return subprocess.Popen(
             [sys.executable, "-m", "faqbench", *arguments],
             cwd=self.root,
-            env=os.environ | {"FAQBENCH_CACHE": str(self.root / "cache")},
+            env=os.environ | {"FAQBENCH_CACHE": str(self.root / "cache"), "PYTHONPATH": SOURCE},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+@dataclass
+class Forked:
+    """A run of `faqbench` in a process of its own."""
+
+    pid: int
+    log: Path
+    _forks: Forks
+    _code: int | None = None
+
+    def wait(self) -> int:
+        """Wait for its end and return its exit code, the negative of a signal that killed it."""
+        if self._code is None:
+            self._code = self._forks.ask({"wait": self.pid})["status"]
+        return self._code
+
+    def kill(self, number: int) -> None:
+        """Send a signal to the process and all that it started."""
+        os.killpg(self.pid, number)
+
+    @property
+    def output(self) -> str:
+        """What it has said so far, on both streams."""
+        return self.log.read_text() if self.log.is_file() else ""
+
+
+@dataclass
+class Forks:
+    """Runs `faqbench` in forks of a process that has imported everything: quick, and real processes."""
+
+    server: subprocess.Popen[str]
+    started: list[Forked] = field(default_factory=list)
+
+    def ask(self, command: dict[str, object]) -> dict[str, int]:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        self.server.stdin.write(json.dumps(command) + "\n")
+        self.server.stdin.flush()
+        answer: dict[str, int] = json.loads(self.server.stdout.readline())
+        return answer
+
+    def start(self, place: Workplace, *arguments: str, prelude: str = "") -> Forked:
+        """Start `faqbench` in a workplace; `prelude` is Python that runs in the process first."""
+        log = place.root / f"log-{len(self.started)}.txt"
+        command = {
+            "arguments": arguments,
+            "cwd": str(place.root),
+            "env": {"FAQBENCH_CACHE": str(place.root / "cache")},
+            "log": str(log),
+            "prelude": prelude,
+        }
+        forked = Forked(self.ask(command)["pid"], log, self)
+        self.started.append(forked)
+        return forked
+
+    def run(self, place: Workplace, *arguments: str, prelude: str = "") -> Forked:
+        """Run `faqbench` in a workplace to its end."""
+        forked = self.start(place, *arguments, prelude=prelude)
+        forked.wait()
+        return forked
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[subprocess.Popen[str]]:
+    server = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("forking.py"))],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | {"PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stdout is not None and server.stdout.readline() == "ready\n"
+    yield server
+    server.kill()
+    server.communicate()
+
+
+@pytest.fixture
+def forks(fork_server: subprocess.Popen[str]) -> Forks:
+    return Forks(fork_server)
 
 
 def toy_text(n_texts: int, seed: int) -> str:

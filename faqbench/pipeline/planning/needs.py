@@ -16,7 +16,8 @@ from faqbench.pipeline.keys import (
     weights_key,
 )
 from faqbench.quantization import reads_store
-from faqbench.stages import StageCache, hash_json
+from faqbench.stages import StageCache
+from faqbench.stages.manifest import entry_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def stages_of(
         return StageNeed(
             kind=kind,
             title=title,
-            entry=f"{kind}/{hash_json(key)[:32]}",
+            entry=f"{kind}/{entry_name(key)}",
             exists=exists,
             is_due=is_read and not exists,
         )

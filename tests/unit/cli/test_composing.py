@@ -122,6 +122,14 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
     assert len(ran) == len(checked) and set(ran) == checked
 
 
+def test_a_search_is_checked_by_its_first_guess():
+    found = request("-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(0.5,1.0)")
+    assert found.kind == "search" and found.experiments[0].gamma == 0.5
+    assert "gamma=1.5" in mistake(
+        "-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(1.5,2.0)"
+    )
+
+
 def test_a_folder_of_ones_own_adds_choices(tmp_path):
     (tmp_path / "quant").mkdir()
     (tmp_path / "quant" / "mine.yaml").write_text(

@@ -7,6 +7,8 @@ import pytest
 
 from faqbench.records import Gate, StageTiming, differences, result_of
 
+PASSED = Gate(name="finite", passed=True, detail="all metrics are finite")
+
 
 @pytest.mark.parametrize(
     "course",
@@ -16,6 +18,7 @@ from faqbench.records import Gate, StageTiming, differences, result_of
         {"peak_memory_bytes": 1},
         {"started": "2031-01-01T00:00:00+00:00"},
         {"seconds": 1.0},
+        {"gates": (PASSED, Gate(name="not_worse_than_rtn", passed=False, detail="than toy"))},
         {"extra": {"evaluation": {"wikitext2-512": {"n_windows": 2, "seconds": 9.0}}, "plan": {}}},
         {"config": {"model": {"name": "toy"}, "quant": {"skip": []}, "paths": {"runs": "x"}}},
     ],

@@ -1,0 +1,73 @@
+"""Starts `faqbench` many times without importing torch many times: one process imports, and forks.
+
+It reads commands from standard input, one JSON object a line, and answers on standard output:
+
+    {"arguments": […], "cwd": …, "env": {…}, "log": path, "prelude": Python code}  ->  {"pid": …}
+    {"wait": pid}                                                                  ->  {"status": …}
+
+What it forks is a process of its own in every respect that matters here: it can be killed, it holds its own
+locks, and its memory starts afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What loading a model imports late.
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
+import faqbench.cli.cells
+import faqbench.pipeline
+import faqbench.pipeline.planning
+import faqbench.report  # noqa: F401
+from faqbench.cli import main
+
+
+def run_child(command: dict[str, object]) -> None:
+    """Become the command: never returns."""
+    code = 70
+    try:
+        os.setsid()
+        log = os.open(str(command["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.chdir(str(command["cwd"]))
+        os.environ.update(command["env"])  # type: ignore[call-overload]
+        exec(str(command.get("prelude") or ""), {})
+        code = main(list(command["arguments"]))  # type: ignore[call-overload]
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - said in the log, and by the exit code
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
+        os._exit(code)
+
+
+def serve() -> None:
+    """Answer commands until the input ends."""
+    for line in sys.stdin:
+        command = json.loads(line)
+        if "wait" in command:
+            _, status = os.waitpid(command["wait"], 0)
+            answer = {"status": os.waitstatus_to_exitcode(status)}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                run_child(command)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    print("ready", flush=True)
+    serve()
