@@ -6,10 +6,11 @@ a row, whatever their case, punctuation and line breaks:
 
     words     runs of letters and digits, lower case
     grams     hashes of 13 words in a row (the length that GPT-3's authors looked for)
-    a passage overlaps when half of its grams, or 38 of them (50 words in a row), are calibration grams
+    a passage overlaps when half of its grams, or 38 in a row (50 words), are calibration grams
 
-Grams that four or more calibration texts have are nobody's passage: licence headers, templates of code,
-phrases of a prompt. They are left out. So is a passage of fewer than 13 words.
+Grams that four or more passages, or four or more calibration texts, have are nobody's own: licence
+headers, templates of code, phrases of a prompt. They count for nothing. So does a passage of fewer than
+13 words.
 
 Reference: Brown et al. 2020 (arXiv 2005.14165), appendix C. Differs: their documents are dropped for a
 single gram; here a passage is counted when most of it, or a long stretch, is shared.
@@ -28,8 +29,9 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+CODE_VERSION = 1  # raise it when the same texts would give another count
 N_WORDS = 13
-_ENOUGH_GRAMS = 38
+_ENOUGH_RUN = 38
 _ENOUGH_FRAC = 0.5
 _COMMON = 4
 _WORD = re.compile(r"[^\W_]+")
@@ -51,31 +53,45 @@ class Overlap:
 
 def calibration_grams(texts: Iterable[str]) -> Array:
     """Return the sorted grams of calibration texts, without those that many of them share."""
-    own = [np.unique(_grams(text)) for text in texts]
-    if not own:
-        return np.zeros(0, dtype=np.uint64)
-    grams, counts = np.unique(np.concatenate(own), return_counts=True)
-    rare: Array = grams[counts < _COMMON]
-    return rare
+    return _rare([_grams(text) for text in texts])
 
 
-def count_overlap(passages: Sequence[str], calibration: Array) -> Overlap:
-    """Count the passages that share text with the calibration set.
+def count_overlap(passages: Iterable[str], calibration: Array) -> Overlap:
+    """Count the passages that share text with the calibration set; equal passages count once.
 
     Args:
-        passages: of a protocol's text, or the documents of a task.
+        passages: of a protocol's text, or of the documents of a task.
         calibration: what `calibration_grams` returned.
     """
-    grams = [_grams(passage) for passage in passages]
-    grams = [g for g in grams if len(g)]
-    n_overlapping = 0
-    if grams and len(calibration):
-        is_shared = np.isin(np.concatenate(grams), calibration)
-        starts = np.cumsum([0, *(len(g) for g in grams)])[:-1]
-        n_shared = np.add.reduceat(is_shared.astype(np.int64), starts)
-        needed = np.minimum(_ENOUGH_GRAMS, [_ENOUGH_FRAC * len(g) for g in grams])
-        n_overlapping = int((n_shared >= needed).sum())
-    return Overlap(n_overlapping=n_overlapping, n_passages=len(grams))
+    grams = [g for passage in dict.fromkeys(passages) if len(g := _grams(passage))]
+    if not grams:
+        return Overlap(n_overlapping=0, n_passages=0)
+    is_shared = np.isin(np.concatenate(grams), np.intersect1d(calibration, _rare(grams)))
+    lengths = np.array([len(g) for g in grams])
+    starts = np.cumsum(lengths) - lengths
+    n_shared = np.add.reduceat(is_shared.astype(np.int64), starts)
+    overlaps = (n_shared >= _ENOUGH_FRAC * lengths) | (
+        _longest_runs(is_shared, starts) >= _ENOUGH_RUN
+    )
+    return Overlap(n_overlapping=int(overlaps.sum()), n_passages=len(grams))
+
+
+def _longest_runs(is_shared: Array, starts: Array) -> Array:
+    """Return the most shared grams in a row within each passage, [n_passages]."""
+    place = np.arange(len(is_shared))
+    before = np.where(is_shared, -1, place)
+    before[starts] = np.maximum(before[starts], starts - 1)  # a run ends with its passage
+    runs: Array = np.maximum.reduceat(place - np.maximum.accumulate(before), starts)
+    return runs
+
+
+def _rare(grams: Sequence[Array]) -> Array:
+    """Return the sorted grams that fewer than `_COMMON` of the texts have."""
+    if not grams:
+        return np.zeros(0, dtype=np.uint64)
+    found, counts = np.unique(np.concatenate([np.unique(g) for g in grams]), return_counts=True)
+    rare: Array = found[counts < _COMMON]
+    return rare
 
 
 def _grams(text: str) -> Array:

@@ -126,9 +126,10 @@ def _worse(
     for name in record.config["evaluation"]["protocols"]:
         both = evaluated.tokens.get(name), other.tokens.get(name)
         if f"protocol/{name}" in common and both[0] is not None and both[1] is not None:
-            if not (np.isfinite(both[0]).all() and np.isfinite(both[1]).all()):
+            a, b = (_window_means(values) for values in both)
+            if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
                 continue
-            ratio = perplexity_ratio(both[0], both[1], rng=rng)
+            ratio = perplexity_ratio(a, b, rng=rng)
             numbers = (
                 f"perplexity ratio {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] on {name}"
             )
@@ -144,6 +145,11 @@ def _worse(
     found = mean_accuracy_difference(pairs, rng=rng)
     numbers = f"accuracy {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] over tasks"
     return found.high < 0, found.low > 0, numbers
+
+
+def _window_means(values: Any) -> Any:
+    """Return [n_windows, 1]; a compact run has no more."""
+    return values.mean(axis=1, dtype=np.float64, keepdims=True)
 
 
 def _accuracies(items: Any, other: Any, task: str) -> list[tuple[Any, Any]]:

@@ -18,6 +18,7 @@ from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.environment import describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import Cell, check_gates
+from faqbench.pipeline.leak_guard import guard_against_leaks
 from faqbench.pipeline.memory import PeakMemory
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.pipeline.planning import Estimate, compare_with_plan, note_found
@@ -69,8 +70,9 @@ def run(
                 experiment, model.tokenizer, cache, progress
             )
         fingerprints["calibration"] = calibration.fingerprint
+        overlap = guard_against_leaks(experiment, calibration, cache, progress)
         statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
-        facts = describe_calibration(experiment, calibration)
+        facts = describe_calibration(experiment, calibration) | {"overlap": overlap}
         warnings = calibration_warnings(experiment, calibration)
         with timings.stage("bias_distance") as stage:
             facts["bias_distance"], stage.cached = bias_distance(

@@ -9,7 +9,7 @@ import pytest
 from faqbench.config import run_id
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.neighbours import Neighbours
-from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, write_run
+from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, compact_run, write_run
 
 NAME = "wikitext2-64"
 SCORED = f"evaluation.protocols=[{NAME}]"
@@ -131,6 +131,18 @@ def test_bits_are_compared_where_nothing_else_differs(make, runs, override):
     three, four = make(0.0, "quant=faq", "bits=3", override), make(0.2, "quant=faq", "bits=4")
     found = keep(runs, three).not_worse_than_fewer_bits(*seen(four))
     assert found.detail == "nothing to compare with"
+
+
+def test_a_compact_run_is_compared_by_its_window_means(make, runs):
+    rtn, awq = make(0.0, "quant=rtn"), make(0.2, "quant=awq")
+    found = keep(runs, compact_run(rtn)).not_worse_than_rtn(*seen(awq))
+    assert not found.passed and "perplexity ratio 1.2" in found.detail
+
+
+def test_losses_that_are_not_finite_are_not_compared(make, runs):
+    rtn, awq = make(0.0, "quant=rtn"), make(0.2, "quant=awq")
+    awq.tokens[NAME][0, 0] = np.nan
+    assert keep(runs, rtn).not_worse_than_rtn(*seen(awq)).detail == "nothing to compare with"
 
 
 def correct(frac, n=400):
