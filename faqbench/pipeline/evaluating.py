@@ -187,6 +187,7 @@ def _task(name: str, setting: _Setting) -> Evaluated:
             "version": result.version,
             "n_documents": result.n_documents,
             "config": result.config,
+            "chance": result.chance,
             "seconds": round(seconds, 3),
             # Encoded once each; generated tokens are not counted.
             "tokens_per_second": round(result.config["n_tokens"] / seconds, 1),
@@ -197,11 +198,11 @@ def _task(name: str, setting: _Setting) -> Evaluated:
     key = task_key(experiment, setting.fingerprints, name, setting.model.device.type)
     entry = setting.cache.get("tasks", key, build, name)
     facts = json.loads((entry.path / "facts.json").read_text())
-    kept = ("version", "n_documents", "config", "seconds", "tokens_per_second", "peak_memory_bytes")
+    metrics = facts.pop("metrics")
     return Evaluated(
-        metrics=tuple(Metric(**m) for m in facts["metrics"]),
+        metrics=tuple(Metric(**m) for m in metrics),
         items=pd.read_parquet(entry.path / "items.parquet"),
-        fingerprints={f"task/{name}": facts["fingerprint"]},
-        protocols={name: {k: facts[k] for k in kept}},
+        fingerprints={f"task/{name}": facts.pop("fingerprint")},
+        protocols={name: facts},
         cached=entry.cached,
     )

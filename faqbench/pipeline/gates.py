@@ -1,60 +1,151 @@
 """Sanity gates: what must hold in any finished cell, whatever its numbers.
 
+    finite                       no NaN or infinity in metrics, tokens, items, reports or weights
+    tied_weights                 embeddings and output head are one tensor where the config says so
+    all_linears_quantized        as many linears as the architecture has, less those skipped on purpose
+    above_chance                 the mean accuracy over tasks is more than guessing gives
+    same_tokens                  a protocol's tokens are those that other runs of this model scored
+    not_worse_than_rtn           see `neighbours.py`
+    not_worse_than_fewer_bits    see `neighbours.py`
+
 A gate that fails marks the run loudly, in its record and everywhere the record is shown; it does not
 fail the run, since the numbers may be what the user wants to see.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
 
-from faqbench.models import LoadedModel
+import numpy as np
+
+from faqbench.pipeline.evaluating import Evaluated
+from faqbench.pipeline.neighbours import Neighbours
+from faqbench.pipeline.weights_check import WeightsCheck
 from faqbench.quantization import QuantizedModel
 from faqbench.records import Gate, RunRecord
 
-
-def check_gates(
-    record: RunRecord, loaded: LoadedModel, quantized: QuantizedModel | None
-) -> RunRecord:
-    """Return the record with the outcome of every gate."""
-    gates = [_finite(record), _tied(loaded)]
-    if quantized is not None:
-        gates.append(_all_quantized(record, loaded, quantized))
-    return dataclasses.replace(record, gates=tuple(gates))
+# One-sided 95 %: how many standard errors above chance a mean accuracy must be.
+_ABOVE = 1.645
+# With a standard error above this, a model that knows much more than chance could fail too.
+_COARSEST_STDERR = 0.05
 
 
-def _finite(record: RunRecord) -> Gate:
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cell:
+    """All that the gates of one cell look at.
+
+    Attributes:
+        record: of the cell, its gates not yet known.
+        evaluated: its token and item tables.
+        weights: what its weights look like.
+        quantized: the reports of its linears; None for the baseline.
+        neighbours: finished runs that it can be compared with.
+    """
+
+    record: RunRecord
+    evaluated: Evaluated
+    weights: WeightsCheck
+    quantized: QuantizedModel | None
+    neighbours: Neighbours
+
+
+def check_gates(cell: Cell) -> tuple[Gate, ...]:
+    """Return the outcome of every gate that says something about the cell."""
+    gates = [_finite(cell), _tied(cell.weights)]
+    if cell.quantized is not None:
+        gates.append(_all_quantized(cell.record, cell.weights, cell.quantized))
+    if cell.record.config["evaluation"]["tasks"]:
+        gates.append(_above_chance(cell.record))
+    if cell.record.config["evaluation"]["protocols"]:
+        gates.append(cell.neighbours.same_tokens(cell.record))
+    if cell.quantized is not None:
+        gates.append(cell.neighbours.not_worse_than_rtn(cell.record, cell.evaluated))
+        gates.append(cell.neighbours.not_worse_than_fewer_bits(cell.record, cell.evaluated))
+    return tuple(gates)
+
+
+def _finite(cell: Cell) -> Gate:
     bad = [
         f"{m.task} {m.name}"
-        for m in record.metrics
+        for m in cell.record.metrics
         if m.value is None or not math.isfinite(m.value)
     ]
+    bad += [
+        f"tokens of {name} ({n} of {values.size})"
+        for name, values in cell.evaluated.tokens.items()
+        if (n := int((~np.isfinite(values)).sum()))
+    ]
+    items = cell.evaluated.items
+    finite = np.isfinite(items["value"].astype("float64"))
+    bad += [f"items of {task}" for task in items.loc[~finite, "task"].unique()]
+    bad += [f"weights of {name}" for name in cell.weights.not_finite]
+    if cell.quantized is not None:
+        bad += [f"report of block {r.block} {r.linear}" for r in _broken(cell.quantized)]
+    shown = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
     return Gate(
         name="finite",
         passed=not bad,
-        detail=f"not finite: {', '.join(bad)}" if bad else "all metrics are finite",
+        detail=f"not finite: {shown}" if bad else "metrics, tokens, items and weights are finite",
     )
 
 
-def _tied(loaded: LoadedModel) -> Gate:
-    model = loaded.model
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    wanted = bool(model.config.get_text_config().tie_word_embeddings)
-    tied = head is not None and head.weight.data_ptr() == embedding.weight.data_ptr()
+def _broken(quantized: QuantizedModel) -> Sequence[Any]:
+    def numbers(report: Any) -> list[float]:
+        return [v for v in vars(report).values() if isinstance(v, float)]
+
+    return [r for r in quantized.linears if not all(map(math.isfinite, numbers(r)))]
+
+
+def _tied(weights: WeightsCheck) -> Gate:
     return Gate(
         name="tied_weights",
-        passed=tied == wanted,
-        detail=f"embeddings are {'' if tied else 'not '}tied, the config says {wanted}",
+        passed=weights.is_tied == weights.wants_tied,
+        detail=f"embeddings are {'' if weights.is_tied else 'not '}tied, "
+        f"the config says {weights.wants_tied}",
     )
 
 
-def _all_quantized(record: RunRecord, loaded: LoadedModel, quantized: QuantizedModel) -> Gate:
-    expected, found = len(loaded.architecture.linear_names()), len(quantized.linears)
-    skips = record.config["quant"]["skip"]
+def _all_quantized(record: RunRecord, weights: WeightsCheck, quantized: QuantizedModel) -> Gate:
+    skips, found = record.config["quant"]["skip"], len(quantized.linears)
+    skipped = [name for name in weights.linears if any(fnmatchcase(name, s) for s in skips)]
     return Gate(
         name="all_linears_quantized",
-        passed=found == expected or bool(skips),
-        detail=f"{found} of {expected} linears"
-        + (f", skip patterns {', '.join(skips)}" if skips else ""),
+        passed=found == len(weights.linears) - len(skipped),
+        detail=f"{found} of {len(weights.linears)} linears"
+        + (f", {len(skipped)} skipped by {', '.join(skips)}" if skips else ""),
     )
+
+
+def _above_chance(record: RunRecord) -> Gate:
+    """Compare the mean accuracy over multiple-choice tasks with that of guessing."""
+    chance: Mapping[str, float] = {
+        task: value
+        for facts in record.extra["evaluation"].values()
+        for task, value in facts.get("chance", {}).items()
+    }
+    scored = [
+        (m, chance[m.task])
+        for m in record.metrics
+        if m.name == "acc" and m.task in chance and m.value is not None and m.stderr is not None
+    ]
+    if not scored:
+        return Gate(
+            name="above_chance", passed=True, detail="no multiple-choice task: nothing to compare"
+        )
+    mean = float(np.mean([m.value for m, _ in scored]))
+    guess = float(np.mean([c for _, c in scored]))
+    stderr = math.sqrt(sum(float(m.stderr or 0.0) ** 2 for m, _ in scored)) / len(scored)
+    margin = _ABOVE * stderr
+    detail = f"mean accuracy {mean:.3f} ± {stderr:.3f}, chance {guess:.3f}"
+    if not stderr <= _COARSEST_STDERR:
+        return Gate(name="above_chance", passed=True, detail=f"{detail}: too few items to tell")
+    low = [
+        m.task for m, c in scored if float(m.value or 0.0) <= c + _ABOVE * float(m.stderr or 0.0)
+    ]
+    if low:
+        detail += f"; not above it: {', '.join(low)}"
+    return Gate(name="above_chance", passed=mean > guess + margin, detail=detail)

@@ -5,25 +5,28 @@ from __future__ import annotations
 import dataclasses
 import time
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
 
 from faqbench.config import Experiment, run_id
-from faqbench.models import LoadedModel, ModelHolder, resolve_device
+from faqbench.models import ModelHolder, resolve_device
 from faqbench.pipeline.bias import bias_distance, calibration_warnings, describe_calibration
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.environment import describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
-from faqbench.pipeline.gates import check_gates
+from faqbench.pipeline.gates import Cell, check_gates
+from faqbench.pipeline.leak_guard import guard_against_leaks
 from faqbench.pipeline.memory import PeakMemory
+from faqbench.pipeline.neighbours import Neighbours
 from faqbench.pipeline.planning import Estimate, compare_with_plan, note_found
 from faqbench.pipeline.quantizing import quantized_weights
 from faqbench.pipeline.reference import reference_scores
 from faqbench.pipeline.statistics import statistics_of
 from faqbench.pipeline.timing import Timings
+from faqbench.pipeline.weights_check import check_weights
 from faqbench.quantization import QuantizedModel
 from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, write_run
 from faqbench.stages import Progress, StageCache
@@ -67,8 +70,9 @@ def run(
                 experiment, model.tokenizer, cache, progress
             )
         fingerprints["calibration"] = calibration.fingerprint
+        overlap = guard_against_leaks(experiment, calibration, cache, progress)
         statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
-        facts = describe_calibration(experiment, calibration)
+        facts = describe_calibration(experiment, calibration) | {"overlap": overlap}
         warnings = calibration_warnings(experiment, calibration)
 
     references = {}
@@ -95,7 +99,15 @@ def run(
 
     evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
     data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, memory, cache)
-    record = _failed_if_not_finite(check_gates(data.record, cast("LoadedModel", model), quantized))
+    cell = Cell(
+        record=data.record,
+        evaluated=evaluated,
+        weights=check_weights(experiment, model, fingerprints, cache),
+        quantized=quantized,
+        neighbours=Neighbours(experiment.paths.runs),
+    )
+    record = dataclasses.replace(data.record, gates=check_gates(cell))
+    record = _failed_if_not_finite(record)
     if estimate is not None:
         record.extra["plan"] = compare_with_plan(estimate, record, cache.uses)
     data = dataclasses.replace(data, record=record)

@@ -3,63 +3,168 @@
 import dataclasses
 from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from faqbench.models import load_model
-from faqbench.pipeline.gates import check_gates
+from faqbench.pipeline.evaluating import Evaluated
+from faqbench.pipeline.gates import Cell, check_gates
+from faqbench.pipeline.neighbours import Neighbours
+from faqbench.pipeline.weights_check import look_over
 from faqbench.records import Metric
 from faqbench.stages import PlainProgress
 
+SCORED = "evaluation.protocols=[wikitext2-64]"
+LINEAR = dict.fromkeys(("relative_error", "seconds"), 0.1) | {"block": 3, "linear": "mlp.up_proj"}
+
 
 @pytest.fixture
-def sound(cell, run):
-    """A finished record, its model, and a stand-in for what the engine returned."""
-    record = run("quant=rtn", "evaluation.protocols=[wikitext2-64]").record
-    section = cell("quant=rtn").model
-    loaded = load_model(section, torch.float32, torch.device("cpu"), PlainProgress())
-    return record, loaded, SimpleNamespace(linears=[None] * 28)
+def look(cell):
+    """Look over a tiny model after something was done to it."""
+
+    def make(change=lambda model: None):
+        section = cell("quant=rtn").model
+        loaded = load_model(section, torch.float32, torch.device("cpu"), PlainProgress())
+        change(loaded.model)
+        return look_over(loaded.model, loaded.architecture)
+
+    return make
 
 
-def gate(name, record, loaded, quantized):
-    return next(g for g in check_gates(record, loaded, quantized).gates if g.name == name)
+@pytest.fixture
+def sound(run, look, tmp_path):
+    """A finished cell, with a stand-in for what the engine returned."""
+    data = run("quant=rtn", SCORED)
+    return Cell(
+        record=data.record,
+        evaluated=Evaluated(tokens=data.tokens),
+        weights=look(),
+        quantized=SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * 28),
+        neighbours=Neighbours(tmp_path / "runs"),
+    )
+
+
+def gate(name, cell, **changed):
+    return next(g for g in check_gates(dataclasses.replace(cell, **changed)) if g.name == name)
+
+
+def metric(task, value, stderr=0.01, name="acc"):
+    return Metric(
+        task=task, name=name, value=value, stderr=stderr, n=500, unit="ratio", higher_is_better=True
+    )
 
 
 def test_a_sound_cell_passes_every_gate(sound):
-    assert all(g.passed for g in check_gates(*sound).gates)
+    names = [g.name for g in check_gates(sound) if g.passed]
+    assert names == [
+        "finite",
+        "tied_weights",
+        "all_linears_quantized",
+        "same_tokens",
+        "not_worse_than_rtn",
+        "not_worse_than_fewer_bits",
+    ]
 
 
-def test_the_baseline_has_no_gate_on_quantized_linears(sound):
-    record, loaded, _ = sound
-    names = {g.name for g in check_gates(record, loaded, None).gates}
-    assert "finite" in names and "all_linears_quantized" not in names
+def test_the_baseline_has_no_gates_on_quantized_linears(sound):
+    names = [g.name for g in check_gates(dataclasses.replace(sound, quantized=None))]
+    assert names == ["finite", "tied_weights", "same_tokens"]
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
 def test_a_metric_that_is_not_finite_is_named(sound, value):
-    record, loaded, quantized = sound
-    bad = Metric(
-        task="arc", name="acc", value=value, stderr=None, n=1, unit="ratio", higher_is_better=True
-    )
-    found = gate("finite", dataclasses.replace(record, metrics=(bad,)), loaded, quantized)
+    record = dataclasses.replace(sound.record, metrics=(metric("arc", value),))
+    found = gate("finite", sound, record=record)
     assert not found.passed and "arc acc" in found.detail
 
 
-def test_a_head_that_lost_its_tie_is_found(sound):
-    record, loaded, quantized = sound
-    head = loaded.model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
-    found = gate("tied_weights", record, loaded, quantized)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["wikitext2-64", "wikitext2-64.kl"])
+def test_a_token_that_is_not_finite_is_counted(sound, name, value):
+    values = np.ones((4, 63), np.float32)
+    values[1, 2] = value
+    found = gate("finite", sound, evaluated=Evaluated(tokens={name: values}))
+    assert not found.passed and f"tokens of {name} (1 of 252)" in found.detail
+
+
+def test_an_item_that_is_not_finite_is_named(sound):
+    row = {"task": "arc", "item": 0, "metric": "acc", "value": np.nan}
+    found = gate("finite", sound, evaluated=Evaluated(items=pd.DataFrame([row])))
+    assert not found.passed and "items of arc" in found.detail
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(sound, look, value):
+    def break_one(model):
+        model.model.layers[2].mlp.up_proj.weight.data[3, 4] = value
+
+    found = gate("finite", sound, weights=look(break_one))
+    assert not found.passed and "weights of model.layers.2.mlp.up_proj.weight" in found.detail
+
+
+def test_a_linears_report_that_is_not_finite_is_named(sound):
+    broken = SimpleNamespace(**{**LINEAR, "relative_error": float("nan")})
+    found = gate("finite", sound, quantized=SimpleNamespace(linears=[broken]))
+    assert not found.passed and "report of block 3 mlp.up_proj" in found.detail
+
+
+def test_a_head_that_lost_its_tie_is_found(sound, look):
+    def untie(model):
+        head = model.get_output_embeddings()
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+
+    found = gate("tied_weights", sound, weights=look(untie))
     assert not found.passed and "not tied" in found.detail
 
 
 def test_linears_that_were_not_quantized_are_counted(sound):
-    record, loaded, _ = sound
-    found = gate("all_linears_quantized", record, loaded, SimpleNamespace(linears=[None] * 27))
-    assert not found.passed and "27 of 28" in found.detail
+    found = gate("all_linears_quantized", sound, quantized=SimpleNamespace(linears=[]))
+    assert not found.passed and "0 of 28" in found.detail
 
 
-def test_linears_that_were_skipped_on_purpose_are_said(run):
-    record = run("quant=rtn", 'quant.skip=["*.down_proj"]').record
-    found = next(g for g in record.gates if g.name == "all_linears_quantized")
-    assert found.passed and "24 of 28" in found.detail and "*.down_proj" in found.detail
+@pytest.mark.parametrize(("n_found", "passes"), [(24, True), (23, False), (25, False)])
+def test_linears_that_were_skipped_on_purpose_are_said_and_counted(sound, run, n_found, passes):
+    record = run("quant=rtn", SCORED, 'quant.skip=["*.down_proj"]').record
+    quantized = SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * n_found)
+    found = gate("all_linears_quantized", sound, record=record, quantized=quantized)
+    assert found.passed == passes
+    assert f"{n_found} of 28 linears, 4 skipped by *.down_proj" in found.detail
+
+
+def with_tasks(cell, *metrics, chance):
+    record = dataclasses.replace(
+        cell.record,
+        metrics=metrics,
+        extra={"evaluation": {"all": {"chance": chance}}},
+        config={**cell.record.config, "evaluation": {"tasks": ["all"], "protocols": []}},
+    )
+    return gate("above_chance", cell, record=record)
+
+
+@pytest.mark.parametrize(
+    ("value", "stderr", "passes", "says"),
+    [
+        (0.26, 0.02, False, "not above it: arc"),
+        (0.20, 0.02, False, "not above it: arc"),
+        (0.35, 0.02, True, "mean accuracy 0.350 ± 0.020, chance 0.250"),
+        (0.26, 0.10, True, "too few items to tell"),
+    ],
+)
+def test_accuracy_at_chance_is_found_where_there_are_items_enough(
+    sound, value, stderr, passes, says
+):
+    found = with_tasks(sound, metric("arc", value, stderr), chance={"arc": 0.25})
+    assert found.passed == passes and says in found.detail
+
+
+def test_one_task_at_chance_is_named_where_the_mean_is_above(sound):
+    metrics = (metric("arc", 0.5), metric("boolq", 0.49))
+    found = with_tasks(sound, *metrics, chance={"arc": 0.25, "boolq": 0.5})
+    assert found.passed and "not above it: boolq" in found.detail
+
+
+def test_tasks_without_choices_have_no_chance(sound):
+    found = with_tasks(sound, metric("lambada", 0.0), chance={})
+    assert found.passed and "no multiple-choice task" in found.detail

@@ -1,0 +1,187 @@
+"""Gates that compare a cell with finished runs of the same folder.
+
+Two runs are compared where they scored the same: the same weights as loaded, dtype, and tokens or requests.
+A cell is worse than another when the paired 95 % interval says so: of the perplexity ratio, over
+protocols that both have, else of the mean accuracy over tasks. Chance alone therefore trips a gate in
+about one of forty comparisons; its detail names the run and the numbers.
+
+A sweep's order must not decide whether a fault is seen: the later of two runs is marked, with the
+earlier one named, whichever of them is at fault.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from faqbench.pipeline.evaluating import Evaluated
+from faqbench.records import Gate, RunData, RunRecord, find_runs, read_run
+from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
+
+_GRID = ("group_size", "symmetric", "skip", "overrides")
+
+
+class Neighbours:
+    """The finished runs of a folder."""
+
+    def __init__(self, runs: Path) -> None:
+        self._runs = runs
+        records, _ = find_runs(runs) if runs.is_dir() else ([], [])
+        self._records = [r for r in records if r.status == "finished"]
+
+    def same_tokens(self, record: RunRecord) -> Gate:
+        """Compare the tokens of each protocol with those of runs that should have scored the same."""
+        own = {k: v for k, v in record.fingerprints.items() if k.startswith("protocol/")}
+        different = [
+            f"{name.removeprefix('protocol/')} of {other.run_id}"
+            for other in self._of_same_model(record)
+            for name, fingerprint in own.items()
+            if other.fingerprints.get(name, fingerprint) != fingerprint
+            and _n_windows(other, name) == _n_windows(record, name)
+        ]
+        unverified = [
+            n for n, f in record.extra["evaluation"].items() if not f.get("verified", True)
+        ]
+        if different:
+            detail = f"other tokens than {', '.join(different)}"
+        elif unverified:
+            detail = f"no count and hash are known for {', '.join(unverified)} with this tokenizer"
+        else:
+            detail = "each protocol has its known tokens"
+        return Gate(name="same_tokens", passed=not different, detail=detail)
+
+    def not_worse_than_rtn(self, record: RunRecord, evaluated: Evaluated) -> Gate:
+        """Compare a method with plain rounding on the same grid, and plain rounding with the methods."""
+        is_rtn = _is_rtn(record)
+        others = [
+            other
+            for other in self._of_same_model(record)
+            if _is_rtn(other) != is_rtn
+            and _quantizes(other)
+            and all(_quant(other, k) == _quant(record, k) for k in ("bits", *_GRID))
+        ]
+        return self._compare(
+            "not_worse_than_rtn", record, evaluated, others, should_win=[not is_rtn] * len(others)
+        )
+
+    def not_worse_than_fewer_bits(self, record: RunRecord, evaluated: Evaluated) -> Gate:
+        """Compare a cell with those that differ in their bits alone."""
+        others = [
+            other
+            for other in self._of_same_model(record)
+            if _quantizes(other)
+            and _quant(other, "bits") != _quant(record, "bits")
+            and _but_bits(other) == _but_bits(record)
+            and other.fingerprints.get("calibration") == record.fingerprints.get("calibration")
+        ]
+        wins = [bool(_quant(record, "bits") > _quant(other, "bits")) for other in others]
+        return self._compare("not_worse_than_fewer_bits", record, evaluated, others, wins)
+
+    def _of_same_model(self, record: RunRecord) -> list[RunRecord]:
+        return [
+            other
+            for other in self._records
+            if other.run_id != record.run_id
+            and other.fingerprints.get("weights") == record.fingerprints["weights"]
+            and other.config["dtype"] == record.config["dtype"]
+        ]
+
+    def _compare(
+        self,
+        name: str,
+        record: RunRecord,
+        evaluated: Evaluated,
+        others: Sequence[RunRecord],
+        should_win: Sequence[bool],
+    ) -> Gate:
+        """Return a gate that fails where the one that should win is worse beyond chance."""
+        wrong: list[str] = []
+        right: list[str] = []
+        for other, wins in zip(others, should_win, strict=True):
+            found = _worse(record, evaluated, read_run(self._runs / other.run_id))
+            if found is None:
+                continue
+            is_worse, is_better, numbers = found
+            fault = is_worse if wins else is_better
+            relation = "worse" if is_worse else "better" if is_better else "no different"
+            (wrong if fault else right).append(f"{relation} than {other.run_id} ({numbers})")
+        if wrong:
+            return Gate(name=name, passed=False, detail="; ".join(wrong))
+        detail = f"compared with {len(right)} runs" if right else "nothing to compare with"
+        return Gate(name=name, passed=True, detail=right[0] if len(right) == 1 else detail)
+
+
+def _worse(
+    record: RunRecord, evaluated: Evaluated, other: RunData
+) -> tuple[bool, bool, str] | None:
+    """Return whether the cell is worse, whether it is better, and the numbers; None without common ones."""
+    rng = np.random.default_rng(0)
+    common = {
+        key for key, value in record.fingerprints.items()
+        if other.record.fingerprints.get(key) == value
+    }  # fmt: skip
+    for name in record.config["evaluation"]["protocols"]:
+        both = evaluated.tokens.get(name), other.tokens.get(name)
+        if f"protocol/{name}" in common and both[0] is not None and both[1] is not None:
+            a, b = (_window_means(values) for values in both)
+            if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+                continue
+            ratio = perplexity_ratio(a, b, rng=rng)
+            numbers = (
+                f"perplexity ratio {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] on {name}"
+            )
+            return ratio.low > 1, ratio.high < 1, numbers
+    pairs = [
+        pair
+        for task in record.config["evaluation"]["tasks"]
+        if f"task/{task}" in common
+        for pair in _accuracies(evaluated.items, other.items, task)
+    ]
+    if not pairs:
+        return None
+    found = mean_accuracy_difference(pairs, rng=rng)
+    numbers = f"accuracy {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] over tasks"
+    return found.high < 0, found.low > 0, numbers
+
+
+def _window_means(values: Any) -> Any:
+    """Return [n_windows, 1]; a compact run has no more."""
+    return values.mean(axis=1, dtype=np.float64, keepdims=True)
+
+
+def _accuracies(items: Any, other: Any, task: str) -> list[tuple[Any, Any]]:
+    """Return the correctness of a task's items in both runs, where both have the same items."""
+    columns = [
+        table[(table["task"] == task) & (table["metric"] == "acc")].set_index("item")["value"]
+        for table in (items, other)
+        if len(table)
+    ]
+    if len(columns) < 2 or not len(columns[0]) or not columns[0].index.equals(columns[1].index):
+        return []
+    return [(columns[0].to_numpy(), columns[1].to_numpy())]
+
+
+def _n_windows(record: RunRecord, fingerprint: str) -> Any:
+    name = fingerprint.removeprefix("protocol/")
+    return record.extra.get("evaluation", {}).get(name, {}).get("n_windows")
+
+
+def _quant(record: RunRecord, key: str) -> Any:
+    return record.config["quant"].get(key)
+
+
+def _quantizes(record: RunRecord) -> bool:
+    return bool(_quant(record, "round") != "none")
+
+
+def _is_rtn(record: RunRecord) -> bool:
+    stages = tuple(_quant(record, k) for k in ("scale", "clip", "correct", "round"))
+    return stages == ("none", "none", "none", "nearest")
+
+
+def _but_bits(record: RunRecord) -> dict[str, Any]:
+    ignored = {"bits", "name", "trace_windows"}
+    return {k: v for k, v in record.config["quant"].items() if k not in ignored}

@@ -1,0 +1,60 @@
+"""Packed scores of the packaged model against lm-eval's HFLM at batch 1, over all documents of ARC.
+
+Minutes each, so run by hand:  pytest -m benchmark tests/integration/test_exact_scores.py -s
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.evaluation import harness, run_task, scorer
+from faqbench.models import load_model
+from faqbench.stages import PlainProgress
+
+pytestmark = [pytest.mark.packaged, pytest.mark.benchmark]
+
+
+@pytest.mark.parametrize("task", ["arc_easy_validation", "arc_challenge_validation"])
+def test_every_document_scores_as_in_hflm_at_batch_one(
+    task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = parse_flags(("quant=fp", "evaluation=none", "dtype=float32"))
+    experiment = compose_cells(flags).experiments[0]
+    progress = PlainProgress()
+    loaded = load_model(experiment.model, torch.float32, torch.device("cpu"), progress)
+    answers: list[list[tuple[float, bool]]] = []
+    make = harness.make_scorer
+
+    def recording(*arguments: Any) -> Any:
+        made = make(*arguments)
+        ask = made.loglikelihood
+        made.loglikelihood = lambda requests: answers.append(ask(requests)) or answers[-1]
+        return made
+
+    def score(**settings: Any) -> pd.DataFrame:
+        changed = experiment.evaluation.model_copy(update=settings)
+        cell = experiment.model_copy(update={"evaluation": changed})
+        start = time.perf_counter()
+        items = run_task(task, loaded.model, loaded.tokenizer, cell, progress).items
+        print(
+            f"{task} {settings}: {len(answers[-1])} requests, {time.perf_counter() - start:.0f} s"
+        )
+        return items
+
+    monkeypatch.setattr(harness, "make_scorer", recording)
+    packed = score(batch_tokens=2048)
+    monkeypatch.setattr(scorer, "refusal", lambda *_: "compared with it")
+    plain = score(batch_size=1)
+
+    found, expected = (np.array([value for value, _ in column]) for column in answers)
+    print(f"{task}: largest difference {np.abs(found - expected).max():.1e} nats")
+    pd.testing.assert_frame_equal(packed, plain)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    assert [greedy for _, greedy in answers[0]] == [greedy for _, greedy in answers[1]]
