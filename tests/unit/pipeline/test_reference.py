@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from faqbench.models import load_model
+from faqbench.models import ModelHolder
+from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.memory import PeakMemory
 from faqbench.pipeline.reference import reference_scores
+from faqbench.pipeline.timing import Timings
 from faqbench.stages import PlainProgress, StageCache
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
@@ -60,10 +62,12 @@ def test_nothing_is_referred_to_where_divergence_is_not_wanted(run):
 
 def test_the_reference_leaves_the_loaded_weights_as_they_were(cell, tmp_path):
     experiment = cell("quant=rtn", SCORED, "dtype=bfloat16")
-    loaded = load_model(experiment.model, torch.float32, torch.device("cpu"), PlainProgress())
+    cpu, cache, progress = torch.device("cpu"), StageCache(tmp_path / "cache"), PlainProgress()
+    cell_model = CellModel(experiment, cpu, ModelHolder(), cache, Timings(), progress)
+    cell_model.find_facts()
+    loaded = cell_model.pristine()
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
-    memory, cache = PeakMemory(torch.device("cpu")), StageCache(tmp_path / "cache")
-    reference_scores(experiment, loaded, memory, cache, PlainProgress())
+    reference_scores(experiment, cell_model, PeakMemory(cpu), cache, progress)
     after = loaded.model.state_dict()
     assert all(torch.equal(before[k], after[k]) and after[k].dtype == torch.float32 for k in before)
 
