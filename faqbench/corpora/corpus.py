@@ -11,6 +11,7 @@ from faqbench.config import UserError, did_you_mean
 from faqbench.config.calibration import CalibrationSection, is_hub_set, is_table
 from faqbench.corpora.domain import domain_names, packaged_documents
 from faqbench.corpora.hub_set import hub_set, hub_set_names, hub_texts, section_hub_set
+from faqbench.corpora.near_copies import is_near_copy
 from faqbench.corpora.part import Part, part_of
 from faqbench.corpora.table_file import read_table_file
 from faqbench.corpora.text_file import is_text_file, read_text_file
@@ -103,7 +104,11 @@ def _plain_documents(domain: str, progress: Progress) -> tuple[Mapping[str, str]
 
 
 def _texts_of(documents: Mapping[str, str], domain: str, part: Part) -> tuple[str, ...]:
-    texts = tuple(text for text, key in documents.items() if part_of(key) == part)
+    texts = tuple(
+        text
+        for text, key in documents.items()
+        if part_of(key) == part and (part == "evaluation" or not is_near_copy(text))
+    )
     if not texts:
         raise UserError(
             f"None of the {len(documents)} texts of '{domain}' falls in its {part} part, which is "

@@ -103,18 +103,19 @@ def task_passages(name: str, experiment: Experiment, progress: Progress) -> list
         with _quiet():
             tasks = _load_from_hub(name)["tasks"].values()
             rows = [doc for task in tasks for doc in islice(task.eval_docs, limit)]
-    return [text for row in rows for text in _texts(row)]
+    return [text for row in rows for text in texts_in(row)]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield every string in a document, however deep."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for inner in value.values():
-            yield from _texts(inner)
+            yield from texts_in(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _texts(inner)
+            yield from texts_in(inner)
 
 
 def build_packaged(task: PackagedTask, documents: Documents) -> Any:

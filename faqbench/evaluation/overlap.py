@@ -63,17 +63,41 @@ def count_overlap(passages: Iterable[str], calibration: Array) -> Overlap:
         passages: of a protocol's text, or of the documents of a task.
         calibration: what `calibration_grams` returned.
     """
-    grams = [g for passage in dict.fromkeys(passages) if len(g := _grams(passage))]
+    grams = _of_passages(passages)
+    overlaps, _ = _compare(grams, calibration)
+    return Overlap(n_overlapping=int(overlaps.sum()), n_passages=len(grams))
+
+
+def texts_that_overlap(texts: Sequence[str], passages: Iterable[str]) -> list[int]:
+    """Return the indices of the texts without which no choice of the others overlaps with a passage.
+
+    Few texts have what many of all texts have, once only some are drawn; so nothing is forgiven for being
+    common among the texts, only for being common among the passages.
+    """
+    own = [np.unique(_grams(text)) for text in texts]
+    if not own:
+        return []
+    grams = _of_passages(passages)
+    overlaps, is_shared = _compare(grams, np.unique(np.concatenate(own)))
+    inside = np.repeat(overlaps, [len(g) for g in grams]) & is_shared
+    shared = np.unique(np.concatenate([*grams, np.zeros(0, dtype=np.uint64)])[inside])
+    return [i for i, some in enumerate(own) if np.isin(some, shared).any()]
+
+
+def _of_passages(passages: Iterable[str]) -> list[Array]:
+    return [g for passage in dict.fromkeys(passages) if len(g := _grams(passage))]
+
+
+def _compare(grams: Sequence[Array], calibration: Array) -> tuple[Array, Array]:
+    """Return whether each passage overlaps [n_passages], and whether each gram is shared [n_grams]."""
     if not grams:
-        return Overlap(n_overlapping=0, n_passages=0)
+        return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
     is_shared = np.isin(np.concatenate(grams), np.intersect1d(calibration, _rare(grams)))
     lengths = np.array([len(g) for g in grams])
     starts = np.cumsum(lengths) - lengths
     n_shared = np.add.reduceat(is_shared.astype(np.int64), starts)
-    overlaps = (n_shared >= _ENOUGH_FRAC * lengths) | (
-        _longest_runs(is_shared, starts) >= _ENOUGH_RUN
-    )
-    return Overlap(n_overlapping=int(overlaps.sum()), n_passages=len(grams))
+    runs = _longest_runs(is_shared, starts)
+    return (n_shared >= _ENOUGH_FRAC * lengths) | (runs >= _ENOUGH_RUN), is_shared
 
 
 def _longest_runs(is_shared: Array, starts: Array) -> Array:

@@ -5,6 +5,10 @@ log-likelihoods, which no packaged task uses. Only the step from token ids to lo
 (`packing`, `packed_scoring`); where a model's masks or position embeddings cannot be packed, that step is
 HFLM's too, and the result says so with the reason.
 
+Packs follow from a task's own requests: in bfloat16, where what lies beside a request moves its score by
+rounding, neither their order nor other tasks do. Another `limit` is another set of requests, so scores
+of one limit are compared with scores of the same limit; `batch_tokens` likewise.
+
 Differs from HFLM: log-softmax is taken in float32 whatever the model's dtype (with the 8 bits of bfloat16,
 sums of log-likelihoods tie and the first choice wins), and summed over a continuation in float64.
 """

@@ -137,6 +137,8 @@ def _protocol(name: str, setting: _Setting) -> Evaluated:
                 "n_windows": len(scores.nll),
                 "seq_len": protocol.seq_len,
                 "verified": windows.verified,
+                "n_tokens_total": windows.n_tokens_total,
+                "stream_sha256": windows.stream_fingerprint,
                 "version": protocol.version,
                 **facts,
             }

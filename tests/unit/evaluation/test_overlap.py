@@ -5,7 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from faqbench.evaluation.overlap import Overlap, calibration_grams, count_overlap
+from faqbench.evaluation.overlap import (
+    Overlap,
+    calibration_grams,
+    count_overlap,
+    texts_that_overlap,
+)
 
 
 def words(n: int, seed: int) -> list[str]:
@@ -94,3 +99,22 @@ def test_no_texts_overlap_with_nothing() -> None:
     assert len(calibration_grams([])) == 0
     assert overlapping([text(50, 0)], []) == 0
     assert count_overlap([], np.zeros(0, dtype=np.uint64)).n_passages == 0
+
+
+def test_without_the_texts_that_overlap_no_choice_of_the_others_does() -> None:
+    rng = random.Random(0)
+    passages = [text(60, seed) for seed in range(20)]
+    # Six texts quote one passage: common among all of them, not among three that are drawn.
+    texts = [text(80, 100 + i) for i in range(30)]
+    texts += [f"{passages[0]} {text(20, 200 + i)}" for i in range(6)]
+    texts += [f"{text(20, 300)} {passages[1]}"]
+    found = texts_that_overlap(texts, passages)
+    assert found == list(range(30, 37))
+    left = [t for i, t in enumerate(texts) if i not in found]
+    assert all(overlapping(passages, rng.sample(left, 10)) == 0 for _ in range(5))
+    assert overlapping(passages, texts[:33]) == 1
+
+
+def test_nothing_to_compare_drops_nothing() -> None:
+    assert texts_that_overlap([], [text(60, 0)]) == []
+    assert texts_that_overlap([text(60, 0)], []) == []

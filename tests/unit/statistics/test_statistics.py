@@ -16,6 +16,8 @@ from faqbench.statistics import (
     holm,
     mcnemar,
     mean_accuracy_difference,
+    mean_difference,
+    mean_with_stderr,
     perplexity_ratio,
     perplexity_with_stderr,
 )
@@ -116,6 +118,47 @@ def test_block_length_grows_as_the_cube_root(n, length):
     assert block_length_for(n) == length
 
 
+def divergences(random, scale, shared):
+    """Per-token divergences of a run: skewed, and large where the text is hard for every run."""
+    return scale * shared * random.gamma(0.5, 1.0, size=(60, 30))
+
+
+def test_a_divergence_is_compared_in_its_own_unit():
+    shared = rng(1).gamma(2.0, 1.0, (60, 1))
+    a, b = divergences(rng(2), 0.2, shared), divergences(rng(3), 0.1, shared)
+    found = mean_difference(a, b, rng=rng())
+    (mean_a, _), (mean_b, stderr_b) = mean_with_stderr(a), mean_with_stderr(b)
+    assert found.difference == pytest.approx(mean_a - mean_b)
+    assert stderr_b == pytest.approx(b.mean(axis=1).std(ddof=1) / math.sqrt(60))
+    assert found.low > 0 and found.p_value < 1e-4
+
+
+def test_the_ratio_of_perplexities_is_the_exponential_of_the_difference():
+    a, b = rng(1).normal(3.0, 0.3, (20, 8)), rng(2).normal(3.1, 0.3, (20, 8))
+    ratio, found = perplexity_ratio(a, b, rng=rng()), mean_difference(a, b, rng=rng())
+    assert (ratio.ratio, ratio.low, ratio.p_value) == (
+        math.exp(found.difference),
+        math.exp(found.low),
+        found.p_value,
+    )
+
+
+def test_agreement_is_compared_from_its_bytes():
+    a, b = np.ones((10, 4), np.uint8), np.ones((10, 4), np.uint8)
+    b[::2, 0] = 0
+    assert mean_difference(a, b, rng=rng()).difference == pytest.approx(0.125)
+
+
+def test_the_interval_of_a_skewed_divergence_covers_the_truth_in_about_95_percent():
+    random, covered = rng(8), 0
+    for _ in range(400):
+        shared = random.gamma(2.0, 1.0, (60, 1))
+        a, b = divergences(random, 0.2, shared), divergences(random, 0.1, shared)
+        found = mean_difference(a, b, rng=random, n_resamples=300)
+        covered += found.low <= 0.1 <= found.high
+    assert 0.91 <= covered / 400 <= 0.985
+
+
 def test_unequal_shapes_and_infinite_losses_are_refused():
     with pytest.raises(ValueError, match="paired"):
         perplexity_ratio(np.ones((3, 2)), np.ones((4, 2)), rng=rng())
@@ -172,6 +215,38 @@ def test_mean_accuracy_weighs_tasks_not_items():
     small = (np.ones(10), np.zeros(10))
     large = (np.ones(1000), np.ones(1000))
     assert mean_accuracy_difference([small, large], rng=rng()).difference == pytest.approx(0.5)
+
+
+def test_the_interval_of_a_mean_over_tasks_covers_the_truth_in_about_95_percent():
+    random, covered = rng(9), 0
+    truth = np.mean([0.05, 0.0, -0.02])
+    for _ in range(400):
+        tasks = []
+        for n, gain in ((100, 0.05), (300, 0.0), (200, -0.02)):
+            base = random.random(n)
+            a = np.where(random.random(n) < 0.8, base, random.random(n)) < 0.5 + gain
+            tasks.append((a, base < 0.5))
+        found = mean_accuracy_difference(tasks, rng=random, n_resamples=500)
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 400 <= 0.98
+
+
+def test_mcnemar_claims_a_difference_that_is_not_there_in_at_most_5_percent():
+    random = rng(10)
+    counts = random.binomial(40, 0.5, size=1000)
+    p_of = {
+        n: mcnemar(np.repeat([1, 0], [n, 40 - n]), np.repeat([0, 1], [n, 40 - n])).p_value
+        for n in range(41)
+    }
+    assert np.mean([p_of[int(n)] < 0.05 for n in counts]) <= 0.05
+
+
+def test_holm_keeps_the_chance_of_any_false_claim_in_a_table_below_5_percent():
+    p_values = rng(11).random((4000, 10))
+    for row in p_values[:5]:  # statsmodels collects garbage in every call, too slow for thousands
+        assert min(holm(row.tolist())) == pytest.approx(min(1.0, 10 * row.min()))
+    any_claim = 10 * p_values.min(axis=1) < 0.05
+    assert 0.04 <= any_claim.mean() <= 0.06  # not the 40 % of uncorrected tests
 
 
 def test_holm_is_the_step_down_correction_and_keeps_the_order():
