@@ -58,3 +58,18 @@ def test_text_of_its_own_is_counted_as_none(run, leaked):
 
 def test_a_method_that_reads_no_calibration_is_not_guarded(run, leaked):
     assert "calibration" not in run("quant=rtn", *leaked).record.extra
+
+
+def test_a_tasks_passages_that_are_calibrated_on_are_refused_too(run, leaked, monkeypatch):
+    shared = "Passage: " + " ".join(f"word{i}" for i in range(60))
+    asked = []
+
+    def passages(name, experiment, _progress):
+        asked.append((name, experiment.n_documents()))
+        return [shared, "is it so"]
+
+    monkeypatch.setattr("faqbench.pipeline.leak_guard.task_passages", passages)
+    tasks = ("evaluation.protocols=[]", "evaluation.tasks=[boolq_validation]", "limit=5")
+    with pytest.raises(UserError, match="'boolq_validation' shares 1 of its 1 passages"):
+        run("quant=awq", *leaked, *tasks)
+    assert asked == [("boolq_validation", 5)]
