@@ -123,7 +123,9 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
 
 
 def test_a_search_is_checked_by_its_first_guess():
-    found = request("-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(0.5,1.0)")
+    found = request(
+        "-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(0.5,1.0)"
+    )
     assert found.kind == "search" and found.experiments[0].gamma == 0.5
     assert "gamma=1.5" in mistake(
         "-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(1.5,2.0)"
