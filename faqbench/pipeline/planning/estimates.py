@@ -155,6 +155,8 @@ class Estimator:
 def _work(kind: str, config: Mapping[str, Any]) -> float:
     """Return the amount of a stage's work: tokens, documents, or one."""
     evaluation, limit = config["evaluation"], config["limit"]
+    if kind == "reference_means":
+        return float(config["calibration"]["n_reference"] * config["calibration"]["seq_len"])
     if kind in ("statistics", "calibration"):
         scenario, calibration = config["scenario"], config["calibration"]
         n_samples = scenario.get("n_samples") or calibration["n_samples"]
@@ -182,6 +184,8 @@ def _cost_of_shape(
     if kind in ("perplexity", "reference"):
         hidden = 2.0 * shape.hidden_size if kind == "reference" else 0.0
         return work * 512 * scored, work * 512 * (4.0 + hidden)
+    if kind == "reference_means":
+        return work * forward, 4.0 * shape.n_blocks * sum(w for w, _ in shape.linears.values())
     if kind == "tasks":
         return work * _TOKENS_PER_DOCUMENT * scored, 1e5
     if kind == "quantized":

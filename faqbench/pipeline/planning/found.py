@@ -1,7 +1,8 @@
-"""Fingerprints that runs have found out, kept under what can be known without a tokenizer or a corpus.
+"""What runs have found out, kept under what can be known without a tokenizer or a corpus.
 
-    calibration         model's tokenizer, calibration settings, the data they name -> tokens' fingerprint
-    protocol/<name>     model's tokenizer, the protocol, the data it names          -> windows' fingerprint
+    calibration          tokenizer, calibration settings, the data they name  ->  tokens' fingerprint
+    protocol/<name>      tokenizer, the protocol, the data it names           ->  windows' fingerprint
+    entry/<stage>        the same, for stages whose own keys hold more        ->  name of the entry
 
 A run notes what it found; a plan reads it, and thereby knows the keys of the stages that follow. What was
 never found is stood in for by a hash of the question, which no entry has, and which is the same for all
@@ -16,29 +17,40 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from faqbench.assets import packaged_data_key
+from faqbench.assets import packaged_data_place
+from faqbench.calibration import CODE_VERSION as CALIBRATION_VERSION
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
+from faqbench.evaluation.protocols import PROTOCOL_VERSION
 from faqbench.models import tokenizer_source
 from faqbench.pipeline.keys import Key, weights_key
+from faqbench.quantization import reads_store
 from faqbench.stages import StageCache, hash_json
 
-_VERSION = 1
 _STAGE = "found"
+ENTRIES = ("calibration", "bias_distance", "reference_means")
 
 
 def note_found(experiment: Experiment, fingerprints: Mapping[str, str], cache: StageCache) -> None:
-    """Remember what a run found out about its tokens, where that can be written."""
+    """Remember what a run found out, where that can be written.
+
+    Args:
+        experiment: the cell.
+        fingerprints: of its record.
+        cache: that the run used.
+    """
+    entries = {f"entry/{use.entry.partition('/')[0]}": use.entry for use in cache.uses}
+    found = {**fingerprints, **entries}
     with StageCache(cache.root) as notes:
         for name in _names(experiment):
             key = _question(experiment, name)
-            if key is not None and name in fingerprints:
+            if key is not None and name in found:
                 with suppress(UserError):  # a plan will know less
-                    notes.get(_STAGE, key, partial(_write, fingerprints[name]))
+                    notes.get(_STAGE, key, partial(_write, found[name]))
 
 
 def look_up(experiment: Experiment, cache: StageCache) -> dict[str, str]:
-    """Return the cell's fingerprints, each found out earlier or stood in for."""
+    """Return the cell's fingerprints and entries, each found out earlier or stood in for."""
     weights = weights_key(experiment)
     path = cache.find("weights", weights) if weights is not None else None
     known = None if path is None else json.loads((path / "facts.json").read_text())["fingerprint"]
@@ -47,29 +59,42 @@ def look_up(experiment: Experiment, cache: StageCache) -> dict[str, str]:
     for name in _names(experiment):
         key = _question(experiment, name)
         found = _read(cache.find(_STAGE, key)) if key is not None else None
-        fingerprints[name] = found or f"unknown-{hash_json([name, key or stand_in])}"
+        unknown = f"{name.removeprefix('entry/')}/" if name.startswith("entry/") else ""
+        stood_in = f"{unknown}unknown-{hash_json(key or [name, stand_in])}"
+        fingerprints[name] = found or stood_in
     return fingerprints
 
 
 def _names(experiment: Experiment) -> list[str]:
-    calibration = ["calibration"] if experiment.needs_calibration else []
-    return [*calibration, *(f"protocol/{name}" for name in experiment.evaluation.protocols)]
+    calibration = ["calibration", *(f"entry/{stage}" for stage in ENTRIES)]
+    protocols = [f"protocol/{name}" for name in experiment.evaluation.protocols]
+    return [*(calibration if experiment.needs_calibration else []), *protocols]
 
 
 def _question(experiment: Experiment, name: str) -> Key | None:
     tokenizer = tokenizer_source(experiment.model)
     if tokenizer is None:
         return None
-    key: Key = {"version": _VERSION, "tokenizer": tokenizer, "data": packaged_data_key()}
-    if name == "calibration":
-        settings = calibration_identity(experiment)
-        return key | {"calibration": settings, "files": _files(settings)}
-    path = experiment.data.wikitext2_path
-    return key | {
-        "protocol": name,
-        "n_windows": experiment.n_windows(),
-        "files": _files([] if path is None else [str(path)]),
+    key: Key = {
+        "name": name,
+        "versions": [CALIBRATION_VERSION, PROTOCOL_VERSION],
+        "tokenizer": tokenizer,
+        "data": packaged_data_place()[1],
     }
+    if name.startswith("protocol/"):
+        path = experiment.data.wikitext2_path
+        files = _files([] if path is None else [str(path)])
+        return key | {"n_windows": experiment.n_windows(), "files": files}
+    settings = calibration_identity(experiment)
+    key |= {"files": _files(settings)}
+    if name in ("entry/bias_distance", "entry/reference_means"):
+        key |= {"weights": weights_key(experiment), "device": experiment.device}
+        key |= {"reads": reads_store(experiment.quant)}
+    if name == "entry/reference_means":  # of the selection part, whatever is drawn
+        drawn = ("seed", "n_samples")
+        own = experiment.calibration.model_dump(mode="json")
+        return key | {"calibration": {k: v for k, v in own.items() if k not in drawn}}
+    return key | {"calibration": settings}
 
 
 def _files(value: object) -> list[list[object]]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from faqbench.assets import packaged_data_place, packaged_model_place
 from faqbench.config import Experiment
+from faqbench.evaluation import task_names
 from faqbench.pipeline.keys import (
     Key,
     protocol_key,
@@ -15,9 +17,10 @@ from faqbench.pipeline.keys import (
     task_key,
     weights_key,
 )
+from faqbench.pipeline.planning.found import ENTRIES
 from faqbench.quantization import reads_store
 from faqbench.stages import StageCache
-from faqbench.stages.manifest import entry_name
+from faqbench.stages.manifest import MANIFEST, entry_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +65,9 @@ def stages_of(
         )
 
     weights = weights_key(experiment) or {"unknown": fingerprints["weights"]}
-    needs = [need("weights", "", weights)]
+    needs = [*_assets(experiment), need("weights", "", weights)]
+    if experiment.needs_calibration:
+        needs += _calibration(experiment, fingerprints, cache)
     if experiment.quantizes:
         quantized = need(
             "quantized", experiment.quant.name, quantized_key(experiment, fingerprints, device)
@@ -91,3 +96,49 @@ def stages_of(
         needs += [need("perplexity", name, key) for name, key in protocols.items()]
     needs += [need("tasks", name, key) for name, key in tasks.items()]
     return needs
+
+
+def _assets(experiment: Experiment) -> list[StageNeed]:
+    """Return the packaged model and data of a cell; fetching is due where they are not there."""
+    places = {}
+    if experiment.model.source == "packaged":
+        assert experiment.model.asset is not None
+        places[experiment.model.asset] = packaged_model_place(experiment.model.asset)[0]
+    evaluation = experiment.evaluation
+    heldout = any(name.startswith("heldout-") for name in evaluation.protocols)
+    if heldout or set(evaluation.tasks) & set(task_names()):
+        places["benchmarks and texts"] = packaged_data_place()[0]
+    return [
+        StageNeed(
+            kind="assets",
+            title=title,
+            entry=f"assets/{place.name}",
+            exists=place.is_dir(),
+            is_due=not place.is_dir(),
+        )
+        for title, place in places.items()
+    ]
+
+
+def _calibration(
+    experiment: Experiment, fingerprints: Mapping[str, str], cache: StageCache
+) -> list[StageNeed]:
+    """Return the stages of a calibration set that are known by what earlier runs noted."""
+    entries = {stage: fingerprints[f"entry/{stage}"] for stage in ENTRIES}
+    exists = {s: (cache.root / "stages" / e / MANIFEST).is_file() for s, e in entries.items()}
+    is_read = {
+        "calibration": True,
+        "bias_distance": True,
+        "reference_means": reads_store(experiment.quant) and not exists["bias_distance"],
+    }
+    return [
+        StageNeed(
+            kind=stage,
+            title="",
+            entry=entry,
+            exists=exists[stage],
+            is_due=is_read[stage] and not exists[stage],
+        )
+        for stage, entry in entries.items()
+        if exists[stage] or is_read[stage]
+    ]

@@ -1,0 +1,150 @@
+"""How processes share a machine: threads, places, GPUs."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from faqbench.cli import workers
+from faqbench.cli.workers import (
+    kind_of,
+    limit_threads,
+    n_workers,
+    own_place,
+    taken,
+    threads_per_cell,
+    visible_gpus,
+)
+
+PREFIX = "hydra_plugins.x.y"
+JOBLIB = {"_target_": f"{PREFIX}.JoblibLauncher", "n_jobs": 2}
+LOCAL = {"_target_": f"{PREFIX}.LocalLauncher", "cpus_per_task": 3}
+SLURM = {"_target_": f"{PREFIX}.SlurmLauncher", "cpus_per_task": 8}
+RAY = {"_target_": f"{PREFIX}.RayLauncher", "ray": {"remote": {"num_cpus": 4}}}
+BASIC = {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch, tmp_path):
+    """Places of this test alone, and variables that it may change."""
+    monkeypatch.setattr(workers.tempfile, "gettempdir", lambda: str(tmp_path))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "x")
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "torch")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "kind", "threads", "at_once"),
+    [
+        (BASIC, "basic", 1, 1),
+        (JOBLIB, "joblib", 6, 2),
+        (JOBLIB | {"n_jobs": -1}, "joblib", 1, 12),
+        (JOBLIB | {"n_jobs": 100}, "joblib", 1, 100),
+        (LOCAL, "submitit_local", 3, 4),
+        (LOCAL | {"cpus_per_task": None}, "submitit_local", 1, 12),
+        (SLURM, "submitit_slurm", 8, 1),
+        (RAY, "ray", 4, 1),
+        ({"_target_": "hydra_plugins.other.Launcher"}, "basic", 1, 1),
+    ],
+)
+def test_each_launcher_divides_twelve_cores(monkeypatch, launcher, kind, threads, at_once):
+    monkeypatch.setattr(workers, "n_cores", lambda: 12)
+    assert kind_of(launcher) == kind
+    assert threads_per_cell(kind, launcher, 12) == threads
+    assert n_workers(launcher) == at_once
+
+
+def test_threads_are_limited_and_never_raised(monkeypatch):
+    limit_threads(4)
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["MKL_NUM_THREADS"] == "4"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    limit_threads(8)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+def test_a_place_is_held_by_one_at_a_time(tmp_path):
+    order = []
+
+    def work(name):
+        with taken(["only"]):
+            order.append(f"{name} in")
+            time.sleep(0.3)
+            order.append(f"{name} out")
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order in (["a in", "a out", "b in", "b out"], ["b in", "b out", "a in", "a out"])
+
+
+def test_several_places_are_held_at_once():
+    with taken(["one", "two"]) as first, taken(["one", "two"]) as second:
+        assert {first, second} == {"one", "two"}
+
+
+def test_the_place_of_a_killed_process_is_free(tmp_path):
+    code = (
+        "import sys, time; from faqbench.cli import workers;"
+        f"workers.tempfile.gettempdir = lambda: {str(tmp_path)!r}\n"
+        "with workers.taken(['only']):\n    print('in', flush=True); time.sleep(60)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "in\n"
+    child.kill()
+    child.communicate()
+    with taken(["only"]) as place:
+        assert place == "only"
+
+
+@pytest.mark.parametrize("launcher", [JOBLIB, LOCAL])
+def test_each_cell_gets_a_gpu_of_its_own(compose, monkeypatch, launcher):
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["GPU-1", "GPU-2"])
+    seen = []
+    with own_place(compose("device=auto"), launcher):
+        seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+        with own_place(compose("device=cuda"), launcher):
+            seen.append(os.environ["CUDA_VISIBLE_DEVICES"])
+    assert sorted(seen) == ["GPU-1", "GPU-2"]
+
+
+@pytest.mark.parametrize("launcher", [BASIC, SLURM, RAY])
+def test_where_another_has_chosen_the_gpu_it_stays(compose, monkeypatch, launcher):
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["GPU-1"])
+    with own_place(compose("device=auto"), launcher):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:1"])
+def test_a_device_that_was_named_is_left_alone(compose, monkeypatch, device):
+    monkeypatch.setattr(workers, "visible_gpus", lambda: ["GPU-1"])
+    with own_place(compose(f"device={device}"), JOBLIB):
+        assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_the_basic_launcher_uses_the_whole_machine(compose):
+    with own_place(compose("device=cpu"), BASIC):
+        assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_gpus_are_those_that_may_be_seen(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-abc,")
+    assert visible_gpus() == ["3", "GPU-abc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+
+
+def test_gpus_are_listed_by_the_drivers_tool(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho GPU-one\necho GPU-two\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert visible_gpus() == ["GPU-one", "GPU-two"]
+    tool.write_text("#!/bin/sh\necho no driver; exit 9\n")
+    assert visible_gpus() == []

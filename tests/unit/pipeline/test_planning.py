@@ -1,0 +1,229 @@
+"""Plans: what exists, what is due, who shares it, and estimates that learn from records."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.models import load_model, loading
+from faqbench.pipeline.environment import device_name
+from faqbench.pipeline.planning import Estimator, compare_with_plan, make_plan, total_error
+from faqbench.pipeline.planning.found import look_up
+from faqbench.pipeline.planning.shape import shape_of
+from faqbench.records import find_runs
+from faqbench.stages import PlainProgress, StageCache
+
+SCORED = "evaluation.protocols=[wikitext2-64]"
+CPU = torch.device("cpu")
+TINY = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-mistral", "tiny-gemma3", "tiny-phi3"]
+
+
+@pytest.fixture
+def plan(cell, tmp_path):
+    def make(*cells):
+        experiments = [cell(*overrides) for overrides in cells]
+        records, _ = find_runs(tmp_path / "runs")
+        with StageCache(tmp_path / "cache") as cache:
+            return make_plan(experiments, records, cache)
+
+    return make
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Let no model be loaded from now on."""
+
+    def refuse(settings):
+        raise AssertionError("a model was loaded")
+
+    return lambda: monkeypatch.setattr(loading, "random_model", refuse)
+
+
+def stages(plan, kind):
+    return [s for s in plan.stages if s.need.kind == kind]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_shape_has_the_sizes_of_the_loaded_model(compose, name):
+    section = compose(f"model={name}").model
+    loaded = load_model(section, torch.float32, CPU, PlainProgress())
+    shape = shape_of(section.random)
+    weights = sum(
+        loaded.model.get_submodule(n).weight.numel() for n in loaded.architecture.linear_names()
+    )
+    assert shape.n_block_weights == weights
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    assert shape.n_parameters == pytest.approx(parameters, rel=0.05)
+
+
+def test_a_configuration_without_sizes_has_no_shape():
+    assert shape_of({"hidden_size": 64}) is None
+
+
+def test_nothing_is_there_before_the_first_run_and_cells_share_what_they_can(plan, no_model):
+    no_model()
+    found = plan(("quant=fp", SCORED), ("quant=awq", SCORED), ("quant=faq", SCORED))
+    assert [c.status for c in found.cells] == ["new"] * 3
+    assert [(s.n_cells, s.need.is_due) for s in stages(found, "statistics")] == [(2, True)]
+    assert [s.n_cells for s in stages(found, "weights")] == [3]
+    assert len(stages(found, "quantized")) == 2 and not any(s.need.exists for s in found.stages)
+
+
+def test_a_stage_is_due_in_the_first_cell_that_needs_it_alone(plan):
+    first, second = plan(("quant=awq", SCORED), ("quant=faq", SCORED)).cells
+    shared = (
+        "weights",
+        "calibration",
+        "bias_distance",
+        "reference_means",
+        "statistics",
+        "reference",
+    )
+    assert first.n_due - second.n_due == len(shared)
+    assert first.n_due + first.n_reused == second.n_due + second.n_reused
+
+
+@pytest.mark.parametrize("quant", ["fp", "rtn", "awq", "gptq", "qep-faq"])
+def test_after_a_run_the_plan_knows_every_stage_of_it(run, plan, no_model, quant):
+    run(f"quant={quant}", SCORED)
+    no_model()
+    found = plan((f"quant={quant}", SCORED, "rerun=true"))
+    assert [s.need for s in found.stages if not s.need.exists] == []
+    assert found.cells[0].n_due == 0
+
+
+def test_cached_weights_make_their_statistics_unneeded(run, plan, tmp_path):
+    import shutil
+
+    run("quant=awq", SCORED)
+    shutil.rmtree(tmp_path / "cache" / "stages" / "statistics")
+    (statistics,) = stages(plan(("quant=awq", SCORED, "rerun=true")), "statistics")
+    assert not statistics.need.exists and not statistics.need.is_due
+
+
+def test_finished_cells_are_skipped_and_failed_ones_tried_again(run, cell, plan):
+    from faqbench import pipeline
+
+    run("quant=rtn", SCORED)
+    pipeline.write_failure(cell("quant=awq", SCORED), "no")
+    found = plan(("quant=rtn", SCORED), ("quant=awq", SCORED), ("quant=fp", SCORED))
+    assert [c.status for c in found.cells] == ["finished", "failed", "new"]
+    assert found.cells[0].seconds == 0 and found.cells[0].n_due == 0
+    assert all(s.n_cells <= 2 for s in found.stages)
+
+
+def test_a_cell_that_is_asked_for_twice_is_planned_once(plan):
+    assert len(plan(("quant=fp", "bits=3"), ("quant=fp", "bits=4")).cells) == 1
+
+
+def test_what_is_not_known_is_stood_in_for_alike_in_all_cells(cell, tmp_path):
+    cache = StageCache(tmp_path / "cache")
+    one, other = look_up(cell("quant=awq"), cache), look_up(cell("quant=faq"), cache)
+    assert one == other and one["weights"].startswith("unknown-")
+    assert look_up(cell("quant=awq", "seed=1"), cache)["calibration"] != one["calibration"]
+
+
+def test_a_text_that_changed_is_not_taken_for_the_one_that_was_run(run, cell, tmp_path, text_file):
+    text = tmp_path / "own.txt"
+    text.write_text(text_file.read_text())
+    run("quant=awq", f"calibration.domain={text}")
+    cache = StageCache(tmp_path / "cache")
+    before = look_up(cell("quant=awq", f"calibration.domain={text}"), cache)["calibration"]
+    assert not before.startswith("unknown-")
+    text.write_text(text.read_text() + "\n\nOne more text.")
+    after = look_up(cell("quant=awq", f"calibration.domain={text}"), cache)["calibration"]
+    assert after.startswith("unknown-")
+
+
+@pytest.fixture
+def estimator(compose):
+    def make(records):
+        section = compose("model=tiny-llama").model
+        shape, name = shape_of(section.random), device_name(CPU)
+        return Estimator(records, "tiny-llama", shape, name, "cpu")
+
+    return make
+
+
+def observed(record, entry, title, seconds, n_bytes=1000):
+    use = {"entry": f"{entry}/x", "title": title, "cached": False}
+    use |= {"seconds": seconds, "n_bytes": n_bytes}
+    return dataclasses.replace(record, seconds=seconds + 1, extra={"stage_keys": [use]})
+
+
+@pytest.fixture
+def record(run):
+    return run("quant=rtn", SCORED, "limit=10").record
+
+
+def test_an_estimate_is_the_median_of_records_scaled_to_the_work(estimator, record, cell):
+    records = [observed(record, "perplexity", "wikitext2-64", s) for s in (1.0, 2.0, 90.0)]
+    known = estimator(records)
+    config = cell("quant=rtn", SCORED, "limit=40").model_dump(mode="json")
+    assert known.stage("perplexity", "wikitext2-64", config).seconds == pytest.approx(8.0)
+    assert known.stage("perplexity", "another-64", config).seconds == pytest.approx(8.0)
+    assert known.n_records == 3 and known.overhead_seconds() == pytest.approx(1.0)
+
+
+def test_records_of_this_hardware_are_preferred(estimator, record, cell):
+    config = cell("quant=rtn", SCORED, "limit=10").model_dump(mode="json")
+    here = observed(record, "perplexity", "wikitext2-64", 2.0)
+    there = dataclasses.replace(here, environment={"device_name": "other"}, seconds=9.0)
+    there = observed(there, "perplexity", "wikitext2-64", 8.0)
+    assert estimator([here, there]).stage("perplexity", "", config).seconds == pytest.approx(2.0)
+    assert estimator([there]).stage("perplexity", "", config).seconds == pytest.approx(8.0)
+
+
+def test_other_models_and_failed_runs_teach_nothing(estimator, record):
+    other = dataclasses.replace(record, config={**record.config, "model": {"name": "other"}})
+    failed = dataclasses.replace(record, status="failed", error="no")
+    assert estimator([other, failed]).n_records == 0
+
+
+def test_without_records_costs_grow_with_the_work_and_the_method(estimator, cell):
+    known = estimator([])
+
+    def seconds(kind, *overrides):
+        return known.stage(kind, "", cell(*overrides).model_dump(mode="json")).seconds
+
+    assert 0 < seconds("quantized", "quant=rtn") < seconds("quantized", "quant=awq")
+    assert seconds("quantized", "quant=gptq") < seconds("quantized", "quant=qep-gptq")
+    few, many = "calibration.n_samples=2", "calibration.n_samples=4"
+    assert 2 * seconds("statistics", few) == pytest.approx(seconds("statistics", many), rel=1e-6)
+    assert known.peak_memory_bytes(cell("quant=awq").model_dump(mode="json")) > 10**8
+
+
+def test_a_record_tells_how_far_off_its_plan_was(record):
+    estimate = {"seconds": record.seconds * 2, "peak_memory_bytes": 1, "n_bytes": 0.0}
+    found = compare_with_plan(estimate, record, [])
+    assert found["error"]["seconds"] == pytest.approx(1.0, abs=0.01)
+    assert found["error"]["n_bytes"] is None
+    planned = dataclasses.replace(record, extra={"plan": found})
+    assert total_error([planned, record]) == (estimate["seconds"], record.seconds)
+    assert total_error([record]) is None
+
+
+def test_a_run_keeps_the_estimate_that_it_was_given(cell, tmp_path):
+    from faqbench import pipeline
+
+    estimate = {"seconds": 3.0, "peak_memory_bytes": 10**9, "n_bytes": 10**6}
+    data = pipeline.run(
+        cell("quant=rtn"),
+        cache=StageCache(tmp_path / "cache"),
+        progress=PlainProgress(),
+        estimate=estimate,
+    )
+    assert data.record.extra["plan"]["estimate"] == estimate
+    (again,), _ = find_runs(tmp_path / "runs")
+    assert again.extra["plan"]["actual"]["seconds"] == data.record.seconds
+
+
+def test_a_plan_of_two_hundred_cells_shares_one_composition(tmp_path):
+    arguments = ["-m", "model=tiny-llama", "quant=rtn,awq,faq,gptq", "bits=2,3,4,5,8",
+                 "seed=range(0,10)", "tracking=none", f"paths.runs={tmp_path}"]  # fmt: skip
+    experiments = compose_cells(parse_flags(arguments)).experiments
+    with StageCache(tmp_path / "cache") as cache:
+        found = make_plan(experiments, [], cache)
+    assert len(experiments) == 200 and len(found.cells) == 155  # RTN has no seed
+    assert {s.n_cells for s in stages(found, "statistics")} == {10}
