@@ -13,8 +13,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import faqbench
@@ -38,12 +38,15 @@ def attempt_in_a_process(
     Raises:
         UserError: when no record can be written.
     """
-    child = subprocess.Popen(
-        [sys.executable, "-m", "faqbench.cli.isolation"],
-        stdin=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": _import_path()},
-        text=True,
-    )
+    with (
+        _interrupts_held_back()
+    ):  # the child inherits it, and is interrupted when `main` can answer
+        child = subprocess.Popen(
+            [sys.executable, "-m", "faqbench.cli.isolation"],
+            stdin=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": _import_path()},
+            text=True,
+        )
     try:
         cell = {"experiment": experiment.model_dump(mode="json"), "estimate": estimate}
         child.communicate(json.dumps(cell))
@@ -63,6 +66,7 @@ def attempt_in_a_process(
 def main() -> int:
     """Run the cell that is described on standard input."""
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         cell = json.load(sys.stdin)
         experiment = Experiment.model_validate_json(json.dumps(cell["experiment"]))
         if experiment.memory_limit_gigabytes is not None:
@@ -74,6 +78,15 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _cause_of_death(code: int) -> str:

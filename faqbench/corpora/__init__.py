@@ -21,7 +21,7 @@ corpus too: a .txt file, whose paragraphs, separated by blank lines, are the tex
 """
 
 from faqbench.corpora.corpus import Corpus, domain_texts, read_corpus
-from faqbench.corpora.domain import domain_names
+from faqbench.corpora.domain import domain_names, domain_source
 from faqbench.corpora.hub_set import hub_set_names
 from faqbench.corpora.part import Part, part_of
 
@@ -29,6 +29,7 @@ __all__ = [
     "Corpus",
     "Part",
     "domain_names",
+    "domain_source",
     "domain_texts",
     "hub_set_names",
     "part_of",

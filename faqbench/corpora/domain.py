@@ -9,7 +9,7 @@ from importlib import resources
 
 import yaml
 
-from faqbench.assets import document_key, packaged_texts
+from faqbench.assets import document_key, packaged_data_place, packaged_texts
 from faqbench.stages import Progress
 
 
@@ -25,6 +25,11 @@ class Domain:
 def domain_names() -> list[str]:
     """Return the names of the packaged domains."""
     return sorted(_domains())
+
+
+def domain_source(domain: str) -> dict[str, object]:
+    """Return what decides the texts of a packaged domain, without reading them."""
+    return {"sources": list(_domains()[domain].sources), "data": packaged_data_place()[1]}
 
 
 def packaged_documents(domain: str, progress: Progress) -> dict[str, str]:

@@ -41,8 +41,8 @@ from faqbench.evaluation.perplexity import (
 from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
 from faqbench.evaluation.reference import HiddenStates, HiddenWriter
 from faqbench.evaluation.results import TaskResult
-from faqbench.evaluation.texts import protocol_passages
-from faqbench.evaluation.windows import ProtocolTokens, protocol_tokens
+from faqbench.evaluation.texts import protocol_passages, text_source
+from faqbench.evaluation.windows import ProtocolTokens, expected_tokens_hash, protocol_tokens
 
 __all__ = [
     "HARNESS_VERSION",
@@ -57,6 +57,7 @@ __all__ = [
     "calibration_grams",
     "check_task",
     "count_overlap",
+    "expected_tokens_hash",
     "perplexity_metrics",
     "protocol_examples",
     "protocol_passages",
@@ -66,4 +67,5 @@ __all__ = [
     "score_tokens",
     "task_names",
     "task_passages",
+    "text_source",
 ]

@@ -11,7 +11,7 @@ from faqbench import corpora
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.protocols import Protocol
 from faqbench.hub import hub_errors, hub_or_local_copies
-from faqbench.stages import Progress
+from faqbench.stages import Progress, hash_file
 
 _JOINED_BY = {"heldout": "\n\n", "wikitext2": "\n\n", "c4-new": " "}
 _C4_DOCUMENTS = 1100
@@ -51,6 +51,15 @@ def protocol_passages(protocol: Protocol, experiment: Experiment, progress: Prog
     if not any(passage.strip() for passage in passages):
         raise UserError(f"Protocol '{protocol.name}' has no text: {source} is empty.")
     return passages
+
+
+def text_source(protocol: Protocol, experiment: Experiment) -> dict[str, object] | None:
+    """Return what decides a protocol's text, without reading a corpus; None for one of the hub."""
+    if protocol.corpus == "heldout":
+        assert protocol.domain is not None
+        return corpora.domain_source(protocol.domain)
+    path = experiment.data.wikitext2_path
+    return {"sha256": hash_file(path)} if protocol.corpus == "wikitext2" and path else None
 
 
 def _read(path: Path) -> str:

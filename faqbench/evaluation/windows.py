@@ -20,7 +20,7 @@ import yaml
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.protocols import Protocol
 from faqbench.evaluation.texts import protocol_text
-from faqbench.stages import Progress, hash_json
+from faqbench.stages import Progress, hash_json, hash_text
 
 _C4_WINDOWS = 256
 
@@ -96,6 +96,13 @@ def protocol_tokens(
         verified=not warnings,
         warnings=warnings,
         n_special=protocol.seq_len - width,
+    )
+
+
+def expected_tokens_hash() -> str:
+    """Return the sha256 of what is known of protocols' tokens, on which `verified` depends."""
+    return hash_text(
+        files("faqbench.evaluation").joinpath("expected_tokens.yaml").read_text("utf-8")
     )
 
 

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from faqbench.config.experiment import ModelSection
-from faqbench.models.loading import LoadedModel, load_model
+from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
 from faqbench.models.random_model import random_model
-from faqbench.models.sources import checkpoint_folder, weights_source
+from faqbench.models.sources import checkpoint_folder, tokenizer_source, weights_source
 from faqbench.stages import Progress, hash_json
 
 
@@ -44,6 +44,7 @@ class ModelHolder:
     def __init__(self) -> None:
         self.n_loads = 0
         self._held: _Held | None = None
+        self._tokenizer: tuple[str, Any] | None = None
         self._changed = False
 
     def pristine(
@@ -76,6 +77,17 @@ class ModelHolder:
         self._held = _Held(loaded=loaded, origin=_origin(section, dtype, device), buffers=buffers)
         self._changed = False
         return loaded
+
+    def tokenizer(self, section: ModelSection, progress: Progress) -> Any:
+        """Return a model's tokenizer, which nobody changes, without its weights.
+
+        Raises:
+            UserError: when it cannot be loaded.
+        """
+        origin = hash_json([tokenizer_source(section), section.model_dump(mode="json")])
+        if self._tokenizer is None or self._tokenizer[0] != origin:
+            self._tokenizer = origin, load_tokenizer(section, progress)
+        return self._tokenizer[1]
 
     def changed(self) -> None:
         """Remember that the held model's weights are no longer those that were loaded."""

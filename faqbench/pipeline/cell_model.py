@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from faqbench.config import Experiment
+from faqbench.config.experiment import ModelSection
 from faqbench.models import (
     Architecture,
     LoadedModel,
     ModelHolder,
     cast_parameters,
-    load_tokenizer,
     pinned,
 )
 from faqbench.pipeline.keys import weights_key
@@ -89,6 +89,11 @@ class CellModel:
         self.facts = WeightFacts(**json.loads((entry.path / "facts.json").read_text()))
 
     @property
+    def section(self) -> ModelSection:
+        """Where the model comes from, with the commit of a hub's."""
+        return self._experiment.model
+
+    @property
     def fingerprint(self) -> str:
         """Sha256 over the weights as loaded."""
         return self.facts.fingerprint
@@ -101,7 +106,7 @@ class CellModel:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
-        return load_tokenizer(self._experiment.model, self._progress)
+        return self._holder.tokenizer(self._experiment.model, self._progress)
 
     def pristine(self) -> LoadedModel:
         """Return the model with its weights as loaded, for those who only read them."""

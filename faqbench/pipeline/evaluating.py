@@ -20,7 +20,6 @@ from faqbench.evaluation import (
     HiddenStates,
     ProtocolTokens,
     perplexity_metrics,
-    protocol_tokens,
     resolve_protocol,
     run_task,
 )
@@ -29,6 +28,7 @@ from faqbench.pipeline.keys import protocol_key, task_key
 from faqbench.pipeline.memory import PeakMemory
 from faqbench.pipeline.reference import Reference
 from faqbench.pipeline.token_scores import read_scores, write_scores
+from faqbench.pipeline.windows import protocol_windows
 from faqbench.records import Metric
 from faqbench.stages import CacheEntry, Progress, StageCache
 
@@ -118,12 +118,12 @@ def evaluate(
 
 
 def _protocol(name: str, setting: _Setting) -> Evaluated:
-    experiment, progress = setting.experiment, setting.progress
+    experiment = setting.experiment
     protocol, reference = resolve_protocol(name, experiment), setting.references.get(name)
     windows = (
         reference.windows
         if reference is not None
-        else protocol_tokens(protocol, setting.model.tokenizer, experiment, progress)
+        else protocol_windows(name, experiment, setting.model, setting.cache, setting.progress)
     )
     entry = _token_scores(name, windows, reference, setting)
     scores, facts = read_scores(entry.path)

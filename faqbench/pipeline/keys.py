@@ -4,6 +4,7 @@ Keys are made from an experiment and the fingerprints of what came before, never
 so that a plan can look stages up without loading anything:
 
     weights        where they come from              -> fingerprint of the weights
+    windows        a protocol's text, the tokenizer  -> fingerprint of the windows
     statistics     weights, calibration tokens, how tokens count
     quantized      weights, the method, calibration tokens
     reference      weights, a protocol's tokens: what quantized models are compared with
@@ -13,14 +14,22 @@ so that a plan can look stages up without loading anything:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 
 import torch
 
 from faqbench.config import Experiment
+from faqbench.config.experiment import ModelSection
 from faqbench.config.identity import calibration_identity, quant_identity
-from faqbench.evaluation import HARNESS_VERSION, SCORER_VERSION
-from faqbench.models import weights_source
+from faqbench.evaluation import (
+    HARNESS_VERSION,
+    SCORER_VERSION,
+    expected_tokens_hash,
+    resolve_protocol,
+    text_source,
+)
+from faqbench.models import tokenizer_source, weights_source
 from faqbench.quantization import CHECKPOINT_VERSION
 from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
 from faqbench.quantization.activations import CODE_VERSION as STATISTICS_VERSION
@@ -93,6 +102,29 @@ def reference_key(
         "device": device,
         "batch_tokens": experiment.evaluation.batch_tokens,
         "torch": torch.__version__,
+    }
+
+
+def windows_key(experiment: Experiment, section: ModelSection, name: str) -> Key | None:
+    """Return the key of a protocol's windows, or None when its text or tokenizer has no known version.
+
+    Args:
+        experiment: the cell.
+        section: its model, with the commit of a hub's.
+        name: of the protocol.
+    """
+    protocol = resolve_protocol(name, experiment)
+    text, tokenizer = text_source(protocol, experiment), tokenizer_source(section)
+    if text is None or tokenizer is None:
+        return None
+    return {
+        "protocol": asdict(protocol),
+        "text": text,
+        "tokenizer": tokenizer,
+        "libraries": {library: version(library) for library in ("tokenizers", "transformers")},
+        "n_windows": experiment.n_windows(),
+        "add_bos": experiment.evaluation.add_bos,
+        "expected": expected_tokens_hash(),
     }
 
 

@@ -20,13 +20,12 @@ from faqbench.config import Experiment
 from faqbench.evaluation import (
     HiddenWriter,
     ProtocolTokens,
-    protocol_tokens,
-    resolve_protocol,
 )
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.keys import reference_key
 from faqbench.pipeline.memory import PeakMemory
 from faqbench.pipeline.token_scores import write_scores
+from faqbench.pipeline.windows import protocol_windows
 from faqbench.stages import CacheEntry, Progress, StageCache
 
 
@@ -73,8 +72,7 @@ def reference_scores(
 
     references = {}
     for name in experiment.evaluation.protocols:
-        protocol = resolve_protocol(name, experiment)
-        windows = protocol_tokens(protocol, model.tokenizer, experiment, progress)
+        windows = protocol_windows(name, experiment, model, cache, progress)
         build = partial(_write, windows, in_dtype, experiment, memory, progress)
         found = {"weights": model.fingerprint, f"protocol/{name}": windows.fingerprint}
         key = reference_key(experiment, found, name, model.device.type)

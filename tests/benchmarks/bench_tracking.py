@@ -107,6 +107,7 @@ if __name__ == "__main__":
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    chosen = (*(TINY if given.tiny else PACKAGED), *given.overrides)
+    # Hydra wants its flags before its overrides.
+    chosen = (*given.overrides[:1], *(TINY if given.tiny else PACKAGED), *given.overrides[1:])
     with tempfile.TemporaryDirectory() as scratch:
         run(Path(scratch), chosen, given.repeats)

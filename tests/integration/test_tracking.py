@@ -69,11 +69,17 @@ def test_a_full_disk_in_the_folder_of_wandb_costs_the_view_and_nothing_else(work
 
 
 def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(workplace):
-    slow = arguments(workplace, "calibration.n_samples=40", "calibration.batch_size=1")
-    process = workplace.start(*slow)
+    slow = ("quant.search.loss=module", "quant.search.n_grid=200", "calibration.n_samples=16")
+    process = workplace.start(*arguments(workplace, *slow))
+
+    def quantizes():
+        logs = find_progress(workplace.runs)
+        return any("quantize" in s.stage for log in logs for s in log.samples)
+
+    # Not earlier: some packages swallow an interrupt while they are imported.
     end = time.monotonic() + 120
-    while not any(log.samples for log in find_progress(workplace.runs)) and time.monotonic() < end:
-        time.sleep(0.05)
+    while not quantizes() and time.monotonic() < end:
+        time.sleep(0.1)
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err

@@ -1,12 +1,12 @@
 """What runs have found out, kept under what can be known without a tokenizer or a corpus.
 
-    calibration          tokenizer, calibration settings, the data they name  ->  tokens' fingerprint
-    protocol/<name>      tokenizer, the protocol, the data it names           ->  windows' fingerprint
-    entry/<stage>        the same, for stages whose own keys hold more        ->  name of the entry
+    calibration      tokenizer, calibration settings, the data they name  ->  fingerprint of the tokens
+    entry/<stage>    the same, for stages whose own keys hold more        ->  name of the entry
 
 A run notes what it found; a plan reads it, and thereby knows the keys of the stages that follow. What was
 never found is stood in for by a hash of the question, which no entry has, and which is the same for all
-cells that would find the same.
+cells that would find the same. The fingerprints of weights and of protocols' windows are in stages of their
+own, whose keys need no such note.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from faqbench.assets import packaged_data_place
 from faqbench.calibration import CODE_VERSION as CALIBRATION_VERSION
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
-from faqbench.evaluation.protocols import PROTOCOL_VERSION
 from faqbench.models import tokenizer_source
-from faqbench.pipeline.keys import Key, weights_key
+from faqbench.pipeline.keys import Key, weights_key, windows_key
 from faqbench.quantization import reads_store
-from faqbench.stages import StageCache, hash_json
+from faqbench.stages import StageCache, hash_json, hash_text
 
 _STAGE = "found"
 ENTRIES = ("calibration", "bias_distance", "reference_means")
@@ -51,24 +50,34 @@ def note_found(experiment: Experiment, fingerprints: Mapping[str, str], cache: S
 
 def look_up(experiment: Experiment, cache: StageCache) -> dict[str, str]:
     """Return the cell's fingerprints and entries, each found out earlier or stood in for."""
-    weights = weights_key(experiment)
-    path = cache.find("weights", weights) if weights is not None else None
-    known = None if path is None else json.loads((path / "facts.json").read_text())["fingerprint"]
-    stand_in = weights or experiment.model.model_dump(mode="json")
-    fingerprints = {"weights": known or f"unknown-{hash_json(stand_in)}"}
+    fingerprints = {"weights": _of_stage("weights", weights_key(experiment), experiment, cache)}
+    for name in experiment.evaluation.protocols:
+        key = windows_key(experiment, experiment.model, name)
+        fingerprints[f"protocol/{name}"] = _of_stage("windows", key, [experiment, name], cache)
     for name in _names(experiment):
         key = _question(experiment, name)
         found = _read(cache.find(_STAGE, key)) if key is not None else None
-        unknown = f"{name.removeprefix('entry/')}/" if name.startswith("entry/") else ""
-        stood_in = f"{unknown}unknown-{hash_json(key or [name, stand_in])}"
-        fingerprints[name] = found or stood_in
+        folder = f"{name.removeprefix('entry/')}/" if name.startswith("entry/") else ""
+        fingerprints[name] = found or f"{folder}{_stand_in(key, [experiment, name])}"
     return fingerprints
+
+
+def _of_stage(stage: str, key: Key | None, question: object, cache: StageCache) -> str:
+    """Return the fingerprint that a stage has found out, or what stands in for it."""
+    path = cache.find(stage, key) if key is not None else None
+    if path is None:
+        return _stand_in(key, question)
+    found: str = json.loads((path / "facts.json").read_text())["fingerprint"]
+    return found
+
+
+def _stand_in(key: Key | None, question: object) -> str:
+    return f"unknown-{hash_json(key) if key is not None else hash_text(repr(question))}"
 
 
 def _names(experiment: Experiment) -> list[str]:
     calibration = ["calibration", *(f"entry/{stage}" for stage in ENTRIES)]
-    protocols = [f"protocol/{name}" for name in experiment.evaluation.protocols]
-    return [*(calibration if experiment.needs_calibration else []), *protocols]
+    return calibration if experiment.needs_calibration else []
 
 
 def _question(experiment: Experiment, name: str) -> Key | None:
@@ -77,14 +86,10 @@ def _question(experiment: Experiment, name: str) -> Key | None:
         return None
     key: Key = {
         "name": name,
-        "versions": [CALIBRATION_VERSION, PROTOCOL_VERSION],
+        "version": CALIBRATION_VERSION,
         "tokenizer": tokenizer,
         "data": packaged_data_place()[1],
     }
-    if name.startswith("protocol/"):
-        path = experiment.data.wikitext2_path
-        files = _files([] if path is None else [str(path)])
-        return key | {"n_windows": experiment.n_windows(), "files": files}
     settings = calibration_identity(experiment)
     key |= {"files": _files(settings)}
     if name in ("entry/bias_distance", "entry/reference_means"):

@@ -16,6 +16,7 @@ from faqbench.pipeline.keys import (
     statistics_key,
     task_key,
     weights_key,
+    windows_key,
 )
 from faqbench.pipeline.planning.found import ENTRIES
 from faqbench.quantization import reads_store
@@ -66,6 +67,11 @@ def stages_of(
 
     weights = weights_key(experiment) or {"unknown": fingerprints["weights"]}
     needs = [*_assets(experiment), need("weights", "", weights)]
+    windows = {
+        name: windows_key(experiment, experiment.model, name) or {"unknown": name}
+        for name in experiment.evaluation.protocols
+    }
+    needs += [need("windows", name, key) for name, key in windows.items()]
     if experiment.needs_calibration:
         needs += _calibration(experiment, fingerprints, cache)
     if experiment.quantizes:
