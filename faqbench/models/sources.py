@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from faqbench.assets import packaged_model_place
 from faqbench.config.experiment import ModelSection
 from faqbench.hub import local_snapshot, resolve_commit
-from faqbench.stages import hash_file
+from faqbench.stages import hash_file, library_version
 
 _Source = dict[str, object]
 _WEIGHTS = ("*.safetensors", "config.json", "*.safetensors.index.json")
@@ -95,7 +94,7 @@ def _source(section: ModelSection, patterns: Iterable[str]) -> _Source | None:
             assert section.asset is not None
             return {"asset": packaged_model_place(section.asset)[1]}
         case "random":
-            libraries = {name: version(name) for name in ("torch", "transformers")}
+            libraries = {name: library_version(name) for name in ("torch", "transformers")}
             return {"random": section.model_dump(mode="json")["random"], "libraries": libraries}
         case "hub":
             assert section.hub_id is not None

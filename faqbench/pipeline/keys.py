@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 
 import torch
 
@@ -33,6 +32,7 @@ from faqbench.models import tokenizer_source, weights_source
 from faqbench.quantization import CHECKPOINT_VERSION
 from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
 from faqbench.quantization.activations import CODE_VERSION as STATISTICS_VERSION
+from faqbench.stages import library_version
 
 WEIGHTS_VERSION = 1  # raise it when a fingerprint or the facts beside it change
 Key = dict[str, object]
@@ -47,7 +47,7 @@ def weights_key(experiment: Experiment) -> Key | None:
         "version": WEIGHTS_VERSION,
         "source": source,
         "dtype": experiment.calibration.dtype,
-        "transformers": version("transformers"),
+        "transformers": library_version("transformers"),
     }
 
 
@@ -121,7 +121,7 @@ def windows_key(experiment: Experiment, section: ModelSection, name: str) -> Key
         "protocol": asdict(protocol),
         "text": text,
         "tokenizer": tokenizer,
-        "libraries": {library: version(library) for library in ("tokenizers", "transformers")},
+        "libraries": {name: library_version(name) for name in ("tokenizers", "transformers")},
         "n_windows": experiment.n_windows(),
         "add_bos": experiment.evaluation.add_bos,
         "expected": expected_tokens_hash(),

@@ -11,7 +11,7 @@ several processes.
 """
 
 from faqbench.stages.cache import CacheEntry, StageCache, StageUse, cache_root
-from faqbench.stages.hashing import hash_file, hash_json, hash_text
+from faqbench.stages.hashing import hash_file, hash_json, hash_text, library_version
 from faqbench.stages.inventory import (
     StoredEntry,
     evict,
@@ -38,6 +38,7 @@ __all__ = [
     "hash_file",
     "hash_json",
     "hash_text",
+    "library_version",
     "list_entries",
     "oldest_over",
     "remove_entry",

@@ -1,9 +1,11 @@
-"""Hashes of files, texts and JSON values; sha256 everywhere, so that any tool can check them."""
+"""Hashes of files, texts and JSON values, sha256 everywhere, so that any tool can check them; versions."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -26,3 +28,12 @@ def hash_json(value: object) -> str:
         TypeError: for a value that is not JSON.
     """
     return hash_text(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False))
+
+
+@cache
+def library_version(library: str) -> str:
+    """Return the installed version of a library that a stage's result depends on.
+
+    Asked of the installation once per process: a plan needs it thousands of times.
+    """
+    return version(library)
