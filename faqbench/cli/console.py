@@ -157,13 +157,14 @@ def console_progress() -> Progress:
 def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
     """Print rows as a table; columns are the keys of the first row, in their order.
 
-    Where the terminal is too narrow for that many columns, every row is a paragraph of its own.
+    Where the terminal is too narrow for that many columns, every row is a paragraph of its own. A file or
+    a pipe gets every value whole on its row's line, so that `grep` finds it.
     """
     if not rows:
         return
     console = Console()
     if not console.is_terminal:
-        console = Console(width=max(120, 16 * len(rows[0])))
+        console = Console(width=_whole_width(rows))
     if title:
         console.print(title, style="bold", markup=False, highlight=False)
     console.print(make_table(rows, console.width), markup=False)
@@ -187,6 +188,12 @@ def print_text(text: str) -> None:
     """Print a paragraph: wrapped between words on a terminal, as one line elsewhere."""
     console = Console()
     console.print(Text(text), highlight=False, soft_wrap=not console.is_terminal)
+
+
+def _whole_width(rows: Sequence[Mapping[str, str]]) -> int:
+    """Return the width at which no value of a table is broken."""
+    longest = (max(len(row[column]) for row in rows) for column in rows[0])
+    return sum(max(length, 16) + 3 for length in longest) + 1
 
 
 def _least_width(rows: Sequence[Mapping[str, str]]) -> int:

