@@ -107,7 +107,8 @@ if __name__ == "__main__":
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    # Hydra wants its flags before its overrides.
-    chosen = (*given.overrides[:1], *(TINY if given.tiny else PACKAGED), *given.overrides[1:])
+    flags = [word for word in given.overrides if word.startswith("-")]  # Hydra wants them first
+    values = [word for word in given.overrides if not word.startswith("-")]
+    chosen = (*flags, *(TINY if given.tiny else PACKAGED), *values)
     with tempfile.TemporaryDirectory() as scratch:
         run(Path(scratch), chosen, given.repeats)
