@@ -8,11 +8,12 @@ from faqbench.report.analysis import analyse, resolve_baseline
 from faqbench.report.content import report_title
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.markup import escape_markdown, to_markdown
+from faqbench.report.overview import overview_table
 from faqbench.report.panels import build_panels
 from faqbench.report.request import ReportRequest
 from faqbench.report.result_tables import results_table
 from faqbench.report.selection import select_runs
-from faqbench.report.verdicts import overview, question, verdicts
+from faqbench.report.verdicts import question, verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +47,12 @@ def answer(request: ReportRequest) -> Answer:
     for panel in panels:
         analysis = analyse(panel, store, baseline)
         parts.append(f"## {escape_markdown(panel.model)}\n\n{escape_markdown(question(analysis))}")
-        lines = [escape_markdown(sentence) for sentence in overview(analysis)]
+        over = overview_table(analysis, "overview")
+        parts += [to_markdown(over)] if over else []
+        lines = []
         for v in verdicts(analysis):
+            if over and not v.decided:
+                continue  # the table says how many those are
             lead = escape_markdown(v.lead)
             claim = f"**{lead}.**" if v.decided else f"{lead}."
             lines.append(f"At {escape_markdown(v.setting)}: {claim} {escape_markdown(v.evidence)}")

@@ -13,6 +13,7 @@ from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import draw_figures
 from faqbench.report.figures.drawing import Drawing, to_inline, to_png, to_svg
 from faqbench.report.method_notes import how_measured
+from faqbench.report.overview import overview_table
 from faqbench.report.pages import Pages, TablePart, lay_out, split_table
 from faqbench.report.panels import build_panels
 from faqbench.report.published import is_published, published_table
@@ -21,7 +22,7 @@ from faqbench.report.result_tables import fidelity_table, further_table, results
 from faqbench.report.run_section import RunSection, Shared, run_section, shared_facts
 from faqbench.report.selection import Selection
 from faqbench.report.tables import Table
-from faqbench.report.verdicts import Verdict, draws_note, overview, question, verdicts
+from faqbench.report.verdicts import Verdict, draws_note, question, verdicts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,7 @@ class PanelContent:
     model: str
     slug: str
     question: str
-    overview: tuple[str, ...]
+    overview: Table | None
     verdicts: tuple[Verdict, ...]
     draws_note: str
     results: tuple[TablePart, ...]
@@ -149,12 +150,13 @@ def _panel_content(analysis: Analysis, store: EvidenceStore, *, several: bool) -
         analysis, analysis.fidelity, f"fidelity-differences{end}"
     )
     further = further_table(analysis, f"further-metrics{end}")
-    tables = (results, differences, fidelity, fidelity_differences, further)
+    over = overview_table(analysis, f"overview{end}")
+    tables = (results, over, differences, fidelity, fidelity_differences, further)
     return PanelContent(
         model=analysis.panel.model,
         slug=slug,
         question=question(analysis),
-        overview=tuple(overview(analysis)),
+        overview=over,
         verdicts=tuple(verdicts(analysis)),
         draws_note=draws_note(analysis),
         results=split_table(results),
@@ -200,14 +202,33 @@ def report_title(models: Sequence[str], name: str) -> str:
 
 
 def _alarms(records: Sequence[RunRecord]) -> tuple[Alarm, ...]:
-    found: dict[tuple[bool, str], list[str]] = {}
+    """Return a method's failures of a gate as one alarm, and each warning, with the runs concerned."""
+    gates: dict[str, list[tuple[str, str]]] = {}
+    warnings: dict[str, list[str]] = {}
     for run in records:
         for gate in run.gates:
             if not gate.passed:
                 who = facts.display_method(facts.method_name(run))
-                text = f"{who}: {gate.name.replace('_', ' ')}. {gate.detail}"
-                found.setdefault((True, text), []).append(run.run_id)
+                what = f"{who}: {gate.name.replace('_', ' ')}"
+                gates.setdefault(what, []).append((run.run_id, gate.detail))
         for warning in run.warnings:
-            found.setdefault((False, warning), []).append(run.run_id)
-    ordered = sorted(found.items(), key=lambda entry: not entry[0][0])
-    return tuple(Alarm(text=t, failed=f, run_ids=tuple(ids)) for (f, t), ids in ordered)
+            warnings.setdefault(warning, []).append(run.run_id)
+    failed = [
+        Alarm(
+            text=f"{what}. {_details([d for _, d in found])}",
+            failed=True,
+            run_ids=tuple(run_id for run_id, _ in found),
+        )
+        for what, found in gates.items()
+    ]
+    return (
+        *failed,
+        *(Alarm(text=t, failed=False, run_ids=tuple(ids)) for t, ids in warnings.items()),
+    )
+
+
+def _details(details: Sequence[str]) -> str:
+    """Return what one gate said of several runs: each run's page has its own words."""
+    if len(set(details)) == 1:
+        return details[0]
+    return f"In {formatting.count(len(details), 'run')}, in the first: {details[0]}"

@@ -17,8 +17,6 @@ from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
 from faqbench.statistics import detectable_from_stderr
 
-_MANY_SETTINGS = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
@@ -59,7 +57,7 @@ def question(analysis: Analysis) -> str:
 
 def verdicts(analysis: Analysis) -> list[Verdict]:
     """Return the answer: per contest who leads, then each method against the baseline."""
-    kinds = _kinds(analysis)
+    kinds = telling_kinds(analysis)
     others = {c.a.method for _, c in analysis.main.comparisons} - {"rtn"}
     found = []
     for contest in analysis.contests:
@@ -77,28 +75,7 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
     return found
 
 
-def overview(analysis: Analysis) -> list[str]:
-    """Return, for many settings, how often each method wins, loses or cannot be told apart."""
-    if len(analysis.contests) < _MANY_SETTINGS:
-        return []
-    tallies: dict[tuple[str, str, str], list[Comparison]] = {}
-    kinds = _kinds(analysis)
-    for _, c in analysis.main.comparisons:
-        if c.column.kind in kinds and not c.refused:
-            key = (c.a.short_name, c.b.short_name, measure(c.column))
-            tallies.setdefault(key, []).append(c)
-    sentences = []
-    for (a, b, what), found in tallies.items():
-        n_better = sum(c.is_significant and c.a_is_better for c in found)
-        n_worse = sum(c.is_significant and not c.a_is_better for c in found)
-        sentences.append(
-            f"{a} against {b} in {what}, of {formatting.count(len(found), 'setting')}: better in "
-            f"{n_better}, worse in {n_worse}, not decidable in {len(found) - n_better - n_worse}."
-        )
-    return sentences
-
-
-def _kinds(analysis: Analysis) -> set[str]:
+def telling_kinds(analysis: Analysis) -> set[str]:
     """Return which columns are worth a sentence: not single tasks where there is their mean."""
     has_mean = any(column.kind == "mean_acc" for column in analysis.panel.columns)
     return {"perplexity", "mean_acc" if has_mean else "acc"}
