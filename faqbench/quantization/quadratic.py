@@ -63,6 +63,19 @@ def quadratic_form(error: Tensor, half: HalfGram) -> Tensor:
     return total
 
 
+def row_quadratic_forms(error: Tensor, half: HalfGram) -> Tensor:
+    """Return e G e' of each row e as float64 [rows]; arguments as for `quadratic_form`."""
+    narrow = error.to(half.blocks[0].dtype)
+    totals = torch.zeros(len(error), dtype=torch.float64, device=error.device)
+    start = 0
+    for block in half.blocks:
+        stop = start + block.shape[1]
+        product = (narrow[:, start:] @ block).to(error.dtype)
+        totals += torch.linalg.vecdot(product, error[:, start:stop])
+        start = stop
+    return totals
+
+
 def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:
     """Cut a weight into pieces of whole rows that fit a core's cache."""
     elements = _CHUNK_ELEMENTS.get(weight.device.type, 2**20)

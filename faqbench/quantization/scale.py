@@ -14,8 +14,9 @@ calibration tokens; `loss=module` in `quantization.module_loss` keeps the refere
 
 Speed: the loss is a sum of non-negative parts over rows, so a candidate is given up as soon as its part
 exceeds the whole loss of a better one. Where the hardware multiplies bfloat16 much faster than float32,
-all candidates are first ranked with bfloat16 products, and only those within `CONTENDER_MARGIN` of the
-best are computed in float32. `tests/benchmarks/bench_quantization.py` measures how far the two differ.
+all candidates are first ranked with bfloat16 products: on a CPU those that every fourth row shows to lose
+leave, the others are ranked on all rows, and only those within `CONTENDER_MARGIN` of the best are computed in
+float32. On SmolLM2-135M no choice differs from that of float32 on all rows (270 searches, reports/LOG.md).
 """
 
 from __future__ import annotations
@@ -34,10 +35,16 @@ from faqbench.quantization.quadratic import (
     has_fast_bfloat16,
     quadratic_form,
     row_chunks,
+    row_quadratic_forms,
 )
 
 MIN_SCALE = 1e-4
 CONTENDER_MARGIN = 0.003
+# Every how many rows are sampled to rank candidates, how few are no sample, and by how many standard
+# errors of a paired difference a candidate must lose there.
+_RACE_STRIDE = 4
+_LEAST_SAMPLE = 96
+_RACE_SIGMAS = 4.0
 # A part of a sum may be this much too large by rounding, relative to the whole.
 _ROUNDING_MARGIN = 1e-5
 # Where winners usually lie: what is tried first gives up the others early. No choice depends on it.
@@ -96,6 +103,7 @@ def search_scale(
     candidates = list(alphas)
     if has_fast_bfloat16(gram.device):
         coarse_gram = halve(gram, torch.bfloat16)
+        candidates = _race(weights, grids, statistic, coarse_gram, candidates)
         coarse = _losses(weights, grids, statistic, coarse_gram, candidates, CONTENDER_MARGIN)
         limit = min(coarse) * (1 + CONTENDER_MARGIN)
         # NaN compares false everywhere: such candidates stay, and the exact pass decides about them.
@@ -105,6 +113,43 @@ def search_scale(
         exact = _losses(weights, grids, statistic, halve(gram), candidates, _ROUNDING_MARGIN)
         best = candidates[first_smallest(exact)]
     return ScaleChoice(alpha=best, input_scale=scale_from_statistic(statistic, best))
+
+
+def _race(
+    weights: Sequence[Tensor],
+    grids: Sequence[Grid],
+    statistic: Tensor,
+    half: HalfGram,
+    alphas: Sequence[float],
+) -> list[float]:
+    """Return the candidates that a part of the rows does not show to lose, in their order.
+
+    The loss is a mean over rows. A candidate leaves when, paired over the sampled rows, it loses to the
+    best of them by more than `_RACE_SIGMAS` standard errors and the margin of bfloat16 products.
+    """
+    sampled = [weight[::_RACE_STRIDE] for weight in weights]
+    if half.blocks[0].device.type != "cpu" or sum(map(len, sampled)) < _LEAST_SAMPLE:
+        return list(alphas)  # too few rows to tell; a GPU takes a whole weight as fast as a part
+    losses = torch.stack(
+        [
+            torch.cat(
+                [
+                    row_quadratic_forms(_rounding_error(rows, input_scale, grid), half)
+                    for rows, grid in zip(sampled, grids, strict=True)
+                ]
+            )
+            for input_scale in (scale_from_statistic(statistic, alpha) for alpha in alphas)
+        ]
+    )
+    best = losses[first_smallest(losses.sum(dim=1).tolist())]
+    behind = losses - best
+    slack = _RACE_SIGMAS * behind.std(dim=1) * losses.shape[1] ** 0.5
+    loses = behind.sum(dim=1) > slack + CONTENDER_MARGIN * best.sum()  # never so with NaN
+    return [alpha for alpha, out in zip(alphas, loses.tolist(), strict=True) if not out]
+
+
+def _rounding_error(weight: Tensor, input_scale: Tensor, grid: Grid) -> Tensor:
+    return fake_quantize(weight * input_scale, grid).div_(input_scale).sub_(weight)
 
 
 def _losses(
@@ -150,8 +195,7 @@ def gram_loss(
     # Reading the sum makes a GPU wait, and its chunks are whole weights anyway.
     stops = weight.device.type == "cpu" and limit < math.inf
     for rows in row_chunks(weight):
-        error = fake_quantize(rows * input_scale, grid).div_(input_scale).sub_(rows)
-        total += quadratic_form(error, half)
+        total += quadratic_form(_rounding_error(rows, input_scale, grid), half)
         if stops and float(total) > limit:
             break
     return float(total)

@@ -23,11 +23,11 @@ ALPHAS = alpha_grid(20)
 class Problem:
     """Tokens with a few strong channels, and two weights that read them."""
 
-    def __init__(self, seed, n_tokens=200, in_features=64):
+    def __init__(self, seed, n_tokens=200, in_features=64, rows=(24, 8)):
         generator = torch.Generator().manual_seed(seed)
         size = torch.randn(in_features, generator=generator).mul(1.2).exp()
         self.x = torch.randn(n_tokens, in_features, generator=generator) * size
-        self.weights = [torch.randn(n, in_features, generator=generator) for n in (24, 8)]
+        self.weights = [torch.randn(n, in_features, generator=generator) for n in rows]
         self.gram = self.x.T @ self.x / n_tokens
         self.statistic = self.x.abs().mean(dim=0)
 
@@ -94,6 +94,33 @@ def test_ranking_in_bfloat16_first_never_changes_the_chosen_exponent(monkeypatch
     exact = problem.search()
     assert coarse.alpha == exact.alpha
     assert torch.equal(coarse.input_scale, exact.input_scale)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_sample_of_rows_ends_some_candidates_and_never_the_winner(monkeypatch, seed):
+    problem = Problem(seed, rows=(512, 128))
+    monkeypatch.setattr(scale, "has_fast_bfloat16", lambda device: False)
+    winner = problem.search().alpha
+    monkeypatch.setattr(scale, "has_fast_bfloat16", lambda device: True)
+    assert problem.search().alpha == winner
+    half, grids = halve(problem.gram, torch.bfloat16), [GRID, GRID]
+    kept = scale._race(problem.weights, grids, problem.statistic, half, ALPHAS)
+    assert winner in kept and len(kept) < len(ALPHAS) and kept == sorted(kept)
+
+
+def test_a_candidate_without_a_loss_stays_in_the_race(monkeypatch):
+    problem = Problem(0, rows=(512, 128))
+    monkeypatch.setattr(
+        scale, "row_quadratic_forms", lambda e, half: torch.full((len(e),), torch.nan)
+    )
+    half, grids = halve(problem.gram, torch.bfloat16), [GRID, GRID]
+    assert scale._race(problem.weights, grids, problem.statistic, half, ALPHAS) == ALPHAS
+
+
+def test_few_rows_are_no_sample():
+    problem = Problem(0, rows=(300, 80))
+    half, grids = halve(problem.gram, torch.bfloat16), [GRID, GRID]
+    assert scale._race(problem.weights, grids, problem.statistic, half, ALPHAS) == ALPHAS
 
 
 def test_candidates_are_twentieths_from_zero():
