@@ -21,6 +21,16 @@ from faqbench.stages import PlainProgress
 pytestmark = [pytest.mark.packaged, pytest.mark.benchmark]
 
 
+@torch.inference_mode()
+def float64_score(model: Any, tokenizer: Any, context: str, continuation: str) -> float:
+    """Return a continuation's log-likelihood; lm-eval counts the context's last spaces to it."""
+    kept = context.rstrip()
+    ids = tokenizer(context + continuation, add_special_tokens=False)["input_ids"]
+    start = len(tokenizer(kept, add_special_tokens=False)["input_ids"])
+    logits = model(torch.tensor([ids])).logits.log_softmax(dim=-1)
+    return sum(float(logits[0, i - 1, ids[i]]) for i in range(start, len(ids)))
+
+
 @pytest.mark.parametrize("task", ["arc_easy_validation", "arc_challenge_validation"])
 def test_every_document_scores_as_in_hflm_at_batch_one(
     task: str, monkeypatch: pytest.MonkeyPatch
@@ -30,12 +40,19 @@ def test_every_document_scores_as_in_hflm_at_batch_one(
     progress = PlainProgress()
     loaded = load_model(experiment.model, torch.float32, torch.device("cpu"), progress)
     answers: list[list[tuple[float, bool]]] = []
+    asked: list[Any] = []
     make = harness.make_scorer
 
     def recording(*arguments: Any) -> Any:
         made = make(*arguments)
         ask = made.loglikelihood
-        made.loglikelihood = lambda requests: answers.append(ask(requests)) or answers[-1]
+
+        def loglikelihood(requests: list[Any]) -> list[tuple[float, bool]]:
+            asked[:] = requests
+            answers.append(ask(requests))
+            return answers[-1]
+
+        made.loglikelihood = loglikelihood
         return made
 
     def score(**settings: Any) -> pd.DataFrame:
@@ -56,5 +73,12 @@ def test_every_document_scores_as_in_hflm_at_batch_one(
     found, expected = (np.array([value for value, _ in column]) for column in answers)
     print(f"{task}: largest difference {np.abs(found - expected).max():.1e} nats")
     pd.testing.assert_frame_equal(packed, plain)
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    # Where the two are farther apart it is by HFLM's own rounding: float64 is nearer to the packed score.
+    apart = np.flatnonzero(np.abs(found - expected) > 1e-4)
+    assert len(apart) <= len(found) // 1000
+    exact = loaded.model.double() if len(apart) else None
+    for index in apart:
+        truth = float64_score(exact, loaded.tokenizer, *asked[index].args)
+        print(f"request {index}: {found[index]} packed, {expected[index]} HFLM, {truth} in float64")
+        assert abs(found[index] - truth) < min(1e-4, abs(expected[index] - truth))
     assert [greedy for _, greedy in answers[0]] == [greedy for _, greedy in answers[1]]
