@@ -158,13 +158,14 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
     """Print rows as a table; columns are the keys of the first row, in their order.
 
     Where the terminal is too narrow for that many columns, every row is a paragraph of its own. A file or
-    a pipe gets every value whole on its row's line, so that `grep` finds it.
+    a pipe gets one plain line per row with every value whole, so that `grep` and `awk` find it.
     """
     if not rows:
         return
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_whole_width(rows))
+        print(*([title] if title else []), *_plain_lines(rows), sep="\n")
+        return
     if title:
         console.print(title, style="bold", markup=False, highlight=False)
     console.print(make_table(rows, console.width), markup=False)
@@ -190,10 +191,10 @@ def print_text(text: str) -> None:
     console.print(Text(text), highlight=False, soft_wrap=not console.is_terminal)
 
 
-def _whole_width(rows: Sequence[Mapping[str, str]]) -> int:
-    """Return the width at which no value of a table is broken."""
-    longest = (max(len(row[column]) for row in rows) for column in rows[0])
-    return sum(max(length, 16) + 3 for length in longest) + 1
+def _plain_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    widths = {column: max(len(column), *(len(r[column]) for r in rows)) for column in rows[0]}
+    for row in ({column: column for column in widths}, *rows):
+        yield "  ".join(row[column].ljust(width) for column, width in widths.items()).rstrip()
 
 
 def _least_width(rows: Sequence[Mapping[str, str]]) -> int:

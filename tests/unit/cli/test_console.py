@@ -67,3 +67,11 @@ def test_a_wide_table_is_paragraphs_on_a_narrow_terminal(monkeypatch):
 def test_a_title_stands_above_its_table_on_a_line_of_its_own(monkeypatch):
     text = printed(monkeypatch, [{"a": "1"}], 80, title="A title longer than the table [x]")
     assert "A title longer than the table [x]" in text.splitlines()[0]
+
+
+def test_a_pipe_gets_one_line_per_row_and_every_value_whole(capsys):
+    rows = [{"run": "r" * 150, "result": "perplexity 21.5"}, {"run": "s", "result": ""}]
+    print_table(rows, title="runs")
+    title, head, first, second = capsys.readouterr().out.splitlines()
+    assert title == "runs" and head.split() == ["run", "result"]
+    assert first == f"{'r' * 150}  perplexity 21.5" and second == "s"
