@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 from faqbench.config import UserError
@@ -17,11 +18,14 @@ from faqbench.report.selection import Selection, select_runs
 
 _MOST_FIGURE_ROWS = 240
 _MOST_SETTINGS = 12
+_FOLDERS = {"figures", "tables"}
 _REMEDY = "free some space, or set paths.reports to a folder that can be written"
 
 
 def write_report(request: ReportRequest) -> ReportPaths:
     """Rebuild a report from its runs, replacing an earlier report of the name.
+
+    What somebody else put into its folder, such as a page with conclusions, stays.
 
     Raises:
         UserError: when nothing matches `select`, the baseline is unknown, the name is no folder
@@ -94,6 +98,7 @@ def _write(target: Path, files: dict[str, bytes], n_runs: int) -> ReportPaths:
             path = folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
+        _keep_what_is_not_ours(target, folder)
     return ReportPaths(
         folder=target,
         html=target / "index.html",
@@ -102,3 +107,14 @@ def _write(target: Path, files: dict[str, bytes], n_runs: int) -> ReportPaths:
         figures=tuple(target / name for name in files if name.startswith("figures/")),
         n_runs=n_runs,
     )
+
+
+def _keep_what_is_not_ours(target: Path, folder: Path) -> None:
+    """Copy from an earlier report's folder what no report writes there."""
+    for path in target.iterdir() if target.is_dir() else ():
+        if path.suffix == ".html" or path.name == "report.md" or path.name in _FOLDERS:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, folder / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, folder / path.name, follow_symlinks=False)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TITLE = "Forest plot of the paired differences"
-_MOST_ROWS = 36
+_MOST_ROWS = 48
 _FAR = 25.0
 _Pair = tuple[Contest, Comparison]
 

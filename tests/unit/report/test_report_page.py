@@ -264,3 +264,17 @@ def test_importing_the_report_brings_neither_torch_nor_the_heavy_libraries():
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
     heavy = {"torch", "transformers", "hydra", "omegaconf", "pandas", "matplotlib", "scipy"}
     assert not loaded & heavy
+
+
+def test_what_others_put_into_the_folder_of_a_report_stays(make_run, tmp_path):
+    make_run(tmp_path / "runs", "rtn")
+    wanted = request(tmp_path / "runs", tmp_path / "reports")
+    folder = write_report(wanted).folder
+    (folder / "ANSWER.md").write_text("none")
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.csv").write_text("1")
+    (folder / "tables" / "of-an-older-version.csv").write_text("1")
+    assert write_report(wanted).folder == folder
+    assert (folder / "ANSWER.md").read_text() == "none"
+    assert (folder / "notes" / "a.csv").read_text() == "1"
+    assert not (folder / "tables" / "of-an-older-version.csv").exists()
