@@ -30,7 +30,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_runs import write_toy_run
 
-PRESETS = ("rtn", "awq", "faq", "gptq")
+PRESETS = ("fp", "rtn", "awq", "faq")  # the quickstart's
 BITS = ("4", "3", "2")
 TINY = ("model=tiny-llama", "evaluation=none", "calibration.n_samples=4", "calibration.seq_len=64")
 PACKAGED = ("evaluation=quick",)
