@@ -26,6 +26,8 @@ def estimates_of(experiments: Sequence[Experiment]) -> Mapping[str, Estimate]:
             plan = make_plan(experiments, records, cache)
     except UserError:
         return {}  # the cell that cannot be planned will say why it cannot run
+    if plan.is_blind:
+        return {}  # a number that nothing stands behind is no estimate
     return {cell.run_id: cell.estimate() for cell in plan.cells if cell.status != "finished"}
 
 

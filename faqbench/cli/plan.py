@@ -52,10 +52,11 @@ def _cells(plan: Plan) -> list[dict[str, str]]:
             "status": words[cell.status],
             "to compute": "" if cell.status == "finished" else str(cell.n_due),
             "to reuse": "" if cell.status == "finished" else str(cell.n_reused),
-            "time": "" if cell.status == "finished" else seconds(cell.seconds),
-            "peak memory": "" if cell.status == "finished" else n_bytes(cell.peak_memory_bytes),
+            "time": "" if unknown else seconds(cell.seconds),
+            "peak memory": "" if unknown else n_bytes(cell.peak_memory_bytes),
         }
         for cell in plan.cells
+        for unknown in (cell.status == "finished" or plan.is_blind,)
     ]
 
 
@@ -91,6 +92,11 @@ def _summary(plan: Plan, kind: str, workers: int) -> str:
     n_left = count["new"] + count["failed"]
     if n_left == 0:
         return f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}. Nothing is left to run."
+    if plan.is_blind:
+        return (
+            f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}. What they take is not known: there is "
+            "no earlier run, and the model's configuration is not on this machine yet."
+        )
     where = f" on {min(workers, n_left)} processes" if kind != "basic" and workers > 1 else ""
     whence = (
         f"from {plural(plan.n_records, 'earlier run')}"

@@ -102,6 +102,11 @@ class Estimator:
             )
         return self._by_shape(kind, work, config)
 
+    @property
+    def is_blind(self) -> bool:
+        """Whether neither a record nor the model's shape says what anything takes."""
+        return self._shape is None and self.n_records == 0
+
     def overhead_seconds(self) -> float:
         """Return what a cell takes beside its stages: loading, tokenising, writing the record."""
         if self._overheads:

@@ -72,11 +72,14 @@ class Plan:
         cells: in their order.
         stages: of the unfinished cells, each once.
         n_records: earlier records that the estimates are taken from; 0 when from shapes alone.
+        is_blind: whether some model has neither records nor a configuration here, so that nothing is known
+            of what its cells take.
     """
 
     cells: tuple[PlannedCell, ...]
     stages: tuple[PlannedStage, ...]
     n_records: int
+    is_blind: bool
 
     @property
     def seconds(self) -> float:
@@ -147,6 +150,7 @@ def make_plan(
             for entry, (need, cost) in stages.items()
         ),
         n_records=sum(e.n_records for e in estimators.values()),
+        is_blind=any(e.is_blind for e in estimators.values()),
     )
 
 

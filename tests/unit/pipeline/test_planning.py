@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.cli.estimating import estimates_of
+from faqbench.cli.plan import _summary
 from faqbench.models import load_model, loading
 from faqbench.pipeline.environment import device_name
 from faqbench.pipeline.planning import Estimator, compare_with_plan, make_plan, total_error
@@ -59,6 +61,14 @@ def test_a_shape_has_the_sizes_of_the_loaded_model(compose, name):
 
 def test_a_configuration_without_sizes_has_no_shape():
     assert shape_of({"hidden_size": 64}) is None
+
+
+def test_without_a_record_or_a_shape_nothing_is_estimated(plan, cell, monkeypatch):
+    assert not plan((SCORED,)).is_blind
+    monkeypatch.setattr("faqbench.pipeline.planning.plan.model_config", lambda section: None)
+    blind = plan((SCORED,))
+    assert blind.is_blind and estimates_of([cell(SCORED)]) == {}
+    assert _summary(blind, "basic", 1).endswith("configuration is not on this machine yet.")
 
 
 def test_nothing_is_there_before_the_first_run_and_cells_share_what_they_can(plan, no_model):
