@@ -22,7 +22,7 @@ from faqbench.records import find_runs
 from faqbench.stages import StageCache
 
 if TYPE_CHECKING:
-    from faqbench.pipeline.planning import Plan, PlannedStage
+    from faqbench.pipeline.planning import Plan, PlannedCell, PlannedStage
 
 
 def run(arguments: list[str]) -> int:
@@ -52,12 +52,18 @@ def _cells(plan: Plan) -> list[dict[str, str]]:
             "status": words[cell.status],
             "to compute": "" if cell.status == "finished" else str(cell.n_due),
             "to reuse": "" if cell.status == "finished" else str(cell.n_reused),
-            "time": "" if unknown else seconds(cell.seconds),
-            "peak memory": "" if unknown else n_bytes(cell.peak_memory_bytes),
+            **_cost(cell, is_known=not plan.is_blind),
         }
         for cell in plan.cells
-        for unknown in (cell.status == "finished" or plan.is_blind,)
     ]
+
+
+def _cost(cell: PlannedCell, *, is_known: bool) -> dict[str, str]:
+    shown = is_known and cell.status != "finished"
+    return {
+        "time": seconds(cell.seconds) if shown else "",
+        "peak memory": n_bytes(cell.peak_memory_bytes) if shown else "",
+    }
 
 
 def _stages(stages: Sequence[PlannedStage]) -> list[dict[str, str]]:

@@ -95,13 +95,13 @@ def task_passages(name: str, experiment: Experiment, progress: Progress) -> list
 
     Raises: UserError: as `run_task` does.
     """
-    limit = experiment.n_documents()
     if name in task_names():
         rows: list[Any] = _documents(packaged_task(name), experiment, progress).rows
     else:
         check_task(name)
         with _quiet():
             tasks = _load_from_hub(name)["tasks"].values()
+            limit = experiment.n_documents()
             rows = [doc for task in tasks for doc in islice(task.eval_docs, limit)]
     return [text for row in rows for text in texts_in(row)]
 

@@ -99,6 +99,7 @@ def protocol_tokens(
     )
 
 
+@cache
 def expected_tokens_hash() -> str:
     """Return the sha256 of what is known of protocols' tokens, on which `verified` depends."""
     return hash_text(

@@ -121,7 +121,7 @@ def windows_key(experiment: Experiment, section: ModelSection, name: str) -> Key
         "protocol": asdict(protocol),
         "text": text,
         "tokenizer": tokenizer,
-        "libraries": {name: library_version(name) for name in ("tokenizers", "transformers")},
+        "libraries": {lib: library_version(lib) for lib in ("tokenizers", "transformers")},
         "n_windows": experiment.n_windows(),
         "add_bos": experiment.evaluation.add_bos,
         "expected": expected_tokens_hash(),

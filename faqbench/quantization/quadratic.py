@@ -10,6 +10,7 @@ so every pair of blocks is multiplied once instead of twice, which takes a littl
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -52,28 +53,28 @@ def quadratic_form(error: Tensor, half: HalfGram) -> Tensor:
         error: float32 [rows, in_features].
         half: of G.
     """
-    narrow = error.to(half.blocks[0].dtype)
     total = torch.zeros((), dtype=torch.float64, device=error.device)
-    start = 0
-    for block in half.blocks:
-        stop = start + block.shape[1]
-        product = (narrow[:, start:] @ block).to(error.dtype)
-        total += dot(product, error[:, start:stop])
-        start = stop
+    for product, columns in _products(error, half):
+        total += dot(product, columns)
     return total
 
 
 def row_quadratic_forms(error: Tensor, half: HalfGram) -> Tensor:
     """Return e G e' of each row e as float64 [rows]; arguments as for `quadratic_form`."""
-    narrow = error.to(half.blocks[0].dtype)
     totals = torch.zeros(len(error), dtype=torch.float64, device=error.device)
+    for product, columns in _products(error, half):
+        totals += torch.linalg.vecdot(product, columns)
+    return totals
+
+
+def _products(error: Tensor, half: HalfGram) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield E_b.. H_b and E_b of every block of columns; their products are what a row adds up."""
+    narrow = error.to(half.blocks[0].dtype)
     start = 0
     for block in half.blocks:
         stop = start + block.shape[1]
-        product = (narrow[:, start:] @ block).to(error.dtype)
-        totals += torch.linalg.vecdot(product, error[:, start:stop])
+        yield (narrow[:, start:] @ block).to(error.dtype), error[:, start:stop]
         start = stop
-    return totals
 
 
 def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:
