@@ -6,8 +6,10 @@ same model on the same hardware; without any they are orders of magnitude from t
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,23 @@ if TYPE_CHECKING:
 
 def run(arguments: list[str]) -> int:
     """Print the plan of a command line."""
+    with _no_garbage_collection():
+        return _run(arguments)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Leave what is let go of to the end of a process that lasts seconds: a tenth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _run(arguments: list[str]) -> int:
     from faqbench.pipeline.planning import make_plan
 
     request = compose_cells(parse_flags(arguments))

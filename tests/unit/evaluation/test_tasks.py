@@ -274,3 +274,13 @@ def test_a_data_set_without_documents_to_score_is_refused(tmp_path: Path) -> Non
     pa.parquet.write_table(pa.Table.from_pylist(left_out), path)
     with pytest.raises(UserError, match=r"'boolq_validation' has no documents to score"):
         read_documents(packaged_task("boolq_validation"), path)
+
+
+def test_the_first_documents_are_those_of_all(tmp_path: Path) -> None:
+    path, task = tmp_path / "boolq.parquet", packaged_task("boolq_validation")
+    pa.parquet.write_table(pa.Table.from_pylist(TOY["boolq"]), path)
+    everything = read_documents(task, path)
+    n = len(everything.rows) - 1
+    first = read_documents(task, path, n)
+    assert n > 0
+    assert (first.rows, first.items) == (everything.rows[:n], everything.items[:n])

@@ -77,7 +77,8 @@ def test_scores_equal_a_naive_cross_entropy_loop(
 ) -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
-    monkeypatch.setattr(head, "_LOGITS_BYTES", {"cpu": 7 * 4 * 258})
+    monkeypatch.setattr(head, "_HEAD_BYTES", {"cpu": 7 * 4 * 258})
+    monkeypatch.setattr(head, "_SOFTMAX_BYTES", {"cpu": 3 * 4 * 258})
     tokens = windows()
     scores = score_tokens(model, tokens, 48, progress).nll
     assert scores.shape == (5, 23)
@@ -97,7 +98,7 @@ def test_logits_never_exceed_their_budget(
     tiny_llama: Any, progress: PlainProgress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget = 20 * 4 * 258
-    monkeypatch.setattr(head, "_LOGITS_BYTES", {"cpu": budget})
+    monkeypatch.setattr(head, "_HEAD_BYTES", {"cpu": budget})
     rows: list[int] = []
     hook = tiny_llama.lm_head.register_forward_hook(
         lambda _module, _inputs, logits: rows.append(logits.numel())
