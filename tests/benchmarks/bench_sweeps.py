@@ -41,7 +41,7 @@ Row = tuple[str, str, str, str, str]
 
 
 class Folder:
-    """A folder to run commands in, with a stage cache of its own; assets are shared unless told otherwise."""
+    """A folder to run commands in, with a stage cache of its own; assets are shared unless said."""
 
     def __init__(self, root: Path, *, shares_assets: bool = True) -> None:
         self.root = root
