@@ -7,7 +7,7 @@ The pipeline asks for one protocol or one task at a time, so that each is cached
     scores = score_tokens(model, tokens.tokens, batch_tokens, progress)    each [n_windows, seq_len - 1]
     metrics = perplexity_metrics(protocol, scores)
 
-    result = run_task("arc_easy_validation", model, tokenizer, experiment, progress)
+    result = run_task("arc_easy_validation", TaskModel(model, tokenizer), experiment, progress)
 
 The model arrives in its dtype and on its device; nothing here moves, casts or changes it. A
 number's protocol or task, with its split, is part of its name, and two names are never put in one
@@ -41,6 +41,7 @@ from faqbench.evaluation.perplexity import (
 from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
 from faqbench.evaluation.reference import HiddenStates, HiddenWriter
 from faqbench.evaluation.results import TaskResult
+from faqbench.evaluation.scorer import TaskModel
 from faqbench.evaluation.texts import protocol_passages, text_source
 from faqbench.evaluation.windows import ProtocolTokens, expected_tokens_hash, protocol_tokens
 
@@ -52,6 +53,7 @@ __all__ = [
     "Overlap",
     "Protocol",
     "ProtocolTokens",
+    "TaskModel",
     "TaskResult",
     "TokenScores",
     "calibration_grams",

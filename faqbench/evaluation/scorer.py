@@ -19,10 +19,11 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from faqbench.config import Experiment, UserError
-from faqbench.evaluation.packed_scoring import refusal, score_packs
+from faqbench.evaluation.packed_scoring import refused_by_config, refused_by_probe, score_packs
 from faqbench.evaluation.packing import Request, n_unshared_tokens, pack
 from faqbench.stages import Progress
 
@@ -30,14 +31,36 @@ from faqbench.stages import Progress
 Encoded = tuple[Any, list[int], list[int]]
 
 
-def make_scorer(
-    model: Any, tokenizer: Any, experiment: Experiment, progress: Progress, title: str
-) -> Any:
+class TaskModel:
+    """A model as all tasks of a cell see it: what takes long to find out is found out once.
+
+    Attributes:
+        model: in its dtype, on its device; nobody changes its weights while this is in use.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """A copy of the tokenizer, since HFLM gives it a padding token."""
+        return copy.deepcopy(self._tokenizer)
+
+    def refusal(self, longest: int) -> str | None:
+        """Say why requests of up to `longest` tokens cannot be packed, or return None when they can."""
+        return refused_by_config(self.model, longest) or self._refused_by_probe
+
+    @cached_property
+    def _refused_by_probe(self) -> str | None:
+        return refused_by_probe(self.model)
+
+
+def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, title: str) -> Any:
     """Wrap a model as the `LM` that lm-eval's `evaluate` takes.
 
     Args:
-        model: in its dtype, on its device; neither is changed.
-        tokenizer: copied, since HFLM gives it a padding token.
+        model: what is scored.
         experiment: its `evaluation` has BOS and the budgets.
         progress: told of finished requests.
         title: the task, for progress and for errors.
@@ -75,7 +98,7 @@ def make_scorer(
                 return super()._loglikelihood_tokens(requests, True, override_bs)
             asked = _requests(requests, self.max_length, title)
             self.facts.count(requests, asked, self.max_length)
-            why_not = refusal(self.model, max(len(r.inputs) for r in asked))
+            why_not = model.refusal(max(len(r.inputs) for r in asked))
             if why_not is not None:
                 self.facts.n_tokens += n_unshared_tokens(asked)
                 with self._by_hflm(why_not, len(asked)):
@@ -95,8 +118,8 @@ def make_scorer(
                 advance(n_requests)
 
     scorer = Scorer(
-        pretrained=model,
-        tokenizer=copy.deepcopy(tokenizer),
+        pretrained=model.model,
+        tokenizer=model.tokenizer,
         batch_size=settings.batch_size,
         add_bos_token=settings.add_bos,
         softmax_dtype="float32",

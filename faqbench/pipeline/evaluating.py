@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from faqbench.config import Experiment
 from faqbench.evaluation import (
     HiddenStates,
     ProtocolTokens,
+    TaskModel,
     perplexity_metrics,
     resolve_protocol,
     run_task,
@@ -70,6 +72,11 @@ class _Setting:
     memory: PeakMemory
     cache: StageCache
     progress: Progress
+
+    @cached_property
+    def task_model(self) -> TaskModel:
+        """The model as its tasks see it; asking for it loads the model."""
+        return TaskModel(self.model.model, self.model.tokenizer)
 
 
 def evaluate(
@@ -175,12 +182,12 @@ def _token_scores(
 
 
 def _task(name: str, setting: _Setting) -> Evaluated:
-    experiment, model = setting.experiment, setting.model
+    experiment = setting.experiment
 
     def build(folder: Path) -> None:
         start = time.perf_counter()
         with setting.memory.section() as section:
-            result = run_task(name, model.model, model.tokenizer, experiment, setting.progress)
+            result = run_task(name, setting.task_model, experiment, setting.progress)
         seconds = time.perf_counter() - start
         result.items.to_parquet(folder / "items.parquet", index=False)
         facts = {

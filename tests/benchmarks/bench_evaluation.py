@@ -24,6 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,7 +49,7 @@ from faqbench.evaluation import (
 from faqbench.evaluation.packaged import packaged_task, read_documents
 from faqbench.evaluation.packed_scoring import score_packs
 from faqbench.evaluation.packing import Request, pack
-from faqbench.evaluation.scorer import make_scorer
+from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.models import LoadedModel, load_model, resolve_device
 from faqbench.stages import PlainProgress
 
@@ -92,8 +93,12 @@ class Bench:
 
     def scorer(self) -> Any:
         """Return ours."""
-        model, tokenizer = self.loaded.model, self.loaded.tokenizer
-        return make_scorer(model, tokenizer, self.experiment, PlainProgress(), "benchmark")
+        return make_scorer(self.task_model, self.experiment, PlainProgress(), "benchmark")
+
+    @cached_property
+    def task_model(self) -> TaskModel:
+        """The model as the tasks of one cell see it."""
+        return TaskModel(self.loaded.model, self.loaded.tokenizer)
 
     def compare(self, tasks: Sequence[str], wanted: str) -> list[Row]:
         """Time tasks against HFLM at its best batch size for each."""
@@ -293,9 +298,10 @@ def child(model: str, n_documents: int) -> None:
             tokens = protocol_tokens(protocol, loaded.tokenizer, experiment, progress)
             score_tokens(loaded.model, tokens.tokens, budget, progress)
         found[name] = section.bytes
+    model = TaskModel(loaded.model, loaded.tokenizer)
     for name in (*experiment.evaluation.tasks, "hellaswag_validation"):
         with meter.section() as section:
-            run_task(name, loaded.model, loaded.tokenizer, experiment, progress)
+            run_task(name, model, experiment, progress)
         found[name] = section.bytes
     print(json.dumps(found))
 

