@@ -1,5 +1,6 @@
 """`python -m faqbench` and the console script `faqbench`."""
 
+import gc
 import sys
 
 
@@ -7,7 +8,9 @@ def main() -> None:
     """Run the command line and exit with its code: 0 done, 1 a cell failed, 2 a mistake to mend."""
     from faqbench.cli import main as command_line
 
-    sys.exit(command_line(sys.argv[1:]))
+    code = command_line(sys.argv[1:])
+    gc.freeze()  # the process ends: looking for cycles among all of torch's objects takes most of a second
+    sys.exit(code)
 
 
 if __name__ == "__main__":

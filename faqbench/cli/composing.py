@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,14 +25,14 @@ from hydra._internal.defaults_list import Overrides
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import faqbench
@@ -138,10 +139,13 @@ def to_experiment(config: DictConfig) -> Experiment:
     Raises:
         UserError: for anything that is not allowed.
     """
-    raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    return validate(_plain(config, resolve=True))
+
+
+def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    raw = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(raw, dict)
-    raw.pop("hydra", None)
-    return validate({str(k): v for k, v in raw.items()})
+    return {str(k): v for k, v in raw.items() if k != "hydra"}
 
 
 def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
@@ -149,7 +153,7 @@ def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
     compose_quickly = _QuickComposer()
     for overrides in cells:
         try:
-            experiment = to_experiment(compose_quickly(overrides))
+            experiment = validate(compose_quickly(overrides))
             known.append(Cell(experiment=experiment, overrides=tuple(overrides)))
         except UserError as error:
             mistakes.append(str(error))
@@ -164,10 +168,11 @@ class _QuickComposer:
     def __init__(self) -> None:
         self._parsed: dict[str, Override] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._unresolved: dict[tuple[str, ...], dict[str, Any]] = {}
         self._repositories: dict[tuple[str, ...], Any] = {}
 
-    def __call__(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose one cell, without Hydra's own configuration."""
+    def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """Compose one cell, without Hydra's own configuration, and resolve it."""
         unknown = [line for line in overrides if line not in self._parsed]
         parsed = OverridesParser.create().parse_overrides(unknown)
         self._parsed |= dict(zip(unknown, parsed, strict=True))
@@ -177,9 +182,13 @@ class _QuickComposer:
         choices = tuple(str(o.input_line) for o in lines if o not in values)
         if choices not in self._composed:
             self._composed[choices] = _compose(list(choices))
+            self._unresolved[choices] = _plain(self._composed[choices], resolve=False)
+        found = _with_plain_values(self._unresolved[choices], values)
+        if found is not None:
+            return found
         config = copy.deepcopy(self._composed[choices])
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        return config
+        return _plain(config, resolve=True)
 
     def _repository(self, overrides: Sequence[Override]) -> Any:
         """Return what knows the groups; Hydra's own overrides may add folders to it."""
@@ -189,6 +198,71 @@ class _QuickComposer:
             made = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(lines))
             self._repositories[lines] = made[1]
         return self._repositories[lines]
+
+
+_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
+
+
+def _with_plain_values(raw: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any] | None:
+    """Set scalars and resolve references to other keys, a tenth of the time that OmegaConf takes for it.
+
+    Args:
+        raw: an unresolved configuration, left as it is.
+        overrides: of its values.
+
+    Returns:
+        What Hydra and OmegaConf would give; None where that takes more than replacing scalars by scalars
+        and looking keys up.
+    """
+    config = copy.deepcopy(raw)
+    for override in overrides:
+        value = override.value()
+        *path, key = str(override.key_or_group).split(".")
+        section = _look_up(config, path)
+        is_plain = override.type == OverrideType.CHANGE and override.package is None
+        if not is_plain or not isinstance(section, dict) or key not in section:
+            return None
+        if not _is_scalar(value) or not _is_scalar(section[key]):
+            return None
+        section[key] = value
+    try:
+        return {key: _resolved(value, config) for key, value in config.items()}
+    except (_NotPlainError, RecursionError):
+        return None
+
+
+class _NotPlainError(Exception):
+    """Something that OmegaConf has to resolve, or to complain about."""
+
+
+def _resolved(value: Any, config: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolved(inner, config) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner, config) for inner in value]
+    if not isinstance(value, str) or not ("${" in value or value == MISSING):
+        return value
+    reference = _REFERENCE.fullmatch(value)
+    if reference is None:
+        raise _NotPlainError
+    target = _look_up(config, reference[1].split("."))
+    if not _is_scalar(target):
+        raise _NotPlainError
+    return _resolved(target, config)
+
+
+def _look_up(config: dict[str, Any], path: Sequence[str]) -> Any:
+    """Return what lies at a path, or a tuple, which no configuration has, where nothing does."""
+    found: Any = config
+    for key in path:
+        if not isinstance(found, dict) or key not in found:
+            return ()
+        found = found[key]
+    return found
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, float, str)
 
 
 @contextmanager
