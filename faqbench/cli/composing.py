@@ -3,14 +3,13 @@
 Hydra composes; this module asks it to do so for every cell of a sweep at once, so that a mistake in the
 last cell is found before the first one runs, and turns its messages into one sentence each. Composing
 from files takes Hydra a tenth of a second, so cells that choose the same groups are composed once, and
-their other overrides are applied to a copy, as Hydra itself applies them.
+their other overrides are applied to a copy: plain ones by `resolving.py`, the rest by Hydra itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,17 +24,18 @@ from hydra._internal.defaults_list import Overrides
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import (
     ConfigCompositionException,
     HydraException,
     MissingConfigException,
     OverrideParseException,
 )
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import faqbench
+from faqbench.cli.resolving import with_plain_values
 from faqbench.config import Experiment, UserError, did_you_mean, validate
 
 CONFIG_NAME = "config"
@@ -183,7 +183,7 @@ class _QuickComposer:
         if choices not in self._composed:
             self._composed[choices] = _compose(list(choices))
             self._unresolved[choices] = _plain(self._composed[choices], resolve=False)
-        found = _with_plain_values(self._unresolved[choices], values)
+        found = with_plain_values(self._unresolved[choices], values)
         if found is not None:
             return found
         config = copy.deepcopy(self._composed[choices])
@@ -198,71 +198,6 @@ class _QuickComposer:
             made = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(lines))
             self._repositories[lines] = made[1]
         return self._repositories[lines]
-
-
-_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
-
-
-def _with_plain_values(raw: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any] | None:
-    """Set scalars and resolve references to other keys, a tenth of the time that OmegaConf takes for it.
-
-    Args:
-        raw: an unresolved configuration, left as it is.
-        overrides: of its values.
-
-    Returns:
-        What Hydra and OmegaConf would give; None where that takes more than replacing scalars by scalars
-        and looking keys up.
-    """
-    config = copy.deepcopy(raw)
-    for override in overrides:
-        value = override.value()
-        *path, key = str(override.key_or_group).split(".")
-        section = _look_up(config, path)
-        is_plain = override.type == OverrideType.CHANGE and override.package is None
-        if not is_plain or not isinstance(section, dict) or key not in section:
-            return None
-        if not _is_scalar(value) or not _is_scalar(section[key]):
-            return None
-        section[key] = value
-    try:
-        return {key: _resolved(value, config) for key, value in config.items()}
-    except (_NotPlainError, RecursionError):
-        return None
-
-
-class _NotPlainError(Exception):
-    """Something that OmegaConf has to resolve, or to complain about."""
-
-
-def _resolved(value: Any, config: dict[str, Any]) -> Any:
-    if isinstance(value, dict):
-        return {key: _resolved(inner, config) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_resolved(inner, config) for inner in value]
-    if not isinstance(value, str) or not ("${" in value or value == MISSING):
-        return value
-    reference = _REFERENCE.fullmatch(value)
-    if reference is None:
-        raise _NotPlainError
-    target = _look_up(config, reference[1].split("."))
-    if not _is_scalar(target):
-        raise _NotPlainError
-    return _resolved(target, config)
-
-
-def _look_up(config: dict[str, Any], path: Sequence[str]) -> Any:
-    """Return what lies at a path, or a tuple, which no configuration has, where nothing does."""
-    found: Any = config
-    for key in path:
-        if not isinstance(found, dict) or key not in found:
-            return ()
-        found = found[key]
-    return found
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or type(value) in (bool, int, float, str)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from faqbench.cli import cells, composing
 from faqbench.cli.composing import compose_cells, only_shows, parse_flags, to_experiment
+from faqbench.cli.resolving import with_plain_values
 from faqbench.config import UserError, run_id
 
 
@@ -132,7 +133,7 @@ def test_a_cell_that_is_composed_quickly_is_what_omegaconf_resolves(choice, monk
     values = ["bits=2", "seed=7", "gamma=0.5", "paths.runs=some/where", "calibration.n_samples=4"]
     with composing.composer():
         quick = composing._QuickComposer()([choice, *values])
-        monkeypatch.setattr(composing, "_with_plain_values", lambda *_: None)
+        monkeypatch.setattr(composing, "with_plain_values", lambda *_: None)
         slow = composing._QuickComposer()([choice, *values])
     assert quick == slow
     assert repr(quick) == repr(slow)  # 3 is not 3.0
@@ -144,18 +145,18 @@ def test_a_cell_that_is_composed_quickly_is_what_omegaconf_resolves(choice, monk
 def test_what_is_more_than_a_scalar_is_left_to_hydra(line):
     raw = {"bits": 3, "seed": 0, "window": 1, "quant": {"overrides": [1]}}
     overrides = OverridesParser.create().parse_overrides([line])
-    assert composing._with_plain_values(raw, overrides) is None
+    assert with_plain_values(raw, overrides) is None
 
 
 @pytest.mark.parametrize("value", ["${a.b}", "${oc.env:HOME}", "${c}", "${.a}", "???"])
 def test_so_is_a_reference_that_is_more_than_a_key(value):
-    assert composing._with_plain_values({"c": value, "a": {"d": 1}}, []) is None
+    assert with_plain_values({"c": value, "a": {"d": 1}}, []) is None
 
 
 def test_references_are_followed_through_references():
     raw = {"bits": 3, "quant": {"bits": "${bits}"}, "list": ["${quant.bits}", None]}
     overrides = OverridesParser.create().parse_overrides(["bits=2"])
-    found = composing._with_plain_values(raw, overrides)
+    found = with_plain_values(raw, overrides)
     assert found == {"bits": 2, "quant": {"bits": 2}, "list": [2, None]}
     assert raw["bits"] == 3
 

@@ -1,0 +1,80 @@
+"""Scalars set and references resolved in a plain mapping, for the many cells of a sweep.
+
+OmegaConf takes milliseconds to copy and resolve one configuration, nearly all of it for what a sweep's
+cells have in common. What they differ in are scalars; those are replaced here, and references to keys
+are looked up. Everything else is left to OmegaConf and to Hydra, their messages included.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import MISSING
+
+_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
+
+
+def with_plain_values(raw: dict[str, Any], overrides: Sequence[Override]) -> dict[str, Any] | None:
+    """Set scalars, and resolve references to other keys.
+
+    Args:
+        raw: an unresolved configuration, left as it is.
+        overrides: of its values.
+
+    Returns:
+        What Hydra and OmegaConf would give; None where that takes more than replacing scalars by scalars
+        and looking keys up.
+    """
+    config = copy.deepcopy(raw)
+    for override in overrides:
+        value = override.value()
+        *path, key = str(override.key_or_group).split(".")
+        section = _look_up(config, path)
+        is_plain = override.type == OverrideType.CHANGE and override.package is None
+        if not is_plain or not isinstance(section, dict) or key not in section:
+            return None
+        if not _is_scalar(value) or not _is_scalar(section[key]):
+            return None
+        section[key] = value
+    try:
+        return {key: _resolved(value, config) for key, value in config.items()}
+    except (_NotPlainError, RecursionError):
+        return None
+
+
+class _NotPlainError(Exception):
+    """Something that OmegaConf has to resolve, or to complain about."""
+
+
+def _resolved(value: Any, config: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        return {key: _resolved(inner, config) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_resolved(inner, config) for inner in value]
+    if not isinstance(value, str) or not ("${" in value or value == MISSING):
+        return value
+    reference = _REFERENCE.fullmatch(value)
+    if reference is None:
+        raise _NotPlainError
+    target = _look_up(config, reference[1].split("."))
+    if not _is_scalar(target):
+        raise _NotPlainError
+    return _resolved(target, config)
+
+
+def _look_up(config: dict[str, Any], path: Sequence[str]) -> Any:
+    """Return what lies at a path, or a tuple, which no configuration has, where nothing does."""
+    found: Any = config
+    for key in path:
+        if not isinstance(found, dict) or key not in found:
+            return ()
+        found = found[key]
+    return found
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or type(value) in (bool, int, float, str)
