@@ -6,10 +6,8 @@ same model on the same hardware; without any they are orders of magnitude from t
 
 from __future__ import annotations
 
-import gc
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,23 +27,6 @@ if TYPE_CHECKING:
 
 def run(arguments: list[str]) -> int:
     """Print the plan of a command line."""
-    with _no_garbage_collection():
-        return _run(arguments)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Leave what is let go of to the end of a process that lasts seconds: a tenth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _run(arguments: list[str]) -> int:
     from faqbench.pipeline.planning import make_plan
 
     request = compose_cells(parse_flags(arguments))
@@ -114,12 +95,13 @@ def _summary(plan: Plan, kind: str, workers: int) -> str:
     parts = [f"{count['new']} new"]
     parts += [f"{count['failed']} failed before and tried again"] if count["failed"] else []
     parts += [f"{count['finished']} finished before and skipped"] if count["finished"] else []
+    cells = f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}."
     n_left = count["new"] + count["failed"]
     if n_left == 0:
-        return f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}. Nothing is left to run."
+        return f"{cells} Nothing is left to run."
     if plan.is_blind:
         return (
-            f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}. What they take is not known: there is "
+            f"{cells} What they take is not known: there is "
             "no earlier run, and the model's configuration is not on this machine yet."
         )
     where = f" on {min(workers, n_left)} processes" if kind != "basic" and workers > 1 else ""
@@ -129,7 +111,7 @@ def _summary(plan: Plan, kind: str, workers: int) -> str:
         else "from the model's shape alone, so orders of magnitude"
     )
     return (
-        f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}. About "
+        f"{cells} About "
         f"{seconds(plan.seconds / max(1, min(workers, n_left)))}{where}, "
         f"{n_bytes(plan.peak_memory_bytes)} of memory at the peak of a process and "
         f"{n_bytes(plan.n_bytes)} of disk, {whence}."

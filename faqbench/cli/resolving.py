@@ -30,17 +30,9 @@ def with_plain_values(raw: dict[str, Any], overrides: Sequence[Override]) -> dic
         and looking keys up.
     """
     config = copy.deepcopy(raw)
-    for override in overrides:
-        value = override.value()
-        *path, key = str(override.key_or_group).split(".")
-        section = _look_up(config, path)
-        is_plain = override.type == OverrideType.CHANGE and override.package is None
-        if not is_plain or not isinstance(section, dict) or key not in section:
-            return None
-        if not _is_scalar(value) or not _is_scalar(section[key]):
-            return None
-        section[key] = value
     try:
+        for override in overrides:
+            _set_scalar(config, override)
         return {key: _resolved(value, config) for key, value in config.items()}
     except (_NotPlainError, RecursionError):
         return None
@@ -48,6 +40,16 @@ def with_plain_values(raw: dict[str, Any], overrides: Sequence[Override]) -> dic
 
 class _NotPlainError(Exception):
     """Something that OmegaConf has to resolve, or to complain about."""
+
+
+def _set_scalar(config: dict[str, Any], override: Override) -> None:
+    if override.type != OverrideType.CHANGE or override.package is not None:
+        raise _NotPlainError
+    *path, key = str(override.key_or_group).split(".")
+    section, value = _look_up(config, path), override.value()
+    if not (_is_scalar(_look_up(section, [key])) and _is_scalar(value)):
+        raise _NotPlainError
+    section[key] = value
 
 
 def _resolved(value: Any, config: dict[str, Any]) -> Any:
@@ -66,12 +68,10 @@ def _resolved(value: Any, config: dict[str, Any]) -> Any:
     return _resolved(target, config)
 
 
-def _look_up(config: dict[str, Any], path: Sequence[str]) -> Any:
-    """Return what lies at a path, or a tuple, which no configuration has, where nothing does."""
-    found: Any = config
+def _look_up(found: Any, path: Sequence[str]) -> Any:
     for key in path:
         if not isinstance(found, dict) or key not in found:
-            return ()
+            raise _NotPlainError
         found = found[key]
     return found
 

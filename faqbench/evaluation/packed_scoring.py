@@ -151,7 +151,8 @@ def _probe(model: Any) -> bool:
     vocabulary = model.config.get_text_config().vocab_size
     draw = np.random.Generator(np.random.PCG64(0)).integers(0, vocabulary, size=38).tolist()
     paths = [draw[:16], draw[:10] + draw[16:22], draw[22:38]]
-    requests = [Request(tokens=tuple(path), n_scored=4) for path in paths]
+    n_scored = 4
+    requests = [Request(tokens=tuple(path), n_scored=n_scored) for path in paths]
     (together,) = pack(requests, 128)
     device = next(model.parameters()).device
     inputs = torch.tensor([request.inputs for request in requests], device=device)
@@ -160,7 +161,7 @@ def _probe(model: Any) -> bool:
     ).to(device)
 
     def scored_alone() -> torch.Tensor:
-        return hidden_states(model, inputs)[:, -4:].float()
+        return hidden_states(model, inputs)[:, -n_scored:].float()
 
     alone = scored_alone()
     packed = _run(model, together).flatten(0, 1)[nodes].float()

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
@@ -92,13 +91,9 @@ class Bench:
         )
 
     def scorer(self) -> Any:
-        """Return ours."""
-        return make_scorer(self.task_model, self.experiment, PlainProgress(), "benchmark")
-
-    @cached_property
-    def task_model(self) -> TaskModel:
-        """The model as the tasks of one cell see it."""
-        return TaskModel(self.loaded.model, self.loaded.tokenizer)
+        """Return ours, which has still to find out whether the model can be packed."""
+        model = TaskModel(self.loaded.model, self.loaded.tokenizer)
+        return make_scorer(model, self.experiment, PlainProgress(), "benchmark")
 
     def compare(self, tasks: Sequence[str], wanted: str) -> list[Row]:
         """Time tasks against HFLM at its best batch size for each."""

