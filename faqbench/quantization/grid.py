@@ -181,7 +181,8 @@ def scaled_groups(weight: Tensor, grid: Grid, input_scale: Tensor | None) -> Ten
 def clamp_groups(grouped: Tensor, limit: Tensor) -> Tensor:
     """Clamp every group to its own ±limit."""
     bound = limit.unsqueeze(-1)
-    return clamp_between(grouped.clone(), -bound, bound)
+    clamped = torch.maximum(grouped, -bound)
+    return torch.minimum(clamped, bound, out=clamped)
 
 
 def clamp_between(values: Tensor, low: Tensor, high: Tensor) -> Tensor:

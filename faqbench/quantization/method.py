@@ -22,11 +22,10 @@ from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, p
 from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
-    HalfGram,
     halve,
     has_fast_bfloat16,
-    quadratic_form,
     row_chunks,
+    row_quadratic_forms,
 )
 from faqbench.quantization.scale import ScaleChoice, alpha_grid, search_scale
 
@@ -235,13 +234,12 @@ def relative_errors(weight: Tensor, stand_ins: Sequence[Tensor], gram: Tensor) -
     A diagnostic: the products are taken in bfloat16 where that is fast, good to about 0.1 %.
     """
     half = halve(gram, torch.bfloat16 if has_fast_bfloat16(gram.device) else torch.float32)
-    size = _squared_output(weight, half)
-    errors = [_squared_output(stand_in - weight, half) for stand_in in stand_ins]
+    totals = torch.zeros(1 + len(stand_ins), dtype=torch.float64, device=gram.device)
+    for original, *others in zip(*map(row_chunks, (weight, *stand_ins)), strict=True):
+        measured = torch.cat([original, *(other - original for other in others)])
+        totals += row_quadratic_forms(measured, half).view(len(totals), -1).sum(dim=1)
+    size, *errors = totals.tolist()
     return [error / size if size > 0 else error for error in errors]
-
-
-def _squared_output(weight: Tensor, half: HalfGram) -> float:
-    return float(sum(quadratic_form(rows, half) for rows in row_chunks(weight)))
 
 
 def _alphas(quant: QuantSection) -> list[float]:

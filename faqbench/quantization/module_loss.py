@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from faqbench.models import BlockStream, Call, Role
 from faqbench.quantization.grid import Grid, fake_quantize
+from faqbench.quantization.ranking import first_smallest
 from faqbench.quantization.reproducible import total
-from faqbench.quantization.scale import ScaleChoice, first_smallest, scale_from_statistic
+from faqbench.quantization.scale import ScaleChoice, scale_from_statistic
 
 
 @dataclass(frozen=True, kw_only=True)

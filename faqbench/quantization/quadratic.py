@@ -20,8 +20,9 @@ from faqbench.quantization.reproducible import dot
 
 # Columns per block: narrow enough to save products, wide enough for the matrix units.
 _BLOCK_COLUMNS = {"cpu": 192, "cuda": 2048}
-# Elements of a weight that are worked on at a time: small enough to stay in a core's cache.
-_CHUNK_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
+# Elements of a weight that are worked on at a time: few enough to stay in cache, enough for the matrix
+# units (SmolLM2-135M on two cores: 2**17 costs 11 % more time, 2**18 4 %, 2**20 1 %).
+_CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**26}
 
 
 @dataclass(frozen=True, kw_only=True)

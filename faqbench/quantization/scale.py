@@ -12,11 +12,11 @@ Reference: AWQ, arXiv 2306.00978, and llm-awq's `auto_scale.py`. Differs from th
 taken on the linears' own outputs through the Gram matrix, so its cost does not depend on the number of
 calibration tokens; `loss=module` in `quantization.module_loss` keeps the reference's objective.
 
-Speed: the loss is a sum of non-negative parts over rows, so a candidate is given up as soon as its part
-exceeds the whole loss of a better one. Where the hardware multiplies bfloat16 much faster than float32,
-all candidates are first ranked with bfloat16 products: on a CPU those that every fourth row shows to
-lose leave, the others are ranked on all rows, and only those within `CONTENDER_MARGIN` of the best are
-computed in float32. On SmolLM2-135M no choice changes by it (90 searches, reports/LOG.md).
+Speed: candidates are ranked first, on a part of the rows where that shows them to lose
+(`quantization.ranking`), and with bfloat16 products where the hardware multiplies those much faster than
+float32. Only those within a margin of the best are then computed in full in float32, each given up as
+soon as a part of its sum over rows exceeds the whole loss of a better one. On SmolLM2-135M no choice
+changes by it (reports/LOG.md).
 """
 
 from __future__ import annotations
@@ -37,14 +37,13 @@ from faqbench.quantization.quadratic import (
     row_chunks,
     row_quadratic_forms,
 )
+from faqbench.quantization.ranking import N_SAMPLES, contenders, first_smallest
 
 MIN_SCALE = 1e-4
-CONTENDER_MARGIN = 0.003
-# Every how many rows are sampled to rank candidates, how few are no sample, and by how many standard
-# errors of a paired difference a candidate must lose there.
-_RACE_STRIDE = 4
+# By how much a loss of bfloat16 products may be off, relative to it.
+BFLOAT16_MARGIN = 0.003
+# How few rows are no sample.
 _LEAST_SAMPLE = 96
-_RACE_SIGMAS = 4.0
 # A part of a sum may be this much too large by rounding, relative to the whole.
 _ROUNDING_MARGIN = 1e-5
 # Where winners usually lie: what is tried first gives up the others early. No choice depends on it.
@@ -100,14 +99,20 @@ def search_scale(
     if len(alphas) == 1:
         return ScaleChoice(alpha=alphas[0], input_scale=scale_from_statistic(statistic, alphas[0]))
 
-    candidates = list(alphas)
-    if has_fast_bfloat16(gram.device):
-        coarse_gram = halve(gram, torch.bfloat16)
-        candidates = _race(weights, grids, statistic, coarse_gram, candidates)
-        coarse = _losses(weights, grids, statistic, coarse_gram, candidates, CONTENDER_MARGIN)
-        limit = min(coarse) * (1 + CONTENDER_MARGIN)
-        # NaN compares false everywhere: such candidates stay, and the exact pass decides about them.
-        candidates = [a for a, c in zip(candidates, coarse, strict=True) if not c > limit]
+    fast = has_fast_bfloat16(gram.device)
+    ranked = contenders(
+        _RowLosses(
+            weights=weights,
+            grids=grids,
+            input_scales=[scale_from_statistic(statistic, alpha) for alpha in alphas],
+            half=halve(gram, torch.bfloat16 if fast else torch.float32),
+        ),
+        len(alphas),
+        first=min(range(len(alphas)), key=lambda i: abs(alphas[i] - _USUAL_ALPHA)),
+        margin=BFLOAT16_MARGIN if fast else _ROUNDING_MARGIN,
+        n_samples=_n_samples(weights),
+    )
+    candidates = [alphas[index] for index in ranked]
     best = candidates[0]
     if len(candidates) > 1:
         exact = _losses(weights, grids, statistic, halve(gram), candidates, _ROUNDING_MARGIN)
@@ -115,41 +120,58 @@ def search_scale(
     return ScaleChoice(alpha=best, input_scale=scale_from_statistic(statistic, best))
 
 
-def _race(
-    weights: Sequence[Tensor],
-    grids: Sequence[Grid],
-    statistic: Tensor,
-    half: HalfGram,
-    alphas: Sequence[float],
-) -> list[float]:
-    """Return the candidates that a part of the rows does not show to lose, in their order.
+@dataclass(frozen=True, kw_only=True)
+class _RowLosses:
+    """The losses of some candidates on some rows, counted through all weights of a role."""
 
-    The loss is a mean over rows. A candidate leaves when, paired over the sampled rows, it loses to the
-    best of them by more than `_RACE_SIGMAS` standard errors and the margin of bfloat16 products.
-    """
-    sampled = [weight[::_RACE_STRIDE] for weight in weights]
-    if half.blocks[0].device.type != "cpu" or sum(map(len, sampled)) < _LEAST_SAMPLE:
-        return list(alphas)  # too few rows to tell; a GPU takes a whole weight as fast as a part
-    losses = torch.stack(
-        [
-            torch.cat(
-                [
-                    row_quadratic_forms(_rounding_error(rows, input_scale, grid), half)
-                    for rows, grid in zip(sampled, grids, strict=True)
-                ]
-            )
-            for input_scale in (scale_from_statistic(statistic, alpha) for alpha in alphas)
-        ]
-    )
-    best = losses[first_smallest(losses.sum(dim=1).tolist())]
-    behind = losses - best
-    slack = _RACE_SIGMAS * behind.std(dim=1) * losses.shape[1] ** 0.5
-    loses = behind.sum(dim=1) > slack + CONTENDER_MARGIN * best.sum()  # never so with NaN
-    return [alpha for alpha, out in zip(alphas, loses.tolist(), strict=True) if not out]
+    weights: Sequence[Tensor]
+    grids: Sequence[Grid]
+    input_scales: Sequence[Tensor]
+    half: HalfGram
+
+    def __len__(self) -> int:
+        return sum(map(len, self.weights))
+
+    def __call__(self, candidates: Sequence[int], rows: Tensor) -> Tensor:
+        losses = torch.empty(
+            len(candidates), len(rows), dtype=torch.float64, device=self.weights[0].device
+        )
+        for grid in dict.fromkeys(self.grids):
+            columns, picked = self._pick(rows, grid)
+            for line, candidate in zip(losses, candidates, strict=True):
+                line[columns] = torch.cat(
+                    [
+                        row_quadratic_forms(
+                            _rounding_error(chunk, self.input_scales[candidate], grid), self.half
+                        )
+                        for chunk in row_chunks(picked)
+                    ]
+                )
+        return losses
+
+    def _pick(self, rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Return which of the rows are on a grid, and their weights [rows on the grid, in_features]."""
+        columns, picked, start = [], [], 0
+        for weight, own in zip(self.weights, self.grids, strict=True):
+            if own == grid:
+                here = ((rows >= start) & (rows < start + len(weight))).nonzero().flatten()
+                columns.append(here)
+                picked.append(weight[rows[here] - start])
+            start += len(weight)
+        return torch.cat(columns), torch.cat(picked)
+
+
+def _n_samples(weights: Sequence[Tensor]) -> int:
+    """Return into how many samples the rows are cut: a GPU takes a whole weight as fast as a part."""
+    if weights[0].device.type != "cpu":
+        return 1
+    return max(1, min(N_SAMPLES, sum(map(len, weights)) // _LEAST_SAMPLE))
 
 
 def _rounding_error(weight: Tensor, input_scale: Tensor, grid: Grid) -> Tensor:
-    return fake_quantize(weight * input_scale, grid).div_(input_scale).sub_(weight)
+    """Return W - Q(W s)/s: -E, whose quadratic form is E's."""
+    rounded = fake_quantize(weight * input_scale, grid)
+    return torch.addcdiv(weight, rounded, input_scale, value=-1, out=rounded)
 
 
 def _losses(
@@ -172,11 +194,6 @@ def _losses(
                 break
         losses[index] = math.inf if loss > limit else loss
     return losses
-
-
-def first_smallest(losses: Sequence[float]) -> int:
-    """Return the index of the smallest loss, the first of equals; NaN never wins over a number."""
-    return min(range(len(losses)), key=lambda i: (math.isnan(losses[i]), losses[i]))
 
 
 def gram_loss(

@@ -97,30 +97,41 @@ def test_ranking_in_bfloat16_first_never_changes_the_chosen_exponent(monkeypatch
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_sample_of_rows_ends_some_candidates_and_never_the_winner(monkeypatch, seed):
+@pytest.mark.parametrize("fast", [True, False])
+def test_samples_of_rows_choose_what_all_rows_choose(monkeypatch, seed, fast):
     problem = Problem(seed, rows=(512, 128))
-    monkeypatch.setattr(scale, "has_fast_bfloat16", lambda device: False)
-    winner = problem.search().alpha
-    monkeypatch.setattr(scale, "has_fast_bfloat16", lambda device: True)
-    assert problem.search().alpha == winner
-    half, grids = halve(problem.gram, torch.bfloat16), [GRID, GRID]
-    kept = scale._race(problem.weights, grids, problem.statistic, half, ALPHAS)
-    assert winner in kept and len(kept) < len(ALPHAS) and kept == sorted(kept)
+    problem.weights[0][seed] *= 30  # one row makes most of the loss
+    monkeypatch.setattr(scale, "has_fast_bfloat16", lambda device: fast)
+    assert scale._n_samples(problem.weights) > 1
+    sampled = problem.search().alpha
+    monkeypatch.setattr(scale, "_n_samples", lambda weights: 1)
+    assert sampled == problem.search().alpha
 
 
-def test_a_candidate_without_a_loss_stays_in_the_race(monkeypatch):
-    problem = Problem(0, rows=(512, 128))
-    monkeypatch.setattr(
-        scale, "row_quadratic_forms", lambda e, half: torch.full((len(e),), torch.nan)
+@pytest.mark.parametrize("rows", [(512, 128), (40,)])
+def test_samples_need_rows(rows):
+    assert (scale._n_samples(Problem(0, rows=rows).weights) > 1) == (sum(rows) > 200)
+
+
+def test_losses_of_rows_come_in_the_order_of_the_rows_whatever_their_grids():
+    problem = Problem(0)
+    half = halve(problem.gram)
+    coarse = Grid(bits=2, group_size=32, symmetric=False)
+    scales = [scale_from_statistic(problem.statistic, alpha) for alpha in ALPHAS]
+    losses = scale._RowLosses(
+        weights=problem.weights, grids=[GRID, coarse], input_scales=scales, half=half
     )
-    half, grids = halve(problem.gram, torch.bfloat16), [GRID, GRID]
-    assert scale._race(problem.weights, grids, problem.statistic, half, ALPHAS) == ALPHAS
-
-
-def test_few_rows_are_no_sample():
-    problem = Problem(0, rows=(300, 80))
-    half, grids = halve(problem.gram, torch.bfloat16), [GRID, GRID]
-    assert scale._race(problem.weights, grids, problem.statistic, half, ALPHAS) == ALPHAS
+    rows = torch.tensor([30, 2, 25, 7])  # the first weight has 24
+    got = losses([4, 11], rows)
+    for line, alpha in zip(got, (ALPHAS[4], ALPHAS[11]), strict=True):
+        s = scale_from_statistic(problem.statistic, alpha)
+        wanted = [
+            gram_loss(
+                problem.weights[row >= 24][row % 24, None], s, half, [GRID, coarse][row >= 24]
+            )
+            for row in rows.tolist()
+        ]
+        assert line.tolist() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_candidates_are_twentieths_from_zero():
