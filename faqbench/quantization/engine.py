@@ -37,7 +37,7 @@ from faqbench.quantization.streams import (
 )
 from faqbench.stages import Progress
 
-CODE_VERSION = 6  # raise it when the same method would give other weights
+CODE_VERSION = 7  # raise it when the same method would give other weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,14 +168,17 @@ def _quantize_linears(
             quantized = walk.streams.observe_role(role)
     known = _known(walk, index, role, full, quantized)
     result = quantize_role(role, weights, grids, known, quant)
+    stand_ins = {name: result.linears[name].dequantize() for name in linears}
     for name, linear in linears.items():
-        linear.weight.copy_(result.linears[name].dequantize())
+        linear.weight.copy_(stand_ins[name])
         if walk.keep is not None:
             walk.keep(f"{walk.architecture.blocks}.{index}.{name}", result.linears[name])
     seconds = (time.perf_counter() - start) / len(linears)
     measured = full or quantized
     gram = measured.gram if measured is not None else None
-    return report_role(index, role, result, originals, weights, gram, correction_damping, seconds)
+    return report_role(
+        index, role, result, originals, weights, stand_ins, gram, correction_damping, seconds
+    )
 
 
 def _known(

@@ -64,17 +64,14 @@ def contenders(
     losses = known.new_zeros(n_candidates, n_rows)  # columns in the order of `order`
     losses[first] = known[0, order]
     in_full, kept = {first}, list(range(n_candidates))
-    n_heavy = math.ceil(n_rows * _HEAVY_FRAC)
+    heavy = torch.arange(n_rows) < math.ceil(n_rows * _HEAVY_FRAC)
     sampled = torch.zeros(n_rows, dtype=torch.bool)
     for sample in range(n_samples):
-        new = torch.zeros(n_rows, dtype=torch.bool)
-        new[n_heavy + sample :: n_samples] = True
+        new = ~heavy & (torch.arange(n_rows) % n_samples == sample)
         sampled |= new
-        if sample == 0:
-            new[:n_heavy] = True
-        _take(row_losses, [c for c in kept if c not in in_full], order, new, losses)
-        seen = sampled.clone()
-        seen[:n_heavy] = True
+        seen = sampled | heavy
+        unknown = [c for c in kept if c not in in_full]
+        _take(row_losses, unknown, order, seen if sample == 0 else new, losses)
         leader = kept[first_smallest(losses[kept][:, seen].sum(dim=1).tolist())]
         if leader not in in_full:
             _take(row_losses, [leader], order, ~seen, losses)
@@ -113,12 +110,13 @@ def _behind(losses: Tensor, leader: Tensor, seen: Tensor, sampled: Tensor) -> Te
         seen: [rows], a mask.
         sampled: [rows], a mask of those seen rows that stand for unseen ones.
     """
+    known = losses[:, seen].sum(dim=1) - leader.sum()
+    if bool(seen.all()):
+        return known
     alike = ~seen.to(leader.device) & (leader <= leader[sampled].max())
     n_sampled, n_alike = int(sampled.sum()), int(alike.sum())
-    least = losses.new_zeros(len(losses))
-    if n_alike > 0:
-        differences = losses[:, sampled] - leader[sampled]
-        error = differences.std(dim=1) * (n_alike * (1 + n_alike / n_sampled)) ** 0.5
-        expected = leader[alike].sum() + n_alike * differences.mean(dim=1)
-        least = (expected - LOSING_SIGMAS * error).clamp(min=0)
-    return losses[:, seen].sum(dim=1) + least - leader.sum()
+    differences = losses[:, sampled] - leader[sampled]
+    error = differences.std(dim=1) * math.sqrt(n_alike * (1 + n_alike / n_sampled))
+    expected = leader[alike].sum() + n_alike * differences.mean(dim=1)
+    least = (expected - LOSING_SIGMAS * error).clamp(min=0)
+    return known + least

@@ -109,6 +109,7 @@ def report_role(
     result: RoleResult,
     originals: Mapping[str, Tensor],
     corrected: Mapping[str, Tensor],
+    stand_ins: Mapping[str, Tensor],
     gram: Tensor | None,
     correction_damping: float | None,
     seconds: float,
@@ -121,6 +122,7 @@ def report_role(
         result: its quantized linears.
         originals: their full precision weights, before any correction.
         corrected: the weights that were scaled, clipped and rounded.
+        stand_ins: the weights that came of it, dequantized.
         gram: of the role's full precision input; None when no activations were read.
         correction_damping: the largest that a correction needed; None without one.
         seconds: per linear.
@@ -130,7 +132,7 @@ def report_role(
         scale, weight = quantized.input_scale, originals[name]
         errors: Mapping[str, float] = {}
         if gram is not None:
-            errors = _stage_errors(name, weight, corrected[name], result, gram)
+            errors = _stage_errors(name, weight, corrected[name], stand_ins[name], result, gram)
         reports.append(
             LinearReport(
                 block=block,
@@ -157,13 +159,17 @@ def report_role(
 
 
 def _stage_errors(
-    name: str, original: Tensor, corrected: Tensor, result: RoleResult, gram: Tensor
+    name: str,
+    original: Tensor,
+    corrected: Tensor,
+    final: Tensor,
+    result: RoleResult,
+    gram: Tensor,
 ) -> dict[str, float]:
     """Return the relative output error after each stage; one that is off leaves things as they were."""
     quantized, limit = result.linears[name], result.limits[name]
     grid, scale = quantized.grid, quantized.input_scale
     is_gptq = name in result.damping
-    final = quantized.dequantize()
     outcomes: dict[str, Tensor | None] = {"nearest": fake_quantize(original, grid)}
     outcomes["scaled"] = outcomes["clipped"] = outcomes["final"] = None
     if scale is not None or corrected is not original:
