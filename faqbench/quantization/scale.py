@@ -47,7 +47,7 @@ BFLOAT16_MARGIN = 0.001
 _LEAST_SAMPLE = 96
 # A part of a sum may be this much too large by rounding, relative to the whole.
 _ROUNDING_MARGIN = 1e-5
-# Where winners usually lie: what is tried first gives up the others early. No choice depends on it.
+# Where winners usually lie: what is tried first gives up the others early.
 _USUAL_ALPHA = 0.4
 
 
