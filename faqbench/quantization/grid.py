@@ -140,15 +140,17 @@ def round_to_codes(grouped: Tensor, parameters: GroupParameters, grid: Grid) -> 
     return clamp_between(codes, low - zero, high - zero)
 
 
-def fake_quantize(weight: Tensor, grid: Grid) -> Tensor:
-    """Return the weight rounded to its own grid, as floats of the same shape [out, in]."""
-    grouped = weight.view(weight.shape[0], -1, grid.group_width(weight.shape[1]))
+def fake_quantize(weight: Tensor, grid: Grid, input_scale: Tensor | None = None) -> Tensor:
+    """Return the weight rounded to its own grid, as floats of the same shape [out, in].
+
+    With an input scale [in] it is multiplied by it before, and divided after rounding.
+    """
+    scaled = weight if input_scale is None else weight * input_scale
+    grouped = scaled.view(scaled.shape[0], -1, grid.group_width(scaled.shape[1]))
     parameters = group_parameters(grouped, grid)
-    return (
-        round_to_codes(grouped, parameters, grid)
-        .mul_(parameters.scale.unsqueeze(-1))
-        .view_as(weight)
-    )
+    codes = round_to_codes(grouped, parameters, grid)
+    rounded = codes.mul_(parameters.scale.unsqueeze(-1)).view_as(weight)
+    return rounded if input_scale is None else rounded.div_(input_scale)
 
 
 def quantize(

@@ -69,7 +69,7 @@ class ModuleObjective:
             _put(parameters, weights)
             wanted = _output(module, call).float()
             for index, scale in enumerate(scales):
-                _put(parameters, {n: _rounded(w, scale, grids[n]) for n, w in weights.items()})
+                _put(parameters, {n: fake_quantize(w, grids[n], scale) for n, w in weights.items()})
                 error = _output(module, call).float() - wanted
                 totals[index] += float(total(error.square()))
             n_values += wanted.numel()
@@ -100,10 +100,6 @@ def search_module_scale(
     if len(alphas) > 1:
         best = first_smallest(objective.losses(weights, grids, scales))
     return ScaleChoice(alpha=alphas[best], input_scale=scales[best])
-
-
-def _rounded(weight: Tensor, scale: Tensor, grid: Grid) -> Tensor:
-    return fake_quantize(weight * scale, grid).div_(scale)
 
 
 def _put(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:

@@ -23,6 +23,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+_LOSING_SIGMAS = 4.0
+_HEAVY_FRAC = 1 / 32
+
 
 class RowLosses(Protocol):
     """The loss of every candidate on every row."""
@@ -36,18 +39,13 @@ class RowLosses(Protocol):
         ...
 
 
-N_SAMPLES = 6
-LOSING_SIGMAS = 4.0
-_HEAVY_FRAC = 1 / 32
-
-
 def contenders(
     row_losses: RowLosses,
     n_candidates: int,
     *,
     first: int,
     margin: float,
-    n_samples: int = N_SAMPLES,
+    n_samples: int,
 ) -> list[int]:
     """Return the candidates whose loss may be within `margin` of the smallest, in increasing order.
 
@@ -118,5 +116,5 @@ def _behind(losses: Tensor, leader: Tensor, seen: Tensor, sampled: Tensor) -> Te
     differences = losses[:, sampled] - leader[sampled]
     error = differences.std(dim=1) * math.sqrt(n_alike * (1 + n_alike / n_sampled))
     expected = leader[alike].sum() + n_alike * differences.mean(dim=1)
-    least = (expected - LOSING_SIGMAS * error).clamp(min=0)
+    least = (expected - _LOSING_SIGMAS * error).clamp(min=0)
     return known + least

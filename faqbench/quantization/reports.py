@@ -173,9 +173,7 @@ def _stage_errors(
     outcomes: dict[str, Tensor | None] = {"nearest": fake_quantize(original, grid)}
     outcomes["scaled"] = outcomes["clipped"] = outcomes["final"] = None
     if scale is not None or corrected is not original:
-        scaled = corrected if scale is None else corrected * scale
-        rounded = fake_quantize(scaled, grid)
-        outcomes["scaled"] = rounded if scale is None else rounded.div_(scale)
+        outcomes["scaled"] = fake_quantize(corrected, grid, scale)
     if limit is not None:
         clipped = quantize(corrected, grid, input_scale=scale, limit=limit) if is_gptq else None
         outcomes["clipped"] = final if clipped is None else clipped.dequantize()

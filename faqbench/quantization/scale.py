@@ -37,13 +37,14 @@ from faqbench.quantization.quadratic import (
     row_chunks,
     row_quadratic_forms,
 )
-from faqbench.quantization.ranking import N_SAMPLES, contenders, first_smallest
+from faqbench.quantization.ranking import contenders, first_smallest
 
 MIN_SCALE = 1e-4
 # By how much bfloat16 products may misjudge one candidate's loss against another's; on SmolLM2-135M they
 # do by 0.0003 at most (reports/LOG.md).
 BFLOAT16_MARGIN = 0.001
-# How few rows are no sample.
+# Into how many samples the rows are cut for ranking, and how few rows are none.
+_N_SAMPLES = 6
 _LEAST_SAMPLE = 96
 # A part of a sum may be this much too large by rounding, relative to the whole.
 _ROUNDING_MARGIN = 1e-5
@@ -116,7 +117,7 @@ def search_scale(
     candidates = [alphas[index] for index in ranked]
     best = candidates[0]
     if len(candidates) > 1:
-        exact = _losses(weights, grids, statistic, halve(gram), candidates, _ROUNDING_MARGIN)
+        exact = _losses(weights, grids, statistic, halve(gram), candidates)
         best = candidates[first_smallest(exact)]
     return ScaleChoice(alpha=best, input_scale=scale_from_statistic(statistic, best))
 
@@ -166,7 +167,7 @@ def _n_samples(weights: Sequence[Tensor]) -> int:
     """Return into how many samples the rows are cut: a GPU takes a whole weight as fast as a part."""
     if weights[0].device.type != "cpu":
         return 1
-    return max(1, min(N_SAMPLES, sum(map(len, weights)) // _LEAST_SAMPLE))
+    return max(1, min(_N_SAMPLES, sum(map(len, weights)) // _LEAST_SAMPLE))
 
 
 def _rounding_error(weight: Tensor, input_scale: Tensor, grid: Grid) -> Tensor:
@@ -181,13 +182,13 @@ def _losses(
     statistic: Tensor,
     half: HalfGram,
     alphas: Sequence[float],
-    margin: float,
 ) -> list[float]:
-    """Return each candidate's loss; infinity for one that exceeds the smallest by more than `margin`."""
+    """Return each candidate's loss; infinity for one that exceeds the smallest by more than rounding."""
     losses = [math.inf] * len(alphas)
     for index in sorted(range(len(alphas)), key=lambda i: abs(alphas[i] - _USUAL_ALPHA)):
         input_scale = scale_from_statistic(statistic, alphas[index])
-        limit = min((x for x in losses if not math.isnan(x)), default=math.inf) * (1 + margin)
+        limit = min((x for x in losses if not math.isnan(x)), default=math.inf)
+        limit *= 1 + _ROUNDING_MARGIN
         loss = 0.0
         for weight, grid in zip(weights, grids, strict=True):
             loss += gram_loss(weight, input_scale, half, grid, limit - loss)
