@@ -14,14 +14,12 @@ calibration tokens; `loss=module` in `quantization.module_loss` keeps the refere
 
 Speed: candidates are ranked first, on a part of the rows where that shows them to lose
 (`quantization.ranking`), and with bfloat16 products where the hardware multiplies those much faster than
-float32. Only those within a margin of the best are then computed in full in float32, each given up as
-soon as a part of its sum over rows exceeds the whole loss of a better one. On SmolLM2-135M no choice
-changes by it (reports/LOG.md).
+float32. Only those within a margin of the best are then computed in full in float32. On SmolLM2-135M no
+choice changes by it (reports/LOG.md).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,9 +44,9 @@ BFLOAT16_MARGIN = 0.001
 # Into how many samples the rows are cut for ranking, and how few rows are none.
 _N_SAMPLES = 6
 _LEAST_SAMPLE = 96
-# A part of a sum may be this much too large by rounding, relative to the whole.
+# By how much float32 sums in another order may differ, relative to the whole.
 _ROUNDING_MARGIN = 1e-5
-# Where winners usually lie: what is tried first gives up the others early.
+# Where winners usually lie: ranking is faster when it starts near the best.
 _USUAL_ALPHA = 0.4
 
 
@@ -117,8 +115,13 @@ def search_scale(
     candidates = [alphas[index] for index in ranked]
     best = candidates[0]
     if len(candidates) > 1:
-        exact = _losses(weights, grids, statistic, halve(gram), candidates)
-        best = candidates[first_smallest(exact)]
+        half = halve(gram)
+        losses = []
+        for alpha in candidates:
+            s = scale_from_statistic(statistic, alpha)
+            pairs = zip(weights, grids, strict=True)
+            losses.append(sum(gram_loss(weight, s, half, grid) for weight, grid in pairs))
+        best = candidates[first_smallest(losses)]
     return ScaleChoice(alpha=best, input_scale=scale_from_statistic(statistic, best))
 
 
@@ -176,31 +179,7 @@ def _rounding_error(weight: Tensor, input_scale: Tensor, grid: Grid) -> Tensor:
     return torch.addcdiv(weight, rounded, input_scale, value=-1, out=rounded)
 
 
-def _losses(
-    weights: Sequence[Tensor],
-    grids: Sequence[Grid],
-    statistic: Tensor,
-    half: HalfGram,
-    alphas: Sequence[float],
-) -> list[float]:
-    """Return each candidate's loss; infinity for one that exceeds the smallest by more than rounding."""
-    losses = [math.inf] * len(alphas)
-    for index in sorted(range(len(alphas)), key=lambda i: abs(alphas[i] - _USUAL_ALPHA)):
-        input_scale = scale_from_statistic(statistic, alphas[index])
-        limit = min((x for x in losses if not math.isnan(x)), default=math.inf)
-        limit *= 1 + _ROUNDING_MARGIN
-        loss = 0.0
-        for weight, grid in zip(weights, grids, strict=True):
-            loss += gram_loss(weight, input_scale, half, grid, limit - loss)
-            if loss > limit:
-                break
-        losses[index] = math.inf if loss > limit else loss
-    return losses
-
-
-def gram_loss(
-    weight: Tensor, input_scale: Tensor, half: HalfGram, grid: Grid, limit: float = math.inf
-) -> float:
+def gram_loss(weight: Tensor, input_scale: Tensor, half: HalfGram, grid: Grid) -> float:
     """Return the squared output error per token, tr(E G E'), of a weight rounded at one scale.
 
     Args:
@@ -208,13 +187,8 @@ def gram_loss(
         input_scale: [in_features].
         half: of the Gram matrix of the unscaled input.
         grid: the grid.
-        limit: rows are added up until the sum exceeds it, and that part is returned.
     """
     total = torch.zeros((), dtype=torch.float64, device=weight.device)
-    # Reading the sum makes a GPU wait, and its chunks are whole weights anyway.
-    stops = weight.device.type == "cpu" and limit < math.inf
     for rows in row_chunks(weight):
         total += quadratic_form(_rounding_error(rows, input_scale, grid), half)
-        if stops and float(total) > limit:
-            break
     return float(total)
