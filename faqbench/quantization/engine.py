@@ -3,9 +3,9 @@
 Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
 once per block; QEP and LoaQ gather anew before each role, since quantizing one changes the next one's
-input; `loss=module` runs the full precision block once per candidate. Weights are replaced in place by
-their dequantized stand-ins, in the model's dtype; embeddings and lm_head are never touched, so tied
-weights stay tied.
+input; `loss=module` and `loss=refined` run the full precision block once per candidate. Weights are
+replaced in place by their dequantized stand-ins, in the model's dtype; embeddings and lm_head are never
+touched, so tied weights stay tied.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from faqbench.quantization.streams import (
     Streams,
     check_correction,
     corrects,
-    reads_full,
+    n_read_in_full,
     reads_quantized,
-    runs_modules,
+    runs_module,
 )
 from faqbench.stages import Progress
 
@@ -80,9 +80,10 @@ def quantize_model(
     architecture = loaded.architecture
     check_correction(quant, architecture.roles)
     streams = None
-    needed = reads_quantized(quant) or reads_full(quant) or quant.trace_windows > 0
-    if calibration is not None and needed:
-        streams = Streams(loaded, quant, calibration)
+    if calibration is not None:
+        reads = reads_quantized(quant) or n_read_in_full(quant, len(calibration.tokens)) > 0
+        if reads or quant.trace_windows > 0:
+            streams = Streams(loaded, quant, calibration)
     blocks = architecture.block_modules(loaded.model)
     walk = _Walk(
         architecture=architecture,
@@ -203,7 +204,7 @@ def _known(
                 role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
             )
         statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
-    if runs_modules(quant):
+    if runs_module(quant, role):
         assert walk.streams is not None
         objective = walk.streams.objective(role)
     return RoleInput(

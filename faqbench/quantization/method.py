@@ -19,7 +19,7 @@ from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
-from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
+from faqbench.quantization.module_loss import ModuleObjective, near, search_module_scale
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
     halve,
@@ -38,7 +38,8 @@ class RoleInput:
         search: statistics that the scale and clip searches measure their loss with.
         hessian: [in_features, in_features] on the quantized stream, for GPTQ.
         statistic: [in_features] that the scales are made of; None leaves the role unscaled.
-        objective: what the scale search measures instead of the Gram loss, for `loss=module`.
+        objective: what the scale search measures instead of the Gram loss, or after it for
+            `loss=refined`.
     """
 
     search: RoleStatistics | None = None
@@ -110,12 +111,15 @@ def _choose_scale(
     if known.statistic is None:
         return ScaleChoice(alpha=None, input_scale=None)
     alphas = _alphas(quant)
-    if known.objective is not None:
-        return search_module_scale(known.objective, weights, grids, known.statistic, alphas)
-    assert known.search is not None
-    return search_scale(
-        list(weights.values()), list(grids.values()), known.statistic, known.search.gram, alphas
-    )
+    if known.objective is None or quant.search.loss == "refined":
+        assert known.search is not None
+        choice = search_scale(
+            list(weights.values()), list(grids.values()), known.statistic, known.search.gram, alphas
+        )
+        if known.objective is None or choice.alpha is None:
+            return choice
+        alphas = near(choice.alpha, alphas)
+    return search_module_scale(known.objective, weights, grids, known.statistic, alphas)
 
 
 def _choose_limit(

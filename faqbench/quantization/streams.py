@@ -27,7 +27,7 @@ from faqbench.quantization.activations import (
     select_tokens,
 )
 from faqbench.quantization.correct import Correction, CorrectionAccumulator
-from faqbench.quantization.module_loss import ModuleObjective
+from faqbench.quantization.module_loss import N_REFINING_WINDOWS, ModuleObjective
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.reproducible import total
 
@@ -54,15 +54,27 @@ def reads_quantized(quant: QuantSection) -> bool:
     return quant.round == "gptq" or corrects(quant)
 
 
-def reads_full(quant: QuantSection) -> bool:
-    """Say whether a method reads full precision activations that no statistic holds."""
-    return corrects(quant) or runs_modules(quant)
+def n_read_in_full(quant: QuantSection, n_windows: int) -> int:
+    """Return on how many windows a method reads full precision activations that no statistic holds."""
+    if corrects(quant):
+        return n_windows
+    if not _runs_modules(quant):
+        return 0
+    return min(N_REFINING_WINDOWS, n_windows) if quant.search.loss == "refined" else n_windows
 
 
-def runs_modules(quant: QuantSection) -> bool:
-    """Say whether the scale search runs the reference's objective on every token."""
+def runs_module(quant: QuantSection, role: Role) -> bool:
+    """Say whether a role's scale search runs the module that the reference inspects.
+
+    Where that is the linear itself, the Gram loss tells as much, and `loss=refined` leaves it at that.
+    """
+    linear_itself = role.inspect in role.linears
+    return _runs_modules(quant) and not (linear_itself and quant.search.loss == "refined")
+
+
+def _runs_modules(quant: QuantSection) -> bool:
     return (
-        quant.search.loss == "module"
+        quant.search.loss != "gram"
         and quant.scale != "none"
         and quant.search.n_grid > 0
         and (quant.scale == "awq" or quant.preview.alpha is None)
@@ -95,11 +107,12 @@ class Streams:
         # A stream that nothing reads in full only traces.
         n_windows = len(calibration.tokens)
         n_quantized = n_windows if reads_quantized(quant) else self._n_traced
-        n_full = n_windows if reads_full(quant) else self._n_traced
+        n_read = n_read_in_full(quant, n_windows)
+        n_full = max(n_read, self._n_traced)
         tokens = calibration.tokens[: max(n_quantized, n_full)]
         opened = open_stream(loaded.model, loaded.architecture, tokens, calibration.batch_size)
         self._quantized, self._full = opened.fork(n_quantized), opened.fork(n_full)
-        self._keeps_original = reads_full(quant)
+        self._keeps_original = n_read > 0
         self._original: nn.Module = nn.Identity()
         self._block: nn.Module = nn.Identity()
         self._traced = self._full.fork(self._n_traced)
@@ -130,9 +143,12 @@ class Streams:
 
     def objective(self, role: Role) -> ModuleObjective:
         """Return the reference's objective for a role, on the stream that its searches measure on."""
+        stream, block = self._full, self._original
         if corrects(self._quant):
-            return ModuleObjective(stream=self._quantized, block=self._block, role=role)
-        return ModuleObjective(stream=self._full, block=self._original, role=role)
+            stream, block = self._quantized, self._block
+        if self._quant.search.loss == "refined":
+            stream = stream.fork(N_REFINING_WINDOWS)
+        return ModuleObjective(stream=stream, block=block, role=role)
 
     def correct(
         self, role: Role, weights: Mapping[str, Tensor]

@@ -6,12 +6,13 @@ import torch
 from faqbench.models import open_stream
 from faqbench.quantization import assign_grids
 from faqbench.quantization.grid import fake_quantize
-from faqbench.quantization.module_loss import ModuleObjective
+from faqbench.quantization.module_loss import ModuleObjective, near
 from faqbench.quantization.quadratic import halve
-from faqbench.quantization.scale import gram_loss, scale_from_statistic
+from faqbench.quantization.scale import alpha_grid, gram_loss, scale_from_statistic
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 0.95]
 MODULE = "quant.search.loss=module"
+REFINED = "quant.search.loss=refined"
 
 
 class Problem:
@@ -107,10 +108,11 @@ def test_qkv_may_choose_another_alpha_and_clip_and_rounding_stay_the_same(quanti
     assert fixed.same_as(quantized("faq", "quant.preview.alpha=0.5"))
 
 
+@pytest.mark.parametrize("loss", [MODULE, REFINED])
 @pytest.mark.parametrize("preset", ["awq", "faq", "qep-awq"])
-def test_tracing_changes_nothing(quantized, preset):
-    traced = quantized(preset, MODULE, "quant.trace_windows=2")
-    assert traced.same_as(quantized(preset, MODULE, "quant.trace_windows=0"))
+def test_tracing_changes_nothing(quantized, preset, loss):
+    traced = quantized(preset, loss, "quant.trace_windows=2")
+    assert traced.same_as(quantized(preset, loss, "quant.trace_windows=0"))
     assert len(traced.result.blocks) == 4
 
 
@@ -120,3 +122,55 @@ def test_with_a_correction_it_measures_on_the_quantized_stream(quantized):
     assert first.same_as(plain, "layers.0.self_attn.q_proj")
     assert all(w.isfinite().all() for w in first.after.values())
     assert not first.same_as(plain, "layers.3.self_attn.q_proj")
+
+
+def test_the_exponents_near_one_are_those_up_to_two_steps_away():
+    alphas = [i / 10 for i in range(10)]
+    assert near(0.5, alphas) == [0.3, 0.4, 0.5, 0.6, 0.7]
+    assert near(0.0, alphas) == [0.0, 0.1, 0.2]
+    assert near(0.9, alphas) == [0.7, 0.8, 0.9]
+    assert near(0.5, [0.5]) == [0.5]
+
+
+@pytest.mark.parametrize("role", ["qkv", "gate_up"])
+def test_refined_takes_the_modules_best_on_one_window_near_the_best_by_gram(
+    problem, quantized, tokens, role
+):
+    p = problem(role)
+    p.tokens = tokens[:1]
+    linear = p.role.linears[0]
+    start = quantized("awq").report(linear).alpha
+    alphas = near(start, alpha_grid(20))
+    p.scales = [scale_from_statistic(p.statistics.mean_abs, a) for a in alphas]
+    losses = p.losses()
+    best = alphas[losses.index(min(losses))]
+    assert quantized("awq", REFINED).report(linear).alpha == best
+    assert best != start  # or this would show nothing
+
+
+@pytest.mark.parametrize("preset", ["awq", "faq", "qep-awq"])
+def test_refined_stays_within_two_steps_and_leaves_o_and_down_to_the_gram_loss(
+    quantized, load, preset
+):
+    gram, refined = (
+        quantized(preset, loss, loaded=load(num_key_value_heads=4))
+        for loss in ("quant.search.loss=gram", REFINED)
+    )
+    first = [r for r in gram.result.linears if r.block == 0]
+    assert all(
+        abs(refined.report(r.linear).alpha - r.alpha) < 0.11 for r in first if r.role == "qkv"
+    )
+    if preset == "qep-awq":  # another choice upstream changes what comes after
+        return
+    for linear in ("self_attn.o_proj", "mlp.down_proj"):
+        alphas = [o.report(linear, block).alpha for block in range(4) for o in (gram, refined)]
+        assert alphas[::2] == alphas[1::2] and None not in alphas
+    moved = [r.alpha != refined.report(r.linear, r.block).alpha for r in gram.result.linears]
+    assert any(moved)
+
+
+def test_without_candidates_refined_is_the_gram_loss(quantized):
+    empty = "quant.search.n_grid=0"
+    assert quantized("awq", REFINED, empty).same_as(quantized("awq", empty))
+    fixed = "quant.preview.alpha=0.5"
+    assert quantized("faq", REFINED, fixed).same_as(quantized("faq", fixed))
