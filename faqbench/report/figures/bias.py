@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TITLE = "Quality against bias distance"
 _MOST_BITS = 3
+# Scenarios nearer to each other than this part of the axis would be named on top of each other.
+_CLOSE_FRAC = 0.08
 _KINDS = (
     ("tokens", "token distribution\nJensen-Shannon divergence"),
     ("activations", "activations\nmean shift over roles"),
@@ -204,15 +206,23 @@ def _means(points: list[Point], by: str) -> list[tuple[float, float]]:
 
 
 def _name_scenarios(axes: Axes, points: list[Point], by: str) -> None:
-    """Name the scenarios above the axes, each where its runs lie."""
+    """Name the scenarios above the axes where their runs lie; close ones share a name."""
     places: dict[str, list[float]] = {}
     for point in points:
         if math.isfinite(point.by(by)):
             places.setdefault(point.scenario, []).append(point.by(by))
+    means = sorted((sum(xs) / len(xs), name) for name, xs in places.items())
+    close = _CLOSE_FRAC * (means[-1][0] - means[0][0]) if means else 0.0
+    ticks: list[list[tuple[float, str]]] = []
+    for place, name in means:
+        if ticks and place - ticks[-1][-1][0] < close:
+            ticks[-1].append((place, name))
+        else:
+            ticks.append([(place, name)])
     top = axes.secondary_xaxis("top")
     top.set_xticks(
-        [sum(xs) / len(xs) for xs in places.values()],
-        [style.label(name, 18) for name in places],
+        [sum(place for place, _ in tick) / len(tick) for tick in ticks],
+        ["\n".join(style.label(name, 18) for _, name in tick) for tick in ticks],
         rotation=40,
         ha="left",
         rotation_mode="anchor",

@@ -55,12 +55,14 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 
 
 def _worth_drawing(pairs: list[_Pair]) -> list[_Pair]:
-    """Return what a reader can take in: of many, single tasks and further protocols go first."""
+    """Return what a reader can take in: of many, first single tasks go, further protocols, accuracy."""
     if len(pairs) > _MOST_ROWS and any(c.column.kind == "mean_acc" for _, c in pairs):
         pairs = [p for p in pairs if p[1].column.kind != "acc"]
     if len(pairs) > _MOST_ROWS:
         firsts = {c.is_ratio: c.column.label for _, c in reversed(pairs)}
         pairs = [p for p in pairs if p[1].column.label == firsts[p[1].is_ratio]]
+    if len(pairs) > _MOST_ROWS:
+        pairs = [p for p in pairs if p[1].is_ratio] or pairs
     return pairs[:_MOST_ROWS]
 
 
