@@ -86,7 +86,7 @@ def quantize_role(
         known: what is known of the role's input.
         quant: the method.
     """
-    choice = _choose_scale(weights, grids, known, quant)
+    choice = choose_scale(weights, grids, known, quant)
     limits = {
         name: _choose_limit(role, name, weight, grids[name], choice, known, quant)
         for name, weight in weights.items()
@@ -102,12 +102,13 @@ def quantize_role(
     return RoleResult(linears=linears, alpha=choice.alpha, limits=limits, clipped_frac=clipped)
 
 
-def _choose_scale(
+def choose_scale(
     weights: Mapping[str, Tensor],
     grids: Mapping[str, Grid],
     known: RoleInput,
     quant: QuantSection,
 ) -> ScaleChoice:
+    """Choose the exponent of one role's scales; arguments as for `quantize_role`."""
     if known.statistic is None:
         return ScaleChoice(alpha=None, input_scale=None)
     alphas = _alphas(quant)

@@ -1,11 +1,14 @@
 """The committed study: a clone rebuilds its report from runs/study/ without a model."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy.stats
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "reports" / "study"
@@ -36,10 +39,52 @@ def test_the_committed_report_is_what_its_runs_give(rebuilt):
 
 
 def test_the_numbers_of_the_answer_are_in_the_report():
-    answer = (STUDY / "ANSWER.md").read_text()
     report = (STUDY / "report.md").read_text().replace("\u2212", "-")
-    table = answer.split("## FAQ against AWQ")[1].split("95 % intervals")[0]
-    found = re.findall(r"([-+]?\d+\.\d) (?:%|points) \(([-+]\d+\.\d) to ([-+]\d+\.\d)\)", table)
-    assert len(found) == 12
+    found = _cells(_section("## FAQ against AWQ, one by one"))
+    assert len(found) == 24
     for value, low, high in found:
         assert "| FAQ | AWQ | " in report and f"| {value} | {low} to {high} |" in report
+
+
+def test_the_pooled_numbers_of_the_answer_are_those_of_its_runs():
+    pooled = [_pooled(bits, *pair, task) for bits in (4, 3) for pair in PAIRS for task in TASKS]
+    assert _cells(_section("## FAQ against AWQ, pooled")) == pooled
+
+
+TASKS = ("heldout-wiki-512", "heldout-code-512", "accuracy")
+PAIRS = (("faq", "awq"), ("qep-faq", "qep-awq"))
+
+
+def _section(title):
+    return (STUDY / "ANSWER.md").read_text().split(title + "\n")[1].split("\n## ")[0]
+
+
+def _cells(text):
+    return re.findall(r"([-+]?\d+\.\d) (?:%|points) \(([-+]?\d+\.\d) to ([-+]?\d+\.\d)\)", text)
+
+
+def _pooled(bits, method, against, task):
+    """Return the mean difference over all scenarios and draws, and its 95 % interval by Student's t."""
+    values = {}
+    for path in (ROOT / "runs" / "study").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        config = record["config"]
+        key = (config["quant"]["name"], config["scenario"]["name"], config["calibration"]["seed"])
+        if config["quant"]["bits"] == bits:
+            values[key] = _value(record, task)
+    others = {k[1:] for k in values if k[0] == against}
+    assert len(others) == 20
+    differences = np.array([values[method, *o] - values[against, *o] for o in sorted(others)])
+    mean, error = differences.mean(), scipy.stats.sem(differences)
+    ends = scipy.stats.t.interval(0.95, len(differences) - 1, mean, error)
+    percent = (lambda x: 100 * x) if task == "accuracy" else (lambda x: 100 * np.expm1(x))
+    return tuple(re.sub(r"[-+]0\.0", "0.0", f"{percent(x):+.1f}") for x in (mean, *ends))
+
+
+def _value(record, task):
+    """Return log-perplexity of a protocol, or the mean accuracy over the tasks."""
+    if task == "accuracy":
+        return np.mean([m["value"] for m in record["metrics"] if m["name"] == "acc"])
+    name = "perplexity"
+    (found,) = (m for m in record["metrics"] if (m["task"], m["name"]) == (task, name))
+    return np.log(found["value"])
