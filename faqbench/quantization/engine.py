@@ -31,8 +31,9 @@ from faqbench.quantization.streams import (
     Streams,
     check_correction,
     corrects,
-    n_read_in_full,
+    reads_full,
     reads_quantized,
+    refines,
     runs_module,
 )
 from faqbench.stages import Progress
@@ -80,10 +81,9 @@ def quantize_model(
     architecture = loaded.architecture
     check_correction(quant, architecture.roles)
     streams = None
-    if calibration is not None:
-        reads = reads_quantized(quant) or n_read_in_full(quant, len(calibration.tokens)) > 0
-        if reads or quant.trace_windows > 0:
-            streams = Streams(loaded, quant, calibration)
+    needed = reads_quantized(quant) or reads_full(quant) or refines(quant)
+    if calibration is not None and (needed or quant.trace_windows > 0):
+        streams = Streams(loaded, quant, calibration)
     blocks = architecture.block_modules(loaded.model)
     walk = _Walk(
         architecture=architecture,

@@ -19,7 +19,12 @@ from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
-from faqbench.quantization.module_loss import ModuleObjective, near, search_module_scale
+from faqbench.quantization.module_loss import (
+    ModuleObjective,
+    coarse,
+    near,
+    search_module_scale,
+)
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
     halve,
@@ -112,15 +117,21 @@ def choose_scale(
     if known.statistic is None:
         return ScaleChoice(alpha=None, input_scale=None)
     alphas = _alphas(quant)
-    if known.objective is None or quant.search.loss == "refined":
-        assert known.search is not None
-        choice = search_scale(
-            list(weights.values()), list(grids.values()), known.statistic, known.search.gram, alphas
-        )
-        if known.objective is None or choice.alpha is None:
-            return choice
-        alphas = near(choice.alpha, alphas)
-    return search_module_scale(known.objective, weights, grids, known.statistic, alphas)
+    objective = known.objective
+    if objective is not None and quant.search.loss == "module":
+        return search_module_scale(objective, weights, grids, known.statistic, alphas)
+    assert known.search is not None
+    choice = search_scale(
+        list(weights.values()),
+        list(grids.values()),
+        known.statistic,
+        known.search.gram,
+        alphas if objective is None else coarse(alphas),
+    )
+    if objective is None or choice.alpha is None:
+        return choice
+    near_it = near(choice.alpha, alphas)
+    return search_module_scale(objective, weights, grids, known.statistic, near_it)
 
 
 def _choose_limit(

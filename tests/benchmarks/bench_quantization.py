@@ -38,8 +38,8 @@ from faqbench.quantization import (
     reads_store,
 )
 from faqbench.quantization.method import RoleInput, choose_scale, scale_statistic
-from faqbench.quantization.module_loss import ModuleObjective
-from faqbench.quantization.streams import n_read_in_full, runs_module
+from faqbench.quantization.module_loss import N_REFINING_TOKENS, ModuleObjective
+from faqbench.quantization.streams import runs_module
 from faqbench.stages import PlainProgress, StageCache
 
 N_MODULE_BLOCKS = 3
@@ -118,11 +118,11 @@ class Bench:
         grids = assign_grids(self.loaded.model, architecture, quant)
         blocks = architecture.block_modules(self.loaded.model)
         stream = None
-        n_read = n_read_in_full(quant, self.n_windows)
-        if n_read:
+        if loss != "gram":
+            few = self.tokens[:1, :N_REFINING_TOKENS]
+            tokens = self.tokens if loss == "module" else few
             # Large batches: the weights are rounded anew for each, which the reference does not do.
-            size = 4 * self.batch_size
-            stream = open_stream(self.loaded.model, architecture, self.tokens[:n_read], size)
+            stream = open_stream(self.loaded.model, architecture, tokens, 4 * self.batch_size)
         times = []
         for index, block in enumerate(blocks[:N_MODULE_BLOCKS]):
             start = time.perf_counter()

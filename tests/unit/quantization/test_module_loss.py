@@ -4,11 +4,16 @@ import pytest
 import torch
 
 from faqbench.models import open_stream
-from faqbench.quantization import assign_grids
+from faqbench.quantization import assign_grids, streams
 from faqbench.quantization.grid import fake_quantize
-from faqbench.quantization.module_loss import ModuleObjective, near
+from faqbench.quantization.module_loss import ModuleObjective, coarse, near
 from faqbench.quantization.quadratic import halve
-from faqbench.quantization.scale import alpha_grid, gram_loss, scale_from_statistic
+from faqbench.quantization.scale import (
+    alpha_grid,
+    gram_loss,
+    scale_from_statistic,
+    search_scale,
+)
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 0.95]
 MODULE = "quant.search.loss=module"
@@ -132,41 +137,42 @@ def test_the_exponents_near_one_are_those_up_to_two_steps_away():
     assert near(0.5, [0.5]) == [0.5]
 
 
+@pytest.mark.parametrize("n_grid", [1, 2, 3, 5, 20, 23])
+def test_nearly_every_exponent_is_near_a_coarse_one(n_grid):
+    alphas = alpha_grid(n_grid)
+    reached = {a for start in coarse(alphas) for a in near(start, alphas)}
+    assert set(alphas) - reached <= {alphas[-1]}
+
+
 @pytest.mark.parametrize("role", ["qkv", "gate_up"])
-def test_refined_takes_the_modules_best_on_one_window_near_the_best_by_gram(
-    problem, quantized, tokens, role
+def test_refined_takes_the_modules_best_near_the_best_coarse_one_by_gram(
+    problem, quantized, tokens, monkeypatch, role
 ):
-    p = problem(role)
-    p.tokens = tokens[:1]
-    linear = p.role.linears[0]
-    start = quantized("awq").report(linear).alpha
-    alphas = near(start, alpha_grid(20))
-    p.scales = [scale_from_statistic(p.statistics.mean_abs, a) for a in alphas]
+    monkeypatch.setattr(streams, "N_REFINING_TOKENS", 30)
+    p, alphas = problem(role), alpha_grid(20)
+    weights, grids = list(p.weights.values()), list(p.grids.values())
+    statistic, gram = p.statistics.mean_abs, p.statistics.gram
+    start = search_scale(weights, grids, statistic, gram, coarse(alphas)).alpha
+    p.scales = [scale_from_statistic(statistic, a) for a in near(start, alphas)]
+    p.tokens = tokens[:1, :30]
     losses = p.losses()
-    best = alphas[losses.index(min(losses))]
-    assert quantized("awq", REFINED).report(linear).alpha == best
-    assert best != start  # or this would show nothing
+    best = near(start, alphas)[losses.index(min(losses))]
+    assert quantized("awq", REFINED).report(p.role.linears[0]).alpha == best != start
 
 
-@pytest.mark.parametrize("preset", ["awq", "faq", "qep-awq"])
-def test_refined_stays_within_two_steps_and_leaves_o_and_down_to_the_gram_loss(
-    quantized, load, preset
-):
-    gram, refined = (
-        quantized(preset, loss, loaded=load(num_key_value_heads=4))
-        for loss in ("quant.search.loss=gram", REFINED)
-    )
-    first = [r for r in gram.result.linears if r.block == 0]
-    assert all(
-        abs(refined.report(r.linear).alpha - r.alpha) < 0.11 for r in first if r.role == "qkv"
-    )
-    if preset == "qep-awq":  # another choice upstream changes what comes after
-        return
-    for linear in ("self_attn.o_proj", "mlp.down_proj"):
-        alphas = [o.report(linear, block).alpha for block in range(4) for o in (gram, refined)]
-        assert alphas[::2] == alphas[1::2] and None not in alphas
-    moved = [r.alpha != refined.report(r.linear, r.block).alpha for r in gram.result.linears]
-    assert any(moved)
+@pytest.mark.parametrize("preset", ["awq", "faq"])
+def test_refined_leaves_o_and_down_to_the_gram_loss(quantized, load, preset):
+    gram = quantized(preset, loaded=load(num_key_value_heads=4))
+    refined = quantized(preset, REFINED, loaded=load(num_key_value_heads=4))
+    assert gram.same_as(refined, "o_proj") and gram.same_as(refined, "down_proj")
+    assert not gram.same_as(refined, "q_proj") and not gram.same_as(refined, "gate_proj")
+
+
+def test_with_a_correction_refined_measures_on_the_quantized_stream(quantized):
+    first = quantized("qep-awq", REFINED, "quant.correction.roles=[o]")
+    plain = quantized("awq", REFINED)
+    assert first.same_as(plain, "layers.0.self_attn.q_proj")
+    assert not first.same_as(plain, "layers.3.self_attn.q_proj")
 
 
 def test_without_candidates_refined_is_the_gram_loss(quantized):

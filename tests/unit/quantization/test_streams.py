@@ -6,7 +6,7 @@ import torch
 from faqbench.config import UserError
 from faqbench.models import open_stream
 from faqbench.quantization import Calibration, assign_grids, quantize_model
-from faqbench.quantization.streams import Streams, n_read_in_full, reads_quantized
+from faqbench.quantization.streams import Streams, reads_full, reads_quantized, refines
 from faqbench.stages import PlainProgress
 
 STREAMED = ["gptq", "qep", "loaq", "qep-gptq", "loaq-gptq", "qep-awq", "qep-faq"]
@@ -18,27 +18,35 @@ def quant(compose):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "quantized", "n_full"),
+    ("overrides", "quantized", "full"),
     [
-        (["quant=rtn"], False, 0),
-        (["quant=awq"], False, 0),
-        (["quant=faq"], False, 0),
-        (["quant=awq", "quant.search.loss=module"], False, 8),
-        (["quant=awq", "quant.search.loss=refined"], False, 1),
-        (["quant=qep-awq", "quant.search.loss=refined"], True, 8),
-        (["quant=faq", "quant.search.loss=refined", "quant.preview.alpha=0.5"], False, 0),
-        (["quant=faq", "quant.search.loss=module", "quant.preview.alpha=0.5"], False, 0),
-        (["quant=rtn", "quant.search.loss=module"], False, 0),
-        (["quant=gptq"], True, 0),
-        (["quant=qep"], True, 8),
-        (["quant=qep", "quant.correction.strength=0"], False, 0),
-        (["quant=loaq", "quant.correction.strength=0"], True, 8),
-        (["quant=loaq", "quant.correction={roles: [qkv], strength: 0}"], False, 0),
+        (["quant=rtn"], False, False),
+        (["quant=awq"], False, False),
+        (["quant=faq"], False, False),
+        (["quant=awq", "quant.search.loss=module"], False, True),
+        (["quant=awq", "quant.search.loss=refined"], False, False),
+        (["quant=qep-awq", "quant.search.loss=refined"], True, True),
+        (["quant=faq", "quant.search.loss=refined", "quant.preview.alpha=0.5"], False, False),
+        (["quant=faq", "quant.search.loss=module", "quant.preview.alpha=0.5"], False, False),
+        (["quant=rtn", "quant.search.loss=module"], False, False),
+        (["quant=gptq"], True, False),
+        (["quant=qep"], True, True),
+        (["quant=qep", "quant.correction.strength=0"], False, False),
+        (["quant=loaq", "quant.correction.strength=0"], True, True),
+        (["quant=loaq", "quant.correction={roles: [qkv], strength: 0}"], False, False),
     ],
 )
-def test_a_method_pays_only_for_the_streams_it_reads(quant, overrides, quantized, n_full):
+def test_a_method_pays_only_for_the_streams_it_reads(quant, overrides, quantized, full):
     section = quant(*overrides)
-    assert (reads_quantized(section), n_read_in_full(section, 8)) == (quantized, n_full)
+    assert (reads_quantized(section), reads_full(section)) == (quantized, full)
+
+
+def test_refining_needs_a_search(quant):
+    refined = "quant.search.loss=refined"
+    assert refines(quant("quant=awq", refined)) and refines(quant("quant=qep-faq", refined))
+    assert not refines(quant("quant=faq", refined, "quant.preview.alpha=0.5"))
+    assert not refines(quant("quant=awq", refined, "quant.search.n_grid=0"))
+    assert not refines(quant("quant=gptq", refined)) and not refines(quant("quant=awq"))
 
 
 def test_a_block_that_is_not_changed_has_no_error(load, quant, tokens):
