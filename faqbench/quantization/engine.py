@@ -3,9 +3,9 @@
 Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
 once per block; QEP and LoaQ gather anew before each role, since quantizing one changes the next one's
-input; `loss=module` and `loss=refined` run the full precision block once per candidate. Weights are
-replaced in place by their dequantized stand-ins, in the model's dtype; embeddings and lm_head are never
-touched, so tied weights stay tied.
+input; `loss=module` runs the full precision block once per candidate. Weights are replaced in place by
+their dequantized stand-ins, in the model's dtype; embeddings and lm_head are never touched, so tied
+weights stay tied.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from faqbench.quantization.streams import (
     corrects,
     reads_full,
     reads_quantized,
-    refines,
-    runs_module,
+    runs_modules,
 )
 from faqbench.stages import Progress
 
@@ -81,8 +80,8 @@ def quantize_model(
     architecture = loaded.architecture
     check_correction(quant, architecture.roles)
     streams = None
-    needed = reads_quantized(quant) or reads_full(quant) or refines(quant)
-    if calibration is not None and (needed or quant.trace_windows > 0):
+    needed = reads_quantized(quant) or reads_full(quant) or quant.trace_windows > 0
+    if calibration is not None and needed:
         streams = Streams(loaded, quant, calibration)
     blocks = architecture.block_modules(loaded.model)
     walk = _Walk(
@@ -204,7 +203,7 @@ def _known(
                 role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
             )
         statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
-    if runs_module(quant, role):
+    if runs_modules(quant):
         assert walk.streams is not None
         objective = walk.streams.objective(role)
     return RoleInput(

@@ -19,12 +19,7 @@ from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
-from faqbench.quantization.module_loss import (
-    ModuleObjective,
-    coarse,
-    near,
-    search_module_scale,
-)
+from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
     halve,
@@ -43,8 +38,7 @@ class RoleInput:
         search: statistics that the scale and clip searches measure their loss with.
         hessian: [in_features, in_features] on the quantized stream, for GPTQ.
         statistic: [in_features] that the scales are made of; None leaves the role unscaled.
-        objective: what the scale search measures instead of the Gram loss, or after it for
-            `loss=refined`.
+        objective: what the scale search measures instead of the Gram loss, for `loss=module`.
     """
 
     search: RoleStatistics | None = None
@@ -91,7 +85,7 @@ def quantize_role(
         known: what is known of the role's input.
         quant: the method.
     """
-    choice = choose_scale(weights, grids, known, quant)
+    choice = _choose_scale(weights, grids, known, quant)
     limits = {
         name: _choose_limit(role, name, weight, grids[name], choice, known, quant)
         for name, weight in weights.items()
@@ -107,31 +101,21 @@ def quantize_role(
     return RoleResult(linears=linears, alpha=choice.alpha, limits=limits, clipped_frac=clipped)
 
 
-def choose_scale(
+def _choose_scale(
     weights: Mapping[str, Tensor],
     grids: Mapping[str, Grid],
     known: RoleInput,
     quant: QuantSection,
 ) -> ScaleChoice:
-    """Choose the exponent of one role's scales; arguments as for `quantize_role`."""
     if known.statistic is None:
         return ScaleChoice(alpha=None, input_scale=None)
     alphas = _alphas(quant)
-    objective = known.objective
-    if objective is not None and quant.search.loss == "module":
-        return search_module_scale(objective, weights, grids, known.statistic, alphas)
+    if known.objective is not None:
+        return search_module_scale(known.objective, weights, grids, known.statistic, alphas)
     assert known.search is not None
-    choice = search_scale(
-        list(weights.values()),
-        list(grids.values()),
-        known.statistic,
-        known.search.gram,
-        alphas if objective is None else coarse(alphas),
+    return search_scale(
+        list(weights.values()), list(grids.values()), known.statistic, known.search.gram, alphas
     )
-    if objective is None or choice.alpha is None:
-        return choice
-    near_it = near(choice.alpha, alphas)
-    return search_module_scale(objective, weights, grids, known.statistic, near_it)
 
 
 def _choose_limit(

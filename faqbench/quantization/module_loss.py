@@ -1,4 +1,4 @@
-"""The reference's objective for AWQ's scales: run the module on calibration tokens.
+"""The reference's objective for AWQ's scales: run the module on every calibration token.
 
 Legend: M the module that the reference inspects for a role (self_attn for qkv, mlp for gate_up, the linear
 itself for o and down); z what M is called with, all calibration tokens; W the weights of the role's
@@ -17,10 +17,7 @@ stream, as for every other search. The loss counts all tokens, whatever `calibra
 such as attention cannot leave some out.
 
 Cost: a forward pass of M per alpha and batch, and the weights rounded anew for each, against one matrix
-product per alpha for `loss=gram`: see `tests/benchmarks/bench_quantization.py`. So `loss=refined` asks
-the Gram loss for the best of every fourth exponent, and M, on a few tokens, for the best of those about
-it. On SmolLM2-135M at 3 bits the exponents that it chooses have 1 % more of M's error, on eight windows,
-than the best have; those of the Gram loss have 9 % more (reports/LOG.md).
+product per alpha for `loss=gram`: see `tests/benchmarks/bench_quantization.py`.
 """
 
 from __future__ import annotations
@@ -36,18 +33,13 @@ from faqbench.quantization.ranking import first_smallest
 from faqbench.quantization.reproducible import total
 from faqbench.quantization.scale import ScaleChoice, scale_from_statistic
 
-# `loss=refined`: how many of the first window's tokens M is run on, and how many exponents are tried on
-# either side of the best by the Gram loss, which takes one of twice as many.
-N_REFINING_TOKENS = 256
-_N_NEIGHBOURS = 2
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleObjective:
     """Measures candidates for one role's weights on the module that the reference inspects.
 
     Attributes:
-        stream: calibration windows at the input of the block.
+        stream: all calibration windows at the input of the block.
         block: the block; its role's weights change while losses are taken, and are then put back.
         role: the role.
     """
@@ -108,17 +100,6 @@ def search_module_scale(
     if len(alphas) > 1:
         best = first_smallest(objective.losses(weights, grids, scales))
     return ScaleChoice(alpha=alphas[best], input_scale=scales[best])
-
-
-def coarse(alphas: Sequence[float]) -> list[float]:
-    """Return candidate exponents so far apart that every other one is near one of them, or the last."""
-    return list(alphas[:: 2 * _N_NEIGHBOURS])
-
-
-def near(alpha: float, alphas: Sequence[float]) -> list[float]:
-    """Return the candidate exponents about one of them, itself among them, in increasing order."""
-    index = alphas.index(alpha)
-    return list(alphas[max(0, index - _N_NEIGHBOURS) : index + _N_NEIGHBOURS + 1])
 
 
 def _put(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:

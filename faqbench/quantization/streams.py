@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
-from faqbench.models import BlockStream, LoadedModel, Role, open_stream
+from faqbench.models import LoadedModel, Role, open_stream
 from faqbench.quantization.activations import (
     Accumulator,
     RoleStatistics,
@@ -27,7 +27,7 @@ from faqbench.quantization.activations import (
     select_tokens,
 )
 from faqbench.quantization.correct import Correction, CorrectionAccumulator
-from faqbench.quantization.module_loss import N_REFINING_TOKENS, ModuleObjective
+from faqbench.quantization.module_loss import ModuleObjective
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.reproducible import total
 
@@ -55,28 +55,15 @@ def reads_quantized(quant: QuantSection) -> bool:
 
 
 def reads_full(quant: QuantSection) -> bool:
-    """Say whether a method reads all full precision activations, which no statistic holds."""
-    return corrects(quant) or (quant.search.loss == "module" and _searches_scales(quant))
+    """Say whether a method reads full precision activations that no statistic holds."""
+    return corrects(quant) or runs_modules(quant)
 
 
-def refines(quant: QuantSection) -> bool:
-    """Say whether the scale search ends with the module that the reference inspects, on a few tokens."""
-    return quant.search.loss == "refined" and _searches_scales(quant)
-
-
-def runs_module(quant: QuantSection, role: Role) -> bool:
-    """Say whether a role's scale search runs the module that the reference inspects.
-
-    Where that is the linear itself, the Gram loss tells as much, and `loss=refined` leaves it at that.
-    """
-    if refines(quant):
-        return role.inspect not in role.linears
-    return quant.search.loss == "module" and _searches_scales(quant)
-
-
-def _searches_scales(quant: QuantSection) -> bool:
+def runs_modules(quant: QuantSection) -> bool:
+    """Say whether the scale search runs the reference's objective on every token."""
     return (
-        quant.scale != "none"
+        quant.search.loss == "module"
+        and quant.scale != "none"
         and quant.search.n_grid > 0
         and (quant.scale == "awq" or quant.preview.alpha is None)
     )
@@ -109,13 +96,10 @@ class Streams:
         n_windows = len(calibration.tokens)
         n_quantized = n_windows if reads_quantized(quant) else self._n_traced
         n_full = n_windows if reads_full(quant) else self._n_traced
-        tokens = calibration.tokens[: max(n_quantized, n_full, 1)]
+        tokens = calibration.tokens[: max(n_quantized, n_full)]
         opened = open_stream(loaded.model, loaded.architecture, tokens, calibration.batch_size)
         self._quantized, self._full = opened.fork(n_quantized), opened.fork(n_full)
-        self._refining: BlockStream | None = None
-        if refines(quant):
-            few = calibration.tokens[:1, :N_REFINING_TOKENS]
-            self._refining = open_stream(loaded.model, loaded.architecture, few, 1)
+        self._keeps_original = reads_full(quant)
         self._original: nn.Module = nn.Identity()
         self._block: nn.Module = nn.Identity()
         self._traced = self._full.fork(self._n_traced)
@@ -124,9 +108,9 @@ class Streams:
         """Take the next block, whose weights are about to be replaced."""
         self._block = block
         self._traced = self._full.fork(self._n_traced)
-        if reads_full(self._quant) or self._refining is not None:
+        if self._keeps_original:
             self._original = copy.deepcopy(block)
-        if not reads_full(self._quant):  # nothing asks what it does inside the block
+        else:  # nothing asks for the block as it was: its output is all that is needed of it
             self._full.advance(block)
 
     def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
@@ -146,10 +130,9 @@ class Streams:
 
     def objective(self, role: Role) -> ModuleObjective:
         """Return the reference's objective for a role, on the stream that its searches measure on."""
-        stream, block = self._full, self._original
         if corrects(self._quant):
-            stream, block = self._quantized, self._block
-        return ModuleObjective(stream=self._refining or stream, block=block, role=role)
+            return ModuleObjective(stream=self._quantized, block=self._block, role=role)
+        return ModuleObjective(stream=self._full, block=self._original, role=role)
 
     def correct(
         self, role: Role, weights: Mapping[str, Tensor]
@@ -184,11 +167,9 @@ class Streams:
 
     def release(self) -> BlockReport | None:
         """Move both streams past the block and report its error; None when nothing is traced."""
-        if reads_full(self._quant):
+        if self._keeps_original:
             self._full.advance(self._original)
         self._quantized.advance(self._block)
-        if self._refining is not None:
-            self._refining.advance(self._block if corrects(self._quant) else self._original)
         if self._n_traced == 0:
             return None
         self._traced.advance(self._block)

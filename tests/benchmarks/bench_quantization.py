@@ -37,9 +37,9 @@ from faqbench.quantization import (
     quantize_model,
     reads_store,
 )
-from faqbench.quantization.method import RoleInput, choose_scale, scale_statistic
-from faqbench.quantization.module_loss import N_REFINING_TOKENS, ModuleObjective
-from faqbench.quantization.streams import runs_module
+from faqbench.quantization.method import scale_statistic
+from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
+from faqbench.quantization.scale import alpha_grid, search_scale
 from faqbench.stages import PlainProgress, StageCache
 
 N_MODULE_BLOCKS = 3
@@ -114,37 +114,35 @@ class Bench:
     def search(self, loss: str) -> float:
         """Return the seconds of AWQ's scale search: the median of three blocks, times all blocks."""
         architecture = self.loaded.architecture
-        quant = self.experiment("quant=awq", f"quant.search.loss={loss}").quant
+        quant = self.experiment("quant=awq").quant
         grids = assign_grids(self.loaded.model, architecture, quant)
         blocks = architecture.block_modules(self.loaded.model)
+        alphas = alpha_grid(quant.search.n_grid)
         stream = None
-        if loss != "gram":
-            few = self.tokens[:1, :N_REFINING_TOKENS]
-            tokens = self.tokens if loss == "module" else few
+        if loss == "module":
             # Large batches: the weights are rounded anew for each, which the reference does not do.
-            stream = open_stream(self.loaded.model, architecture, tokens, 4 * self.batch_size)
+            size = 4 * self.batch_size
+            stream = open_stream(self.loaded.model, architecture, self.tokens, size)
         times = []
         for index, block in enumerate(blocks[:N_MODULE_BLOCKS]):
             start = time.perf_counter()
             known = self.store.block(index)
             for role in architecture.roles:
-                mean_abs = known[role.name].mean_abs
+                mean_abs, gram = known[role.name].mean_abs, known[role.name].gram
                 statistic = scale_statistic(role, mean_abs, [], architecture, quant)
                 if statistic is None:
                     continue
                 weights = {n: block.get_submodule(n).weight.float().clone() for n in role.linears}
                 on = {n: grids[f"{architecture.blocks}.{index}.{n}"] for n in role.linears}
-                objective = None
-                if stream is not None and runs_module(quant, role):
+                if stream is None:
+                    search_scale(list(weights.values()), list(on.values()), statistic, gram, alphas)
+                else:
                     objective = ModuleObjective(stream=stream, block=block, role=role)
-                inputs = RoleInput(
-                    search=known[role.name], statistic=statistic, objective=objective
-                )
-                choose_scale(weights, on, inputs, quant)
-            if stream is not None:
-                stream.advance(block)
+                    search_module_scale(objective, weights, on, statistic, alphas)
             self._wait()
             times.append(time.perf_counter() - start)
+            if stream is not None:
+                stream.advance(block)
         return statistics.median(times) * len(blocks)
 
 
@@ -177,20 +175,14 @@ Row = tuple[str, float, str, float, str]
 
 def searches(bench: Bench) -> list[Row]:
     """Compare the Gram search with the module objective, whose three blocks are its repeats."""
-    found = medians(
-        {loss: (lambda chosen=loss: bench.search(chosen)) for loss in ("gram", "refined")},
-        bench.repeats,
-    )
+    gram = statistics.median(bench.search("gram") for _ in range(bench.repeats))
     module, stats = bench.search("module"), bench.statistics_seconds
+    name = f"Gram search, {bench.n_windows} windows"
     against = f"module objective {module:.1f} s"
-    rows: list[Row] = []
-    for loss, s in found.items():
-        name = f"{loss} search, {bench.n_windows} windows"
-        rows += [
-            (name, s, against, module / s, "≥ 25x"),
-            (f"{name}, with statistics", s + stats, against, module / (s + stats), "≥ 12x"),
-        ]
-    return rows
+    return [
+        (name, gram, against, module / gram, "≥ 25x"),
+        (f"{name}, with statistics", gram + stats, against, module / (gram + stats), "≥ 12x"),
+    ]
 
 
 def methods(bench: Bench) -> list[Row]:
@@ -199,7 +191,6 @@ def methods(bench: Bench) -> list[Row]:
         "AWQ": ("quant=awq",),
         "FAQ": ("quant=faq",),
         "second cell": ("quant=faq", "bits=4", "gamma=0.5", "window=2"),
-        "refined": ("quant=faq", "bits=4", "gamma=0.5", "window=2", "quant.search.loss=refined"),
         "GPTQ": ("quant=gptq",),
         "QEP": ("quant=qep",),
     }
@@ -210,9 +201,12 @@ def methods(bench: Bench) -> list[Row]:
     rows = [
         (f"statistics pass, {windows}", stats, "AWQ after statistics", stats / awq, ""),
         (f"FAQ, {windows}", found["FAQ"], "AWQ", found["FAQ"] / awq, "≤ 1.05x"),
-        *(
-            (f"{name}, statistics shared", found[key], "AWQ", found[key] / awq, "≤ 15 s")
-            for key, name in (("second cell", "second cell"), ("refined", "the same, refined"))
+        (
+            "second cell, statistics shared",
+            found["second cell"],
+            "AWQ",
+            found["second cell"] / awq,
+            "≤ 15 s",
         ),
     ]
     for name, target in (("GPTQ", "≤ 2x"), ("QEP", "≤ 3x")):
@@ -268,7 +262,7 @@ def run(
 def test_every_row_of_the_table_is_a_positive_time():
     torch.set_num_threads(1)  # toy tensors
     rows = run("tiny-llama", [1, 2], 2, 3, "calibration.seq_len=64", "group_size=32")
-    assert len(rows) == 12
+    assert len(rows) == 9
     assert all(seconds > 0 and ratio > 0 for _, seconds, _, ratio, _ in rows)
 
 

@@ -4,20 +4,14 @@ import pytest
 import torch
 
 from faqbench.models import open_stream
-from faqbench.quantization import assign_grids, streams
+from faqbench.quantization import assign_grids
 from faqbench.quantization.grid import fake_quantize
-from faqbench.quantization.module_loss import ModuleObjective, coarse, near
+from faqbench.quantization.module_loss import ModuleObjective
 from faqbench.quantization.quadratic import halve
-from faqbench.quantization.scale import (
-    alpha_grid,
-    gram_loss,
-    scale_from_statistic,
-    search_scale,
-)
+from faqbench.quantization.scale import gram_loss, scale_from_statistic
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 0.95]
 MODULE = "quant.search.loss=module"
-REFINED = "quant.search.loss=refined"
 
 
 class Problem:
@@ -113,11 +107,10 @@ def test_qkv_may_choose_another_alpha_and_clip_and_rounding_stay_the_same(quanti
     assert fixed.same_as(quantized("faq", "quant.preview.alpha=0.5"))
 
 
-@pytest.mark.parametrize("loss", [MODULE, REFINED])
 @pytest.mark.parametrize("preset", ["awq", "faq", "qep-awq"])
-def test_tracing_changes_nothing(quantized, preset, loss):
-    traced = quantized(preset, loss, "quant.trace_windows=2")
-    assert traced.same_as(quantized(preset, loss, "quant.trace_windows=0"))
+def test_tracing_changes_nothing(quantized, preset):
+    traced = quantized(preset, MODULE, "quant.trace_windows=2")
+    assert traced.same_as(quantized(preset, MODULE, "quant.trace_windows=0"))
     assert len(traced.result.blocks) == 4
 
 
@@ -127,56 +120,3 @@ def test_with_a_correction_it_measures_on_the_quantized_stream(quantized):
     assert first.same_as(plain, "layers.0.self_attn.q_proj")
     assert all(w.isfinite().all() for w in first.after.values())
     assert not first.same_as(plain, "layers.3.self_attn.q_proj")
-
-
-def test_the_exponents_near_one_are_those_up_to_two_steps_away():
-    alphas = [i / 10 for i in range(10)]
-    assert near(0.5, alphas) == [0.3, 0.4, 0.5, 0.6, 0.7]
-    assert near(0.0, alphas) == [0.0, 0.1, 0.2]
-    assert near(0.9, alphas) == [0.7, 0.8, 0.9]
-    assert near(0.5, [0.5]) == [0.5]
-
-
-@pytest.mark.parametrize("n_grid", [1, 2, 3, 5, 20, 23])
-def test_nearly_every_exponent_is_near_a_coarse_one(n_grid):
-    alphas = alpha_grid(n_grid)
-    reached = {a for start in coarse(alphas) for a in near(start, alphas)}
-    assert set(alphas) - reached <= {alphas[-1]}
-
-
-@pytest.mark.parametrize("role", ["qkv", "gate_up"])
-def test_refined_takes_the_modules_best_near_the_best_coarse_one_by_gram(
-    problem, quantized, tokens, monkeypatch, role
-):
-    monkeypatch.setattr(streams, "N_REFINING_TOKENS", 30)
-    p, alphas = problem(role), alpha_grid(20)
-    weights, grids = list(p.weights.values()), list(p.grids.values())
-    statistic, gram = p.statistics.mean_abs, p.statistics.gram
-    start = search_scale(weights, grids, statistic, gram, coarse(alphas)).alpha
-    p.scales = [scale_from_statistic(statistic, a) for a in near(start, alphas)]
-    p.tokens = tokens[:1, :30]
-    losses = p.losses()
-    best = near(start, alphas)[losses.index(min(losses))]
-    assert quantized("awq", REFINED).report(p.role.linears[0]).alpha == best != start
-
-
-@pytest.mark.parametrize("preset", ["awq", "faq"])
-def test_refined_leaves_o_and_down_to_the_gram_loss(quantized, load, preset):
-    gram = quantized(preset, loaded=load(num_key_value_heads=4))
-    refined = quantized(preset, REFINED, loaded=load(num_key_value_heads=4))
-    assert gram.same_as(refined, "o_proj") and gram.same_as(refined, "down_proj")
-    assert not gram.same_as(refined, "q_proj") and not gram.same_as(refined, "gate_proj")
-
-
-def test_with_a_correction_refined_measures_on_the_quantized_stream(quantized):
-    first = quantized("qep-awq", REFINED, "quant.correction.roles=[o]")
-    plain = quantized("awq", REFINED)
-    assert first.same_as(plain, "layers.0.self_attn.q_proj")
-    assert not first.same_as(plain, "layers.3.self_attn.q_proj")
-
-
-def test_without_candidates_refined_is_the_gram_loss(quantized):
-    empty = "quant.search.n_grid=0"
-    assert quantized("awq", REFINED, empty).same_as(quantized("awq", empty))
-    fixed = "quant.preview.alpha=0.5"
-    assert quantized("faq", REFINED, fixed).same_as(quantized("faq", fixed))

@@ -6,7 +6,7 @@ import torch
 from faqbench.config import UserError
 from faqbench.models import open_stream
 from faqbench.quantization import Calibration, assign_grids, quantize_model
-from faqbench.quantization.streams import Streams, reads_full, reads_quantized, refines
+from faqbench.quantization.streams import Streams, reads_full, reads_quantized
 from faqbench.stages import PlainProgress
 
 STREAMED = ["gptq", "qep", "loaq", "qep-gptq", "loaq-gptq", "qep-awq", "qep-faq"]
@@ -24,9 +24,6 @@ def quant(compose):
         (["quant=awq"], False, False),
         (["quant=faq"], False, False),
         (["quant=awq", "quant.search.loss=module"], False, True),
-        (["quant=awq", "quant.search.loss=refined"], False, False),
-        (["quant=qep-awq", "quant.search.loss=refined"], True, True),
-        (["quant=faq", "quant.search.loss=refined", "quant.preview.alpha=0.5"], False, False),
         (["quant=faq", "quant.search.loss=module", "quant.preview.alpha=0.5"], False, False),
         (["quant=rtn", "quant.search.loss=module"], False, False),
         (["quant=gptq"], True, False),
@@ -39,14 +36,6 @@ def quant(compose):
 def test_a_method_pays_only_for_the_streams_it_reads(quant, overrides, quantized, full):
     section = quant(*overrides)
     assert (reads_quantized(section), reads_full(section)) == (quantized, full)
-
-
-def test_refining_needs_a_search(quant):
-    refined = "quant.search.loss=refined"
-    assert refines(quant("quant=awq", refined)) and refines(quant("quant=qep-faq", refined))
-    assert not refines(quant("quant=faq", refined, "quant.preview.alpha=0.5"))
-    assert not refines(quant("quant=awq", refined, "quant.search.n_grid=0"))
-    assert not refines(quant("quant=gptq", refined)) and not refines(quant("quant=awq"))
 
 
 def test_a_block_that_is_not_changed_has_no_error(load, quant, tokens):
