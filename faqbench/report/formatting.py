@@ -16,7 +16,7 @@ def number(value: float | None, decimals: int) -> str:
         return "∞" if value > 0 else f"{MINUS}∞"
     if abs(value) >= 1e7:
         return f"{value:.2e}".replace("-", MINUS)
-    return f"{value:,.{decimals}f}".replace("-", MINUS)
+    return f"{value:z,.{decimals}f}".replace("-", MINUS)  # z: no minus before a rounded zero
 
 
 def signed(value: float | None, decimals: int) -> str:
