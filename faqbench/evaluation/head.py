@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from faqbench.evaluation.attention import stacked_attention
+
 # Float32 logits of one application of the head: what a CPU's allocator reuses without asking the system
 # for fresh pages (glibc: up to 32 MiB); on CUDA, enough work for the whole device.
 _HEAD_BYTES = {"cpu": 24 * 2**20}
@@ -27,9 +29,9 @@ _BLOCK = 128
 
 def hidden_states(model: Any, tokens: torch.Tensor, **kwargs: Any) -> torch.Tensor:
     """Return the decoder's output after its last norm, [n_rows, length, hidden_size]."""
-    hidden: torch.Tensor = model.get_decoder()(
-        input_ids=tokens, use_cache=False, **kwargs
-    ).last_hidden_state
+    with stacked_attention(model):
+        output = model.get_decoder()(input_ids=tokens, use_cache=False, **kwargs)
+    hidden: torch.Tensor = output.last_hidden_state
     return hidden
 
 

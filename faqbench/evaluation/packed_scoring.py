@@ -1,8 +1,8 @@
 """Running packs: one forward each, logits only at the nodes whose next token is scored.
 
 Every node sees its ancestors, at its own depth, whatever lies beside it in the row; so a score is that of
-the request alone, up to rounding. The mask is a boolean [n_rows, 1, length, length] that transformers
-takes as it is; layers with a sliding window get one that also forgets ancestors too far back.
+the request alone, up to rounding. The mask is a [n_rows, 1, length, length] that transformers takes as it
+is; layers with a sliding window get one that also forgets ancestors too far back.
 
 Not every model can be run so. `refused_by_config` and, for what no config tells, `refused_by_probe` say why
 one cannot; the probe compares a small pack with the same requests in rows of their own.
@@ -125,9 +125,10 @@ def _masks(model: Any, positions: torch.Tensor, ends: torch.Tensor) -> Any:
 
 def _prepare(visible: torch.Tensor, model: Any, config: Any) -> torch.Tensor:
     mask = visible[:, None]
-    if config._attn_implementation != "eager":
+    if config._attn_implementation != "eager" and mask.device.type != "cpu":
         return mask
-    dtype = next(model.parameters()).dtype  # eager attention adds its mask to the scores
+    # Eager attention adds its mask to the scores, and sdpa on a CPU would turn it into that in each layer.
+    dtype = next(model.parameters()).dtype
     hidden = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
     return torch.where(mask, hidden.new_zeros(()), hidden)
 

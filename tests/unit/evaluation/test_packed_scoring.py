@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import random
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -219,18 +218,10 @@ def test_what_rounding_the_embeddings_would_do_is_no_reason_to_refuse(
 def test_a_mask_without_its_sliding_window_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model, requests = family("mistral, sliding"), multiple_choice()
     right, _ = packed(model, requests)
-    full = packed_scoring._masks(
-        SimpleNamespace(
-            config=SimpleNamespace(
-                get_text_config=lambda: SimpleNamespace(_attn_implementation="sdpa")
-            )
-        ),
-        torch.arange(12)[None],
-        torch.full((1, 12), 12),
-    )
-    sliding = packed_scoring._masks(model, torch.arange(12)[None], torch.full((1, 12), 12))
-    assert torch.equal(full[0, 0], torch.ones(12, 12, dtype=torch.bool).tril())
-    assert sliding[0, 0].sum(-1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
+    places = torch.arange(12)[None], torch.full((1, 12), 12)
+    full, sliding = (packed_scoring._masks(m, *places)[0, 0] == 0 for m in (family("llama"), model))
+    assert torch.equal(full, torch.ones(12, 12, dtype=torch.bool).tril())
+    assert sliding.sum(-1).tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 9]
     assert np.isfinite(right).all()
 
 
