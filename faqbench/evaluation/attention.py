@@ -60,9 +60,10 @@ def _attend(
     n_kv_heads = key.shape[1]
     is_causal = kwargs.get("is_causal")
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    is_plain = key.shape[2] == length and dropout == 0 and n_heads % n_kv_heads == 0
-    is_shared = attention_mask is None or attention_mask.shape[1] == 1
-    if not is_plain or not is_shared or (attention_mask is None and not is_causal):
+    asks_more = dropout > 0 or any(kwargs.get(k) is not None for k in ("position_bias", "softcap"))
+    is_plain = key.shape[2] == length and value.shape[3] == head_dim and n_heads % n_kv_heads == 0
+    is_shared = is_causal if attention_mask is None else attention_mask.shape[1] == 1
+    if asks_more or not is_plain or not is_shared:
         more = {"dropout": dropout, "scaling": scaling, **kwargs}
         return _sdpa(module, query, key, value, attention_mask, **more)
     stacks = query.reshape(batch, n_kv_heads, n_heads // n_kv_heads, length, head_dim)

@@ -64,8 +64,10 @@ def test_what_is_laid_out_otherwise_goes_to_sdpa(monkeypatch):
     one_query = both(3, (query[:, :, -1:], key, value), None)
     not_causal = both(3, (query, key, value), None, is_causal=False)
     own_mask = both(3, (query, key, value), torch.zeros(2, 6, 8, 8))
-    assert len(asked) == 3
-    assert all(torch.equal(*pair) for pair in (one_query, not_causal, own_mask))
+    bias = both(3, (query, key, value), None, position_bias=torch.ones(1, 6, 8, 8).tril())
+    wide = both(3, (query, key, torch.cat([value, value], -1)), None)
+    assert len(asked) == 5
+    assert all(torch.equal(*pair) for pair in (one_query, not_causal, own_mask, bias, wide))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
