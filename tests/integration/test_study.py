@@ -1,6 +1,5 @@
 """The committed study: a clone rebuilds its report from runs/study/ without a model."""
 
-import json
 import re
 import subprocess
 import sys
@@ -10,8 +9,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from faqbench.records import find_runs
+
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "reports" / "study"
+TASKS = ("heldout-wiki-512", "heldout-code-512", "accuracy")
+PAIRS = (("faq", "awq"), ("qep-faq", "qep-awq"))
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +50,11 @@ def test_the_numbers_of_the_answer_are_in_the_report():
 
 
 def test_the_pooled_numbers_of_the_answer_are_those_of_its_runs():
-    pooled = [_pooled(bits, *pair, task) for bits in (4, 3) for pair in PAIRS for task in TASKS]
-    assert _cells(_section("## FAQ against AWQ, pooled")) == pooled
-
-
-TASKS = ("heldout-wiki-512", "heldout-code-512", "accuracy")
-PAIRS = (("faq", "awq"), ("qep-faq", "qep-awq"))
+    records, damaged = find_runs(ROOT / "runs" / "study")
+    assert not damaged
+    assert _cells(_section("## FAQ against AWQ, pooled")) == [
+        _pooled(records, bits, *pair, task) for bits in (4, 3) for pair in PAIRS for task in TASKS
+    ]
 
 
 def _section(title):
@@ -63,12 +65,11 @@ def _cells(text):
     return re.findall(r"([-+]?\d+\.\d) (?:%|points) \(([-+]?\d+\.\d) to ([-+]?\d+\.\d)\)", text)
 
 
-def _pooled(bits, method, against, task):
+def _pooled(records, bits, method, against, task):
     """Return the mean difference over all scenarios and draws, and its 95 % interval by Student's t."""
     values = {}
-    for path in (ROOT / "runs" / "study").glob("*/record.json"):
-        record = json.loads(path.read_text())
-        config = record["config"]
+    for record in records:
+        config = record.config
         key = (config["quant"]["name"], config["scenario"]["name"], config["calibration"]["seed"])
         if config["quant"]["bits"] == bits:
             values[key] = _value(record, task)
@@ -84,7 +85,6 @@ def _pooled(bits, method, against, task):
 def _value(record, task):
     """Return log-perplexity of a protocol, or the mean accuracy over the tasks."""
     if task == "accuracy":
-        return np.mean([m["value"] for m in record["metrics"] if m["name"] == "acc"])
-    name = "perplexity"
-    (found,) = (m for m in record["metrics"] if (m["task"], m["name"]) == (task, name))
-    return np.log(found["value"])
+        return np.mean([m.value for m in record.metrics if m.name == "acc"])
+    (found,) = (m for m in record.metrics if (m.task, m.name) == (task, "perplexity"))
+    return np.log(found.value)
