@@ -45,7 +45,7 @@ class SearchSection(Section):
     """`quant.search`: the grids of the scale and clip searches."""
 
     n_grid: Annotated[int, Field(ge=0, le=200)]
-    loss: Literal["gram", "module"]
+    loss: Literal["attention", "gram", "module"]
     gqa_scale: Literal["skip", "repeat"]
     clip_steps: Annotated[int, Field(ge=1, le=100)]
     clip_max_shrink: Annotated[float, Field(gt=0.0, lt=1.0)]

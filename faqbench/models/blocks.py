@@ -112,8 +112,12 @@ class BlockStream:
 
     def fork(self, n_samples: int | None = None) -> BlockStream:
         """Return a second stream from the same hidden states, or from those of the first windows."""
+        return self.fork_of(slice(n_samples))
+
+    def fork_of(self, windows: slice) -> BlockStream:
+        """Return a second stream from the hidden states of some windows."""
         return BlockStream(
-            hidden=self.hidden[:n_samples].clone(),
+            hidden=self.hidden[windows].clone(),
             kwargs=self.kwargs,
             batch_size=self.batch_size,
             index=self.index,

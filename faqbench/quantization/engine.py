@@ -3,7 +3,8 @@
 Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
 once per block; QEP and LoaQ gather anew before each role, since quantizing one changes the next one's
-input; `loss=module` runs the full precision block once per candidate. Weights are replaced in place by
+input; `loss=module` runs the full precision block once per candidate, and `loss=attention` its attention
+on a sample of the windows. Weights are replaced in place by
 their dequantized stand-ins, in the model's dtype; embeddings and lm_head are never touched, so tied
 weights stay tied.
 """
@@ -33,11 +34,11 @@ from faqbench.quantization.streams import (
     corrects,
     reads_full,
     reads_quantized,
-    runs_modules,
+    reads_sample,
 )
 from faqbench.stages import Progress
 
-CODE_VERSION = 7  # raise it when the same method would give other weights
+CODE_VERSION = 8  # raise it when the same method would give other weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,9 @@ def quantize_model(
     architecture = loaded.architecture
     check_correction(quant, architecture.roles)
     streams = None
-    needed = reads_quantized(quant) or reads_full(quant) or quant.trace_windows > 0
-    if calibration is not None and needed:
+    reads = reads_quantized(quant) or reads_full(quant) or reads_sample(quant)
+    if reads or (calibration is not None and quant.trace_windows > 0):
+        assert calibration is not None, "this method runs the model on calibration windows"
         streams = Streams(loaded, quant, calibration)
     blocks = architecture.block_modules(loaded.model)
     walk = _Walk(
@@ -203,9 +205,8 @@ def _known(
                 role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
             )
         statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
-    if runs_modules(quant):
-        assert walk.streams is not None
-        objective = walk.streams.objective(role)
+        if walk.streams is not None:
+            objective = walk.streams.objective(role)
     return RoleInput(
         search=search,
         hessian=None if quantized is None else quantized.gram,

@@ -19,7 +19,7 @@ from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
-from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
+from faqbench.quantization.module_loss import ModuleObjective, SampledObjective, search_module_scale
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
     halve,
@@ -38,13 +38,13 @@ class RoleInput:
         search: statistics that the scale and clip searches measure their loss with.
         hessian: [in_features, in_features] on the quantized stream, for GPTQ.
         statistic: [in_features] that the scales are made of; None leaves the role unscaled.
-        objective: what the scale search measures instead of the Gram loss, for `loss=module`.
+        objective: what the scale search measures instead of the Gram loss; None for the Gram loss.
     """
 
     search: RoleStatistics | None = None
     hessian: Tensor | None = None
     statistic: Tensor | None = None
-    objective: ModuleObjective | None = None
+    objective: ModuleObjective | SampledObjective | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

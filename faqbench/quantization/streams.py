@@ -2,8 +2,8 @@
 
 Both move block by block. Methods that read what earlier quantization did to a linear's input (GPTQ, QEP,
 LoaQ) get all calibration windows on it, and those that read full precision activations (QEP, LoaQ, the
-module objective) on the other; a stream that is not read gets a few windows only, to trace how the error
-of the blocks' outputs grows with depth.
+module objective) on the other; a stream that is not read is not there. A `Sample` of the windows
+goes along both for tracing and for searches that need no more.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
-from faqbench.models import LoadedModel, Role, open_stream
+from faqbench.models import BlockStream, LoadedModel, Role, open_stream
 from faqbench.quantization.activations import (
     Accumulator,
     RoleStatistics,
@@ -27,9 +26,9 @@ from faqbench.quantization.activations import (
     select_tokens,
 )
 from faqbench.quantization.correct import Correction, CorrectionAccumulator
-from faqbench.quantization.module_loss import ModuleObjective
+from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.reports import BlockReport
-from faqbench.quantization.reproducible import total
+from faqbench.quantization.sample import Sample, Searched
 
 _RESIDUAL_ROLES = {"o", "down"}  # those whose output is added to the residual stream
 
@@ -55,15 +54,18 @@ def reads_quantized(quant: QuantSection) -> bool:
 
 
 def reads_full(quant: QuantSection) -> bool:
-    """Say whether a method reads full precision activations that no statistic holds."""
-    return corrects(quant) or runs_modules(quant)
+    """Say whether a method reads all windows' activations in full precision, which no statistic holds."""
+    return corrects(quant) or (_searches_alpha(quant) and quant.search.loss == "module")
 
 
-def runs_modules(quant: QuantSection) -> bool:
-    """Say whether the scale search runs the reference's objective on every token."""
+def reads_sample(quant: QuantSection) -> bool:
+    """Say whether a scale search reads the sample of the windows."""
+    return _searches_alpha(quant) and quant.search.loss == "attention"
+
+
+def _searches_alpha(quant: QuantSection) -> bool:
     return (
-        quant.search.loss == "module"
-        and quant.scale != "none"
+        quant.scale != "none"
         and quant.search.n_grid > 0
         and (quant.scale == "awq" or quant.preview.alpha is None)
     )
@@ -91,34 +93,38 @@ class Streams:
     def __init__(self, loaded: LoadedModel, quant: QuantSection, calibration: Calibration) -> None:
         self._quant = quant
         self._select: Tokens = calibration.select
-        self._n_traced = quant.trace_windows
-        # A stream that nothing reads in full only traces.
-        n_windows = len(calibration.tokens)
-        n_quantized = n_windows if reads_quantized(quant) else self._n_traced
-        n_full = n_windows if reads_full(quant) else self._n_traced
-        tokens = calibration.tokens[: max(n_quantized, n_full)]
-        opened = open_stream(loaded.model, loaded.architecture, tokens, calibration.batch_size)
-        self._quantized, self._full = opened.fork(n_quantized), opened.fork(n_full)
-        self._keeps_original = reads_full(quant)
+        self._quantized: BlockStream | None = None
+        self._full: BlockStream | None = None
+        self._sample: Sample | None = None
+        tokens, n_traced = calibration.tokens, quant.trace_windows
+        if reads_quantized(quant) or reads_full(quant):
+            opened = open_stream(loaded.model, loaded.architecture, tokens, calibration.batch_size)
+            self._quantized = opened.fork() if reads_quantized(quant) else None
+            self._full = opened.fork() if reads_full(quant) else None
+        if n_traced > 0 or reads_sample(quant):
+            searched: Searched | None = None
+            if reads_sample(quant):
+                searched = "quantized" if corrects(quant) else "full"
+            self._sample = Sample(loaded, tokens, n_traced=n_traced, searched=searched)
         self._original: nn.Module = nn.Identity()
         self._block: nn.Module = nn.Identity()
-        self._traced = self._full.fork(self._n_traced)
 
     def arrive(self, block: nn.Module) -> None:
         """Take the next block, whose weights are about to be replaced."""
         self._block = block
-        self._traced = self._full.fork(self._n_traced)
-        if self._keeps_original:
+        if self._full is not None:
             self._original = copy.deepcopy(block)
-        else:  # nothing asks for the block as it was: its output is all that is needed of it
-            self._full.advance(block)
+        if self._sample is not None:
+            self._sample.arrive(block)
 
     def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs on the quantized stream, in one pass."""
+        assert self._quantized is not None
         return observe_block(self._quantized, self._block, roles, self._select, advance=False)
 
     def observe_role(self, role: Role) -> RoleStatistics:
         """Return the statistics of one role's input, with the roles before it quantized."""
+        assert self._quantized is not None
         linear = self._block.get_submodule(role.linears[0])
         assert isinstance(linear, nn.Linear)
         accumulator = Accumulator(linear.in_features, linear.weight.device)
@@ -128,10 +134,22 @@ class Streams:
         check_finite(statistics, self._quantized.index, role)
         return statistics
 
-    def objective(self, role: Role) -> ModuleObjective:
-        """Return the reference's objective for a role, on the stream that its searches measure on."""
+    def objective(self, role: Role) -> ModuleObjective | SampledObjective | None:
+        """Return what the scale search of a role runs, on the stream that its searches measure on.
+
+        None when the Gram matrix is all it needs.
+        """
+        if reads_sample(self._quant):
+            if role.name != "qkv":
+                return None
+            assert self._sample is not None
+            return SampledObjective(stream=self._sample.searched(), block=self._block, role=role)
+        if self._quant.search.loss != "module" or not _searches_alpha(self._quant):
+            return None
         if corrects(self._quant):
+            assert self._quantized is not None
             return ModuleObjective(stream=self._quantized, block=self._block, role=role)
+        assert self._full is not None
         return ModuleObjective(stream=self._full, block=self._original, role=role)
 
     def correct(
@@ -141,6 +159,7 @@ class Streams:
 
         The statistics of that input, on the quantized stream, come with them.
         """
+        assert self._full is not None and self._quantized is not None
         settings = self._quant.correction
         settings = settings.model_copy(update={"strength": settings.strength_of(role.name)})
         uses_residual = (
@@ -166,25 +185,16 @@ class Streams:
         return accumulator.corrected(), statistics
 
     def release(self) -> BlockReport | None:
-        """Move both streams past the block and report its error; None when nothing is traced."""
-        if self._keeps_original:
+        """Move all streams past the block and report its error; None when nothing is traced."""
+        if self._full is not None:
             self._full.advance(self._original)
-        self._quantized.advance(self._block)
-        if self._n_traced == 0:
-            return None
-        self._traced.advance(self._block)
-        wanted = self._full.hidden[: self._n_traced].float()
-        got = self._quantized.hidden[: self._n_traced].float()
-        cosines = functional.cosine_similarity(got, wanted, dim=-1)
-        return BlockReport(
-            block=self._full.index - 1,
-            local_error=_relative(self._traced.hidden.float(), wanted),
-            relative_error=_relative(got, wanted),
-            cosine=float(total(cosines) / cosines.numel()),
-        )
+        if self._quantized is not None:
+            self._quantized.advance(self._block)
+        return self._sample.release(self._block) if self._sample is not None else None
 
     def _residuals(self, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
         assert role.adds_to is not None
+        assert self._full is not None and self._quantized is not None
         full = self._full.inputs_of(self._original, role.adds_to)
         quantized = self._quantized.inputs_of(self._block, role.adds_to)
         for (_, r), (_, r_hat) in zip(full, quantized, strict=True):
@@ -206,7 +216,3 @@ def check_correction(quant: QuantSection, roles: tuple[Role, ...]) -> None:
             "the residual stream, and this family puts a norm between; use "
             "quant.correction.variant=linear."
         )
-
-
-def _relative(got: Tensor, wanted: Tensor) -> float:
-    return float(total((got - wanted).square()) / total(wanted.square()))

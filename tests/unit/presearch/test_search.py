@@ -20,7 +20,7 @@ from faqbench.pipeline.calibrating import calibration_set, selection_set
 from faqbench.pipeline.statistics import activation_store
 from faqbench.presearch import search, write_search
 from faqbench.presearch.writing import evidence_json, preset_yaml, trials_csv
-from faqbench.quantization import assign_grids, quantize_model
+from faqbench.quantization import Calibration, assign_grids, quantize_model
 from faqbench.stages import PlainProgress, StageCache
 
 DAY = date(2026, 11, 26)
@@ -58,7 +58,8 @@ def test_awq_in_the_search_is_awq(compose, overrides, found, tmp_path):
     assert all(part_of(text) == "selection" for text in selection.texts)
     store, _ = activation_store(experiment, loaded, drawn, cache, progress)
     grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
-    quantize_model(loaded, experiment.quant, grids, store, None, progress)
+    calibration = Calibration(tokens=drawn.tokens, batch_size=4, select="all")
+    quantize_model(loaded, experiment.quant, grids, store, calibration, progress)
     budget = experiment.evaluation.batch_tokens
     nll = score_tokens(loaded.model, selection.tokens, budget, progress).nll
     assert np.array_equal(trial.windows, nll.mean(axis=1, dtype=np.float64))

@@ -6,7 +6,7 @@ import torch
 from faqbench.config import UserError
 from faqbench.models import open_stream
 from faqbench.quantization import Calibration, assign_grids, quantize_model
-from faqbench.quantization.streams import Streams, reads_full, reads_quantized
+from faqbench.quantization.streams import Streams, reads_full, reads_quantized, reads_sample
 from faqbench.stages import PlainProgress
 
 STREAMED = ["gptq", "qep", "loaq", "qep-gptq", "loaq-gptq", "qep-awq", "qep-faq"]
@@ -18,24 +18,29 @@ def quant(compose):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "quantized", "full"),
+    ("overrides", "reads"),
     [
-        (["quant=rtn"], False, False),
-        (["quant=awq"], False, False),
-        (["quant=faq"], False, False),
-        (["quant=awq", "quant.search.loss=module"], False, True),
-        (["quant=faq", "quant.search.loss=module", "quant.preview.alpha=0.5"], False, False),
-        (["quant=rtn", "quant.search.loss=module"], False, False),
-        (["quant=gptq"], True, False),
-        (["quant=qep"], True, True),
-        (["quant=qep", "quant.correction.strength=0"], False, False),
-        (["quant=loaq", "quant.correction.strength=0"], True, True),
-        (["quant=loaq", "quant.correction={roles: [qkv], strength: 0}"], False, False),
+        (["quant=rtn"], ""),
+        (["quant=awq"], "sample"),
+        (["quant=faq"], "sample"),
+        (["quant=awq", "quant.search.loss=gram"], ""),
+        (["quant=awq", "quant.search.n_grid=0"], ""),
+        (["quant=faq", "quant.preview.alpha=0.5"], ""),
+        (["quant=awq", "quant.search.loss=module"], "full"),
+        (["quant=faq", "quant.search.loss=module", "quant.preview.alpha=0.5"], ""),
+        (["quant=rtn", "quant.search.loss=module"], ""),
+        (["quant=gptq"], "quantized"),
+        (["quant=qep"], "quantized full"),
+        (["quant=qep-awq"], "quantized full sample"),
+        (["quant=qep", "quant.correction.strength=0"], ""),
+        (["quant=loaq", "quant.correction.strength=0"], "quantized full"),
+        (["quant=loaq", "quant.correction={roles: [qkv], strength: 0}"], ""),
     ],
 )
-def test_a_method_pays_only_for_the_streams_it_reads(quant, overrides, quantized, full):
+def test_a_method_pays_only_for_the_streams_it_reads(quant, overrides, reads):
     section = quant(*overrides)
-    assert (reads_quantized(section), reads_full(section)) == (quantized, full)
+    asked = {"quantized": reads_quantized, "full": reads_full, "sample": reads_sample}
+    assert " ".join(name for name, ask in asked.items() if ask(section)) == reads
 
 
 def test_a_block_that_is_not_changed_has_no_error(load, quant, tokens):

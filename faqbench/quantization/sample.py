@@ -1,0 +1,80 @@
+"""The beginnings of a few calibration windows, carried along both streams.
+
+512 tokens in all, so that carrying them costs little beside quantizing a block. They show how the error
+of the blocks' outputs grows with depth, and they are what `loss=attention` runs attention on.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from faqbench.models import BlockStream, LoadedModel, open_stream
+from faqbench.quantization.reports import BlockReport
+from faqbench.quantization.reproducible import total
+
+# Several short beginnings choose better scales than one long one: reports/LOG.md, 2026-11-27.
+N_SEARCHED = 4
+_N_TOKENS = 512
+Searched = Literal["full", "quantized"]
+
+
+class Sample:
+    """Both streams of the sample at the input of one block."""
+
+    def __init__(
+        self, loaded: LoadedModel, tokens: Tensor, *, n_traced: int, searched: Searched | None
+    ) -> None:
+        """Open both streams.
+
+        Args:
+            loaded: the full precision model.
+            tokens: [n_samples, seq_len], all calibration windows.
+            n_traced: how many windows' errors are reported.
+            searched: the stream that scale searches read, if any.
+        """
+        self._n_traced = min(n_traced, len(tokens))
+        self._searched = searched
+        n_tokens = _N_TOKENS // min(N_SEARCHED, len(tokens))
+        cut = tokens[: max(n_traced, 0 if searched is None else N_SEARCHED), :n_tokens]
+        # All in one batch: what is found must not depend on the batch size.
+        opened = open_stream(loaded.model, loaded.architecture, cut, len(cut))
+        n_quantized = self._n_traced if searched != "quantized" else None
+        self._quantized, self._full = opened.fork(n_quantized), opened
+        self._entered = opened.fork()
+
+    def arrive(self, block: nn.Module) -> None:
+        """Take the next block while its weights are still those of full precision."""
+        self._entered = self._full.fork()
+        self._full.advance(block)
+
+    def searched(self) -> BlockStream:
+        """Return what enters the block, of the stream and the windows that searches read."""
+        stream = self._quantized if self._searched == "quantized" else self._entered
+        return stream.fork(N_SEARCHED)
+
+    @torch.inference_mode()
+    def release(self, block: nn.Module) -> BlockReport | None:
+        """Move on past the quantized block and report its error; None when nothing is traced."""
+        if self._n_traced > 0 or self._searched == "quantized":
+            self._quantized.advance(block)
+        if self._n_traced == 0:
+            return None
+        traced = self._entered.fork(self._n_traced)
+        traced.advance(block)
+        wanted = self._full.hidden[: self._n_traced].float()
+        got = self._quantized.hidden[: self._n_traced].float()
+        cosines = functional.cosine_similarity(got, wanted, dim=-1)
+        return BlockReport(
+            block=self._full.index - 1,
+            local_error=_relative(traced.hidden.float(), wanted),
+            relative_error=_relative(got, wanted),
+            cosine=float(total(cosines) / cosines.numel()),
+        )
+
+
+def _relative(got: Tensor, wanted: Tensor) -> float:
+    return float(total((got - wanted).square()) / total(wanted.square()))
