@@ -7,13 +7,14 @@ of the four. Where each lives:
     preview.py      FAQ's statistic, a blend of this block's activations with later ones
     scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
     lookahead.py    where FAQ's preview takes its vectors from: later blocks, or the next linears
-    module_loss.py  the reference's objective for the same search, run on every token
+    module_loss.py  the reference's objective for the same search, on every token or on a sample of them
     clip.py         AWQ's search for shrunken ranges
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role
     correct.py      QEP and LoaQ: weights moved to make up for the error made upstream
     gptq.py         rounding column by column
     method.py       one role of one block through scale, clip and round: read this first
     streams.py      the model in full precision and as quantized so far, block by block
+    sample.py       the same for the beginnings of a few windows, for tracing and `loss=attention`
     engine.py       the walk over the blocks
     checkpoint.py   quantized linears on disk
 

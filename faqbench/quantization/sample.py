@@ -42,9 +42,10 @@ class Sample:
         cut = tokens[: max(n_traced, 0 if searched is None else N_SEARCHED), :n_tokens]
         # All in one batch: what is found must not depend on the batch size.
         opened = open_stream(loaded.model, loaded.architecture, cut, len(cut))
-        n_quantized = self._n_traced if searched != "quantized" else None
-        self._quantized, self._full = opened.fork(n_quantized), opened
-        self._entered = opened.fork()
+        # Each stream carries what is read of it.
+        self._quantized = opened.fork(None if searched == "quantized" else self._n_traced)
+        self._full = opened.fork(None if searched == "full" else self._n_traced)
+        self._entered = self._full.fork()
 
     def arrive(self, block: nn.Module) -> None:
         """Take the next block while its weights are still those of full precision."""
@@ -59,8 +60,7 @@ class Sample:
     @torch.inference_mode()
     def release(self, block: nn.Module) -> BlockReport | None:
         """Move on past the quantized block and report its error; None when nothing is traced."""
-        if self._n_traced > 0 or self._searched == "quantized":
-            self._quantized.advance(block)
+        self._quantized.advance(block)
         if self._n_traced == 0:
             return None
         traced = self._entered.fork(self._n_traced)
