@@ -110,12 +110,8 @@ class BlockStream:
             self.hidden[rows] = output
         self.index += 1
 
-    def fork(self, n_samples: int | None = None) -> BlockStream:
-        """Return a second stream from the same hidden states, or from those of the first windows."""
-        return self.fork_of(slice(n_samples))
-
-    def fork_of(self, windows: slice) -> BlockStream:
-        """Return a second stream from the hidden states of some windows."""
+    def fork(self, windows: slice = slice(None)) -> BlockStream:
+        """Return a second stream from the same hidden states, or from those of some windows."""
         return BlockStream(
             hidden=self.hidden[windows].clone(),
             kwargs=self.kwargs,

@@ -4,9 +4,8 @@ Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
 once per block; QEP and LoaQ gather anew before each role, since quantizing one changes the next one's
 input; `loss=module` runs the full precision block once per candidate, and `loss=attention` its attention
-on a sample of the windows. Weights are replaced in place by
-their dequantized stand-ins, in the model's dtype; embeddings and lm_head are never touched, so tied
-weights stay tied.
+on a sample of the windows. Weights are replaced in place by their dequantized stand-ins, in the model's
+dtype; embeddings and lm_head are never touched, so tied weights stay tied.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
-from faqbench.quantization.module_loss import ModuleObjective, SampledObjective, search_module_scale
+from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
     halve,
@@ -44,7 +44,7 @@ class RoleInput:
     search: RoleStatistics | None = None
     hessian: Tensor | None = None
     statistic: Tensor | None = None
-    objective: ModuleObjective | SampledObjective | None = None
+    objective: ModuleObjective | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,8 +43,9 @@ class Sample:
         # All in one batch: what is found must not depend on the batch size.
         opened = open_stream(loaded.model, loaded.architecture, cut, len(cut))
         # Each stream carries what is read of it.
-        self._quantized = opened.fork(None if searched == "quantized" else self._n_traced)
-        self._full = opened.fork(None if searched == "full" else self._n_traced)
+        everything, traced = slice(None), slice(self._n_traced)
+        self._quantized = opened.fork(everything if searched == "quantized" else traced)
+        self._full = opened.fork(everything if searched == "full" else traced)
         self._entered = self._full.fork()
 
     def arrive(self, block: nn.Module) -> None:
@@ -55,7 +56,7 @@ class Sample:
     def searched(self) -> BlockStream:
         """Return what enters the block, of the stream and the windows that searches read."""
         stream = self._quantized if self._searched == "quantized" else self._entered
-        return stream.fork(N_SEARCHED)
+        return stream.fork(slice(N_SEARCHED))
 
     @torch.inference_mode()
     def release(self, block: nn.Module) -> BlockReport | None:
@@ -63,7 +64,7 @@ class Sample:
         self._quantized.advance(block)
         if self._n_traced == 0:
             return None
-        traced = self._entered.fork(self._n_traced)
+        traced = self._entered.fork(slice(self._n_traced))
         traced.advance(block)
         wanted = self._full.hidden[: self._n_traced].float()
         got = self._quantized.hidden[: self._n_traced].float()

@@ -55,12 +55,16 @@ def reads_quantized(quant: QuantSection) -> bool:
 
 def reads_full(quant: QuantSection) -> bool:
     """Say whether a method reads all windows' activations in full precision, which no statistic holds."""
-    return corrects(quant) or (_searches_alpha(quant) and quant.search.loss == "module")
+    return corrects(quant) or _runs_modules(quant)
 
 
 def reads_sample(quant: QuantSection) -> bool:
     """Say whether a scale search reads the sample of the windows."""
     return _searches_alpha(quant) and quant.search.loss == "attention"
+
+
+def _runs_modules(quant: QuantSection) -> bool:
+    return _searches_alpha(quant) and quant.search.loss == "module"
 
 
 def _searches_alpha(quant: QuantSection) -> bool:
@@ -134,7 +138,7 @@ class Streams:
         check_finite(statistics, self._quantized.index, role)
         return statistics
 
-    def objective(self, role: Role) -> ModuleObjective | SampledObjective | None:
+    def objective(self, role: Role) -> ModuleObjective | None:
         """Return what the scale search of a role runs, on the stream that its searches measure on.
 
         None when the Gram matrix is all it needs.
@@ -144,7 +148,7 @@ class Streams:
                 return None
             assert self._sample is not None
             return SampledObjective(stream=self._sample.searched(), block=self._block, role=role)
-        if self._quant.search.loss != "module" or not _searches_alpha(self._quant):
+        if not _runs_modules(self._quant):
             return None
         if corrects(self._quant):
             assert self._quantized is not None

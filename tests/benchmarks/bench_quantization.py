@@ -27,7 +27,7 @@ from rich.table import Table
 
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import Experiment
-from faqbench.models import LoadedModel, load_model, open_stream, resolve_device
+from faqbench.models import LoadedModel, load_model, resolve_device
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.quantization import (
     ActivationStore,
@@ -38,9 +38,9 @@ from faqbench.quantization import (
     reads_store,
 )
 from faqbench.quantization.method import scale_statistic
-from faqbench.quantization.module_loss import ModuleObjective, SampledObjective, search_module_scale
-from faqbench.quantization.sample import Sample
+from faqbench.quantization.module_loss import search_module_scale
 from faqbench.quantization.scale import alpha_grid, search_scale
+from faqbench.quantization.streams import Streams
 from faqbench.stages import PlainProgress, StageCache
 
 N_MODULE_BLOCKS = 3
@@ -115,23 +115,19 @@ class Bench:
     def search(self, loss: str) -> float:
         """Return the seconds of AWQ's scale search: the median of three blocks, times all blocks."""
         architecture = self.loaded.architecture
-        quant = self.experiment("quant=awq").quant
+        quant = self.experiment("quant=awq", f"quant.search.loss={loss}").quant
         grids = assign_grids(self.loaded.model, architecture, quant)
         blocks = architecture.block_modules(self.loaded.model)
         alphas = alpha_grid(quant.search.n_grid)
-        stream = sample = None
-        if loss == "attention":
-            sample = Sample(self.loaded, self.tokens, n_traced=0, searched="full")
-        if loss == "module":
-            # Large batches: the weights are rounded anew for each, which the reference does not do.
-            size = 4 * self.batch_size
-            stream = open_stream(self.loaded.model, architecture, self.tokens, size)
+        # Large batches: the module objective rounds weights anew for each, which the reference does not do.
+        size = 4 * self.batch_size
+        calibration = Calibration(tokens=self.tokens, batch_size=size, select="all")
+        streams = Streams(self.loaded, quant, calibration)
         times = []
         for index, block in enumerate(blocks[:N_MODULE_BLOCKS]):
             start = time.perf_counter()
             known = self.store.block(index)
-            if sample is not None:
-                sample.arrive(block)
+            streams.arrive(block)
             for role in architecture.roles:
                 mean_abs, gram = known[role.name].mean_abs, known[role.name].gram
                 statistic = scale_statistic(role, mean_abs, [], architecture, quant)
@@ -139,17 +135,14 @@ class Bench:
                     continue
                 weights = {n: block.get_submodule(n).weight.float().clone() for n in role.linears}
                 on = {n: grids[f"{architecture.blocks}.{index}.{n}"] for n in role.linears}
-                runs = sample.searched() if sample is not None and role.name == "qkv" else stream
-                if runs is None:
+                objective = streams.objective(role)
+                if objective is None:
                     search_scale(list(weights.values()), list(on.values()), statistic, gram, alphas)
                 else:
-                    kind = ModuleObjective if sample is None else SampledObjective
-                    objective = kind(stream=runs, block=block, role=role)
                     search_module_scale(objective, weights, on, statistic, alphas)
             self._wait()
             times.append(time.perf_counter() - start)
-            if stream is not None:
-                stream.advance(block)
+            streams.release()
         return statistics.median(times) * len(blocks)
 
 
