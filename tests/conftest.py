@@ -1,4 +1,8 @@
-"""Settings that every test shares: no hub, no account, no state from the user's machine."""
+"""Settings that every test shares: no hub, no account, no state from the user's machine.
+
+The files are divided among as many processes as there are cores (pytest-xdist's `-n auto`, see below), each
+with one thread: toy tensors on several would only wait for each other. A single file stays in this process.
+"""
 
 import logging
 import os
@@ -7,12 +11,26 @@ from collections.abc import Iterator
 
 import pytest
 
+from faqbench.cli.workers import n_cores
+
+MOST_WORKERS = 8  # each takes a GB of memory, and more would only wait for the longest file
+
 os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in the background so, and children would inherit it: no Ctrl-C to test.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return how many processes `-n auto` starts: none where they would only cost their start."""
+    files = {argument.split("::")[0] for argument in config.args}
+    named = len(files) if all(file.endswith(".py") for file in files) else MOST_WORKERS
+    n_workers = min(n_cores(), named, MOST_WORKERS)
+    return n_workers if n_workers > 1 and config.option.capture != "no" else 0
 
 
 @pytest.fixture(autouse=True)
