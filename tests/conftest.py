@@ -7,11 +7,17 @@ with one thread: toy tensors on several would only wait for each other. A single
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 
 import pytest
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from faqbench.cli.composing import QuickComposer, compose_cells, composer, parse_flags
 
 from faqbench.cli.workers import n_cores
+from faqbench.config import Experiment, validate
 
 MOST_WORKERS = 8  # each takes a GB of memory, and more would only wait for the longest file
 
@@ -41,3 +47,19 @@ def _own_log() -> Iterator[None]:
     yield
     log.handlers, log.propagate = before[0], before[2]
     log.setLevel(before[1])
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., Experiment]:
+    """Compose and validate one cell from overrides, as a sweep's cells are: each choice of groups once."""
+    compose_quickly = QuickComposer()
+
+    @cache
+    def make(*overrides: str) -> Experiment:
+        try:
+            with composer():
+                return validate(compose_quickly(overrides))
+        except (HydraException, OmegaConfBaseException, ValueError):
+            return compose_cells(parse_flags(overrides)).experiments[0]  # or the mistake in words
+
+    return make

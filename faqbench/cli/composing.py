@@ -112,8 +112,11 @@ def compose_cells(flags: argparse.Namespace) -> Request:
         guess = [_first_choice(o) for o in parsed]
         first = _compose(guess, with_hydra=True)
         if not flags.multirun and not _says_multirun(first):
-            # Sweeps without -m are an error that Hydra words well.
-            experiment = to_experiment(_compose(overrides))
+            # A sweep without -m is an error that Hydra words well.
+            config = first if guess == overrides else _compose(overrides)
+            experiment = to_experiment(
+                OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
+            )
             cell = Cell(experiment=experiment, overrides=tuple(overrides))
             return Request(cells=(cell,), kind="cell", hydra=first.hydra)
         sweeper = first.hydra.sweeper
@@ -150,7 +153,7 @@ def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
 
 def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
     known, mistakes = [], []
-    compose_quickly = _QuickComposer()
+    compose_quickly = QuickComposer()
     for overrides in cells:
         try:
             experiment = validate(compose_quickly(overrides))
@@ -162,8 +165,8 @@ def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
     return tuple(known)
 
 
-class _QuickComposer:
-    """Composes many cells, each choice of groups once."""
+class QuickComposer:
+    """Composes many cells inside `composer()`, each choice of groups once."""
 
     def __init__(self) -> None:
         self._parsed: dict[str, Override] = {}

@@ -1,26 +1,11 @@
-"""What the contract tests share: composing cells, and the lists that they go through."""
+"""What the contract tests share: one thread, and a cell that needs no asset."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 
 import pytest
 import torch
-
-from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.config import Experiment
-
-
-@pytest.fixture(scope="session")
-def compose() -> Callable[..., tuple[Experiment, ...]]:
-    """Compose and validate all cells of a command line."""
-
-    @cache
-    def make(*arguments: str) -> tuple[Experiment, ...]:
-        return compose_cells(parse_flags(arguments)).experiments
-
-    return make
 
 
 @pytest.fixture(autouse=True)

@@ -32,7 +32,7 @@ def test_every_family_and_each_of_its_model_types_has_a_tiny_model(family):
 @pytest.mark.parametrize("name", TINY)
 def test_every_tiny_model_is_quantized(compose, toy_cell, tmp_path, name, quant):
     arguments = [f"model={name}", f"quant={quant}", *toy_cell, "quant.search.gqa_scale=repeat"]
-    (experiment,) = compose(*arguments, "evaluation.protocols=[wikitext2-32]", "limit=2")
+    experiment = compose(*arguments, "evaluation.protocols=[wikitext2-32]", "limit=2")
     cache = StageCache(tmp_path / "cache")
     data = pipeline.run(experiment, cache=cache, progress=PlainProgress())
     assert [g for g in data.record.gates if not g.passed] == []

@@ -17,7 +17,7 @@ DESIGN = {
 @pytest.fixture
 def run(compose, toy_cell, tmp_path):
     def make(*overrides):
-        (experiment,) = compose("model=tiny-llama", *toy_cell, *overrides)
+        experiment = compose("model=tiny-llama", *toy_cell, *overrides)
         cache = StageCache(tmp_path / "cache")
         return experiment, pipeline.run(experiment, cache=cache, progress=PlainProgress())
 

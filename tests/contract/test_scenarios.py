@@ -27,7 +27,7 @@ def run(compose, toy_cell, text_file, tmp_path):
         raw = yaml.safe_load((conf_dir() / f"scenario/{scenario}.yaml").read_text())
         toy = [f"scenario.domain={other}"] if raw.get("domain") else []
         arguments = [*toy_cell, *toy, f"scenario={scenario}", f"quant={quant}"]
-        (experiment,) = compose(
+        experiment = compose(
             "model=tiny-llama", *arguments, "evaluation.protocols=[wikitext2-32]", "limit=4"
         )
         cache = StageCache(tmp_path / "cache")
@@ -58,10 +58,10 @@ def test_scenarios_compose_with_every_kind_of_method(run, scenario, quant):
 @pytest.mark.packaged
 def test_every_scenario_draws_other_tokens_of_real_text(compose, tmp_path):
     cache, progress = StageCache(tmp_path / "cache"), PlainProgress()
-    tokenizer = load_tokenizer(compose("quant=awq")[0].model, progress)
+    tokenizer = load_tokenizer(compose("quant=awq").model, progress)
     found = {}
     for scenario in SCENARIOS:
-        (experiment,) = compose("quant=awq", f"scenario={scenario}")
+        experiment = compose("quant=awq", f"scenario={scenario}")
         drawn, _ = calibration_set(experiment, tokenizer, cache, progress)
         assert drawn.tokens.shape == (experiment.n_calibration_samples, 512)
         found[scenario] = drawn.fingerprint

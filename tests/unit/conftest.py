@@ -1,25 +1,10 @@
-"""Experiments as the command line composes them, for all unit tests."""
+"""What unit tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 
 import pytest
-
-from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.config import Experiment
-
-
-@pytest.fixture(scope="session")
-def compose() -> Callable[..., Experiment]:
-    """Compose and validate one cell from overrides; equal overrides are composed once."""
-
-    @cache
-    def make(*overrides: str) -> Experiment:
-        return compose_cells(parse_flags(overrides)).experiments[0]
-
-    return make
 
 
 @pytest.fixture

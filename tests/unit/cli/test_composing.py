@@ -132,9 +132,9 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
 def test_a_cell_that_is_composed_quickly_is_what_omegaconf_resolves(choice, monkeypatch):
     values = ["bits=2", "seed=7", "gamma=0.5", "paths.runs=some/where", "calibration.n_samples=4"]
     with composing.composer():
-        quick = composing._QuickComposer()([choice, *values])
+        quick = composing.QuickComposer()([choice, *values])
         monkeypatch.setattr(composing, "with_plain_values", lambda *_: None)
-        slow = composing._QuickComposer()([choice, *values])
+        slow = composing.QuickComposer()([choice, *values])
     assert quick == slow
     assert repr(quick) == repr(slow)  # 3 is not 3.0
 
