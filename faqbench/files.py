@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from faqbench.config import UserError
+from faqbench.interrupts import held_back, raise_if_interrupted
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -64,6 +65,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     try:
         scratch.chmod(0o777 & ~_umask())
         yield scratch
+        raise_if_interrupted()  # what was made after one that a library dropped may be incomplete
         if target.exists():
             _replace(target, scratch)
         else:
@@ -127,8 +129,9 @@ def _replace(target: Path, scratch: Path) -> None:
     lock = os.open(target, os.O_RDONLY)
     try:
         _try_lock(lock)
-        target.rename(old)
-        scratch.rename(target)
+        with held_back():
+            target.rename(old)
+            scratch.rename(target)
         shutil.rmtree(old)
     finally:
         os.close(lock)

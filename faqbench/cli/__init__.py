@@ -8,11 +8,14 @@ exit code 2, no traceback.
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 from faqbench.cli.verbosity import take_verbosity, verbosity
 from faqbench.config import UserError
+from faqbench.interrupts import number_of, received, signals_end_it
 
 VERBS = {
     "cache": "faqbench.cli.cache",
@@ -37,12 +40,22 @@ def main(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        0 when all is done, 1 when a cell failed, 2 for a mistake that the user can mend, 130 after
-        Ctrl-C.
+        0 when all is done, 1 when a cell failed, 2 for a mistake that the user can mend, 128 + n when
+        signal n asked it to end: 130 after Ctrl-C.
     """
     arguments, level = take_verbosity(arguments)
-    with verbosity(level):
-        return _run(arguments)
+    code = 0
+    came: Sequence[int] = ()
+    try:
+        with signals_end_it() as came, verbosity(level):
+            code = _run(arguments)
+    except KeyboardInterrupt as error:
+        number = number_of(error)  # a launcher's process may have been struck, not this one
+        return _stopped(came[0] if came else number)
+    except BaseException:
+        if not came:
+            raise
+    return _stopped(came[0]) if came else code
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -58,14 +71,19 @@ def _run(arguments: Sequence[str]) -> int:
             return int(module.run(list(rest)))
         return _run_cells(arguments)
     except UserError as error:
-        print(f"faqbench: {error}", file=sys.stderr)
+        if received() is None:  # else it is what Hydra made of an interrupt
+            print(f"faqbench: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush at exit
         return 0
-    except KeyboardInterrupt:
-        print("faqbench: stopped; finished cells and stages are kept.", file=sys.stderr)
-        return 130
+
+
+def _stopped(number: int) -> int:
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    with suppress(OSError):  # the terminal may be gone, and say so by this very signal
+        print(f"faqbench: stopped{by}; finished cells and stages are kept.", file=sys.stderr)
+    return 128 + number
 
 
 def _run_cells(arguments: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from faqbench.cli.console import console_progress
 from faqbench.cli.memory import lift_memory_limit
 from faqbench.config import Experiment, UserError, run_id
+from faqbench.interrupts import must_pass, raise_if_interrupted
 from faqbench.records import (
     RunData,
     RunRecord,
@@ -83,8 +84,11 @@ def _run(experiment: Experiment, estimate: Estimate | None, progress: Progress) 
                 estimate=estimate,
             )
     except UserError as error:
+        raise_if_interrupted()
         return record_failure(experiment, str(error))
-    except Exception:  # noqa: BLE001 - a failing cell is a failed record, and its sweep goes on
+    except BaseException as error:  # a failing cell is a failed record, and its sweep goes on
+        if must_pass(error):
+            raise
         lift_memory_limit()
         lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
         return record_failure(experiment, "\n".join(lines))

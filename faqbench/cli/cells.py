@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
@@ -36,6 +33,7 @@ from faqbench.cli.sweep import run_sweep
 from faqbench.cli.workers import own_place
 from faqbench.config import UserError, run_id
 from faqbench.files import explain_os_error, remove_leftovers
+from faqbench.interrupts import end_with, raise_if_interrupted, signals_end_it
 from faqbench.records import RunRecord, clear_sweep, is_stopped, note_cell, noted_cells, write_sweep
 from faqbench.stages import hash_json, tidy
 from faqbench.stages.cache import cache_root
@@ -58,7 +56,6 @@ def run(arguments: list[str]) -> int:
     with explain_os_error("make the folder of runs", runs, "set paths.runs to another folder"):
         runs.mkdir(parents=True, exist_ok=True)
     remove_leftovers(runs)
-    signal.signal(signal.SIGTERM, _end)
     try:
         match request.kind:
             case "cell":
@@ -70,22 +67,38 @@ def run(arguments: list[str]) -> int:
                 return run_sweep(request, all_overrides(flags), run_cell)
             case "search":
                 return _run_search(request, all_overrides(flags))
-    except BaseException:  # Ctrl-C among them: leave nothing half-written
+    except BaseException:  # a signal among them: leave nothing half-written
         remove_leftovers(runs)
         tidy(cache_root())
         raise
 
 
-def run_cell(config: DictConfig, estimates: Mapping[str, Estimate] | None = None) -> float:
+def run_cell(
+    config: DictConfig,
+    estimates: Mapping[str, Estimate] | None = None,
+    started_by: int | None = None,
+) -> float:
     """Run one cell, in whatever process a launcher put it, and return its objective.
 
     Args:
         config: as Hydra composed it.
         estimates: what a plan said of the cells, by run id.
+        started_by: the process of the sweep; a launcher's own process ends with it.
 
     Returns:
         The first metric, turned so that smaller is better; infinity when the cell failed.
+
+    Raises:
+        Interrupted: when a signal asked this process to end, now or before.
     """
+    with signals_end_it():  # this may be a launcher's process
+        raise_if_interrupted()
+        if started_by is not None and os.getppid() == started_by:
+            end_with(started_by)
+        return _run_composed(config, estimates or {})
+
+
+def _run_composed(config: DictConfig, estimates: Mapping[str, Estimate]) -> float:
     hydra_config = HydraConfig.get()
     _go_to(Path(hydra_config.runtime.cwd))
     experiment = to_experiment(config)
@@ -94,7 +107,7 @@ def run_cell(config: DictConfig, estimates: Mapping[str, Estimate] | None = None
         note_cell(runs, group, run_id(experiment))
     if group is not None and experiment.on_error == "stop" and is_stopped(runs, group):
         return float("inf")
-    estimate = (estimates or {}).get(run_id(experiment))
+    estimate = estimates.get(run_id(experiment))
     with own_place(experiment, hydra_config.launcher):
         run_it = attempt_in_a_process if experiment.isolate == "process" else attempt
         record = run_it(experiment, estimate)
@@ -107,7 +120,8 @@ def _run_search(request: Request, overrides: list[str]) -> int:
     chosen = first.tracking.group or first.report.name
     name = chosen or f"search-{hash_json(overrides)[:10]}"
     clear_sweep(first.paths.runs, name)
-    run_search([*overrides, f"++tracking.group={name}"], run_cell)
+    task = partial(run_cell, started_by=os.getpid())
+    run_search([*overrides, f"++tracking.group={name}"], task)
     run_ids = noted_cells(first.paths.runs, name)
     write_sweep(first.paths.runs, name, run_ids)
     return conclude(first, run_ids, is_sweep=True)
@@ -135,8 +149,3 @@ def _objective(record: RunRecord) -> float:
     metric = record.metrics[0]
     assert metric.value is not None
     return -metric.value if metric.higher_is_better else metric.value
-
-
-def _end(number: int, _: FrameType | None) -> None:
-    """End as on Ctrl-C when the system asks the process to, so that nothing is left half-written."""
-    sys.exit(128 + number)

@@ -41,23 +41,25 @@ def conclude(
         for gate in record.gates:
             if not gate.passed:
                 print(f"{record.run_id}: gate {gate.name} failed: {gate.detail}", file=sys.stderr)
-    if experiment.report.name is not None and records:
-        _write_report(experiment, run_ids)
-    elif not is_sweep and records and not failed:
+    if experiment.report.name is None and not is_sweep and records and not failed:
         print(f"Record: {runs / records[0].run_id}")
     ran = [r for r in records if r.run_id in planned]
     if ran and (line := how_it_turned_out(ran)) is not None:
         print(line)
     for problem in dict.fromkeys(problems):
         print(f"faqbench: {problem}", file=sys.stderr)
-    if not is_sweep:
+    if is_sweep:
+        rows = [{"failed cell": r.run_id, "error": _last_line(r)} for r in failed]
+        rows += [{"failed cell": name, "error": "not run"} for name in missing]
+        print_table(rows)
+        code = 2 if problems else int(bool(rows))
+    else:
         for record in failed:
             print(f"faqbench: {record.error}", file=sys.stderr)
-        return _code_of_a_cell(failed, missing)
-    rows = [{"failed cell": r.run_id, "error": _last_line(r)} for r in failed]
-    rows += [{"failed cell": name, "error": "not run"} for name in missing]
-    print_table(rows)
-    return 2 if problems else int(bool(rows))
+        code = _code_of_a_cell(failed, missing)
+    if experiment.report.name is not None and records:  # last: whatever it raises hides nothing
+        _write_report(experiment, run_ids)
+    return code
 
 
 def _read(runs: Path, run_ids: Sequence[str]) -> tuple[list[RunRecord], list[str]]:

@@ -3,7 +3,9 @@
     python -m faqbench.cli.isolation < cell.json     {"experiment": …, "estimate": …}
 
 The parent loads no model and needs little memory, so what the system kills for want of memory is the
-child. A child ends with code 0 when the record is written, whatever its status.
+child. A child ends with code 0 when the record is written, whatever its status. A signal that ends the
+parent is passed on to the child at once, one that ends the child ends the sweep, and a child whose parent
+was killed ends by itself.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import faqbench
 from faqbench.cli.attempt import attempt, record_failure
 from faqbench.cli.memory import limit_memory
 from faqbench.config import Experiment, UserError, run_id
+from faqbench.interrupts import ENDING, end_with, held_back, interrupt, received, signals_end_it
 from faqbench.records import RunRecord, read_record
 
-_SECONDS_TO_FINISH = 20.0
+_SECONDS_TO_FINISH = 5.0  # docker kills after ten
 
 
 def attempt_in_a_process(
@@ -39,7 +43,8 @@ def attempt_in_a_process(
         UserError: when no record can be written.
     """
     with (
-        _interrupts_held_back()
+        held_back(),
+        _blocked(),
     ):  # the child inherits it, and is interrupted when `main` can answer
         child = subprocess.Popen(
             [sys.executable, "-m", "faqbench.cli.isolation"],
@@ -48,9 +53,14 @@ def attempt_in_a_process(
             text=True,
         )
     try:
-        cell = {"experiment": experiment.model_dump(mode="json"), "estimate": estimate}
+        cell = {
+            "experiment": experiment.model_dump(mode="json"),
+            "estimate": estimate,
+            "parent": os.getpid(),
+        }
         child.communicate(json.dumps(cell))
-    except BaseException:  # Ctrl-C reaches the child as well: let it finish cleanly
+    except BaseException:
+        child.send_signal(received() or signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             child.wait(_SECONDS_TO_FINISH)
         child.kill()
@@ -58,31 +68,35 @@ def attempt_in_a_process(
         raise
     if child.returncode == 0:
         return read_record(experiment.paths.runs / run_id(experiment))
-    if child.returncode == -signal.SIGINT or child.returncode == 130:
-        raise KeyboardInterrupt
+    if child.returncode - 128 in ENDING:
+        interrupt(child.returncode - 128)
     return record_failure(experiment, _cause_of_death(child.returncode))
 
 
 def main() -> int:
     """Run the cell that is described on standard input."""
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-        cell = json.load(sys.stdin)
-        experiment = Experiment.model_validate_json(json.dumps(cell["experiment"]))
-        if experiment.memory_limit_gigabytes is not None:
-            limit_memory(int(experiment.memory_limit_gigabytes * 1e9))
-        attempt(experiment, cell["estimate"])
-    except UserError as error:
-        print(f"faqbench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    code = 0
+    with suppress(KeyboardInterrupt), signals_end_it() as came:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        try:
+            _run(json.load(sys.stdin))
+        except UserError as error:
+            print(f"faqbench: {error}", file=sys.stderr)
+            code = 2
+    return 128 + came[0] if came else code
+
+
+def _run(cell: Mapping[str, Any]) -> None:
+    end_with(cell["parent"])
+    experiment = Experiment.model_validate_json(json.dumps(cell["experiment"]))
+    if experiment.memory_limit_gigabytes is not None:
+        limit_memory(int(experiment.memory_limit_gigabytes * 1e9))
+    attempt(experiment, cell["estimate"])
 
 
 @contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+def _blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ failed, and the others finish.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from faqbench.cli.estimating import estimates_of
 from faqbench.cli.launching import Task, in_order, launch
 from faqbench.cli.workers import kind_of
 from faqbench.config import UserError, run_id
+from faqbench.interrupts import must_pass
 from faqbench.records import (
     clear_sweep,
     drop_claim,
@@ -49,7 +51,7 @@ def run_sweep(request: Request, overrides: list[str], task: Task) -> int:
         clear_sweep(runs, name)
     can_launch_again = kind_of(request.hydra.launcher) in _ENDS_WITH_ITS_JOBS
     estimates = estimates_of([c.experiment for c in left])
-    planned = partial(task, estimates=estimates)
+    planned = partial(task, estimates=estimates, started_by=os.getpid())
     problems = _launch_all(left, overrides, name, planned, can_launch_again=can_launch_again)
     return conclude(first, run_ids, is_sweep=True, planned=estimates, problems=problems)
 
@@ -81,11 +83,13 @@ def _launch_all(
     runs = left[0].experiment.paths.runs if left else Path()
     while left:
         stamps = {run_id(c.experiment): _stamp(c) for c in left}
-        broken: Exception | None = None
+        broken: BaseException | None = None
         try:
             raised = launch(left, overrides, extra, task)
             problems += [_sentence(error) for error in raised if error is not None]
-        except Exception as error:  # noqa: BLE001 - whatever a launcher raises when its pool breaks
+        except BaseException as error:  # whatever a launcher raises when its pool breaks
+            if must_pass(error):
+                raise
             broken = error
         if broken is None or is_stopped(runs, name):
             break

@@ -31,6 +31,7 @@ import psutil
 
 import faqbench
 from faqbench.config import Experiment, run_id
+from faqbench.interrupts import raise_if_interrupted
 from faqbench.records import read_run
 from faqbench.stages import Progress
 from faqbench.stages.progress import Advance
@@ -79,7 +80,7 @@ class RunningStage:
 
 
 class WatchedProgress:
-    """Passes everything on to another progress, and counts."""
+    """Passes everything on to another progress, and counts; no step follows an interrupt."""
 
     def __init__(self, inner: Progress) -> None:
         self._inner = inner
@@ -89,6 +90,7 @@ class WatchedProgress:
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Advance]:
         """See `Progress.stage`."""
+        raise_if_interrupted()
         running = RunningStage(title=title, done=0, total=total)
         self.stages.append(running)
         self.changed.set()
@@ -96,6 +98,7 @@ class WatchedProgress:
             with self._inner.stage(title, total) as inner:
 
                 def advance(steps: int = 1) -> None:
+                    raise_if_interrupted()
                     running.done += steps
                     inner(steps)
 
@@ -196,6 +199,7 @@ class _FollowerProcess:
         """Close the line to it: a follower that was not told "done" marks its run as failed."""
         if self._process is not None and self._hang_up():
             self._wait(_PATIENCE_WHEN_STOPPED)
+            _left.append(self._process)
 
     def conclude(self, seconds: float) -> None:
         """Wait for it; when it ended badly, show the record from here."""
@@ -244,6 +248,8 @@ class _FollowerProcess:
 
 # This process's followers that were told "done": its only trace outside of a `live` block.
 _showing: list[_FollowerProcess] = []
+# Those that were left, perhaps still at work: Python complains of a child that nobody remembers.
+_left: list[subprocess.Popen[str]] = []
 
 
 def wait_for_followers() -> None:

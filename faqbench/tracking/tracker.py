@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Protocol, cast
 
 from faqbench.config.experiment import TrackingSection
+from faqbench.interrupts import must_pass
 from faqbench.records import RunData
 from faqbench.tracking.handover import hand_over
 from faqbench.tracking.samples import Sample
@@ -99,7 +100,9 @@ class Tracker:
         """Turn whatever goes wrong in the service, the network or the disk into one warning."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            if must_pass(error):
+                raise
             package = _PACKAGES[self.section.name]
             outside = isinstance(error, OSError | ImportError) or _passed_through(error, package)
             if not outside:

@@ -95,15 +95,6 @@ def test_a_cell_whose_process_is_killed_is_a_failed_record_and_is_tried_again(fo
     assert statuses(workplace.runs) == {"rtn": "finished", "fp": "finished"}
 
 
-def test_ctrl_c_reaches_an_isolated_cell_and_leaves_nothing(forks, workplace):
-    process = forks.start(workplace, "-m", "quant=rtn,fp", *workplace.cell, "isolate=process")
-    child = child_of(process)
-    process.kill(signal.SIGINT)
-    assert process.wait() == 130, process.output
-    assert not child.is_running() and statuses(workplace.runs) == {}
-    assert "Traceback" not in process.output
-
-
 def test_isolated_cells_give_the_same_results(forks, workplace):
     assert forks.run(workplace, "-m", "quant=awq,gptq", *workplace.cell).wait() == 0
     apart = [*workplace.cell, "isolate=process", "paths.runs=apart"]
@@ -161,6 +152,27 @@ def test_an_exception_is_a_record_with_the_last_lines_of_its_traceback(forks, wo
         lines = record.error.splitlines()
         assert lines[-1] == "ZeroDivisionError: in the middle of it" and 1 < len(lines) <= 12
     assert done.output.count("ZeroDivisionError: in the middle of it") == 2
+
+
+PANICS = """
+import sys
+class PanicException(BaseException):
+    "What pyo3 makes of a panic in Rust."
+run = sys.modules["faqbench.pipeline.run"]
+evaluate = run.evaluate
+def broken(experiment, *args, **kwargs):
+    if experiment.quant.name == "rtn":
+        raise PanicException("index out of bounds")
+    return evaluate(experiment, *args, **kwargs)
+run.evaluate = broken
+"""
+
+
+def test_a_panic_which_is_no_exception_fails_its_cell_and_the_next_one_runs(forks, workplace):
+    done = forks.run(workplace, "-m", "quant=rtn,fp", *workplace.cell, prelude=PANICS)
+    assert done.wait() == 1, done.output
+    assert statuses(workplace.runs) == {"rtn": "failed", "fp": "finished"}
+    assert done.output.count("PanicException: index out of bounds") == 1
 
 
 def test_all_mistakes_of_all_cells_are_listed_before_anything_runs(forks, workplace):
