@@ -11,6 +11,7 @@ locks, and its memory starts afresh.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -69,5 +70,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
+    gc.collect()
+    gc.freeze()  # children neither search through what the imports made nor copy its pages
     print("ready", flush=True)
     serve()
