@@ -15,9 +15,9 @@ import pytest
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from faqbench.cli.composing import QuickComposer, compose_cells, composer, parse_flags
+from faqbench.cli.composing import QuickComposer, compose_cells, composer, make_cell, parse_flags
 from faqbench.cli.workers import n_cores
-from faqbench.config import Experiment, validate
+from faqbench.config import Experiment
 
 MOST_WORKERS = 8  # each takes a GB of memory, and more would only wait for the longest file
 
@@ -64,7 +64,7 @@ def compose() -> Callable[..., Experiment]:
     def make(*overrides: str) -> Experiment:
         try:
             with composer():
-                return validate(compose_quickly(overrides))
+                return make_cell(compose_quickly(overrides), overrides).experiment
         except (HydraException, OmegaConfBaseException, ValueError):
             return compose_cells(parse_flags(overrides)).experiments[0]  # or the mistake in words
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 
+from faqbench.cli.arithmetic import safe_dtypes
 from faqbench.cli.attempt import attempt
 from faqbench.cli.composing import (
     Request,
@@ -26,6 +27,7 @@ from faqbench.cli.composing import (
     to_experiment,
 )
 from faqbench.cli.conclusion import conclude
+from faqbench.cli.console import console_progress
 from faqbench.cli.estimating import estimates_of
 from faqbench.cli.isolation import attempt_in_a_process
 from faqbench.cli.launching import check_launcher, is_search, run_one, run_search, show
@@ -52,6 +54,8 @@ def run(arguments: list[str]) -> int:
         return 0
     request = compose_cells(flags)
     check_launcher(request.hydra)
+    for note in safe_dtypes(request.experiments):
+        console_progress().note(note)
     runs = request.experiments[0].paths.runs
     with explain_os_error("make the folder of runs", runs, "set paths.runs to another folder"):
         runs.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ def run(arguments: list[str]) -> int:
             case "cell":
                 first = request.experiments[0]
                 estimates = estimates_of([first])
-                run_one(all_overrides(flags), partial(run_cell, estimates=estimates))
+                run_one(request.cells[0].overrides, partial(run_cell, estimates=estimates))
                 return conclude(first, [run_id(first)], is_sweep=False, planned=estimates)
             case "sweep":
                 return run_sweep(request, all_overrides(flags), run_cell)
@@ -121,6 +125,8 @@ def _run_search(request: Request, overrides: list[str]) -> int:
     name = chosen or f"search-{hash_json(overrides)[:10]}"
     clear_sweep(first.paths.runs, name)
     task = partial(run_cell, started_by=os.getpid())
+    if not any(line.startswith("dtype=") for line in overrides):
+        overrides = [*overrides, f"dtype={first.dtype}"]
     run_search([*overrides, f"++tracking.group={name}"], task)
     run_ids = noted_cells(first.paths.runs, name)
     write_sweep(first.paths.runs, name, run_ids)

@@ -40,6 +40,7 @@ from faqbench.config import Experiment, UserError, did_you_mean, validate
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
+AUTO = "auto"
 
 
 def conf_dir() -> Path:
@@ -55,7 +56,8 @@ class Cell:
 
     Attributes:
         experiment: validated.
-        overrides: from which Hydra composes it again, in whatever process a launcher chooses.
+        overrides: from which Hydra composes it again, in whatever process a launcher chooses, with the
+            dtype that `auto` means where the command line was typed: the cell is named by that one.
     """
 
     experiment: Experiment
@@ -114,14 +116,12 @@ def compose_cells(flags: argparse.Namespace) -> Request:
         if not flags.multirun and not _says_multirun(first):
             # A sweep without -m is an error that Hydra words well.
             config = first if guess == overrides else _compose(overrides)
-            experiment = to_experiment(
-                OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
-            )
-            cell = Cell(experiment=experiment, overrides=tuple(overrides))
+            config = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
+            cell = make_cell(_plain(config, resolve=True), overrides)
             return Request(cells=(cell,), kind="cell", hydra=first.hydra)
         sweeper = first.hydra.sweeper
         if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
-            cell = Cell(experiment=to_experiment(_compose(guess)), overrides=tuple(guess))
+            cell = make_cell(_plain(_compose(guess), resolve=True), guess)
             return Request(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
         cells = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)
@@ -142,7 +142,30 @@ def to_experiment(config: DictConfig) -> Experiment:
     Raises:
         UserError: for anything that is not allowed.
     """
-    return validate(_plain(config, resolve=True))
+    return validate(_with_dtype(_plain(config, resolve=True)))
+
+
+def make_cell(raw: dict[str, Any], overrides: Sequence[str]) -> Cell:
+    """Return the cell that a plain, resolved mapping describes, `dtype=auto` in it replaced.
+
+    Raises:
+        UserError: for anything that is not allowed.
+    """
+    experiment = validate(_with_dtype(raw))
+    fixed = [f"dtype={experiment.dtype}"] if raw.get("dtype") == AUTO else []
+    return Cell(experiment=experiment, overrides=(*overrides, *fixed))
+
+
+def _with_dtype(raw: dict[str, Any]) -> dict[str, Any]:
+    """Put what `dtype=auto` means on the device in its place."""
+    device = raw.get("device")
+    if raw.get("dtype") != AUTO:
+        return raw
+    if not isinstance(device, str):  # which validation refuses; one mistake is not two
+        return raw | {"dtype": "float32"}
+    from faqbench.hardware import fast_dtype, named_device  # torch, which not every verb needs
+
+    return raw | {"dtype": fast_dtype(named_device(device)).dtype}
 
 
 def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
@@ -156,8 +179,7 @@ def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
     compose_quickly = QuickComposer()
     for overrides in cells:
         try:
-            experiment = validate(compose_quickly(overrides))
-            known.append(Cell(experiment=experiment, overrides=tuple(overrides)))
+            known.append(make_cell(compose_quickly(overrides), overrides))
         except UserError as error:
             mistakes.append(str(error))
     if mistakes:

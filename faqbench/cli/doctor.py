@@ -62,6 +62,7 @@ def run(arguments: list[str]) -> int:
         _versions,
         _machine,
         _gpu,
+        _dtype,
         lambda: _folder("runs", runs),
         lambda: _folder("cache", cache_root()),
         _cache,
@@ -128,6 +129,18 @@ def _gpu() -> Iterator[Finding]:
         means="device=auto uses the first; with launchers each cell gets one"
         if usable
         else "device=auto runs on the CPU; install a torch that is built for CUDA",
+    )
+
+
+def _dtype() -> Iterator[Finding]:
+    from faqbench.hardware import fast_dtype, named_device
+
+    device = named_device("auto")
+    fast = fast_dtype(device)
+    yield Finding(
+        what="dtype",
+        found=f"{fast.dtype} on {device}",
+        means=f"what dtype=auto means: {fast.reason}",
     )
 
 

@@ -120,10 +120,10 @@ def is_search(hydra_config: HydraConf | DictConfig) -> bool:
     return str(hydra_config.sweeper._target_) != _BASIC_SWEEPER
 
 
-def run_one(overrides: list[str], task: Task) -> None:
+def run_one(overrides: Sequence[str], task: Task) -> None:
     """Run a single cell in this process; what the task raises is raised."""
     with composer():
-        _hydra().run(CONFIG_NAME, task, overrides)
+        _hydra().run(CONFIG_NAME, task, list(overrides))
 
 
 def run_search(overrides: list[str], task: Task) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from faqbench.cli.arithmetic import dtype_notes
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import print_table
 from faqbench.cli.launching import check_launcher, in_order
@@ -41,6 +42,8 @@ def run(arguments: list[str]) -> int:
         print(_summary(plan, kind_of(launcher), n_workers(launcher)))
         for warning in _warnings(plan, cache.root, n_workers(launcher)):
             print(warning)
+        for note in dtype_notes([c.experiment for c in cells]):
+            print(note)
     return 0
 
 

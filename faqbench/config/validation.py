@@ -17,6 +17,8 @@ from faqbench.config.errors import UserError, did_you_mean
 from faqbench.config.experiment import CorrectionSection, Experiment, LinearOverride, RoleName
 from faqbench.config.presearch import check_presearch
 
+# Keys for which the command line takes `auto` too, and puts what it means here in its place.
+_RESOLVED_BEFORE = ("dtype",)
 # What pydantic puts into an error's location that the user did not write.
 _NOT_KEYS = ("number", "per role", "[key]")
 
@@ -136,7 +138,7 @@ def _sentence(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{key} is missing."
     if error["type"] == "literal_error":
-        expected = error["ctx"]["expected"]
+        expected = ("'auto', " if key in _RESOLVED_BEFORE else "") + error["ctx"]["expected"]
         known = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
         return f"{key}={value} is not allowed: it is {expected}.{did_you_mean(str(value), known)}"
     if error["type"] == "string_pattern_mismatch":

@@ -18,7 +18,6 @@ from faqbench.models.loading import (
     cast_parameters,
     load_model,
     load_tokenizer,
-    resolve_device,
 )
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
 from faqbench.models.tokenizers import fingerprint_tokenizer
@@ -39,7 +38,6 @@ __all__ = [
     "model_config",
     "open_stream",
     "pinned",
-    "resolve_device",
     "tokenizer_source",
     "weights_source",
 ]

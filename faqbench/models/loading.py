@@ -44,22 +44,6 @@ class LoadedModel:
     fingerprint: str
 
 
-def resolve_device(device: str) -> torch.device:
-    """Return the torch device of a `device` setting; `auto` is CUDA where there is one.
-
-    Raises:
-        UserError: for a device that this machine does not have.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={device} cannot be used here: {_first_line(error)}.") from error
-    return chosen
-
-
 def load_model(
     section: ModelSection,
     dtype: torch.dtype,

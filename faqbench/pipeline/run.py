@@ -11,7 +11,8 @@ import torch
 import yaml
 
 from faqbench.config import Experiment, run_id
-from faqbench.models import ModelHolder, resolve_device
+from faqbench.hardware import dtype_warning, resolve_device
+from faqbench.models import ModelHolder
 from faqbench.pipeline.bias import bias_distance, calibration_warnings, describe_calibration
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.pipeline.cell_model import CellModel
@@ -56,6 +57,7 @@ def run(
         UserError: for anything that the user can mend.
     """
     timings, device = Timings(), resolve_device(experiment.device)
+    warnings = _warnings_of_dtype(experiment, device, progress)
     memory = PeakMemory(device)
     model = CellModel(experiment, device, holder or ModelHolder(), cache, timings, progress)
     model.find_facts()
@@ -63,7 +65,6 @@ def run(
 
     calibration = statistics = None
     facts: dict[str, Any] = {}
-    warnings: tuple[str, ...] = ()
     if experiment.needs_calibration:
         with timings.stage("calibrate") as stage:
             calibration, stage.cached = calibration_set(
@@ -73,7 +74,7 @@ def run(
         overlap = guard_against_leaks(experiment, calibration, cache, progress)
         statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
         facts = describe_calibration(experiment, calibration) | {"overlap": overlap}
-        warnings = calibration_warnings(experiment, calibration)
+        warnings += calibration_warnings(experiment, calibration)
 
     references = {}
     if experiment.needs_reference:  # before the weights are replaced
@@ -122,6 +123,21 @@ def write_failure(experiment: Experiment, error: str) -> RunData:
     data = _record(experiment, {}, {}, None, Evaluated(), Timings(), memory, None, error)
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
+
+
+def _warnings_of_dtype(
+    experiment: Experiment, device: torch.device, progress: Progress
+) -> tuple[str, ...]:
+    """Return what is to be said of the dtype, said at once to whoever could still choose another.
+
+    Raises:
+        UserError: for a dtype that the device does not have.
+    """
+    warning = dtype_warning(device, experiment.dtype)
+    if warning is None:
+        return ()
+    progress.note(warning)
+    return (warning,)
 
 
 def _failed_if_not_finite(record: RunRecord) -> RunRecord:

@@ -25,7 +25,8 @@ from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
 from faqbench.config.identity import calibration_identity, quant_identity
 from faqbench.evaluation import SCORER_VERSION, score_tokens
-from faqbench.models import LoadedModel, cast_parameters, load_model, resolve_device
+from faqbench.hardware import resolve_device
+from faqbench.models import LoadedModel, cast_parameters, load_model
 from faqbench.pipeline.calibrating import calibration_set, selection_set
 from faqbench.pipeline.statistics import activation_store
 from faqbench.presearch.candidates import Candidate

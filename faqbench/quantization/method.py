@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from faqbench.config.experiment import QuantSection
+from faqbench.hardware import has_fast_bfloat16
 from faqbench.models import Architecture, Role
 from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.clip import search_clip
@@ -23,7 +24,6 @@ from faqbench.quantization.module_loss import ModuleObjective, search_module_sca
 from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
     halve,
-    has_fast_bfloat16,
     row_chunks,
     row_quadratic_forms,
 )

@@ -82,13 +82,3 @@ def row_chunks(weight: Tensor) -> tuple[Tensor, ...]:
     """Cut a weight into pieces of whole rows that fit a core's cache."""
     elements = _CHUNK_ELEMENTS.get(weight.device.type, 2**20)
     return torch.split(weight, max(1, elements // weight.shape[1]))
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Say whether bfloat16 matrix products are much faster than float32 ones on a device."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu":
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

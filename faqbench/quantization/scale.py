@@ -26,11 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from faqbench.hardware import has_fast_bfloat16
 from faqbench.quantization.grid import Grid, fake_quantize
 from faqbench.quantization.quadratic import (
     HalfGram,
     halve,
-    has_fast_bfloat16,
     quadratic_form,
     row_chunks,
     row_quadratic_forms,

@@ -49,7 +49,8 @@ from faqbench.evaluation.packaged import packaged_task, read_documents
 from faqbench.evaluation.packed_scoring import score_packs
 from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.scorer import TaskModel, make_scorer
-from faqbench.models import LoadedModel, load_model, resolve_device
+from faqbench.hardware import resolve_device
+from faqbench.models import LoadedModel, load_model
 from faqbench.stages import PlainProgress
 
 TASKS = ("arc_easy_validation", "piqa_validation", "hellaswag_validation")

@@ -27,7 +27,8 @@ from rich.table import Table
 
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import Experiment
-from faqbench.models import LoadedModel, load_model, resolve_device
+from faqbench.hardware import resolve_device
+from faqbench.models import LoadedModel, load_model
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.quantization import (
     ActivationStore,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from faqbench.config import Experiment, run_id
-from faqbench.models import model_config, resolve_device
+from faqbench.hardware import named_device
+from faqbench.models import model_config
 from faqbench.pipeline.environment import device_name
 from faqbench.pipeline.planning.estimates import Cost, Estimator
 from faqbench.pipeline.planning.found import look_up
@@ -120,7 +121,7 @@ def make_plan(
         if status == "finished" and not experiment.rerun:
             cells[name] = _skipped(name)
             continue
-        device = _device(experiment.device)
+        device = named_device(experiment.device)
         estimator = _estimator(experiment, device, records, estimators)
         config = experiment.model_dump(mode="json")
         needs = stages_of(experiment, look_up(experiment, cache), device.type, cache)
@@ -169,11 +170,6 @@ def _skipped(name: str) -> PlannedCell:
         n_due=0,
         n_reused=0,
     )
-
-
-def _device(name: str) -> torch.device:
-    """Return the device that a cell will run on, which need not be this machine's."""
-    return resolve_device(name) if name == "auto" else torch.device(name)
 
 
 def _estimator(

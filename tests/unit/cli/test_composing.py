@@ -1,12 +1,19 @@
 """Command lines: what they compose to, and the sentence for each that cannot be composed."""
 
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from faqbench.cli import cells, composing
+from faqbench import hardware
+from faqbench.cli import cells, composing, main
 from faqbench.cli.composing import compose_cells, only_shows, parse_flags, to_experiment
 from faqbench.cli.resolving import with_plain_values
 from faqbench.config import UserError, run_id
+from faqbench.hardware import FastDtype
+from faqbench.records import find_runs
+
+ROOT = Path(__file__).parents[3]
 
 
 def request(*arguments):
@@ -187,3 +194,87 @@ def test_flags_that_only_show_something_run_nothing(flag):
 
 def test_plain_overrides_run():
     assert not only_shows(parse_flags(["quant=faq"]))
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Let this machine multiply a dtype fast; its GPU, if it had one, bfloat16."""
+
+    def make(dtype):
+        def answer(device):
+            chosen = "bfloat16" if device.type == "cuda" else dtype
+            return FastDtype(dtype=chosen, reason="it says so")
+
+        monkeypatch.setattr(hardware, "fast_dtype", answer)
+
+    return make
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_auto_is_what_the_device_multiplies_fast_and_the_run_is_named_by_that(fast, dtype):
+    fast(dtype)
+    (auto,) = request("model=tiny-llama", "device=cpu").experiments
+    (spelled,) = request("model=tiny-llama", "device=cpu", f"dtype={dtype}").experiments
+    assert auto == spelled and auto.dtype == dtype and run_id(auto) == run_id(spelled)
+
+
+def test_another_dtype_is_another_run(fast):
+    fast("float32")
+    found = request("-m", "model=tiny-llama", "device=cpu", "dtype=auto,bfloat16,float32")
+    assert [e.dtype for e in found.experiments] == ["float32", "bfloat16", "float32"]
+    assert len({run_id(e) for e in found.experiments}) == 2
+
+
+def test_each_device_of_a_sweep_gets_its_own_dtype(fast):
+    fast("float32")
+    found = request("-m", "model=tiny-llama", "device=cpu,cuda").experiments
+    assert [e.dtype for e in found] == ["float32", "bfloat16"]
+
+
+@pytest.mark.parametrize("arguments", [["-m", "quant=rtn,awq"], ["quant=rtn"]])
+def test_a_cell_keeps_its_dtype_on_a_machine_that_multiplies_another_fast(
+    arguments, fast, monkeypatch, tmp_path
+):
+    ran = []
+
+    def elsewhere(config, **others):
+        fast("bfloat16")
+        ran.append(run_id(to_experiment(config)))
+        return 0.0
+
+    monkeypatch.setattr(cells, "run_cell", elsewhere)
+    fast("float32")
+    arguments = [*arguments, "model=tiny-llama", "device=cpu", f"paths.runs={tmp_path}"]
+    named = {run_id(e) for e in request(*arguments).experiments}
+    cells.run(arguments)
+    assert set(ran) == named
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dtype=bf16", "dtype=bf16 is not allowed: it is 'auto', 'float32', 'bfloat16' or 'float16'. "
+         "Did you mean 'bfloat16'?"),
+        ("dtype=fp16", "Did you mean 'float16'?"),
+        ("device=cpuu", "device=cpuu cannot be used here"),
+        ("device=3", "device=3 is not allowed: it should be a valid string."),
+    ],
+)  # fmt: skip
+def test_a_dtype_or_device_that_is_none_is_one_mistake(line, expected, capsys):
+    assert main(["plan", "model=tiny-llama", line]) == 2
+    said = capsys.readouterr().err.strip()
+    assert expected in said and said.count("\n") == 0 and said.count("not allowed") <= 1
+
+
+def test_the_committed_runs_are_cells_of_the_study_on_any_machine(fast):
+    fast("float32")
+    named = {run_id(e) for e in request("experiment=study").experiments}
+    committed = {record.run_id for record in find_runs(ROOT / "runs" / "study")[0]}
+    assert len(committed) == 243 and committed <= named
+
+
+def test_the_plan_says_which_dtype_and_why(fast, capsys, tmp_path):
+    fast("float32")
+    arguments = ["plan", "model=tiny-llama", "device=cpu", "quant=rtn", f"paths.runs={tmp_path}"]
+    assert main(arguments) == 0
+    assert "dtype=float32 on cpu: it says so." in capsys.readouterr().out

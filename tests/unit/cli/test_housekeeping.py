@@ -183,7 +183,16 @@ def test_doctor_says_what_each_finding_means(runs, cache, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "_answers", lambda url: False)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
-    for expected in ("torch", "memory", "GPU", "W&B", "hub", "sync", "Nothing would stop a run."):
+    for expected in (
+        "torch",
+        "memory",
+        "GPU",
+        "dtype=auto",
+        "W&B",
+        "hub",
+        "sync",
+        "Nothing would stop a run.",
+    ):
         assert expected in out
 
 

@@ -87,7 +87,7 @@ def test_options_of_idle_stages_do_not_count(id_of, quant, override):
 @pytest.mark.parametrize(
     ("quant", "override"),
     [
-        ("fp", "dtype=float32"),
+        ("fp", "dtype=float16"),  # which no CPU of today means by auto
         ("fp", "limit=3"),
         ("fp", "evaluation.protocols=[wikitext2-64]"),
         ("fp", "evaluation.tasks=[piqa_validation]"),

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM
 
 from faqbench.cli.composing import conf_dir
 from faqbench.config import UserError
-from faqbench.models import cast_parameters, load_model, load_tokenizer, resolve_device
+from faqbench.models import cast_parameters, load_model, load_tokenizer
 from faqbench.models.loading import fingerprint_weights
 from faqbench.models.random_model import random_model
 from faqbench.stages import PlainProgress
@@ -115,17 +115,6 @@ def test_lists_in_the_settings_reach_the_model(compose):
     kinds = "sliding_attention,full_attention,sliding_attention,full_attention"
     section = compose("model=tiny-gemma3", f"++model.random.layer_types=[{kinds}]").model
     assert random_model(section.random).config.layer_types == kinds.split(",")
-
-
-def test_auto_is_a_device_that_this_machine_has():
-    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert resolve_device("cpu") == CPU
-
-
-@pytest.mark.parametrize("device", ["cpuu", "cuda:99", "xpu", "meta:x"])
-def test_a_device_that_is_not_there_is_refused_in_one_sentence(device):
-    with pytest.raises(UserError, match=rf"^device={device} cannot be used here: [^\n]*\.$"):
-        resolve_device(device)
 
 
 def test_a_hub_model_without_a_hub_is_refused_with_what_to_do(section):

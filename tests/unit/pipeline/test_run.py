@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import yaml
 
-from faqbench import pipeline
+from faqbench import hardware, pipeline
 from faqbench.config import UserError, run_id, validate
 from faqbench.records import find_runs, finished_record, read_record, read_run, write_run
+from faqbench.stages import PlainProgress, StageCache
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
 
@@ -113,3 +114,20 @@ def test_a_run_reads_back_with_its_tables(cell, run, tmp_path):
         tmp_path / "copy", dataclasses.replace(data, record=data.record), "config: {}\n"
     )
     assert read_run(again).tokens["wikitext2-64"].shape[1] == 63
+
+
+def test_a_dtype_that_the_machine_emulates_is_said_and_recorded(cell, tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(hardware, "_is_emulated", lambda device, dtype: dtype == "bfloat16")
+    monkeypatch.setattr(hardware, "_slowdown", lambda device, dtype: 8.0)
+    monkeypatch.setattr(PlainProgress, "note", lambda self, text: said.append(text))
+    for dtype, n_warnings in (("bfloat16", 1), ("float32", 0)):
+        data = pipeline.run(
+            cell("quant=rtn", f"dtype={dtype}"),
+            cache=StageCache(tmp_path / "cache"),
+            progress=PlainProgress(),
+        )
+        assert data.record.config["dtype"] == dtype
+        assert len(data.record.warnings) == n_warnings
+        assert all("about 8 times as long" in text for text in data.record.warnings)
+    assert len(said) == 1 and said[0].startswith("dtype=bfloat16 is emulated")

@@ -15,7 +15,8 @@ from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import UserError
 from faqbench.corpora import part_of
 from faqbench.evaluation import score_tokens
-from faqbench.models import load_model, resolve_device
+from faqbench.hardware import resolve_device
+from faqbench.models import load_model
 from faqbench.pipeline.calibrating import calibration_set, selection_set
 from faqbench.pipeline.statistics import activation_store
 from faqbench.presearch import search, write_search

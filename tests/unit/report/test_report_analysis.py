@@ -255,3 +255,14 @@ def test_config_values_are_spelled_as_hydra_reads_them(value, text):
 def test_escapes_leave_no_active_character():
     assert escape_tex("a_b%\n") == r"a\_b\% "
     assert escape_markdown("<b>|x|\n*y*") == r"&lt;b&gt;\|x\| \*y\*"
+
+
+def test_runs_of_different_dtypes_are_different_rows_that_name_theirs(make_run, tmp_path):
+    for dtype in ("float32", "bfloat16"):
+        for method in ("fp", "awq"):
+            make_run(tmp_path, method, run_id=f"{method}-{dtype}", dtype=dtype)
+    panel = panel_of(tmp_path)
+    found = {row.runs[0].run_id: row for row in panel.rows}
+    assert len(found) == 4 and all(len(row.runs) == 1 for row in panel.rows)
+    for run_id, row in found.items():
+        assert run_id.split("-")[1] in str(row.shown), run_id
