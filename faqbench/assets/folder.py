@@ -9,16 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from faqbench.assets.wheel import Wheel, obtain
 from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
+from faqbench.locks import locked
 from faqbench.stages import Progress, cache_root, find_damage, write_manifest
 
 _REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"
@@ -77,7 +75,11 @@ def prepared(asset: Asset, progress: Progress, *, accept_terms: bool = False) ->
         if _damage(target, asset) is None:
             return target
         root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{target.name}.lock", asset, progress):
+
+        def wait(holder: str) -> None:
+            progress.note(f"{asset.name}: {holder} is preparing it; waiting for it")
+
+        with locked(root / f"{target.name}.lock", "", wait):
             damage = _damage(target, asset)
             if damage is not None:
                 if target.exists():
@@ -97,20 +99,6 @@ def _show_terms(asset: Asset, progress: Progress, *, accept_terms: bool) -> None
             f"'faqbench fetch {asset.name} accept_terms=true'."
         )
     progress.note(f"{asset.terms}. You accepted them; a copy is kept beside the model.")
-
-
-@contextmanager
-def _locked(path: Path, asset: Asset, progress: Progress) -> Iterator[None]:
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        progress.note(f"Another process is preparing {asset.name}; waiting for it.")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _damage(target: Path, asset: Asset) -> str | None:

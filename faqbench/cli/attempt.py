@@ -49,8 +49,8 @@ def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunReco
             tracker(experiment.tracking, runs).log(read_run(runs / name))
         return done
 
-    def wait() -> None:
-        progress.note(f"{name}: another process is running it; waiting for it")
+    def wait(holder: str) -> None:
+        progress.note(f"{name}: {holder} is running it; waiting for it")
 
     with claimed(runs, name, wait) as waited:
         if waited and (record := _record_of(experiment)) is not None:
@@ -75,7 +75,7 @@ def _run(experiment: Experiment, estimate: Estimate | None, progress: Progress) 
     from faqbench import pipeline
 
     try:
-        with StageCache(max_bytes=experiment.cache.max_bytes) as stages:
+        with StageCache(max_bytes=experiment.cache.max_bytes, owner=run_id(experiment)) as stages:
             data = pipeline.run(
                 experiment,
                 cache=stages,

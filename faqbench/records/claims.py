@@ -8,41 +8,41 @@ which was killed.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from faqbench.files import explain_os_error
+from faqbench.locks import locked
 
 _FOLDER = Path("_sweeps") / "running"
 _REMEDY = "set paths.runs to a folder that can be written"
 
 
 @contextmanager
-def claimed(runs: Path, run_id: str, wait: Callable[[], None]) -> Iterator[bool]:
+def claimed(runs: Path, run_id: str, wait: Callable[[str], None]) -> Iterator[bool]:
     """Hold the claim to a cell, and yield whether another process held it first.
 
     Args:
         runs: the folder of runs.
         run_id: the cell.
-        wait: called once when another process holds the claim, before waiting for it.
+        wait: called once with who holds the claim, before waiting for it.
 
     Raises:
         UserError: when the folder cannot be written.
     """
     path = runs / _FOLDER / run_id
-    with explain_os_error("claim the cell", path, _REMEDY):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, waited = _lock(path, wait)
-    try:
-        yield waited
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        os.close(handle)
+    with ExitStack() as held:
+        with explain_os_error("claim the cell", path, _REMEDY):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            waited = held.enter_context(locked(path, "", wait))
+        try:
+            yield waited
+        finally:
+            with suppress(OSError):
+                path.unlink()
 
 
 def find_dead_claims(runs: Path) -> list[str]:
@@ -64,27 +64,3 @@ def drop_claim(runs: Path, run_id: str) -> None:
     """Forget the claim of a process that was killed."""
     with suppress(OSError):
         (runs / _FOLDER / run_id).unlink()
-
-
-def _lock(path: Path, wait: Callable[[], None]) -> tuple[int, bool]:
-    waited = False
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                return handle, waited  # a file system without locks: a cell may be run twice
-            if not waited:
-                wait()
-            waited = True
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            except BaseException:
-                os.close(handle)
-                raise
-        # Its last holder may have removed the file that was waited for.
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle, waited
-        os.close(handle)

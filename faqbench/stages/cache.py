@@ -23,9 +23,9 @@ from types import TracebackType
 from typing import Self
 
 import platformdirs
-from filelock import FileLock
 
 from faqbench.files import atomic_directory, explain_os_error, remove_leftovers
+from faqbench.locks import locked
 from faqbench.stages.inventory import evict
 from faqbench.stages.leases import Leases
 from faqbench.stages.manifest import (
@@ -89,16 +89,20 @@ class StageCache:
         uses: what was asked for, in that order.
     """
 
-    def __init__(self, root: Path | None = None, max_bytes: int | None = None) -> None:
+    def __init__(
+        self, root: Path | None = None, max_bytes: int | None = None, owner: str = ""
+    ) -> None:
         """Open a cache.
 
         Args:
             root: None is `cache_root()`.
             max_bytes: the least recently used entries go when all together are larger.
+            owner: the run that asks, told to other processes that wait for what is made here.
         """
         self.root = root or cache_root()
         self.uses: list[StageUse] = []
         self._max_bytes = max_bytes
+        self._owner = owner
         self._leases = Leases()
         self._inner_seconds = [0.0]  # of the entries asked for by each one under way
 
@@ -182,7 +186,11 @@ class StageCache:
         if not cached:
             with explain_os_error(f"write the cache of stage '{stage}'", target, _REMEDY):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with FileLock(target.with_suffix(".lock")):
+
+                def wait(holder: str) -> None:
+                    _log.warning("%s: waiting for %s, which makes it", stage, holder)
+
+                with locked(target.with_suffix(".lock"), self._owner, wait):
                     cached = self.find(stage, key) is not None
                     if not cached:
                         self._build(stage, key, build)

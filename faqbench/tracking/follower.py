@@ -4,6 +4,9 @@
 
 It learns that the record is written by a line "done", and that the cell's process is gone by the end
 of standard input. What it says on standard output is a warning for the cell's log.
+
+It has all the time while it waits for words, and else two minutes: the system ends it when the service has
+not answered by then, wherever in the service it hangs.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import logging
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -19,6 +23,7 @@ from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import read_run
+from faqbench.tracking.handover import SECONDS_TO_ANSWER
 from faqbench.tracking.samples import Sample, read_progress
 from faqbench.tracking.tracker import OpenRun, Tracker
 from faqbench.tracking.view import RunHead, head_of, view_of
@@ -58,13 +63,19 @@ def _follow(run: OpenRun, head: RunHead, runs: Path, words: Iterator[str]) -> No
 
 
 def _words(source: int) -> Iterator[str]:
-    """Yield an empty word twice a second and each line that arrives, and end with the source.
+    """Yield an empty word twice a second and each line that arrives, and end with source or parent.
 
+    Whatever is done between two words, or after the last, has so many seconds.
     The file is read below Python's buffers, in which a line could hide from `select`.
     """
     rest = b""
+    parent = os.getppid()
     while True:
+        signal.alarm(0)
         ready, _, _ = select.select([source], [], [], _LOOK_SECONDS)
+        signal.alarm(SECONDS_TO_ANSWER)
+        if os.getppid() != parent:  # another of its processes may hold the other end of the line
+            return
         if not ready:
             yield ""
             continue

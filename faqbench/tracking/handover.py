@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol
 
+SECONDS_TO_ANSWER = 120  # that a follower gives its service, before the system ends it
+
 
 class Follower(Protocol):
     """A process that shows a cell while it runs."""

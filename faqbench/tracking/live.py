@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -35,7 +36,7 @@ from faqbench.interrupts import raise_if_interrupted
 from faqbench.records import read_run
 from faqbench.stages import Progress
 from faqbench.stages.progress import Advance
-from faqbench.tracking.handover import followed_by
+from faqbench.tracking.handover import SECONDS_TO_ANSWER, followed_by
 from faqbench.tracking.samples import End, ProgressWriter, Sample
 from faqbench.tracking.tracker import Tracker
 
@@ -203,7 +204,17 @@ class _FollowerProcess:
 
     def conclude(self, seconds: float) -> None:
         """Wait for it; when it ended badly, show the record from here."""
-        if not self._wait(seconds):
+        if self._wait(seconds):
+            return
+        assert self._process is not None
+        if self._process.returncode == -signal.SIGALRM:  # from here it would hang as well
+            _log.warning(
+                "%s did not answer for %d s and does not show run %s; its record is complete",
+                self._section.name,
+                SECONDS_TO_ANSWER,
+                self.run_id,
+            )
+        else:
             tracker = Tracker(self._section, self._runs)
             with tracker.never_fails(f"run {self.run_id}"):
                 tracker.show(read_run(self._runs / self.run_id))

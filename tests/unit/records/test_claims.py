@@ -1,5 +1,6 @@
 """Claims to cells: one process at a time, and those of killed processes are known."""
 
+import platform
 import subprocess
 import sys
 
@@ -23,7 +24,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from faqbench.records import claimed
-with claimed(Path(sys.argv[1]), "cell", lambda: None):
+with claimed(Path(sys.argv[1]), "cell", print):
     print("in", flush=True)
     input()
 """
@@ -58,12 +59,12 @@ def test_a_claim_is_gone_after_an_error_too(tmp_path):
 def test_a_second_process_waits_for_the_first(tmp_path, holder):
     notes = []
 
-    def wait():
-        notes.append("waiting")
+    def wait(who):
+        notes.append(who)
         holder.communicate("\n")
 
     with claimed(tmp_path, "cell", wait) as waited:
-        assert waited and notes == ["waiting"]
+        assert waited and notes == [f"process {holder.pid} on {platform.node()}"]
         assert (tmp_path / "_sweeps" / "running" / "cell").exists()
 
 

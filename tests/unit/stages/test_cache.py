@@ -1,15 +1,19 @@
 """The stage cache: computed once, checked when read, recomputed when damaged."""
 
+import fcntl
 import json
 import logging
 import multiprocessing
 import os
+import platform
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from faqbench.config import UserError
+from faqbench.locks import locked
 from faqbench.stages import StageCache, cache_root, find_damage, hash_json
 
 KEY = {"version": 1, "weights": "abc"}
@@ -160,6 +164,38 @@ def test_two_processes_that_ask_at_once_compute_once(tmp_path):
         process.join(timeout=30)
     assert [p.exitcode for p in processes] == [0, 0]
     assert len(log.read_text().splitlines()) == 1
+
+
+def test_a_second_process_that_waits_for_a_stage_is_told_for_which_run(tmp_path, caplog):
+    root, seen = tmp_path / "cache", []
+    lock = StageCache(root).entry_path("stage", KEY).with_suffix(".lock")
+
+    def build(folder):
+        words = f"process {os.getpid()} on {platform.node()} for tiny-rtn-1"
+        assert lock.read_text() == words
+        waiting = threading.Thread(target=StageCache(root).get, args=("stage", KEY, pytest.fail))
+        waiting.start()
+        seen.append(waiting)
+        while not caplog.messages:
+            time.sleep(0.01)
+        assert caplog.messages == [f"stage: waiting for {words}, which makes it"]
+
+    StageCache(root, owner="tiny-rtn-1").get("stage", KEY, build)
+    seen[0].join()
+
+
+def test_what_lies_in_a_lock_is_shown_as_plain_characters(tmp_path):
+    path, said = tmp_path / "lock", []
+    path.write_text("\x1b[2J process 1")
+    with path.open("r+") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+
+        def wait(holder):
+            said.append(holder)
+            fcntl.flock(theirs, fcntl.LOCK_UN)
+
+        with locked(path, "", wait) as waited:
+            assert waited and said == ["?[2J process 1"]
 
 
 def test_the_entrys_place_depends_on_the_key_alone(cache):

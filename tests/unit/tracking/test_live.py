@@ -1,6 +1,8 @@
 """Live metrics: a follower's process shows a cell, and nothing that happens to it reaches the cell."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -132,6 +134,46 @@ def test_a_record_is_shown_from_here_when_the_follower_fails_at_the_end(tmp_path
         assert not (tmp_path / "runs" / "wandb").exists()
         wait_for_followers()
     assert summary_of(logged(tmp_path / "runs"))["status"] == "finished"
+
+
+HANGS = """
+import sys, threading
+import faqbench.tracking.follower as follower
+follower.SECONDS_TO_ANSWER = 1
+follower.Tracker.open = lambda *_: threading.Event().wait()
+sys.exit(follower.main())
+"""
+
+
+def test_a_follower_whose_service_never_answers_ends_by_itself(tmp_path):
+    experiment = experiment_in(tmp_path)
+    task = {
+        "run_id": run_id(experiment),
+        "runs": str(tmp_path),
+        "section": experiment.tracking.model_dump_json(),
+        "config": experiment.model_dump(mode="json"),
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGS], stdin=subprocess.PIPE, text=True
+    ) as follower:
+        follower.stdin.write(json.dumps(task) + "\n")
+        follower.stdin.flush()  # its cell goes on, and the line stays open
+        assert follower.wait(timeout=120) == -signal.SIGALRM
+
+
+def test_a_record_whose_follower_hung_is_not_shown_from_here_too(
+    tmp_path, only_followers, monkeypatch, caplog
+):
+    hung = tmp_path / "hung"
+    hung.write_text("#!/bin/sh\ncat > /dev/null\nkill -ALRM $$\n")
+    hung.chmod(0o755)
+    experiment = experiment_in(tmp_path / "runs")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", str(hung))
+        with live(experiment, PlainProgress()):
+            tracker(experiment.tracking, tmp_path / "runs").log(record_of(experiment))
+        wait_for_followers()
+    assert "wandb did not answer for 120 s" in caplog.text
 
 
 def test_a_cell_does_not_wait_for_its_follower(tmp_path, monkeypatch):
