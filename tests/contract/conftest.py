@@ -1,11 +1,18 @@
-"""What the contract tests share: one thread, and a cell that needs no asset."""
+"""What the contract tests share: one thread, and cells that need no asset, each run once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+
+from faqbench import pipeline
+from faqbench.config import Experiment
+from faqbench.models import ModelHolder
+from faqbench.records import RunData
+from faqbench.stages import PlainProgress, StageCache
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +32,8 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-@pytest.fixture
-def toy_cell(text_file: str, tmp_path: object) -> list[str]:
+@pytest.fixture(scope="session")
+def toy_cell(text_file: str) -> list[str]:
     """Overrides of a cell that runs in a second, on no asset at all."""
     return [
         "tracking=none",
@@ -36,6 +43,24 @@ def toy_cell(text_file: str, tmp_path: object) -> list[str]:
         "calibration.seq_len=32",
         f"calibration.domain={text_file}",
         f"data.wikitext2_path={text_file}",
-        f"paths.runs={tmp_path}/runs",
-        f"paths.reports={tmp_path}/reports",
     ]
+
+
+@pytest.fixture(scope="session")
+def run_cell(
+    compose: Callable[..., Experiment],
+    toy_cell: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., tuple[Experiment, RunData]]:
+    """Run a cell and return it with its results; all cells share a cache and a loaded model."""
+    root, holder = tmp_path_factory.mktemp("cells"), ModelHolder()
+    cache = StageCache(root / "cache")
+
+    @functools.cache
+    def make(*overrides: str) -> tuple[Experiment, RunData]:
+        paths = [f"paths.runs={root}/runs", f"paths.reports={root}/reports"]
+        experiment = compose(*toy_cell, *paths, *overrides)
+        progress = PlainProgress()
+        return experiment, pipeline.run(experiment, cache=cache, progress=progress, holder=holder)
+
+    return make

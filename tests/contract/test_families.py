@@ -5,9 +5,7 @@ from importlib import resources
 import pytest
 import yaml
 
-from faqbench import pipeline
 from faqbench.cli.composing import conf_dir
-from faqbench.stages import PlainProgress, StageCache
 
 TINY = sorted(p.stem for p in conf_dir().glob("model/tiny-*.yaml"))
 FAMILIES = sorted(
@@ -30,13 +28,10 @@ def test_every_family_and_each_of_its_model_types_has_a_tiny_model(family):
 
 @pytest.mark.parametrize("quant", ["awq", "faq", "gptq", "qep"])
 @pytest.mark.parametrize("name", TINY)
-def test_every_tiny_model_is_quantized(compose, toy_cell, tmp_path, name, quant):
-    arguments = [f"model={name}", f"quant={quant}", *toy_cell, "quant.search.gqa_scale=repeat"]
-    experiment = compose(*arguments, "evaluation.protocols=[wikitext2-32]", "limit=2")
-    cache = StageCache(tmp_path / "cache")
-    data = pipeline.run(experiment, cache=cache, progress=PlainProgress())
+def test_every_tiny_model_is_quantized(run_cell, name, quant):
+    search = "quant.search.gqa_scale=repeat"
+    protocol = "evaluation.protocols=[wikitext2-32]"
+    _, data = run_cell(f"model={name}", f"quant={quant}", search, protocol, "limit=2")
     assert [g for g in data.record.gates if not g.passed] == []
     known = data.layers[data.layers["relative_error"].notna()]
     assert known["relative_error"].between(0, 0.5).all()
-    # QEP gathers nothing at the input of a role that it does not correct.
-    assert set(data.layers["role"]) - set(known["role"]) == ({"down"} if quant == "qep" else set())

@@ -2,26 +2,22 @@
 
 import pytest
 
-from faqbench import pipeline
 from faqbench.cli.composing import conf_dir
 from faqbench.config import run_id
 from faqbench.records import read_run
-from faqbench.stages import PlainProgress, StageCache
 
 PRESETS = sorted(p.stem for p in conf_dir().glob("quant/*.yaml") if not p.name.startswith("_"))
 DESIGN = {
     "fp", "rtn", "awq", "faq", "gptq", "qep", "qep-gptq", "qep-awq", "qep-faq", "loaq", "loaq-gptq",
 }  # fmt: skip
+# Together they have every choice of every stage.
+FOUR = ("awq", "faq-gptq", "qep-faq", "loaq-gptq")
+GRIDS = ("symmetric=true", "group_size=-1", "bits=8")
 
 
 @pytest.fixture
-def run(compose, toy_cell, tmp_path):
-    def make(*overrides):
-        experiment = compose("model=tiny-llama", *toy_cell, *overrides)
-        cache = StageCache(tmp_path / "cache")
-        return experiment, pipeline.run(experiment, cache=cache, progress=PlainProgress())
-
-    return make
+def run(run_cell):
+    return lambda *overrides: run_cell("model=tiny-llama", *overrides)
 
 
 def test_the_presets_of_the_design_are_all_there():
@@ -36,9 +32,12 @@ def test_every_preset_runs_and_passes_its_gates(run, preset):
     assert read_run(experiment.paths.runs / run_id(experiment)).record == data.record
 
 
-@pytest.mark.parametrize("preset", sorted(set(PRESETS) - {"fp"}))
-@pytest.mark.parametrize("grid", ["symmetric=true", "group_size=-1", "bits=2", "bits=8"])
-def test_every_preset_runs_on_every_kind_of_grid(run, preset, grid):
+@pytest.mark.parametrize(
+    ("preset", "grid"),
+    [(preset, "bits=2") for preset in PRESETS if preset != "fp"]
+    + [(preset, grid) for preset in FOUR for grid in GRIDS],
+)
+def test_every_preset_runs_at_two_bits_and_four_on_every_kind_of_grid(run, preset, grid):
     _, data = run(f"quant={preset}", grid)
     unknown = set(data.layers.loc[data.layers["relative_error"].isna(), "role"])
     roles = {"qkv", "o", "gate_up", "down"}
@@ -47,8 +46,15 @@ def test_every_preset_runs_on_every_kind_of_grid(run, preset, grid):
     assert data.record.bits_per_weight >= data.layers["bits"].min()
 
 
-def test_eight_bits_are_closer_to_full_precision_than_two(run):
-    for preset in sorted(set(PRESETS) - {"fp", "rtn"}):
-        _, two = run(f"quant={preset}", "bits=2")
-        _, eight = run(f"quant={preset}", "bits=8")
-        assert eight.layers["relative_error"].mean() < two.layers["relative_error"].mean() / 10
+@pytest.mark.parametrize("preset", FOUR)
+def test_eight_bits_are_closer_to_full_precision_than_two(run, preset):
+    _, two = run(f"quant={preset}", "bits=2")
+    _, eight = run(f"quant={preset}", "bits=8")
+    assert eight.layers["relative_error"].mean() < two.layers["relative_error"].mean() / 10
+
+
+def test_the_four_presets_have_every_choice_of_every_stage(compose):
+    presets = {p: compose(f"quant={p}").quant for p in PRESETS if p not in ("fp", "rtn")}
+    for stage in ("scale", "clip", "correct", "round"):
+        there = {getattr(quant, stage) for quant in presets.values()}
+        assert {getattr(presets[name], stage) for name in FOUR} == there

@@ -28,7 +28,8 @@ KEYS = {
 @pytest.fixture(params=["finished", "failed"])
 def raw(request, compose, toy_cell, tmp_path):
     protocols = "evaluation.protocols=[wikitext2-32]"
-    experiment = compose("model=tiny-llama", "quant=awq", *toy_cell, protocols, "limit=3")
+    chosen = ["model=tiny-llama", "quant=awq", *toy_cell, f"paths.runs={tmp_path}/runs"]
+    experiment = compose(*chosen, protocols, "limit=3")
     if request.param == "finished":
         pipeline.run(experiment, cache=StageCache(tmp_path / "c"), progress=PlainProgress())
     else:

@@ -3,7 +3,6 @@
 import pytest
 import yaml
 
-from faqbench import pipeline
 from faqbench.cli.composing import conf_dir
 from faqbench.models import load_tokenizer
 from faqbench.pipeline.calibrating import calibration_set
@@ -17,21 +16,21 @@ ISSUE = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def run(compose, toy_cell, text_file, tmp_path):
-    """Run a cell in a scenario whose other domains are a second toy file: no asset is read."""
-    other = tmp_path / "other.txt"
-    other.write_text("\n\n".join(f"def function_{i}(x): return x + {i}" for i in range(60)))
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A second toy file, for the scenarios that have another domain: no asset is read."""
+    path = tmp_path_factory.mktemp("other") / "other.txt"
+    path.write_text("\n\n".join(f"def function_{i}(x): return x + {i}" for i in range(60)))
+    return path
 
+
+@pytest.fixture
+def run(run_cell, other):
     def make(scenario, quant):
         raw = yaml.safe_load((conf_dir() / f"scenario/{scenario}.yaml").read_text())
         toy = [f"scenario.domain={other}"] if raw.get("domain") else []
-        arguments = [*toy_cell, *toy, f"scenario={scenario}", f"quant={quant}"]
-        experiment = compose(
-            "model=tiny-llama", *arguments, "evaluation.protocols=[wikitext2-32]", "limit=4"
-        )
-        cache = StageCache(tmp_path / "cache")
-        return pipeline.run(experiment, cache=cache, progress=PlainProgress()).record
+        chosen = ["model=tiny-llama", *toy, f"scenario={scenario}", f"quant={quant}"]
+        return run_cell(*chosen, "evaluation.protocols=[wikitext2-32]", "limit=4")[1].record
 
     return make
 
