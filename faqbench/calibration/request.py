@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from faqbench.config import UserError
 from faqbench.config.calibration import CalibrationSection, ScenarioSection
+from faqbench.models import bos_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,7 @@ def request_of(
     Raises:
         UserError: when a BOS token is asked for and the tokenizer has none.
     """
-    bos = tokenizer.bos_token_id if calibration.add_bos else None
-    if calibration.add_bos and bos is None:
-        raise UserError(
-            "calibration.add_bos=true needs a tokenizer with a BOS token; this has none."
-        )
+    bos = bos_of(tokenizer, "calibration.add_bos") if calibration.add_bos else None
     return Request(
         n_samples=n_samples,
         seq_len=calibration.seq_len,

@@ -38,7 +38,7 @@ from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
-HARNESS_VERSION = 5
+HARNESS_VERSION = 6
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own
 
 

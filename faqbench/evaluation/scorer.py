@@ -1,16 +1,18 @@
 """The language model that lm-eval asks: its own HFLM, with log-likelihoods of packed requests.
 
-Tokens come from HFLM itself (trailing spaces, BOS, empty contexts), and so do generation and rolling
-log-likelihoods, which no packaged task uses. Only the step from token ids to log-likelihoods is ours
-(`packing`, `packed_scoring`); where a model's masks or position embeddings cannot be packed, that step is
-HFLM's too, and the result says so with the reason.
+HFLM splits requests into tokens (trailing spaces, empty contexts), and generation and rolling
+log-likelihoods, which no packaged task uses, are its own. Special tokens and the step from token ids to
+log-likelihoods are ours (`packing`, `packed_scoring`); where a model's masks or position embeddings cannot
+be packed, that step is HFLM's too, and the result says so with the reason.
 
 Packs follow from a task's own requests: in bfloat16, where what lies beside a request moves its score by
 rounding, neither their order nor other tasks do. Another `limit` is another set of requests, so scores
 of one limit are compared with scores of the same limit; `batch_tokens` likewise.
 
 Differs from HFLM: log-softmax is taken in float32 whatever the model's dtype (with the 8 bits of bfloat16,
-sums of log-likelihoods tie and the first choice wins), and summed over a continuation in float64.
+sums of log-likelihoods tie and the first choice wins), and summed over a continuation in float64. And BOS
+is an id that is put in front, once, where `evaluation.add_bos` says so: HFLM asks the tokenizer for its
+special tokens instead, of which some have no BOS, and some an EOS at the end.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.packed_scoring import refused_by_config, refused_by_probe, score_packs
 from faqbench.evaluation.packing import Request, n_unshared_tokens, pack
+from faqbench.models import bos_of
 from faqbench.stages import Progress
 
 # (context and continuation as text), tokens of the context, tokens of the continuation
@@ -44,8 +47,12 @@ class TaskModel:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """A copy of the tokenizer, since HFLM gives it a padding token."""
-        return copy.deepcopy(self._tokenizer)
+        """A copy of the tokenizer, since it is given a padding token."""
+        tokenizer = copy.deepcopy(self._tokenizer)
+        if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+            # HFLM would add one, whose id no embedding has. Padding is masked, so any token will do.
+            tokenizer.pad_token_id = 0
+        return tokenizer
 
     def refusal(self, longest: int) -> str | None:
         """Say why requests of up to `longest` tokens cannot be packed, or return None when they can."""
@@ -71,8 +78,46 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
     from lm_eval.models.huggingface import HFLM
 
     settings = experiment.evaluation
+    bos = bos_of(model.tokenizer, "evaluation.add_bos") if settings.add_bos else None
 
     class Scorer(HFLM):  # type: ignore[misc]
+        @property
+        def prefix_token_id(self) -> int:
+            """The token before a text that has no context: BOS, or EOS where there is none."""
+            known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
+            return self._first_of(known, "scores texts that have no context", "a BOS or EOS token")
+
+        @property
+        def eot_token_id(self) -> int:
+            """The token that ends a generated text."""
+            return self._first_of((model.tokenizer.eos_token_id,), "generates text", "an EOS token")
+
+        def _first_of(self, ids: Sequence[int | None], what: str, needed: str) -> int:
+            found = next((i for i in ids if i is not None), None)
+            if found is None:
+                raise UserError(f"Task '{title}' {what}: the tokenizer needs {needed}, and has none.")
+            return int(found)
+
+        def tok_encode(
+            self, string: str, add_special_tokens: bool | None = None, **_: Any
+        ) -> list[int]:
+            ids: list[int] = model.tokenizer.encode(string, add_special_tokens=False)
+            in_front = None if add_special_tokens is False else self.in_front
+            return ids if in_front is None or ids[:1] == [in_front] else [in_front, *ids]
+
+        def tok_batch_encode(
+            self,
+            strings: Sequence[str],
+            padding_side: str = "left",
+            left_truncate_len: int | None = None,
+            truncation: bool = False,
+        ) -> Any:
+            rows = [self.tok_encode(string)[-(left_truncate_len or 0) :] for string in strings]
+            padded = model.tokenizer.pad(
+                {"input_ids": rows}, padding_side=padding_side, return_tensors="pt"
+            )
+            return padded["input_ids"], padded["attention_mask"]
+
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             # A group's members are packed each by itself, so that none moves another's rounding.
             answers: list[Any] = [None] * len(requests)
@@ -84,8 +129,12 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
             return answers
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            with self._by_hflm("rolling log-likelihoods", len(requests)):
-                return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            self.in_front = None  # HFLM puts the prefix token there itself
+            try:
+                with self._by_hflm("rolling log-likelihoods", len(requests)):
+                    return super().loglikelihood_rolling(requests, disable_tqdm=True)
+            finally:
+                self.in_front = bos
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
             with self._by_hflm("generation", len(requests)):
@@ -121,9 +170,9 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
         pretrained=model.model,
         tokenizer=model.tokenizer,
         batch_size=settings.batch_size,
-        add_bos_token=settings.add_bos,
         softmax_dtype="float32",
     )
+    scorer.in_front = bos
     scorer.facts = ScorerFacts()
     return scorer
 

@@ -20,6 +20,7 @@ import yaml
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.protocols import Protocol
 from faqbench.evaluation.texts import protocol_text
+from faqbench.models import bos_of
 from faqbench.stages import Progress, hash_json, hash_text
 
 _C4_WINDOWS = 256
@@ -67,7 +68,7 @@ def protocol_tokens(
         UserError: when the text is missing, shorter than one window, or gives other tokens than the
             protocol is known to have with this tokenizer; and for a BOS token that it lacks.
     """
-    bos = _bos(tokenizer) if experiment.evaluation.add_bos else None
+    bos = bos_of(tokenizer, "evaluation.add_bos") if experiment.evaluation.add_bos else None
     width = protocol.seq_len - (bos is not None)
     with progress.stage(f"{protocol.name}: tokenise", 1) as advance:
         text = protocol_text(protocol, experiment, progress)
@@ -105,14 +106,6 @@ def expected_tokens_hash() -> str:
     return hash_text(
         files("faqbench.evaluation").joinpath("expected_tokens.yaml").read_text("utf-8")
     )
-
-
-def _bos(tokenizer: Any) -> int:
-    if tokenizer.bos_token_id is None:
-        raise UserError(
-            "evaluation.add_bos=true needs a tokenizer with a BOS token; this has none."
-        )
-    return int(tokenizer.bos_token_id)
 
 
 def hash_tokens(tokens: torch.Tensor) -> str:

@@ -20,7 +20,7 @@ from faqbench.models.loading import (
     load_tokenizer,
 )
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
-from faqbench.models.tokenizers import fingerprint_tokenizer
+from faqbench.models.tokenizers import bos_of, fingerprint_tokenizer
 
 __all__ = [
     "Architecture",
@@ -31,6 +31,7 @@ __all__ = [
     "Role",
     "Rows",
     "architecture_of",
+    "bos_of",
     "cast_parameters",
     "fingerprint_tokenizer",
     "load_model",

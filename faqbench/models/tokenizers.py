@@ -1,10 +1,16 @@
-"""Telling tokenizers apart: by everything that decides what they make of a text."""
+"""Tokenizers: their BOS token, and telling them apart by everything that decides what they make of a text.
+
+Whether a text begins with a BOS token is the configuration's word, never a tokenizer's default: some put
+one in front and some do not, some add an EOS, and that changes between versions. So texts are encoded
+without special tokens everywhere, and where BOS is wanted its id is put in front.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from faqbench.config import UserError
 from faqbench.stages import hash_json
 
 _known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -22,3 +28,18 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
         parts = [type(tokenizer).__name__, content, tokenizer.special_tokens_map]
         _known[tokenizer] = hash_json(parts)
     return _known[tokenizer]
+
+
+def bos_of(tokenizer: Any, key: str) -> int:
+    """Return the id of a tokenizer's BOS token.
+
+    Args:
+        tokenizer: of a model.
+        key: the setting that asks for it.
+
+    Raises:
+        UserError: when there is none.
+    """
+    if tokenizer.bos_token_id is None:
+        raise UserError(f"{key}=true needs a tokenizer with a BOS token; this has none.")
+    return int(tokenizer.bos_token_id)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from faqbench.config import UserError
 from faqbench.evaluation.scorer import TaskModel, make_scorer
@@ -37,31 +39,82 @@ def instances(pairs: list[tuple[str, str]], task: str = "toy") -> list[Any]:
 def scorer(
     tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> Callable[..., Any]:
-    def make(model: Any = tiny_llama, **changed: Any) -> Any:
-        return make_scorer(TaskModel(model, byte_tokenizer), experiment(**changed), progress, "toy")
+    def make(model: Any = tiny_llama, tokenizer: Any = byte_tokenizer, **changed: Any) -> Any:
+        return make_scorer(TaskModel(model, tokenizer), experiment(**changed), progress, "toy")
 
     return make
 
 
+def with_template(tokenizer: Any, template: str | None) -> Any:
+    """Return a tokenizer whose own special tokens are those of a template, or none."""
+    made = copy.deepcopy(tokenizer)
+    if template is not None:
+        specials = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
+        made.backend_tokenizer.post_processor = TemplateProcessing(
+            single=template, special_tokens=specials
+        )
+    return made
+
+
+@pytest.mark.parametrize("template", [None, "<s> $A", "<s> $A </s>", "$A </s>"])
 @pytest.mark.parametrize("add_bos", [False, True])
-def test_texts_score_as_in_hflm_at_batch_one(
-    add_bos: bool, scorer: Any, tiny_llama: Any, byte_tokenizer: Any
+def test_texts_score_as_in_hflm_at_batch_one_whatever_the_tokenizers_own_special_tokens(
+    add_bos: bool, template: str | None, scorer: Any, tiny_llama: Any, byte_tokenizer: Any
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
     own = HFLM(
         pretrained=tiny_llama,
-        tokenizer=copy.deepcopy(byte_tokenizer),
+        tokenizer=with_template(byte_tokenizer, "<s> $A"),  # HFLM's BOS is what a template puts there
         batch_size=1,
         add_bos_token=add_bos,
     )
     expected = own.loglikelihood(instances(PAIRS), disable_tqdm=True)
-    ours = scorer(add_bos=add_bos)
+    ours = scorer(tokenizer=with_template(byte_tokenizer, template), add_bos=add_bos)
     found = ours.loglikelihood(instances(PAIRS))
     np.testing.assert_allclose([f[0] for f in found], [e[0] for e in expected], atol=1e-4, rtol=0)
     assert [f[1] for f in found] == [e[1] for e in expected]
     assert ours.facts.n_truncated == 2
     assert ours.facts.to_json()["scorer"] == "packed"
+
+
+@pytest.mark.parametrize("template", [None, "<s> $A", "<s> $A </s>"])
+def test_bos_begins_every_request_once_and_eos_ends_none(
+    template: str | None, scorer: Any, byte_tokenizer: Any
+) -> None:
+    bos, tokenizer = byte_tokenizer.bos_token_id, with_template(byte_tokenizer, template)
+    ours = scorer(tokenizer=tokenizer, add_bos=True)
+    text = byte_tokenizer.encode("a text", add_special_tokens=False)
+    assert ours.tok_encode("a text") == ours.tok_encode("<s>a text") == [bos, *text]
+    assert ours.tok_batch_encode(["a text"])[0].tolist() == [[bos, *text]]
+    assert scorer(tokenizer=tokenizer).tok_encode("a text") == text
+
+
+def test_batches_are_padded_and_cut_on_the_left(scorer: Any, byte_tokenizer: Any) -> None:
+    ours = scorer(add_bos=True)
+    ids, mask = ours.tok_batch_encode(["abc", "a" * 9], left_truncate_len=6)
+    assert ids.shape == mask.shape == (2, 6)
+    assert mask.tolist() == [[0, 0, 1, 1, 1, 1], [1] * 6]
+    assert ids[0, 2] == byte_tokenizer.bos_token_id != ids[1, 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments", "sentence"),
+    [
+        ("loglikelihood", ("", "no context"), "scores texts that have no context"),
+        ("loglikelihood_rolling", ("some text",), "scores texts that have no context"),
+        ("generate_until", ("begin", {"until": ["z"], "max_gen_toks": 3}), "generates text"),
+    ],
+)
+def test_without_bos_and_eos_only_what_needs_them_is_refused(
+    kind: str, arguments: tuple[Any, ...], sentence: str, scorer: Any, byte_tokenizer: Any
+) -> None:
+    bare = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer.backend_tokenizer)
+    ours = scorer(tokenizer=bare)
+    expected = scorer().loglikelihood(instances(PAIRS[:3]))
+    assert ours.loglikelihood(instances(PAIRS[:3])) == expected
+    with pytest.raises(UserError, match=f"Task 'toy' {sentence}: the tokenizer needs"):
+        getattr(ours, kind)([SimpleNamespace(args=arguments, task_name="toy")])
 
 
 def test_a_score_does_not_depend_on_which_other_tasks_run(scorer: Any, tiny_llama: Any) -> None:
@@ -85,11 +138,13 @@ def test_a_model_that_cannot_be_packed_goes_through_hflm_and_says_why(
     assert facts["n_tokens"] == facts["n_unshared_tokens"] > 0
 
 
-def test_rolling_log_likelihoods_are_hflms_and_recorded(scorer: Any) -> None:
-    ours = scorer()
+@pytest.mark.parametrize("add_bos", [False, True])  # the prefix token is there in any case
+def test_rolling_log_likelihoods_are_hflms_and_recorded(scorer: Any, add_bos: bool) -> None:
+    ours = scorer(add_bos=add_bos)
     requests = [SimpleNamespace(args=("some text " * n,), task_name="toy") for n in (3, 70)]
     found = ours.loglikelihood_rolling(requests)
     assert found[1] < found[0] < 0
+    assert found == scorer().loglikelihood_rolling(requests)
     assert ours.facts.to_json()["scorer"] == "hflm (rolling log-likelihoods)"
 
 

@@ -14,7 +14,7 @@ from faqbench import corpora
 from faqbench.config import UserError
 from faqbench.evaluation import check_task, harness, run_task, task_names
 from faqbench.evaluation.packaged import Documents, packaged_task, read_documents
-from faqbench.evaluation.scorer import TaskModel, make_scorer
+from faqbench.evaluation.scorer import TaskModel
 from faqbench.stages import PlainProgress
 
 ARC = [
@@ -202,13 +202,16 @@ def test_only_boolq_passages_of_the_evaluation_part_are_scored(
 
 
 @pytest.mark.usefixtures("toy_data")
-def test_bos_is_what_the_experiment_says(
+def test_bos_is_a_token_of_every_request_where_the_experiment_says_so(
     toy_model: TaskModel, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> None:
-    for add_bos in (False, True):
-        made = experiment(add_bos=add_bos)
-        scorer = make_scorer(toy_model, made, progress, "bos")
-        assert scorer.add_bos_token is add_bos
+    with_bos, without = (
+        run_task("piqa_validation", toy_model, experiment(add_bos=add_bos), progress).config
+        for add_bos in (True, False)
+    )
+    assert with_bos["add_bos"] and not without["add_bos"]
+    n_inputs = with_bos["n_unshared_tokens"] - without["n_unshared_tokens"]
+    assert n_inputs == with_bos["n_requests"] == 6
     assert byte_tokenizer.pad_token is None
 
 
