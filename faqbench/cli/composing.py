@@ -24,21 +24,22 @@ from hydra._internal.defaults_list import Overrides
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import (
-    ConfigCompositionException,
-    HydraException,
-    MissingConfigException,
-    OverrideParseException,
-)
+from hydra.core.override_parser.types import Override, ValueType
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 import faqbench
+from faqbench.cli.refusals import (
+    CONFIG_NAME,
+    check_choices,
+    check_flags,
+    check_is_single,
+    choices_of_glob,
+    explained,
+    search_path_override,
+)
 from faqbench.cli.resolving import with_plain_values
-from faqbench.config import Experiment, UserError, did_you_mean, validate
+from faqbench.config import Experiment, UserError, validate
 
-CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 AUTO = "auto"
 
@@ -91,8 +92,13 @@ class Request:
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Split Hydra's own flags from the overrides."""
+    """Split Hydra's own flags from the overrides.
+
+    Raises:
+        UserError: for a flag that would not be followed.
+    """
     flags: argparse.Namespace = get_args_parser().parse_args(list(arguments))
+    check_flags(flags)
     return flags
 
 
@@ -109,22 +115,25 @@ def compose_cells(flags: argparse.Namespace) -> Request:
         UserError: all mistakes of all cells, each once.
     """
     overrides = all_overrides(flags)
-    with composer(), _explained():
-        parsed = OverridesParser.create().parse_overrides(overrides)
+    with composer(), explained(overrides):
+        parsed = _parse(overrides)
         guess = [_first_choice(o) for o in parsed]
+        check_choices(_parse(guess))
         first = _compose(guess, with_hydra=True)
         if not flags.multirun and not _says_multirun(first):
-            # A sweep without -m is an error that Hydra words well.
-            config = first if guess == overrides else _compose(overrides)
-            config = OmegaConf.masked_copy(config, [str(k) for k in config if k != "hydra"])
-            cell = make_cell(_plain(config, resolve=True), overrides)
+            check_is_single(parsed)
+            own = OmegaConf.masked_copy(first, [str(k) for k in first if k != "hydra"])
+            cell = make_cell(_plain(own, resolve=True), overrides)
             return Request(cells=(cell,), kind="cell", hydra=first.hydra)
+        if flags.run:
+            raise UserError("--run asks for a single cell, but the experiment is a sweep.")
+        _check_one_experiment(parsed)
         sweeper = first.hydra.sweeper
         if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
             cell = make_cell(_plain(_compose(guess), resolve=True), guess)
             return Request(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
-        cells = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(swept), None)
+        cells = BasicSweeper.split_arguments(_parse(swept), None)
         return Request(cells=_validated(cells[0]), kind="sweep", hydra=first.hydra)
 
 
@@ -132,7 +141,7 @@ def all_overrides(flags: argparse.Namespace) -> list[str]:
     """Return a command line's overrides, the user's own folder of yamls among them."""
     overrides = list(flags.overrides)
     if flags.config_dir:
-        overrides.append(f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]")
+        overrides.append(search_path_override(flags.config_dir))
     return overrides
 
 
@@ -199,7 +208,8 @@ class QuickComposer:
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose one cell, without Hydra's own configuration, and resolve it."""
         unknown = [line for line in overrides if line not in self._parsed]
-        parsed = OverridesParser.create().parse_overrides(unknown)
+        parsed = _parse(unknown)
+        check_choices(parsed)
         self._parsed |= dict(zip(unknown, parsed, strict=True))
         lines = [self._parsed[line] for line in overrides]
         parts = Overrides(self._repository(lines), lines)
@@ -245,6 +255,18 @@ def accept_launchers_of_ours() -> None:
     warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
 
 
+def _parse(lines: Sequence[str]) -> list[Override]:
+    """Read overrides; a pattern of choices is the list of those that it matches."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    parsed = parser.parse_overrides(list(lines))
+    return [
+        parser.parse_override(choices_of_glob(o))
+        if o.value_type == ValueType.GLOB_CHOICE_SWEEP
+        else o
+        for o in parsed
+    ]
+
+
 def _compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     return compose(CONFIG_NAME, overrides=overrides, return_hydra_config=with_hydra)
 
@@ -258,55 +280,22 @@ def _first_choice(override: Override) -> str:
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
+def _check_one_experiment(overrides: Sequence[Override]) -> None:
+    """Refuse a sweep over experiments that are sweeps: all would be swept as the first one says.
+
+    Raises:
+        UserError: with the experiments, of which one can run at a time.
+    """
+    for override in overrides:
+        if override.key_or_group != "experiment" or not override.is_sweep_override():
+            continue
+        lines = [f"experiment={name}" for name in override.sweep_string_iterator()]
+        if any(_compose([line], with_hydra=True).hydra.sweeper.get("params") for line in lines):
+            raise UserError(
+                f"{override.input_line} names several sweeps; run {', then '.join(lines)}."
+            )
+
+
 def _says_multirun(config: DictConfig) -> bool:
     mode: Any = config.hydra.mode
     return mode is not None and getattr(mode, "name", str(mode)) == "MULTIRUN"
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn Hydra's and OmegaConf's errors into one sentence each."""
-    try:
-        yield
-    except UserError:
-        raise
-    except MissingConfigException as error:
-        raise UserError(_missing_choice(error)) from error
-    except OverrideParseException as error:
-        raise UserError(
-            f"'{error.override}' is neither a verb (faqbench help lists them) nor an override that Hydra "
-            "can read, such as bits=3."
-        ) from error
-    except ConfigCompositionException as error:
-        raise UserError(_bad_override(error)) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
-        # Hydra raises a plain ValueError too, as for model=null.
-        raise UserError(_one_line(error)) from error
-
-
-def _missing_choice(error: MissingConfigException) -> str:
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    known = sorted(o for o in error.options or [] if not o.startswith("_"))
-    if not known:
-        return _one_line(error)
-    return (
-        f"{group}={choice} is not known; allowed: {', '.join(known)}.{did_you_mean(choice, known)}"
-    )
-
-
-def _bad_override(error: HydraException) -> str:
-    text = str(error)
-    key = text.split("'")[1] if text.startswith("Could not override '") else None
-    if key is None:
-        return _one_line(error)
-    section: Any = Experiment
-    for part in key.split("."):
-        known = list(getattr(section, "model_fields", {}))
-        if part not in known:
-            return f"Unknown key {key}; keys there: {', '.join(known)}.{did_you_mean(part, known)}"
-        section = section.model_fields[part].annotation
-    return _one_line(error)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import console_progress
 from faqbench.cli.show import find_record
-from faqbench.config import UserError, did_you_mean
+from faqbench.config import UserError, check_tracking, did_you_mean
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import RunRecord, read_run
 from faqbench.report import ReportRequest, select_records
@@ -44,16 +46,27 @@ def run(arguments: list[str]) -> int:
         folder = Path(values.get("reports", "reports")) / values["report"]
         if not (folder / "index.html").is_file():
             raise UserError(f"There is no report in {folder}; `faqbench report` writes one.")
-        section = _section({}, values)
-        tracker(section, runs).show_report(folder)
-        return 0
+        return _code([tracker(_section({}, values), runs).show_report(folder)], "reports")
     records = _records(runs, words, values)
+    sections = [_section(record.config.get("tracking") or {}, values) for record in records]
+    shown = []
     with progress.stage("sync", len(records)) as advance:
-        for record in records:
-            section = _section(record.config.get("tracking") or {}, values)
-            tracker(section, runs).show(read_run(runs / record.run_id))
+        for record, section in zip(records, sections, strict=True):
+            shown.append(tracker(section, runs).show(read_run(runs / record.run_id)))
             advance()
-    return 0
+    return _code(shown, "runs")
+
+
+def _code(shown: Sequence[bool], what: str) -> int:
+    """Return 1 when something was not shown; a service that failed has said why."""
+    if all(shown):
+        return 0
+    print(
+        f"faqbench: {shown.count(False)} of {len(shown)} {what} are not shown; their files are complete. "
+        "(Mode 'disabled', also of WANDB_MODE, shows nothing.)",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _records(runs: Path, words: list[str], values: dict[str, str]) -> list[RunRecord]:
@@ -84,7 +97,9 @@ def _section(recorded: dict[str, object], values: dict[str, str]) -> TrackingSec
     section |= {k: recorded[k] for k in ("project", "entity", "group") if recorded.get(k)}
     section |= {"tags": tuple(str(tag) for tag in _list(recorded.get("tags")))}
     section |= {k: values[k] for k in ("mode", "project", "entity", "group") if k in values}
-    return TrackingSection.model_validate(section)
+    made = TrackingSection.model_validate(section)
+    check_tracking(made)
+    return made
 
 
 def _list(value: object) -> list[object]:

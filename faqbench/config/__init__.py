@@ -7,6 +7,14 @@ This is the lowest layer: it imports neither torch, transformers, lm_eval, wandb
 from faqbench.config.errors import UserError, did_you_mean
 from faqbench.config.experiment import Experiment
 from faqbench.config.identity import identity, run_id
-from faqbench.config.validation import validate
+from faqbench.config.validation import check_tracking, validate
 
-__all__ = ["Experiment", "UserError", "did_you_mean", "identity", "run_id", "validate"]
+__all__ = [
+    "Experiment",
+    "UserError",
+    "check_tracking",
+    "did_you_mean",
+    "identity",
+    "run_id",
+    "validate",
+]

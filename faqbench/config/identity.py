@@ -14,6 +14,8 @@ import json
 from faqbench.config.calibration import is_hub_set, is_table
 from faqbench.config.experiment import Experiment
 
+_LONGEST_SLUG = 160  # characters, all of them ASCII
+
 
 def identity(experiment: Experiment) -> dict[str, object]:
     """Return the JSON mapping of everything that the experiment's result depends on."""
@@ -101,6 +103,9 @@ def grid_slug(experiment: Experiment) -> list[str]:
 def run_id(experiment: Experiment) -> str:
     """Return a readable slug and a hash of the identity, a name that is safe as a folder.
 
+    Long names of models, methods and scenarios are cut, so that the files beside a record, whose names are
+    longer than the id, keep within what file systems allow (255 bytes).
+
     Example: `smollm2-135m-faq-w3-g64-s0-1f0c9a2b7d`.
     """
     text = json.dumps(identity(experiment), sort_keys=True, separators=(",", ":"))
@@ -111,4 +116,5 @@ def run_id(experiment: Experiment) -> str:
         parts += [f"s{experiment.calibration.seed}"]
         if experiment.scenario.name != "matched":
             parts += [experiment.scenario.name]
-    return "-".join([*parts, hashlib.sha256(text.encode()).hexdigest()[:10]])
+    slug = "-".join(parts)[:_LONGEST_SLUG]
+    return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"

@@ -14,13 +14,20 @@ from pydantic_core import ErrorDetails
 
 from faqbench.config.calibration import check_calibration
 from faqbench.config.errors import UserError, did_you_mean
-from faqbench.config.experiment import CorrectionSection, Experiment, LinearOverride, RoleName
+from faqbench.config.experiment import (
+    CorrectionSection,
+    Experiment,
+    LinearOverride,
+    RoleName,
+    TrackingSection,
+)
 from faqbench.config.presearch import check_presearch
 
 # Keys for which the command line takes `auto` too, and puts what it means here in its place.
 _RESOLVED_BEFORE = ("dtype",)
 # What pydantic puts into an error's location that the user did not write.
 _NOT_KEYS = ("number", "per role", "[key]")
+_LONGEST_TAG, _LONGEST_PROJECT, _NOT_IN_PROJECTS = 64, 128, "/\\#?%:"  # W&B's
 
 
 def validate(raw: Mapping[str, Any]) -> Experiment:
@@ -48,6 +55,7 @@ def _check_combination(experiment: Experiment) -> None:
     _check_correction(quant.correction)
     check_calibration(experiment.calibration, experiment.scenario)
     check_presearch(experiment.presearch)
+    check_tracking(experiment.tracking)
     for override in quant.overrides:
         _check_override(override)
     if experiment.memory_limit_gigabytes is not None and experiment.isolate != "process":
@@ -60,6 +68,30 @@ def _check_combination(experiment: Experiment) -> None:
     ]
     if not getattr(model, needed):
         raise UserError(f"model.source={model.source} needs model.{needed}, which is not set.")
+
+
+def check_tracking(tracking: TrackingSection) -> None:
+    """Refuse what W&B would refuse, which it does only after a cell's work.
+
+    Raises:
+        UserError: one sentence with the key, its value and W&B's rule.
+    """
+    if tracking.name != "wandb":
+        return
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= _LONGEST_TAG:
+            raise UserError(
+                f"tracking.tags has '{tag}', of {len(tag)} characters; a tag has 1 to {_LONGEST_TAG}."
+            )
+    for key, name in (("project", tracking.project), ("entity", tracking.entity)):
+        if name is None:
+            continue
+        forbidden = [c for c in _NOT_IN_PROJECTS if c in name]
+        if forbidden or not name or len(name) > _LONGEST_PROJECT:
+            raise UserError(
+                f"tracking.{key}={name} is not allowed: a name of 1 to {_LONGEST_PROJECT} characters "
+                f"without {' '.join(_NOT_IN_PROJECTS)}."
+            )
 
 
 def _check_group_size(key: str, group_size: int) -> None:
@@ -130,7 +162,7 @@ def _as_float(value: Any) -> Any:
 
 def _sentence(error: ErrorDetails) -> str:
     key = _readable_key([str(part) for part in error["loc"] if part not in _NOT_KEYS])
-    value = error["input"]
+    value = spelled(error["input"])
     if error["type"] == "extra_forbidden":
         known = _known_keys([str(part) for part in error["loc"][:-1]])
         hint = did_you_mean(str(error["loc"][-1]), known)
@@ -146,8 +178,36 @@ def _sentence(error: ErrorDetails) -> str:
             f"{key}={value} is not allowed: a name of at most 80 letters, digits and . _ + - that begins "
             "with a letter or digit."
         )
+    return f"{key}={value} is not allowed: {_wanted(error, key, value)}."
+
+
+def _wanted(error: ErrorDetails, key: str, value: str) -> str:
+    """Say what a value should be, in the command line's spelling."""
+    kind, given = error["type"], error["input"]
+    if kind == "tuple_type":
+        return f"it is a list, in brackets, as in {key}=[{'' if given is None else value}]"
+    if kind in ("dict_type", "model_type"):
+        return f"it is a mapping, in braces, as in {key}={{NAME: VALUE}}"
+    if isinstance(given, tuple) and not key.rpartition(".")[2].isdigit():
+        values = value.strip("[]")
+        return f"it is one value and no list; -m {key}={values} runs a cell for each"
+    if kind in ("string_type", "is_instance_of"):
+        return "it should be a text" + ("" if given is None else f'; quote it, as in \\"{value}\\"')
+    if kind == "bool_type":
+        return "it should be true or false"
     message = error["msg"].removeprefix("Input should be ").removeprefix("Input should ")
-    return f"{key}={value} is not allowed: it should be {message}."
+    return f"it should be {message}"
+
+
+def spelled(value: object) -> str:
+    """Return a value as it is written on the command line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {spelled(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(spelled, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)
 
 
 def _readable_key(location: list[str]) -> str:

@@ -95,7 +95,9 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
         def _first_of(self, ids: Sequence[int | None], what: str, needed: str) -> int:
             found = next((i for i in ids if i is not None), None)
             if found is None:
-                raise UserError(f"Task '{title}' {what}: the tokenizer needs {needed}, and has none.")
+                raise UserError(
+                    f"Task '{title}' {what}: the tokenizer needs {needed}, and has none."
+                )
             return int(found)
 
         def tok_encode(

@@ -31,7 +31,7 @@ def open_run(head: RunHead, section: TrackingSection, runs: Path) -> MlflowRun |
     return None if section.mode == "disabled" else MlflowRun(head, section, runs)
 
 
-def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
+def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
     """See `Service.show_report`."""
     head = RunHead(
         run_id=f"report-{folder.name}",
@@ -41,9 +41,11 @@ def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
         config={"report": folder.name},
     )
     run = open_run(head, section, runs)
-    if run is not None:
-        run.keep(folder)
-        run.close("FINISHED")
+    if run is None:
+        return False
+    run.keep(folder)
+    run.close("FINISHED")
+    return True
 
 
 class MlflowRun:

@@ -13,8 +13,10 @@ class NoTracker:
     def log(self, data: RunData) -> None:
         """See `Tracker.log`."""
 
-    def show(self, data: RunData) -> None:
+    def show(self, data: RunData) -> bool:
         """See `Tracker.show`."""
+        return False
 
-    def show_report(self, folder: Path) -> None:
+    def show_report(self, folder: Path) -> bool:
         """See `Tracker.show_report`."""
+        return False

@@ -45,8 +45,8 @@ class Service(Protocol):
         """Begin to show a run, or take up one of the same name; None when nothing is to be shown."""
         ...
 
-    def show_report(self, folder: Path, section: TrackingSection, runs: Path) -> None:
-        """Show a written report: its page, plots and tables."""
+    def show_report(self, folder: Path, section: TrackingSection, runs: Path) -> bool:
+        """Show a written report: its page, plots and tables; false when nothing is to be shown."""
         ...
 
 
@@ -65,8 +65,8 @@ class Tracker:
         if not hand_over(data.record.run_id):
             self.show(data)
 
-    def show(self, data: RunData) -> None:
-        """Show a run that ended, from this process and from its record alone."""
+    def show(self, data: RunData) -> bool:
+        """Show a run that ended, from its record alone, and return whether it is shown now."""
         record = data.record
         head = head_of(record.run_id, record.config, self.section.group, self.section.tags)
         with self.never_fails(f"run {record.run_id}"), self.open(head) as run:
@@ -74,11 +74,14 @@ class Tracker:
                 for number, sample in enumerate(samples_of(self.runs, record.run_id)):
                     run.sample(number, sample)
                 run.finish(view_of(data, self.runs))
+                return True
+        return False
 
-    def show_report(self, folder: Path) -> None:
-        """Show a written report."""
+    def show_report(self, folder: Path) -> bool:
+        """Show a written report, and return whether it is shown now."""
         with self.never_fails(f"report {folder.name}"):
-            self._service().show_report(folder, self.section, self.runs)
+            return self._service().show_report(folder, self.section, self.runs)
+        return False
 
     @contextmanager
     def open(self, head: RunHead) -> Iterator[OpenRun | None]:

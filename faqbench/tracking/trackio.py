@@ -27,7 +27,7 @@ def open_run(head: RunHead, section: TrackingSection, runs: Path) -> TrackioRun 
     return None if section.mode == "disabled" else TrackioRun(head, section, runs)
 
 
-def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
+def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
     """See `Service.show_report`."""
     head = RunHead(
         run_id=f"report-{folder.name}",
@@ -38,13 +38,14 @@ def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
     )
     run = open_run(head, section, runs)
     if run is None:
-        return
+        return False
     images = {f"plots/{p.stem}": p for p in sorted(folder.glob("figures/*.png"))}
     tables = {
         f"tables/{p.stem}": pd.read_parquet(p) for p in sorted(folder.glob("tables/*.parquet"))
     }
     run.log_media(images, {}, tables)
     run.close()
+    return True
 
 
 class TrackioRun:

@@ -79,7 +79,7 @@ def open_run(head: RunHead, section: TrackingSection, runs: Path) -> WandbRun | 
     return WandbRun(head, section, runs, mode)
 
 
-def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
+def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
     """See `Service.show_report`."""
     head = RunHead(
         run_id=f"report-{folder.name}",
@@ -90,7 +90,7 @@ def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
     )
     run = open_run(head, section, runs)
     if run is None:
-        return
+        return False
     import wandb
 
     try:
@@ -108,6 +108,7 @@ def show_report(folder: Path, section: TrackingSection, runs: Path) -> None:
         run.abandon()
         raise
     run.close(0)
+    return True
 
 
 class WandbRun:

@@ -187,6 +187,29 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path):
     assert (experiment.quant.name, experiment.quant.clip) == ("mine", "none")
 
 
+@pytest.mark.parametrize("name", list(",=&'#( \"\\$%"))
+def test_that_folder_may_have_any_name_also_where_hydra_runs_the_cell(name, tmp_path, monkeypatch):
+    folder = tmp_path / f"my{name}conf" / "quant"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("defaults: [rtn, _self_]\nname: mine\n")
+    ran = []
+    monkeypatch.setattr(cells, "run_cell", lambda c, estimates=None: ran.append(c.quant.name))
+    cells.run(
+        ["-m", "--config-dir", str(folder.parent), "quant=mine,rtn", f"paths.runs='{tmp_path}'"]
+    )
+    assert sorted(ran) == ["mine", "rtn"]
+
+
+def test_a_pattern_of_choices_is_a_sweep_over_those_that_a_user_can_choose(monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(cells, "run_cell", lambda c, estimates=None: ran.append(c.quant.name))
+    cells.run(["-m", "model=tiny-llama", "quant=glob(*awq*)", f"paths.runs={tmp_path}"])
+    assert sorted(ran) == ["awq", "awq-gptq", "awq-noclip", "loaq-awq", "qep-awq"]
+    every = {e.quant.name for e in request("-m", "quant=glob(*)").experiments}
+    assert every == {p.stem for p in (composing.conf_dir() / "quant").glob("[!_]*.yaml")}
+    assert "quant=glob(z*) matches none of awq, " in mistake("-m", "quant=glob(z*)")
+
+
 @pytest.mark.parametrize("flag", ["--help", "--cfg=job", "--info", "--hydra-help"])
 def test_flags_that_only_show_something_run_nothing(flag):
     assert only_shows(parse_flags([flag]))

@@ -6,6 +6,7 @@ from toy_runs import write_toy_run
 
 from faqbench.cli import main
 from faqbench.report import ReportRequest, write_report
+from faqbench.tracking import wandb as wandb_view
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +42,24 @@ def test_a_report_is_shown_as_a_run_of_its_own(runs, tmp_path, monkeypatch):
     assert only(logged(runs, "report-study"), "run")[0]["job_type"] == "report"
 
 
+def test_what_is_not_shown_is_counted_and_no_success(runs, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert main(["sync", "toy-rtn", f"runs={runs}"]) == 1
+    assert "1 of 1 runs are not shown" in capsys.readouterr().err
+
+    def broken(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(wandb_view, "open_run", broken)
+    assert main(["sync", "select=quant=awq,faq", f"runs={runs}"]) == 1
+    assert "2 of 2 runs are not shown; their files are complete" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["project=a/b"], "tracking.project=a/b is not allowed: a name of 1 to 128 characters"),
+        (["entity=" + "e" * 129], "is not allowed: a name of 1 to 128 characters"),
         (["to=wanbd"], "Did you mean 'wandb'"),
         (["report=none"], "There is no report in"),
         (["toy-x"], "There is no run 'toy-x'"),

@@ -216,3 +216,10 @@ def test_a_run_id_is_readable_and_safe_as_a_folder(id_of, overrides, pattern):
 def test_an_identity_is_json(compose):
     found = identity(compose("model=tiny-llama", "quant=faq"))
     assert json.loads(json.dumps(found)) == found
+
+
+def test_an_id_of_long_names_is_a_folders_name_and_tells_its_cells_apart(compose):
+    names = [f"model.name={'m' * 80}", f"quant.name={'q' * 80}", f"scenario.name={'s' * 80}"]
+    ids = [run_id(compose("model=tiny-llama", *names, f"bits={bits}")) for bits in (3, 4)]
+    assert len(set(ids)) == 2
+    assert all(len(i.encode()) < 180 and i.startswith("m" * 80) for i in ids)

@@ -65,7 +65,9 @@ def test_texts_score_as_in_hflm_at_batch_one_whatever_the_tokenizers_own_special
 
     own = HFLM(
         pretrained=tiny_llama,
-        tokenizer=with_template(byte_tokenizer, "<s> $A"),  # HFLM's BOS is what a template puts there
+        tokenizer=with_template(
+            byte_tokenizer, "<s> $A"
+        ),  # HFLM's BOS is what a template puts there
         batch_size=1,
         add_bos_token=add_bos,
     )
