@@ -27,13 +27,13 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from faqbench.cli.composing import (
-    CONFIG_NAME,
     VERSION_BASE,
     Cell,
     accept_launchers_of_ours,
     composer,
     conf_dir,
 )
+from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.cli.workers import kind_of
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity

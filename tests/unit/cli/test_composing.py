@@ -121,7 +121,7 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
     arguments = [*arguments, "model=tiny-llama", f"paths.runs={tmp_path}"]
     ran = []
 
-    def note(config, estimates=None):
+    def note(config, **_):
         ran.append(run_id(to_experiment(config)))
         return 0.0
 
@@ -193,7 +193,7 @@ def test_that_folder_may_have_any_name_also_where_hydra_runs_the_cell(name, tmp_
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("defaults: [rtn, _self_]\nname: mine\n")
     ran = []
-    monkeypatch.setattr(cells, "run_cell", lambda c, estimates=None: ran.append(c.quant.name))
+    monkeypatch.setattr(cells, "run_cell", lambda c, **_: ran.append(c.quant.name))
     cells.run(
         ["-m", "--config-dir", str(folder.parent), "quant=mine,rtn", f"paths.runs='{tmp_path}'"]
     )
@@ -202,7 +202,7 @@ def test_that_folder_may_have_any_name_also_where_hydra_runs_the_cell(name, tmp_
 
 def test_a_pattern_of_choices_is_a_sweep_over_those_that_a_user_can_choose(monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(cells, "run_cell", lambda c, estimates=None: ran.append(c.quant.name))
+    monkeypatch.setattr(cells, "run_cell", lambda c, **_: ran.append(c.quant.name))
     cells.run(["-m", "model=tiny-llama", "quant=glob(*awq*)", f"paths.runs={tmp_path}"])
     assert sorted(ran) == ["awq", "awq-gptq", "awq-noclip", "loaq-awq", "qep-awq"]
     every = {e.quant.name for e in request("-m", "quant=glob(*)").experiments}
