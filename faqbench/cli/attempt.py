@@ -46,7 +46,10 @@ def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunReco
     if done is not None:
         progress.note(f"{name}: finished before, skipped (rerun=true repeats it)")
         if is_awaited():
-            tracker(experiment.tracking, runs).log(read_run(runs / name))
+            try:
+                tracker(experiment.tracking, runs).log(read_run(runs / name))
+            except ValueError as error:
+                progress.note(f"{name}: not shown again: {error}")
         return done
 
     def wait(holder: str) -> None:

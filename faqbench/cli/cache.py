@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments, read_flag, read_number
-from faqbench.cli.console import print_table
+from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.quantities import ago, n_bytes, plural
 from faqbench.config import UserError, did_you_mean
 from faqbench.records import find_runs
@@ -149,9 +149,12 @@ def _prune(
 def _users(runs: Path) -> dict[str, list[str]]:
     """Return which runs each entry was used by, by the entry's title."""
     users = defaultdict(list)
-    for record in find_runs(runs)[0]:
+    records, damaged = find_runs(runs)
+    print_damaged(damaged)
+    for record in records:
         for use in record.extra.get("stage_keys", ()):
-            users[use["entry"]].append(record.run_id)
+            if "entry" in use:
+                users[use["entry"]].append(record.run_id)
     return users
 
 

@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
+from faqbench.cli.console import print_damaged
 from faqbench.config import UserError
 from faqbench.records import read_run, write_compact_run, write_sweep
 from faqbench.report.request import ReportRequest
@@ -39,12 +40,21 @@ def run(arguments: list[str]) -> int:
             select=tuple(shlex.split(values.get("select", ""))),
         )
     )
+    print_damaged(selection.damaged)
     if not selection.finished:
         raise UserError(f"There is no finished run to copy in {runs}.")
+    copied = []
     for record in selection.finished:
-        write_compact_run(into, read_run(runs / record.run_id))
+        try:
+            write_compact_run(into, read_run(runs / record.run_id))
+        except UserError:
+            raise
+        except ValueError as error:  # a damaged table
+            print_damaged([(record.run_id, str(error))])
+        else:
+            copied.append(record.run_id)
     if name is not None:
-        write_sweep(into, name, [record.run_id for record in selection.finished])
+        write_sweep(into, name, copied)
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
     n_runs = len(selection.finished)
     print(

@@ -49,7 +49,7 @@ def conclude(
     for problem in dict.fromkeys(problems):
         print(f"faqbench: {problem}", file=sys.stderr)
     if is_sweep:
-        rows = [{"failed cell": r.run_id, "error": _last_line(r)} for r in failed]
+        rows = [{"failed cell": r.run_id, "error": r.error_line} for r in failed]
         rows += [{"failed cell": name, "error": "not run"} for name in missing]
         print_table(rows)
         code = 2 if problems else int(bool(rows))
@@ -93,7 +93,3 @@ def _code_of_a_cell(failed: Sequence[RunRecord], missing: Sequence[str]) -> int:
     if missing:
         return 2
     return (1 if "\n" in (failed[0].error or "") else 2) if failed else 0
-
-
-def _last_line(record: RunRecord) -> str:
-    return (record.error or "").strip().splitlines()[-1]

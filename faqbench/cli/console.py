@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import psutil
@@ -169,6 +169,12 @@ def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> 
     if title:
         console.print(title, style="bold", markup=False, highlight=False)
     console.print(make_table(rows, console.width), markup=False)
+
+
+def print_damaged(damaged: Iterable[tuple[str, str]]) -> None:
+    """Say on standard error what could not be read and is left out, and why: a line each."""
+    for name, reason in damaged:
+        print(f"{name}: {reason}", file=sys.stderr)
 
 
 def make_table(rows: Sequence[Mapping[str, str]], width: int) -> RenderableType:

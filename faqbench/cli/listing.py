@@ -8,12 +8,11 @@ bits_per_weight, …), keys of its configuration (bits, quant.scale, calibration
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from faqbench.cli.arguments import read_number
-from faqbench.cli.console import print_table
+from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.quantities import n_bytes
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.records import RunRecord
@@ -46,8 +45,7 @@ def run(arguments: list[str]) -> int:
         n = int(read_number("ls", "limit", own["limit"]))
         records = records[:n] if order.startswith("-") else records[max(0, len(records) - n) :]
     print_table([{column: _text(_value(r, column), column) for column in columns} for r in records])
-    for name, reason in selection.damaged:
-        print(f"{name}: {reason}", file=sys.stderr)
+    print_damaged(selection.damaged)
     if selection.is_empty and not selection.damaged:
         print("No runs yet; `python -m faqbench experiment=quickstart` makes some.")
     return 0
@@ -99,7 +97,7 @@ def _value(record: RunRecord, column: str) -> object:
             failed = [g.name for g in record.gates if not g.passed]
             return f"failed: {', '.join(failed)}" if failed else f"{len(record.gates)} passed"
         case "error":
-            return (record.error or "").strip().splitlines()[-1] if record.error else None
+            return record.error_line if record.error else None
     if column in _FIELDS:
         return getattr(record, column)
     if "/" in column:

@@ -15,7 +15,7 @@ import psutil
 
 from faqbench.cli.arithmetic import dtype_notes
 from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.cli.console import print_table
+from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.launching import check_launcher, in_order
 from faqbench.cli.quantities import n_bytes, plural, seconds
 from faqbench.cli.workers import kind_of, n_workers
@@ -34,8 +34,10 @@ def run(arguments: list[str]) -> int:
     check_launcher(request.hydra)
     cells = in_order(request.cells)
     runs = cells[0].experiment.paths.runs
+    records, damaged = find_runs(runs)
+    print_damaged(damaged)
     with StageCache() as cache:
-        plan = make_plan([c.experiment for c in cells], find_runs(runs)[0], cache)
+        plan = make_plan([c.experiment for c in cells], records, cache)
         print_table(_cells(plan), title="cells, in the order in which they start")
         print_table(_stages(plan.stages), title="stages of the cells that are left")
         launcher = request.hydra.launcher

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments, read_flag
+from faqbench.cli.console import print_damaged
 from faqbench.cli.quantities import plural
 from faqbench.cli.show import find_name
 from faqbench.config import UserError, did_you_mean
@@ -56,6 +57,7 @@ def _selected(runs: Path, select: str) -> list[str]:
         runs=runs, reports=Path("reports"), name="", select=tuple(shlex.split(select))
     )
     selection = select_runs(request)
+    print_damaged(selection.damaged)
     return [r.run_id for r in (*selection.finished, *selection.failed)]
 
 

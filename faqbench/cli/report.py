@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
+from faqbench.cli.console import print_damaged
+from faqbench.foreign import is_name
+from faqbench.records import run_folders
 from faqbench.report import ReportRequest, write_report
 
 _KEYS = {
@@ -32,12 +35,14 @@ def run(arguments: list[str]) -> int:
             title=values.get("title"),
         )
     )
+    print_damaged(paths.damaged)
     print(f"Report over {paths.n_runs} runs: {paths.html}")
     return 0
 
 
 def _runs(values: Mapping[str, str]) -> Path:
     """Return the folder of runs: the one that is asked for, or the one that has the report's name."""
-    own = Path("runs") / values.get("name", "all")
-    is_own = "runs" not in values and any(own.glob("[!.]*/record.json"))
-    return own if is_own else Path(values.get("runs", "runs"))
+    name = values.get("name", "all")
+    if "runs" not in values and is_name(name) and run_folders(Path("runs") / name):
+        return Path("runs") / name
+    return Path(values.get("runs", "runs"))

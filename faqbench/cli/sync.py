@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
-from faqbench.cli.console import console_progress
+from faqbench.cli.console import console_progress, print_damaged
 from faqbench.cli.show import find_record
 from faqbench.config import UserError, check_tracking, did_you_mean
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import RunRecord, read_run
-from faqbench.report import ReportRequest, select_records
+from faqbench.report import ReportRequest, select_runs
 from faqbench.tracking import tracker
 
 _KEYS = {
@@ -52,7 +52,13 @@ def run(arguments: list[str]) -> int:
     shown = []
     with progress.stage("sync", len(records)) as advance:
         for record, section in zip(records, sections, strict=True):
-            shown.append(tracker(section, runs).show(read_run(runs / record.run_id)))
+            try:
+                data = read_run(runs / record.run_id)
+            except ValueError as error:
+                print_damaged([(record.run_id, str(error))])
+                shown.append(False)
+            else:
+                shown.append(tracker(section, runs).show(data))
             advance()
     return _code(shown, "runs")
 
@@ -78,7 +84,9 @@ def _records(runs: Path, words: list[str], values: dict[str, str]) -> list[RunRe
         name=values.get("group", "all"),
         select=tuple(shlex.split(values.get("select", ""))),
     )
-    records = select_records(request)
+    selection = select_runs(request)
+    print_damaged(selection.damaged)
+    records = [*selection.finished, *selection.failed]
     if not records:
         raise UserError(f"There are no runs in {runs} to show.")
     return records

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from faqbench.cli.arguments import read_arguments
-from faqbench.cli.console import make_table
+from faqbench.cli.console import make_table, print_damaged
 from faqbench.config import UserError, did_you_mean
 from faqbench.records import RunRecord, find_runs, read_sweep
 from faqbench.report import formatting
@@ -44,6 +44,7 @@ def run(arguments: list[str]) -> int:
     runs = Path(values.get("runs", "runs"))
     interval = _interval(values.get("interval", "2"))
     name, wanted = _cells(runs, values.get("name"))
+    print_damaged([*find_runs(runs)[1], *find_progress(runs)[1]])
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -63,7 +64,7 @@ def statuses(runs: Path, wanted: Sequence[str] | None) -> list[Status]:
     """Return how cells stand, in the order wanted; all that are known when none are named."""
     records, damaged = find_runs(runs)
     known = {record.run_id: record for record in records}
-    logs = {log.run_id: log for log in find_progress(runs)}
+    logs = {log.run_id: log for log in find_progress(runs)[0]}
     broken = {name for name, _ in damaged}
     alive = [i for i, log in logs.items() if log.is_alive and i not in known]
     order = wanted if wanted is not None else [*known, *sorted(broken), *alive]
@@ -78,7 +79,7 @@ def _status(
     if log is not None and log.is_alive:
         return _running(run_id, log)
     if record is not None:
-        detail = _first_metric(record) if record.status == "finished" else _last_line(record)
+        detail = _first_metric(record) if record.status == "finished" else record.error_line
         return Status(
             run_id=run_id,
             state=record.status,
@@ -127,10 +128,6 @@ def _first_metric(record: RunRecord) -> str:
     return f"{first.task} {first.name} {first.value:.4g}{gates}"
 
 
-def _last_line(record: RunRecord) -> str:
-    return (record.error or "failed").strip().splitlines()[-1]
-
-
 def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
     """Return the name and cells of the sweep to watch; no cells are all runs.
 
@@ -139,7 +136,7 @@ def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
     """
     if not runs.is_dir():
         raise UserError(f"There is no folder {runs}; runs=FOLDER names another.")
-    paths = sorted((runs / "_sweeps").glob("*.json"), key=lambda p: p.stat().st_mtime)
+    paths = sorted((runs / "_sweeps").glob("*.json"), key=lambda p: p.lstat().st_mtime)
     if name is None:
         name = paths[-1].stem if paths else None
     if name is None:

@@ -73,7 +73,7 @@ class Neighbours:
             other
             for other in self._of_same_model(record)
             if _quantizes(other)
-            and _quant(other, "bits") != _quant(record, "bits")
+            and _quant(other, "bits") not in (None, _quant(record, "bits"))
             and _but_bits(other) == _but_bits(record)
             and other.fingerprints.get("calibration") == record.fingerprints.get("calibration")
         ]
@@ -86,7 +86,7 @@ class Neighbours:
             for other in self._records
             if other.run_id != record.run_id
             and other.fingerprints.get("weights") == record.fingerprints["weights"]
-            and other.config["dtype"] == record.config["dtype"]
+            and other.config.get("dtype") == record.config["dtype"]
         ]
 
     def _compare(
@@ -100,18 +100,26 @@ class Neighbours:
         """Return a gate that fails where the one that should win is worse beyond chance."""
         wrong: list[str] = []
         right: list[str] = []
+        unread: list[str] = []
         for other, wins in zip(others, should_win, strict=True):
-            found = _worse(record, evaluated, read_run(self._runs / other.run_id))
+            try:
+                tables = read_run(self._runs / other.run_id)
+            except ValueError as error:
+                unread.append(f"; {other.run_id} is left out: {error}")
+                continue
+            found = _worse(record, evaluated, tables)
             if found is None:
                 continue
             is_worse, is_better, numbers = found
             fault = is_worse if wins else is_better
             relation = "worse" if is_worse else "better" if is_better else "no different"
             (wrong if fault else right).append(f"{relation} than {other.run_id} ({numbers})")
+        note = "".join(unread)
         if wrong:
-            return Gate(name=name, passed=False, detail="; ".join(wrong))
+            return Gate(name=name, passed=False, detail="; ".join(wrong) + note)
         detail = f"compared with {len(right)} runs" if right else "nothing to compare with"
-        return Gate(name=name, passed=True, detail=right[0] if len(right) == 1 else detail)
+        detail = right[0] if len(right) == 1 else detail
+        return Gate(name=name, passed=True, detail=detail + note)
 
 
 def _worse(
@@ -170,11 +178,11 @@ def _n_windows(record: RunRecord, fingerprint: str) -> Any:
 
 
 def _quant(record: RunRecord, key: str) -> Any:
-    return record.config["quant"].get(key)
+    return record.config.get("quant", {}).get(key)
 
 
 def _quantizes(record: RunRecord) -> bool:
-    return bool(_quant(record, "round") != "none")
+    return _quant(record, "round") not in (None, "none")
 
 
 def _is_rtn(record: RunRecord) -> bool:
@@ -184,4 +192,4 @@ def _is_rtn(record: RunRecord) -> bool:
 
 def _but_bits(record: RunRecord) -> dict[str, Any]:
     ignored = {"bits", "name", "trace_windows"}
-    return {k: v for k, v in record.config["quant"].items() if k not in ignored}
+    return {k: v for k, v in record.config.get("quant", {}).items() if k not in ignored}

@@ -26,6 +26,7 @@ from faqbench.records.store import (
     finished_record,
     read_record,
     read_run,
+    run_folders,
     write_run,
 )
 from faqbench.records.sweeps import (
@@ -60,6 +61,7 @@ __all__ = [
     "read_run",
     "read_sweep",
     "result_of",
+    "run_folders",
     "stop_sweep",
     "write_compact_run",
     "write_run",

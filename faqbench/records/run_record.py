@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from faqbench.records.schema import (
+    Amount,
+    Count,
+    Flag,
+    Number,
+    Text,
+    check_free_parts,
+    first_fault,
+)
 
 SCHEMA_VERSION = 1
 
@@ -26,30 +40,30 @@ class Metric:
         higher_is_better: which way is good.
     """
 
-    task: str
-    name: str
-    value: float | None
-    stderr: float | None
-    n: int
-    unit: str
-    higher_is_better: bool
+    task: Text
+    name: Text
+    value: Number | None
+    stderr: Amount | None
+    n: Count
+    unit: Text
+    higher_is_better: Flag
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """One sanity check of a finished cell and how it went."""
 
-    name: str
-    passed: bool
-    detail: str
+    name: Text
+    passed: Flag
+    detail: Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageTiming:
     """What a stage cost in this run; `cached` when its result was already there."""
 
-    seconds: float
-    cached: bool
+    seconds: Amount
+    cached: Flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,55 +91,83 @@ class RunRecord:
     """
 
     schema_version: int
-    run_id: str
+    run_id: Text
     status: Literal["finished", "failed"]
-    error: str | None
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    fingerprints: dict[str, str]
-    stages: dict[str, StageTiming]
+    error: Text | None
+    config: dict[Text, Any]
+    environment: dict[Text, Any]
+    fingerprints: dict[Text, Text]
+    stages: dict[Text, StageTiming]
     metrics: tuple[Metric, ...]
-    bits_per_weight: float | None
-    checkpoint_bytes: int | None
-    peak_memory_bytes: int
+    bits_per_weight: Amount | None
+    checkpoint_bytes: Count | None
+    peak_memory_bytes: Count
     gates: tuple[Gate, ...] = ()
-    warnings: tuple[str, ...] = ()
-    skipped_scales: tuple[str, ...] = ()
-    started: str = ""
-    seconds: float = 0.0
-    extra: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[Text, ...] = ()
+    skipped_scales: tuple[Text, ...] = ()
+    started: Text = ""
+    seconds: Amount = 0.0
+    extra: dict[Text, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON mapping."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, raw: dict[str, Any]) -> RunRecord:
+    def from_json(cls, raw: Any) -> RunRecord:
         """Rebuild a record; keys added by later writers of the same schema are kept in `extra`.
 
         Raises:
             NewerSchemaError: for a record of a later schema.
-            ValueError: for another schema version that this code does not know, or a malformed record.
+            ValueError: for anything that is no record, with the first key that is not what it should be.
         """
-        schema = raw.get("schema_version")
-        if schema != SCHEMA_VERSION:
-            is_newer = isinstance(schema, int) and schema > SCHEMA_VERSION
-            raise (NewerSchemaError if is_newer else ValueError)(
-                f"schema_version {schema!r} is not {SCHEMA_VERSION}, the one that this faqbench reads"
-            )
+        if not isinstance(raw, dict):
+            raise ValueError("malformed record: it is no mapping")
+        _check_schema(raw.get("schema_version"))
         known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        extra = dict(known.get("extra", {}))
-        extra |= {k: v for k, v in raw.items() if k not in cls.__dataclass_fields__}
+        later = {k: v for k, v in raw.items() if k not in cls.__dataclass_fields__}
+        if later and isinstance(extra := known.get("extra", {}), dict):
+            known["extra"] = extra | later
         try:
-            known["stages"] = {k: StageTiming(**v) for k, v in raw["stages"].items()}
-            known["metrics"] = tuple(Metric(**m) for m in raw["metrics"])
-            known["gates"] = tuple(Gate(**g) for g in raw.get("gates", ()))
-            for name in ("warnings", "skipped_scales"):
-                known[name] = tuple(raw.get(name, ()))
-            return cls(**{**known, "extra": extra})
-        except (KeyError, TypeError, AttributeError) as error:
+            record = _adapter().validate_python(known)
+            check_free_parts(record.config, record.extra)
+        except ValidationError as error:
+            raise ValueError(f"malformed record: {first_fault(error)}") from error
+        except ValueError as error:
             raise ValueError(f"malformed record: {error}") from error
+        _check_metrics(record.metrics)
+        return record
+
+    @property
+    def error_line(self) -> str:
+        """The last line of the error, which names what happened; `failed` where nothing was kept."""
+        return (self.error or "").strip().rpartition("\n")[2] or "failed"
 
     def metric(self, task: str, name: str) -> Metric | None:
         """Return one metric, or None when the run did not measure it."""
         return next((m for m in self.metrics if (m.task, m.name) == (task, name)), None)
+
+
+@cache
+def _adapter() -> TypeAdapter[RunRecord]:
+    return TypeAdapter(RunRecord)
+
+
+def _check_schema(schema: object) -> None:
+    if type(schema) is int and schema == SCHEMA_VERSION:
+        return
+    is_newer = type(schema) is int and schema > SCHEMA_VERSION
+    raise (NewerSchemaError if is_newer else ValueError)(
+        f"schema_version {schema!r:.40} is not {SCHEMA_VERSION}, the one that this faqbench reads"
+    )
+
+
+def _check_metrics(metrics: tuple[Metric, ...]) -> None:
+    """Refuse what would be counted twice, and perplexities that have no logarithm."""
+    names = Counter((m.task, m.name) for m in metrics)
+    if len(names) < len(metrics):
+        task, name = names.most_common(1)[0][0]
+        raise ValueError(f"malformed record: it has {task} {name} twice")
+    for m in metrics:
+        if m.unit == "perplexity" and m.value is not None and m.value <= 0:
+            raise ValueError(f"malformed record: {m.task} {m.name} is {m.value:.4g}, no perplexity")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.files import atomic_directory, explain_os_error
+from faqbench.foreign import is_name, read_json, visible
 from faqbench.records.run_record import NewerSchemaError, RunRecord
+from faqbench.records.tables import read_table, read_tokens
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+_RECORD = "record.json"
+_MOST_MEGABYTES = 32
 _REMEDY = "free some space, or set paths.runs to a folder that can be written"
 
 
@@ -59,35 +64,43 @@ def write_run(runs: Path, data: RunData, config_yaml: str) -> Path:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read `record.json` of a run folder.
+    """Read `record.json` of a run folder. The run is called as its folder is, whatever the record says.
 
     Raises:
         ValueError: with the reason, for a damaged record or one of another schema.
     """
-    try:
-        return RunRecord.from_json(json.loads((folder / "record.json").read_text()))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f"record.json cannot be read: {error}") from error
+    return _called(_read(folder), folder.name)
+
+
+def _read(folder: Path) -> RunRecord:
+    """Read a record as it was written; its `run_id` differs where the folder was renamed or copied."""
+    if not is_name(folder.name):
+        raise ValueError("its folder's name is no run's: letters, digits and . _ + - only")
+    record = RunRecord.from_json(read_json(folder / _RECORD, _MOST_MEGABYTES))
+    if not is_name(record.run_id):
+        raise ValueError(f"malformed record: run_id {record.run_id!r:.80} is no run's name")
+    return record
+
+
+def _called(record: RunRecord, name: str) -> RunRecord:
+    """Return a record under its folder's name, with a word about it where the two differ."""
+    if record.run_id == name:
+        return record
+    note = f"This run's folder was renamed or copied: its record is that of {record.run_id}."
+    return dataclasses.replace(record, run_id=name, warnings=(note, *record.warnings))
 
 
 def read_run(folder: Path) -> RunData:
-    """Read a run folder with its tables; a table that the run did not keep comes back empty."""
-    import numpy as np
-    import pandas as pd
+    """Read a run folder with its tables; a table that the run did not keep comes back empty.
 
-    def table(name: str) -> pd.DataFrame:
-        path = folder / name
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
-
-    tokens: dict[str, np.ndarray[Any, Any]] = {}
-    if (folder / "tokens.npz").is_file():
-        with np.load(folder / "tokens.npz", allow_pickle=False) as arrays:
-            tokens = {name: arrays[name] for name in arrays.files}
+    Raises:
+        ValueError: with the reason, for a damaged record or table.
+    """
     return RunData(
         record=read_record(folder),
-        items=table("items.parquet"),
-        tokens=tokens,
-        layers=table("layers.parquet"),
+        items=read_table(folder / "items.parquet", ("task", "item", "metric", "value")),
+        tokens=read_tokens(folder / "tokens.npz"),
+        layers=read_table(folder / "layers.parquet"),
     )
 
 
@@ -98,10 +111,10 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
         UserError: when a later faqbench wrote the record: running the cell would replace it.
     """
     folder = experiment.paths.runs / run_id(experiment)
-    if not (folder / "record.json").is_file():
+    if not (folder / _RECORD).is_file():
         return None
     try:
-        record = read_record(folder)
+        record = _read(folder)
     except NewerSchemaError as error:
         raise UserError(
             f"{folder} was written by a newer faqbench ({error}) and is left as it is; install that one, "
@@ -109,19 +122,47 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
         ) from error
     except ValueError:
         return None  # damaged: running again replaces it
-    return record if record.status == "finished" and not experiment.rerun else None
+    is_done = record.status == "finished" and record.run_id == folder.name
+    return record if is_done and not experiment.rerun else None
 
 
 def find_runs(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
-    """Return all records below a folder in the order of their ids, and (name, reason) of damaged ones."""
-    records, damaged = [], []
-    # Names with a dot are what a killed writer left behind.
-    for path in sorted(runs.glob("[!.]*/record.json")):
+    """Return all records below a folder in the order of their ids, and (name, reason) of the others.
+
+    A copy beside its original is one of the others, so that no run counts twice.
+    """
+    records: list[RunRecord] = []
+    damaged: list[tuple[str, str]] = []
+    folders = run_folders(runs)
+    names = {folder.name for folder in folders}
+    for folder in folders:
         try:
-            records.append(read_record(path.parent))
+            record = _read(folder)
+            if record.run_id != folder.name and record.run_id in names:
+                raise ValueError(f"it is a copy of {record.run_id}, which is here too")
+            records.append(_called(record, folder.name))
         except ValueError as error:
-            damaged.append((path.parent.name, str(error)))
+            damaged.append((visible(folder.name), str(error)))
     return records, damaged
+
+
+def run_folders(runs: Path) -> list[Path]:
+    """Return the folders that hold a record, readable or not, in the order of their names.
+
+    Names with a dot or an underscore in front are ours: scratch folders, the trash, sweeps, progress.
+    """
+    folders = sorted(runs.iterdir()) if runs.is_dir() else []
+    return [f for f in folders if f.name[0] not in "._" and _has_record(f)]
+
+
+def _has_record(folder: Path) -> bool:
+    try:
+        (folder / _RECORD).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # there is one, or nobody can tell: the reader will say why not
+    return True
 
 
 def without_nan(value: Any) -> Any:

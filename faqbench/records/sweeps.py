@@ -8,12 +8,17 @@ runs/_sweeps/<name>.json      its runs, in their order
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from faqbench.config import UserError
 from faqbench.files import atomic_write, explain_os_error
+from faqbench.foreign import is_name, read_file, read_json, visible
 
 _SWEEPS = "_sweeps"
+_MOST_MEGABYTES = 32
 _REMEDY = "free some space, or set paths.runs to a folder that can be written"
 
 
@@ -23,9 +28,10 @@ def write_sweep(runs: Path, name: str, run_ids: Sequence[str]) -> None:
     Raises:
         UserError: when the folder cannot be written.
     """
-    if read_sweep(runs, name) == list(run_ids):
-        return  # a finished sweep can be asked for again where nothing can be written
-    target = runs / _SWEEPS / f"{name}.json"
+    target = _path(runs, name, "json")
+    with suppress(UserError):  # a list that cannot be read is written anew
+        if read_sweep(runs, name) == list(run_ids):
+            return  # a finished sweep can be asked for again where nothing can be written
     with explain_os_error("write the sweep's list of runs", target, _REMEDY):
         atomic_write(
             target, json.dumps({"name": name, "run_ids": list(run_ids)}, indent=1).encode()
@@ -33,33 +39,54 @@ def write_sweep(runs: Path, name: str, run_ids: Sequence[str]) -> None:
 
 
 def read_sweep(runs: Path, name: str) -> list[str] | None:
-    """Return the run ids of a named sweep, or None when there is no such sweep."""
-    path = runs / _SWEEPS / f"{name}.json"
-    return list(json.loads(path.read_text())["run_ids"]) if path.is_file() else None
+    """Return the run ids of a named sweep, or None when there is no such sweep.
+
+    Raises:
+        UserError: when its list cannot be read: which runs it is made of, nobody can guess.
+    """
+    if not is_name(name):
+        return None
+    path = _path(runs, name, "json")
+    if not os.path.lexists(path):
+        return None
+    try:
+        raw = read_json(path, _MOST_MEGABYTES)
+        run_ids = raw.get("run_ids") if isinstance(raw, dict) else None
+        if not isinstance(run_ids, list) or not all(isinstance(i, str) for i in run_ids):
+            raise ValueError("it holds no list of runs")
+        if wrong := [i for i in run_ids if not is_name(i)]:
+            raise ValueError(f"'{wrong[0]:.80}' is no run's name")
+    except ValueError as error:
+        raise UserError(
+            f"The list of the sweep {name}, {path}, is damaged ({error}); asking for the sweep again "
+            "writes it anew, and removing the file takes all runs."
+        ) from error
+    return run_ids
 
 
 def clear_sweep(runs: Path, name: str) -> None:
     """Forget what an earlier start of a sweep said: that it stopped, and which cells it chose."""
     for suffix in ("stopped", "cells"):
         with explain_os_error("start the sweep", runs, _REMEDY):
-            (runs / _SWEEPS / f"{name}.{suffix}").unlink(missing_ok=True)
+            _path(runs, name, suffix).unlink(missing_ok=True)
 
 
 def stop_sweep(runs: Path, name: str) -> None:
     """Let no further cell of a sweep start, in whatever process."""
     with explain_os_error("stop the sweep", runs, _REMEDY):
-        (runs / _SWEEPS).mkdir(parents=True, exist_ok=True)
-        (runs / _SWEEPS / f"{name}.stopped").touch()
+        path = _path(runs, name, "stopped")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
 
 
 def is_stopped(runs: Path, name: str) -> bool:
     """Say whether a sweep was stopped."""
-    return (runs / _SWEEPS / f"{name}.stopped").exists()
+    return _path(runs, name, "stopped").exists()
 
 
 def note_cell(runs: Path, name: str, run_id: str) -> None:
     """Add one run to those that a search chose."""
-    path = runs / _SWEEPS / f"{name}.cells"
+    path = _path(runs, name, "cells")
     with explain_os_error("note the cell of the search", path, _REMEDY):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
@@ -67,6 +94,25 @@ def note_cell(runs: Path, name: str, run_id: str) -> None:
 
 
 def noted_cells(runs: Path, name: str) -> list[str]:
-    """Return the runs that a search chose, each once, in that order."""
-    path = runs / _SWEEPS / f"{name}.cells"
-    return list(dict.fromkeys(path.read_text().split())) if path.is_file() else []
+    """Return the runs that a search chose, each once, in that order; what names no run is left out."""
+    path = _path(runs, name, "cells")
+    if not path.exists():
+        return []
+    try:
+        words = read_file(path, _MOST_MEGABYTES).decode("utf-8", "replace").split()
+    except ValueError as error:
+        raise UserError(f"The cells of the search {name} cannot be read: {error}.") from error
+    return [word for word in dict.fromkeys(words) if is_name(word)]
+
+
+def _path(runs: Path, name: str, suffix: str) -> Path:
+    """Return a sweep's file, which is never outside of its folder.
+
+    Raises:
+        UserError: for a name that cannot name a file.
+    """
+    if not is_name(name):
+        raise UserError(
+            f"name '{visible(name)}' cannot name a sweep; use letters, digits and . _ + - only."
+        )
+    return runs / _SWEEPS / f"{name}.{suffix}"

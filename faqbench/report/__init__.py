@@ -25,7 +25,7 @@ from faqbench.report.pair_tables import pair_tables
 from faqbench.report.request import ReportPaths, ReportRequest
 from faqbench.report.run_evidence import RunEvidence, run_evidence
 from faqbench.report.run_pair import RunPair, pair_runs
-from faqbench.report.selection import select_records
+from faqbench.report.selection import select_runs
 from faqbench.report.summary import summary_rows
 from faqbench.report.writer import write_report
 
@@ -39,7 +39,7 @@ __all__ = [
     "pair_runs",
     "pair_tables",
     "run_evidence",
-    "select_records",
+    "select_runs",
     "summary_rows",
     "write_pair",
     "write_report",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +65,5 @@ def _read(folder: Path) -> Evidence:
                 values = rows["value"].to_numpy(dtype=np.float64)
                 items[str(task), str(metric)] = (rows["item"].to_numpy(), values)
         return Evidence(windows=windows, items=items, layers=data.layers)
-    except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile) as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        return Evidence(damage=reason.replace(str(folder), folder.name))
+    except ValueError as error:
+        return Evidence(damage=str(error))

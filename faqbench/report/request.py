@@ -32,7 +32,7 @@ class ReportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPaths:
-    """The files of a written report."""
+    """The files of a written report, and (run id, reason) of what is left out of it."""
 
     folder: Path
     html: Path
@@ -40,3 +40,4 @@ class ReportPaths:
     tables: tuple[Path, ...]
     figures: tuple[Path, ...]
     n_runs: int
+    damaged: tuple[tuple[str, str], ...] = ()

@@ -39,10 +39,12 @@ def select_runs(request: ReportRequest) -> Selection:
     """Read the records that a request asks for.
 
     Raises:
-        UserError: when `select` matches none of the runs there are.
+        UserError: when `select` matches none of the runs there are, or the sweep's list is damaged.
     """
     records, damaged = find_runs(request.runs)
-    wanted, note = _wanted_ids(request)
+    wanted: Sequence[str] | None = request.run_ids
+    if wanted is None:
+        wanted = read_sweep(request.runs, request.name)
     missing: list[str] = []
     if wanted is not None:
         known = {record.run_id: record for record in records}
@@ -57,29 +59,8 @@ def select_runs(request: ReportRequest) -> Selection:
         finished=tuple(r for r in records if r.status == "finished"),
         failed=tuple(r for r in records if r.status != "finished"),
         missing=tuple(dict.fromkeys(missing)),
-        damaged=tuple(
-            (n, reason.replace(str(request.runs), "runs")) for n, reason in damaged + note
-        ),
+        damaged=tuple((n, reason.replace(str(request.runs), "runs")) for n, reason in damaged),
     )
-
-
-def select_records(request: ReportRequest) -> list[RunRecord]:
-    """Return the records, finished or failed, that a request asks for.
-
-    Raises:
-        UserError: when `select` matches none of the runs there are.
-    """
-    selection = select_runs(request)
-    return [*selection.finished, *selection.failed]
-
-
-def _wanted_ids(request: ReportRequest) -> tuple[Sequence[str] | None, list[tuple[str, str]]]:
-    if request.run_ids is not None:
-        return request.run_ids, []
-    try:
-        return read_sweep(request.runs, request.name), []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return None, [(f"_sweeps/{request.name}.json", f"the sweep's list: {error}")]
 
 
 def _narrow(records: list[RunRecord], select: Sequence[str]) -> list[RunRecord]:

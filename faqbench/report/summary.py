@@ -37,7 +37,7 @@ def summary_rows(records: Sequence[RunRecord]) -> list[dict[str, str]]:
             rows.append(cells)
     for record in records:
         if record.status != "finished":
-            error = (record.error or "failed").strip().splitlines()[-1]
+            error = record.error_line
             name = facts.display_method(facts.method_name(record))
             bits = (
                 "" if facts.is_baseline(record) else facts.config_value(record.config, "quant.bits")

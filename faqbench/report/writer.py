@@ -38,10 +38,10 @@ def write_report(request: ReportRequest) -> ReportPaths:
             "index.html": render("empty.html.j2", name=request.name, selection=selection),
             "report.md": render("empty.md.j2", name=request.name, selection=selection),
         }
-        return _write(target, {k: v.encode() for k, v in pages.items()}, 0)
+        return _write(target, {k: v.encode() for k, v in pages.items()}, 0, selection.damaged)
     content = build_content(request, selection)
     n_runs = len(selection.finished) + len(selection.failed)
-    return _write(target, _files(content, selection), n_runs)
+    return _write(target, _files(content, selection), n_runs, content.damaged)
 
 
 def _target(request: ReportRequest) -> Path:
@@ -92,7 +92,9 @@ def _pages(content: ReportContent) -> dict[str, bytes]:
     return {name: text.encode() for name, text in files.items()}
 
 
-def _write(target: Path, files: dict[str, bytes], n_runs: int) -> ReportPaths:
+def _write(
+    target: Path, files: dict[str, bytes], n_runs: int, damaged: tuple[tuple[str, str], ...]
+) -> ReportPaths:
     with explain_os_error("write the report", target, _REMEDY), atomic_directory(target) as folder:
         for name, data in files.items():
             path = folder / name
@@ -106,6 +108,7 @@ def _write(target: Path, files: dict[str, bytes], n_runs: int) -> ReportPaths:
         tables=tuple(target / name for name in files if name.startswith("tables/")),
         figures=tuple(target / name for name in files if name.startswith("figures/")),
         n_runs=n_runs,
+        damaged=damaged,
     )
 
 

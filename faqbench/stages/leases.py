@@ -35,7 +35,7 @@ class Leases:
                 return True
             os.close(self._handles.pop(name))  # another entry has taken its place
         try:
-            handle = os.open(entry / MANIFEST, os.O_RDONLY)
+            handle = os.open(entry / MANIFEST, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return False
         try:
@@ -70,7 +70,7 @@ def nobody_holds(entry: Path) -> Iterator[bool]:
     free = False
     with suppress(OSError):
         # Some network file systems lock exclusively only what is open for writing.
-        handle = os.open(entry / MANIFEST, os.O_RDWR)
+        handle = os.open(entry / MANIFEST, os.O_RDWR | os.O_NONBLOCK)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = _is_there(handle, entry)
     try:

@@ -12,14 +12,36 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from faqbench.foreign import read_json
 from faqbench.stages.hashing import hash_file, hash_json
 
 MANIFEST = "manifest.json"
+_MOST_MEGABYTES = 64
 _SETTLED_NS = 100_000_000  # a file system's clock may tick this slowly
 _Signature = tuple[tuple[str, int, int, int], ...]
 _sound: dict[tuple[Path, str], _Signature] = {}
+
+
+class FileFacts(TypedDict):
+    """What a manifest says of a file."""
+
+    size: Annotated[int, Field(strict=True, ge=0)]
+    sha256: Annotated[str, Field(strict=True, pattern="^[0-9a-f]{64}$")]
+
+
+class Manifest(TypedDict):
+    """What a manifest holds."""
+
+    key: dict[str, Any]
+    files: dict[str, FileFacts]
+
+
+_manifest = TypeAdapter(Manifest)
 
 
 def entry_name(key: Mapping[str, object]) -> str:
@@ -76,15 +98,18 @@ def find_damage(
     return None
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest.
 
     Raises:
-        OSError: when there is none.
-        ValueError: when it is not JSON.
+        ValueError: with the reason, when there is none or it is not what was written.
     """
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-    return manifest
+    raw = read_json(folder / MANIFEST, _MOST_MEGABYTES)
+    try:
+        return _manifest.validate_python(raw)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise ValueError(f"{MANIFEST} is malformed at {where or 'its top'}") from error
 
 
 def _is_inside(name: str) -> bool:

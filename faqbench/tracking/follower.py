@@ -24,9 +24,8 @@ from pathlib import Path
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import read_run
 from faqbench.tracking.handover import SECONDS_TO_ANSWER
-from faqbench.tracking.samples import Sample, read_progress
 from faqbench.tracking.tracker import OpenRun, Tracker
-from faqbench.tracking.view import RunHead, head_of, view_of
+from faqbench.tracking.view import RunHead, head_of, samples_of, view_of
 
 _LOOK_SECONDS = 0.5
 
@@ -53,7 +52,7 @@ def main() -> int:
 def _follow(run: OpenRun, head: RunHead, runs: Path, words: Iterator[str]) -> None:
     number = 0
     for word in words:
-        for sample in _samples(runs, head.run_id)[number:]:
+        for sample in samples_of(runs, head.run_id)[number:]:
             run.sample(number, sample)
             number += 1
         if word == "done":
@@ -85,11 +84,6 @@ def _words(source: int) -> Iterator[str]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line.decode().strip()
-
-
-def _samples(runs: Path, run_id: str) -> tuple[Sample, ...]:
-    log = read_progress(runs, run_id)
-    return log.samples if log else ()
 
 
 def _log_to_standard_output() -> None:

@@ -13,11 +13,19 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal, TypeVar
 
+from pydantic import Field, TypeAdapter, ValidationError
+
+from faqbench.foreign import is_name, parse_json, read_file, visible
+from faqbench.records.schema import Amount, Count, Text, first_fault
+
+_MOST_MEGABYTES = 64
 FOLDER = "_progress"
+_T = TypeVar("_T")
 End = Literal["ended", "stopped"]
 
 
@@ -34,12 +42,12 @@ class Sample:
         device_bytes: memory held on the accelerator; None without one.
     """
 
-    seconds: float
-    stage: str
-    done: int
-    total: int
-    memory_bytes: int
-    device_bytes: int | None = None
+    seconds: Amount
+    stage: Text
+    done: Count
+    total: Count
+    memory_bytes: Count
+    device_bytes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,22 @@ class ProgressLog:
         except OSError:
             return True
         return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """The first line of a progress file."""
+
+    pid: Annotated[int, Field(strict=True, ge=1, lt=2**31)]
+    host: Text = ""
+    group: Text | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _End:
+    """The last line of a progress file."""
+
+    end: Text
 
 
 class ProgressWriter:
@@ -131,48 +155,57 @@ def progress_path(runs: Path, run_id: str) -> Path:
 
 
 def read_progress(runs: Path, run_id: str) -> ProgressLog | None:
-    """Read a run's progress; None when there is no file that says anything.
+    """Read a run's progress; None when there is none yet.
 
     The last line may be torn, since its writer may be at work or may have been killed.
+
+    Raises:
+        ValueError: with the reason, for a file that is no progress.
     """
     path = progress_path(runs, run_id)
+    if not os.path.lexists(path):
+        return None
+    data = read_file(path, _MOST_MEGABYTES)
+    whole, _, _ = data.rpartition(b"\n")
+    lines = [parse_json(line, path.name) for line in whole.splitlines() if line]
+    if not lines:
+        return None
     try:
-        text, modified = path.read_text(), path.stat().st_mtime
-    except (OSError, UnicodeDecodeError):
-        return None
-    lines = []
-    for line in text.splitlines():
-        try:
-            parsed = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        if isinstance(parsed, dict):
-            lines.append(parsed)
-    if not lines or "pid" not in lines[0]:
-        return None
-    samples = tuple(s for line in lines[1:] if (s := _sample(line)) is not None)
-    end = next((str(line["end"]) for line in lines if "end" in line), None)
+        header = _adapter(_Header).validate_python(lines[0])
+        ends = [i for i, line in enumerate(lines) if isinstance(line, dict) and "end" in line]
+        last = ends[0] if ends else len(lines)
+        samples = [_adapter(Sample).validate_python(line) for line in lines[1:last]]
+        end = _adapter(_End).validate_python(lines[last]).end if ends else None
+    except ValidationError as error:
+        raise ValueError(f"{path.name} is no progress: {first_fault(error)}") from error
     return ProgressLog(
         run_id=run_id,
-        pid=int(lines[0]["pid"]),
-        host=str(lines[0].get("host", "")),
-        group=lines[0].get("group"),
-        samples=samples,
+        pid=header.pid,
+        host=header.host,
+        group=header.group,
+        samples=tuple(samples),
         end=end,
-        modified=modified,
+        modified=path.stat().st_mtime,
     )
 
 
-def find_progress(runs: Path) -> list[ProgressLog]:
-    """Return what all progress files of a folder say, in the order of their names."""
-    paths = sorted((runs / FOLDER).glob("*.jsonl"))
-    found = (read_progress(runs, path.stem) for path in paths)
-    return [log for log in found if log is not None]
+def find_progress(runs: Path) -> tuple[list[ProgressLog], list[tuple[str, str]]]:
+    """Return what all progress files of a folder say, and (name, reason) of those that say nothing."""
+    found, damaged = [], []
+    folder = runs / FOLDER
+    for path in sorted(folder.glob("*.jsonl")):
+        try:
+            if not is_name(path.stem):
+                raise ValueError("its name is no run's")
+            log = read_progress(runs, path.stem)
+        except ValueError as error:
+            damaged.append((f"{FOLDER}/{visible(path.name)}", str(error)))
+            continue
+        if log is not None:
+            found.append(log)
+    return found, damaged
 
 
-def _sample(line: Mapping[str, Any]) -> Sample | None:
-    names = {f.name for f in fields(Sample)}
-    try:
-        return Sample(**{k: v for k, v in line.items() if k in names})
-    except TypeError:
-        return None
+@cache
+def _adapter(kind: type[_T]) -> TypeAdapter[_T]:
+    return TypeAdapter(kind)

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from faqbench.records import RunData, RunRecord, read_record
+from faqbench.records import RunData, RunRecord, read_record, run_folders
 from faqbench.report import run_evidence
 from faqbench.tracking.samples import Sample, read_progress
 
@@ -89,8 +89,11 @@ def head_of(
 
 
 def samples_of(runs: Path, run_id: str) -> tuple[Sample, ...]:
-    """Return the live samples that a run left behind."""
-    log = read_progress(runs, run_id)
+    """Return the live samples that a run left behind; a damaged file, which `watch` names, has none."""
+    try:
+        log = read_progress(runs, run_id)
+    except ValueError:
+        return ()
     return log.samples if log else ()
 
 
@@ -141,9 +144,11 @@ def find_baseline(runs: Path, record: RunRecord) -> RunRecord | None:
         return None
     model = str(record.config.get("model", {}).get("name", ""))
     candidates = []
-    for path in sorted(runs.glob(f"{model}-fp-*/record.json")):
+    for folder in run_folders(runs):
+        if not folder.name.startswith(f"{model}-fp-"):
+            continue
         try:
-            found = read_record(path.parent)
+            found = read_record(folder)
         except ValueError:
             continue
         same = found.fingerprints.get("weights") == record.fingerprints.get("weights")

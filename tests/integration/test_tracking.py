@@ -40,7 +40,7 @@ def test_a_cell_is_one_offline_run_with_live_samples_and_nothing_is_said_of_it(w
     assert any("quantize" in stage for stage in stages)
     summary = summary_of(records)
     assert summary["eval/wikitext2-64/perplexity"] == record.metrics[0].value
-    assert [log.end for log in find_progress(workplace.runs)] == ["ended"]
+    assert [log.end for log in find_progress(workplace.runs)[0]] == ["ended"]
 
 
 def test_a_failed_cell_is_a_failed_run(workplace):
@@ -73,7 +73,7 @@ def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(workplace):
     process = workplace.start(*arguments(workplace, *slow))
 
     def quantizes():
-        logs = find_progress(workplace.runs)
+        logs, _ = find_progress(workplace.runs)
         return any("quantize" in s.stage for log in logs for s in log.samples)
 
     # Not earlier: some packages swallow an interrupt while they are imported.
@@ -84,7 +84,7 @@ def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(workplace):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert "Traceback" not in err and "stopped; finished cells and stages are kept" in err
-    assert [log.end for log in find_progress(workplace.runs)] == ["stopped"]
+    assert [log.end for log in find_progress(workplace.runs)[0]] == ["stopped"]
     assert find_runs(workplace.runs) == ([], [])
     end = time.monotonic() + 30
     while followers(workplace) and time.monotonic() < end:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -81,7 +82,8 @@ class Estimator:
         ]
         same = [r for r in alike if r.environment.get("device_name") == device_name]
         for record in same or alike:
-            self._read(record)
+            with suppress(KeyError):  # a foreign or older record without what work is made of
+                self._read(record)
 
     def stage(self, kind: str, title: str, config: Mapping[str, Any]) -> Cost:
         """Return what computing a stage takes.
@@ -133,7 +135,7 @@ class Estimator:
         )
 
     def _read(self, record: RunRecord) -> None:
-        self.n_records += 1
+        method = str(record.config["quant"]["name"])
         spent = 0.0
         for use in record.extra["stage_keys"]:
             spent += use["seconds"]
@@ -147,7 +149,8 @@ class Estimator:
                     )
                 )
         self._overheads.append(max(0.0, record.seconds - spent))
-        self._peaks[str(record.config["quant"]["name"])].append(record.peak_memory_bytes)
+        self._peaks[method].append(record.peak_memory_bytes)
+        self.n_records += 1
 
     def _by_shape(self, kind: str, work: float, config: Mapping[str, Any]) -> Cost:
         if self._shape is None:

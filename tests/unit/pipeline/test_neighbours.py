@@ -177,3 +177,13 @@ def test_tokens_that_differ_between_runs_of_one_model_are_found(make, runs):
 def test_tokens_that_nobody_knows_pass_and_are_said_to_be_unverified(make, runs):
     found = Neighbours(runs).same_tokens(make(0.0, "quant=rtn").record)
     assert found.passed and f"no count and hash are known for {NAME}" in found.detail
+
+
+@pytest.mark.parametrize("name", ["tokens.npz", "items.parquet", "layers.parquet"])
+def test_damaged_tables_of_another_run_are_a_note_and_the_cell_keeps_its_work(make, runs, name):
+    rtn, awq = make(0.0, "quant=rtn"), make(0.2, "quant=awq")
+    neighbours = keep(runs, rtn)
+    (runs / rtn.record.run_id / name).write_bytes(b"PAR1 torn PAR1")
+    found = neighbours.not_worse_than_rtn(*seen(awq))
+    assert found.passed
+    assert f"{rtn.record.run_id} is left out: {name} cannot be read" in found.detail

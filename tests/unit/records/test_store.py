@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -7,10 +9,13 @@ import pytest
 from faqbench.config import UserError
 from faqbench.records import (
     Metric,
+    clear_sweep,
     find_runs,
+    note_cell,
     read_record,
     read_run,
     read_sweep,
+    stop_sweep,
     write_run,
     write_sweep,
 )
@@ -109,3 +114,76 @@ def test_a_sweep_remembers_its_runs_in_order(tmp_path):
     assert read_sweep(tmp_path, "study") == ["b", "a"]
     assert read_sweep(tmp_path, "other") is None
     assert find_runs(tmp_path) == ([], [])
+
+
+def test_a_renamed_run_is_called_as_its_folder_is_and_says_so(tmp_path, data):
+    folder = write_run(tmp_path, data(run_id="first"), "")
+    folder.rename(tmp_path / "second")
+    ((record,), damaged) = find_runs(tmp_path)
+    assert record.run_id == "second" and "its record is that of first" in record.warnings[0]
+    assert read_run(tmp_path / "second").record == record and not damaged
+
+
+def test_a_copy_beside_its_original_counts_once(tmp_path, data):
+    folder = write_run(tmp_path, data(run_id="first"), "")
+    shutil.copytree(folder, tmp_path / "second")
+    records, damaged = find_runs(tmp_path)
+    assert [r.run_id for r in records] == ["first"]
+    assert damaged == [("second", "it is a copy of first, which is here too")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokens.npz", {"wikitext2-512": np.zeros(3)}),
+        ("tokens.npz", {"wikitext2-512": np.array([["a"]])}),
+        ("tokens.npz", {"wikitext2-512": np.array([[{}]])}),
+        ("items.parquet", {"task": ["a"], "item": [0], "metric": ["acc"]}),
+        ("items.parquet", {"task": ["a"], "item": ["b"], "metric": ["acc"], "value": [1.0]}),
+        ("layers.parquet", {"block": ["one"]}),
+        ("layers.parquet", {"role": [[1, 2]]}),
+    ],
+)
+def test_a_table_of_other_things_is_damaged(tmp_path, data, name, content):
+    folder = write_run(tmp_path, data(), "")
+    if name == "tokens.npz":
+        np.savez(folder / name, **content)
+    else:
+        pd.DataFrame(content).to_parquet(folder / name)
+    with pytest.raises(ValueError, match=name):
+        read_run(folder)
+
+
+def test_a_table_that_is_a_pipe_is_damaged_and_waited_for_by_nobody(tmp_path, data):
+    folder = write_run(tmp_path, data(), "")
+    (folder / "items.parquet").unlink()
+    os.mkfifo(folder / "items.parquet")
+    with pytest.raises(ValueError, match="is no regular file"):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"run_ids": 5}', '{"run_ids": [5]}', '{"run_ids": ["../x"]}', '{"name": "s"}'],
+)
+def test_a_torn_list_of_a_sweep_is_one_sentence_and_not_all_runs(tmp_path, content):
+    write_sweep(tmp_path, "study", ["a"])
+    (tmp_path / "_sweeps" / "study.json").write_text(content)
+    with pytest.raises(UserError, match="list of the sweep study"):
+        read_sweep(tmp_path, "study")
+    write_sweep(tmp_path, "study", ["b"])
+    assert read_sweep(tmp_path, "study") == ["b"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "x" * 300])
+def test_a_sweeps_name_is_never_a_path(tmp_path, name):
+    assert read_sweep(tmp_path, name) is None
+    for use in (
+        stop_sweep,
+        clear_sweep,
+        lambda *a: write_sweep(*a, []),
+        lambda *a: note_cell(*a, "b"),
+    ):
+        with pytest.raises(UserError, match="cannot name a sweep"):
+            use(tmp_path / "runs", name)
+    assert list(tmp_path.iterdir()) == []

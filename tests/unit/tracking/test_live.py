@@ -229,7 +229,7 @@ def test_stages_are_passed_on_and_counted_while_they_run():
     assert seen == ["hello"] and not watched.stages
 
 
-def test_a_torn_or_foreign_progress_file_says_what_it_can(tmp_path):
+def test_a_torn_progress_file_says_what_it_can_and_a_foreign_one_why_not(tmp_path):
     writer = ProgressWriter(tmp_path, "r", "g")
     writer.add(Sample(seconds=1.0, stage="load", done=0, total=1, memory_bytes=5))
     path = progress_path(tmp_path, "r")
@@ -238,7 +238,16 @@ def test_a_torn_or_foreign_progress_file_says_what_it_can(tmp_path):
     log = read_progress(tmp_path, "r")
     writer.end("ended")
     assert [s.seconds for s in log.samples] == [1.0] and log.end is None and log.is_alive
-    path.write_text("[1, 2]\n")
-    assert read_progress(tmp_path, "r") is None
-    path.write_bytes(b"\xff\xfe")
-    assert read_progress(tmp_path, "r") is None
+    for foreign in (
+        b"[1, 2]\n",
+        b"\xff\xfe\n",
+        b'{"pid": true}\n',
+        b'{"pid": 1}\n{"seconds": "x"}\n',
+    ):
+        path.write_bytes(foreign)
+        with pytest.raises(ValueError, match=r"r\.jsonl"):
+            read_progress(tmp_path, "r")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="is no regular file"):
+        read_progress(tmp_path, "r")

@@ -1,0 +1,156 @@
+"""What may stand in a record: the types of its fields, and of what this package reads of its free parts.
+
+`config` and `extra` hold more than is named here, and older records hold less: a key that is absent is
+absent. But a key that is read anywhere has one type, so that nothing behind this module has to ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from faqbench.config.section import Slug
+from faqbench.foreign import visible
+
+Text = Annotated[str, Field(strict=True, max_length=1_000_000)]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=-1e100, lt=1e100)]
+Amount = Annotated[Number, Field(ge=0.0)]
+_Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+_Free = dict[Text, Any]
+
+
+class _Model(TypedDict, total=False):
+    name: Text
+
+
+class _Quant(TypedDict, total=False):
+    name: Text
+    scale: Text
+    clip: Text
+    correct: Text
+    round: Text
+    bits: Count
+    skip: list[Text]
+    overrides: list[_Free]
+    search: _Free
+    preview: _Free
+    gptq: _Free
+    correction: _Free
+
+
+class _Calibration(TypedDict, total=False):
+    n_samples: _Positive
+    seq_len: _Positive
+    n_reference: _Positive
+
+
+class _Scenario(TypedDict, total=False):
+    name: Text
+    n_samples: _Positive | None
+
+
+class _Evaluation(TypedDict, total=False):
+    protocols: list[Text]
+    tasks: list[Text]
+    n_windows: _Positive | None
+    n_documents: _Positive | None
+
+
+class _Tracking(TypedDict, total=False):
+    project: Text
+    entity: Text | None
+    group: Slug | None
+    tags: list[Text]
+
+
+class _Config(TypedDict, total=False):
+    model: _Model
+    quant: _Quant
+    calibration: _Calibration
+    scenario: _Scenario
+    evaluation: _Evaluation
+    tracking: _Tracking
+    presearch: _Free
+    paths: _Free
+    data: _Free
+    report: _Free
+    cache: _Free
+    limit: _Positive | None
+
+
+class _Costs(TypedDict):
+    seconds: Amount
+    peak_memory_bytes: Amount
+    n_bytes: Amount
+
+
+class _Plan(TypedDict):
+    estimate: _Costs
+    actual: _Costs
+
+
+class _StageUse(TypedDict, total=False):
+    entry: Text
+    title: Text
+    cached: Flag
+    seconds: Number
+    n_bytes: Count
+
+
+class _BlockTrace(TypedDict, total=False):
+    block: Count
+    local_error: Number | None
+    relative_error: Number | None
+    cosine: Number | None
+
+
+class _Distance(TypedDict, total=False):
+    token_js: Number | None
+    activation_shift: dict[Text, Number] | None
+
+
+class _DrawnCalibration(TypedDict, total=False):
+    bias_distance: _Distance | None
+
+
+class _Scored(TypedDict, total=False):
+    n_windows: Count | None
+    verified: Flag | None
+
+
+class _Extra(TypedDict, total=False):
+    evaluation: dict[Text, _Scored]
+    calibration: _DrawnCalibration
+    plan: _Plan
+    stage_keys: list[_StageUse]
+    blocks: list[_BlockTrace]
+
+
+_CONFIG, _EXTRA = TypeAdapter(_Config), TypeAdapter(_Extra)
+
+
+def check_free_parts(config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Check the keys of a record's `config` and `extra` that anything reads.
+
+    Raises:
+        ValueError: with the first key that is not what it should be.
+    """
+    for name, adapter, part in (("config", _CONFIG, config), ("extra", _EXTRA, extra)):
+        try:
+            adapter.validate_python(part)
+        except ValidationError as error:
+            raise ValueError(first_fault(error, name)) from error
+
+
+def first_fault(error: ValidationError, *place: str) -> str:
+    """Return the first thing that a validation found, in one line."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, (*place, *first["loc"])))
+    found = visible(repr(first["input"]))
+    shown = found if len(found) <= 60 else f"{found[:60]}…"
+    return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {shown}"
