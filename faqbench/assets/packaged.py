@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -13,6 +15,8 @@ from faqbench.assets.folder import place_of, prepared
 from faqbench.assets.text_sources import TEXT_SOURCES
 from faqbench.config import UserError, did_you_mean
 from faqbench.stages import Progress
+
+DATA_NAME = BENCHMARK_DATA.name
 
 
 def model_names() -> list[str]:
@@ -90,7 +94,7 @@ def benchmark_data_origin() -> str:
 def fetch(
     progress: Progress, names: Sequence[str] = (), *, accept_terms: bool = False
 ) -> list[tuple[str, Path]]:
-    """Fetch assets that are not there yet, verify them, and return their names and folders.
+    """Fetch assets that are not there yet, all at once, verify them, and return their names and folders.
 
     Args:
         progress: shows downloads and terms of use.
@@ -104,7 +108,11 @@ def fetch(
     for name in names:
         _require(name, "asset", known)
     chosen = [known[name] for name in names] or [a for a in ASSETS if a.terms is None]
-    return [(a.name, prepared(a, progress, accept_terms=accept_terms)) for a in chosen]
+    # pip and the conversion are processes of their own, so threads are enough to use several cores.
+    with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
+        prepare = partial(prepared, progress=progress, accept_terms=accept_terms)
+        folders = list(pool.map(prepare, chosen))
+    return [(asset.name, folder) for asset, folder in zip(chosen, folders, strict=True)]
 
 
 def asset_names(*, with_terms: bool) -> list[str]:

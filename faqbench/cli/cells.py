@@ -28,7 +28,7 @@ from faqbench.cli.composing import (
 )
 from faqbench.cli.conclusion import conclude
 from faqbench.cli.console import console_progress
-from faqbench.cli.estimating import estimates_of
+from faqbench.cli.estimating import estimates_of, tell_progress
 from faqbench.cli.isolation import attempt_in_a_process
 from faqbench.cli.launching import check_launcher, is_search, run_one, run_search, show
 from faqbench.cli.sweep import run_sweep
@@ -115,6 +115,7 @@ def _run_composed(config: DictConfig, estimates: Mapping[str, Estimate]) -> floa
     with own_place(experiment, hydra_config.launcher):
         run_it = attempt_in_a_process if experiment.isolate == "process" else attempt
         record = run_it(experiment, estimate)
+    tell_progress(runs, estimates, record)
     return _objective(record)
 
 

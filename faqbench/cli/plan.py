@@ -1,7 +1,8 @@
 """Say what a run or a sweep would do, reuse and cost, without loading a model: plan [-m] key=value ….
 
 The arguments are those of the run itself. Seconds, memory and disk are medians of earlier records of the
-same model on the same hardware; without any they are orders of magnitude from the model's shape.
+same model on the same hardware; without any they follow from the model's shape and a measurement of this
+machine that takes a second.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def _summary(plan: Plan, kind: str, workers: int) -> str:
     whence = (
         f"from {plural(plan.n_records, 'earlier run')}"
         if plan.n_records
-        else "from the model's shape alone, so orders of magnitude"
+        else "from the model's shape and a short measurement of this machine"
     )
     return (
         f"{cells} About "

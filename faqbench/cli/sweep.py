@@ -18,7 +18,7 @@ from faqbench.cli.conclusion import conclude
 from faqbench.cli.console import console_progress
 from faqbench.cli.estimating import estimates_of
 from faqbench.cli.launching import Task, in_order, launch
-from faqbench.cli.workers import kind_of
+from faqbench.cli.workers import kind_of, n_workers
 from faqbench.config import UserError, run_id
 from faqbench.interrupts import must_pass
 from faqbench.records import (
@@ -50,7 +50,7 @@ def run_sweep(request: Request, overrides: list[str], task: Task) -> int:
     if left:
         clear_sweep(runs, name)
     can_launch_again = kind_of(request.hydra.launcher) in _ENDS_WITH_ITS_JOBS
-    estimates = estimates_of([c.experiment for c in left])
+    estimates = estimates_of([c.experiment for c in left], n_workers(request.hydra.launcher))
     planned = partial(task, estimates=estimates, started_by=os.getpid())
     problems = _launch_all(left, overrides, name, planned, can_launch_again=can_launch_again)
     return conclude(first, run_ids, is_sweep=True, planned=estimates, problems=problems)

@@ -9,6 +9,8 @@ matrices. The numbers are the same to the bit either way, so what is cached deci
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from faqbench.pipeline.calibrating import reference_set
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.keys import statistics_key
 from faqbench.pipeline.statistics import Statistics
+from faqbench.pipeline.timing import Timings
 from faqbench.quantization.means import CODE_VERSION, copy_means, observe_means, read_means
 from faqbench.stages import Progress, StageCache
 
@@ -67,6 +70,28 @@ def calibration_warnings(experiment: Experiment, drawn: CalibrationSet) -> tuple
             "too small."
         )
     return tuple(found)
+
+
+def bias_distance_of(
+    experiment: Experiment,
+    model: CellModel,
+    drawn: CalibrationSet,
+    statistics: Statistics | None,
+    cache: StageCache,
+    timings: Timings,
+    progress: Progress,
+) -> Callable[[], dict[str, Any]]:
+    """Return a function that gives the distance of a cell's calibration set, measured when first asked."""
+
+    @once
+    def distance() -> dict[str, Any]:
+        with timings.stage("bias_distance") as stage:
+            found, stage.cached = bias_distance(
+                experiment, model, drawn, statistics, cache, progress
+            )
+        return found
+
+    return distance
 
 
 def bias_distance(
@@ -120,8 +145,8 @@ def _measure(
     cache: StageCache,
     progress: Progress,
 ) -> dict[str, Any]:
-    found = _means(experiment, model, drawn, statistics, cache, progress)
-    wanted = _means(experiment, model, reference, None, cache, progress)
+    found = _means("drawn", experiment, model, drawn, statistics, cache, progress)
+    wanted = _means("reference", experiment, model, reference, None, cache, progress)
     return {
         "token_js": token_divergence(drawn.tokens, reference.tokens),
         "activation_shift": activation_shift(found, wanted),
@@ -129,6 +154,7 @@ def _measure(
 
 
 def _means(
+    title: str,
     experiment: Experiment,
     model: CellModel,
     tokens: CalibrationSet,
@@ -157,7 +183,7 @@ def _means(
             )
 
     key = {"version": CODE_VERSION, "tokens": tokens.fingerprint, **_pass_key(experiment, model)}
-    return read_means(cache.get("means", key, build).path, model.architecture.n_blocks)
+    return read_means(cache.get("means", key, build, title).path, model.architecture.n_blocks)
 
 
 def _pass_key(experiment: Experiment, model: CellModel) -> dict[str, object]:

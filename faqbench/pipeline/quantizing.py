@@ -9,7 +9,7 @@ A cell whose quantized weights are there needs neither statistics nor a walk; it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,8 +40,22 @@ def quantized_weights(
     cache: StageCache,
     timings: Timings,
     progress: Progress,
+    *,
+    while_pristine: Callable[[], object] | None = None,
 ) -> QuantizedModel:
     """Return the reports of a cell's quantized weights, which the model will evaluate from now on.
+
+    Args:
+        experiment: a cell that quantizes.
+        model: the cell's.
+        calibration: its tokens; None for methods that read none.
+        statistics: of the full precision pass, asked for when the weights are not in the cache.
+        fingerprints: `weights` and, for a method that reads activations, `calibration`.
+        cache: where the stage is kept and found.
+        timings: of the run.
+        progress: shows the walk.
+        while_pristine: called before weights are replaced, unless they are in the cache: what else needs
+            the full precision model would have to restore it afterwards.
 
     Raises:
         UserError: when the method does not fit the model, or its weights or activations are not finite.
@@ -59,6 +73,8 @@ def quantized_weights(
                 batch_size=experiment.calibration.batch_size,
                 select=experiment.calibration.tokens,
             )
+        if while_pristine is not None:
+            while_pristine()
         quantized = quantize_model(
             model.to_quantize(),
             experiment.quant,

@@ -13,7 +13,7 @@ import yaml
 from faqbench.config import Experiment, run_id
 from faqbench.hardware import dtype_warning, resolve_device
 from faqbench.models import ModelHolder
-from faqbench.pipeline.bias import bias_distance, calibration_warnings, describe_calibration
+from faqbench.pipeline.bias import bias_distance_of, calibration_warnings, describe_calibration
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.environment import describe_environment
@@ -63,7 +63,7 @@ def run(
     model.find_facts()
     fingerprints = {"weights": model.fingerprint}
 
-    calibration = statistics = None
+    calibration = statistics = distance = None
     facts: dict[str, Any] = {}
     if experiment.needs_calibration:
         with timings.stage("calibrate") as stage:
@@ -73,6 +73,9 @@ def run(
         fingerprints["calibration"] = calibration.fingerprint
         overlap = guard_against_leaks(experiment, calibration, cache, progress)
         statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
+        distance = bias_distance_of(
+            experiment, model, calibration, statistics, cache, timings, progress
+        )
         facts = describe_calibration(experiment, calibration) | {"overlap": overlap}
         warnings += calibration_warnings(experiment, calibration)
 
@@ -85,14 +88,19 @@ def run(
     quantized = None
     if experiment.quantizes:
         quantized = quantized_weights(
-            experiment, model, calibration, statistics, fingerprints, cache, timings, progress
+            experiment,
+            model,
+            calibration,
+            statistics,
+            fingerprints,
+            cache,
+            timings,
+            progress,
+            while_pristine=distance,
         )
 
-    if calibration is not None:  # after quantizing, which finds the user's mistakes
-        with timings.stage("bias_distance") as stage:
-            facts["bias_distance"], stage.cached = bias_distance(
-                experiment, model, calibration, statistics, cache, progress
-            )
+    if distance is not None:
+        facts["bias_distance"] = distance()
 
     with timings.stage("evaluate") as stage:
         evaluated = evaluate(experiment, model, fingerprints, references, memory, cache, progress)

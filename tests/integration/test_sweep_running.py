@@ -192,6 +192,11 @@ def test_the_plan_of_a_sweep_says_what_then_happens(forks, workplace):
     assert "from 1 earlier run" in plan.output and "load tiny" not in plan.output
     done = forks.run(workplace, *sweep)
     assert done.wait() == 0 and "the plan said" in done.output
+    before, _, after = done.output.partition(": running")
+    assert "4 cells to run: about" in before and "as 1 earlier run took" in before
+    assert "method RTN, bits 4, wikitext2-64" in after
+    told = [line for line in after.splitlines() if " of 4 cells done" in line]
+    assert len(told) == 4 and all("left" in line for line in told[:3])
     records = [r for r in find_runs(workplace.runs)[0] if "seconds" in r.extra["plan"]["error"]]
     assert len(records) == 5
     again = forks.run(workplace, "plan", *sweep)

@@ -1,29 +1,44 @@
-"""What stages cost: the median of earlier records of the same model and hardware, else the model's shape.
+"""What stages cost: the median of earlier records of the same model and hardware, else a measured rate.
 
-Costs grow with a stage's work (tokens, documents), so a record is of use for other amounts of it too. The
-shape gives no more than an order of magnitude: operations, at a rate measured by one small product.
+Costs grow with a stage's work (tokens, documents), so a record is of use for other amounts of it too.
+Without any, the model's shape says how much there is to do, and `rate.py` how fast this machine does it;
+for a device that this machine lacks, a data-centre GPU's usual rate stands in.
 """
 
 from __future__ import annotations
 
-import time
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
 import torch
 
+from faqbench.pipeline.planning.rate import MachineRate, measure_rate
 from faqbench.pipeline.planning.shape import ModelShape
-from faqbench.quantization.reproducible import one_thread
 from faqbench.records import RunRecord
 
 _GPU_RATE = 1.5e13  # operations per second of a data-centre GPU in float32 and bfloat16 mixed
-_TOKENS_PER_DOCUMENT = 150  # of a multiple-choice task, all choices together
+# Of a multiple-choice task, what its choices share counted once; in words of a usual tokenizer.
+_TOKENS_PER_DOCUMENT = {"boolq": 160, "hellaswag": 120, "arc_challenge": 60}
+_TOKENS_OF_ANOTHER = 50
+_BYTES_PER_TOKEN = 4.3  # of a usual tokenizer; a tokenizer of bytes has as many tokens more
 _TOKENS_OF_A_TEXT = 300_000  # of a protocol without a limit: WikiText-2's test split
 _DOCUMENTS_OF_A_TASK = 1_500
+# Interpreted work, in countings to 200,000 (`MachineRate.python_seconds`): importing transformers and the
+# model's classes; importing lm-eval; building one task; tokenising a protocol's text; writing a record.
+_IMPORTING, _IMPORTING_TASKS, _BUILDING_A_TASK, _TOKENISING, _RECORDING = (
+    600.0,
+    160.0,
+    30.0,
+    200.0,
+    120.0,
+)
+_ROUNDING = 1200.0  # operations' worth of a weight's way to the grid and back, mostly memory
 _PROCESS_BYTES = 700_000_000  # Python, torch and the other libraries
 _LOGITS_BYTES = 400_000_000
 
@@ -56,19 +71,22 @@ class Estimator:
         shape: ModelShape | None,
         device_name: str,
         device: str,
+        dtype: str = "float32",
     ) -> None:
         """Read the records of a model.
 
         Args:
-            records: all of a folder; those of other models are left out, and those of other hardware
-                where there are any of this.
+            records: all of a folder; those of other models are left out, and those of other hardware or
+                in another dtype where there are any of these.
             model: `model.name`.
             shape: of that model, where its configuration is on this machine.
             device_name: as records name it, `environment.device_name`.
             device: cpu or cuda.
+            dtype: of the evaluated model.
         """
         self._shape = shape
-        self._rate = _GPU_RATE if device == "cuda" else None
+        self._device = device
+        self._dtype = dtype
         self._seen: dict[tuple[str, str], list[_Observation]] = defaultdict(list)
         self._overheads: list[float] = []
         self._peaks: dict[str, list[int]] = defaultdict(list)
@@ -80,7 +98,12 @@ class Estimator:
             and record.config.get("model", {}).get("name") == model
             and "stage_keys" in record.extra
         ]
-        same = [r for r in alike if r.environment.get("device_name") == device_name]
+        same = [
+            record
+            for record in alike
+            if record.environment.get("device_name") == device_name
+            and record.config.get("dtype") == dtype
+        ]
         for record in same or alike:
             with suppress(KeyError):  # a foreign or older record without what work is made of
                 self._read(record)
@@ -102,7 +125,7 @@ class Estimator:
                 seconds=work * median(o.seconds_per_work for o in seen),
                 n_bytes=work * median(o.bytes_per_work for o in seen),
             )
-        return self._by_shape(kind, work, config)
+        return self._by_shape(kind, title, work, config)
 
     @property
     def is_blind(self) -> bool:
@@ -113,8 +136,16 @@ class Estimator:
         """Return what a cell takes beside its stages: loading, tokenising, writing the record."""
         if self._overheads:
             return median(self._overheads)
-        n_parameters = self._shape.n_parameters if self._shape else 0
-        return 3.0 + 4 * n_parameters / 5e8
+        return 0.0 if self._shape is None else self._rate.python_seconds * _RECORDING
+
+    def start_seconds(self, *, has_tasks: bool) -> float:
+        """Return what the first cell of a process takes beside that: importing, loading the weights."""
+        if self._overheads or self._shape is None:
+            return 0.0
+        # Hashed twice: against the manifest, and as the weights' fingerprint.
+        loading = 8.0 * self._shape.n_parameters * self._rate.hash_seconds
+        imports = _IMPORTING + (_IMPORTING_TASKS if has_tasks else 0.0)
+        return self._rate.python_seconds * imports + loading
 
     def peak_memory_bytes(self, config: Mapping[str, Any]) -> int:
         """Return the most memory that a cell holds at once."""
@@ -152,18 +183,38 @@ class Estimator:
         self._peaks[method].append(record.peak_memory_bytes)
         self.n_records += 1
 
-    def _by_shape(self, kind: str, work: float, config: Mapping[str, Any]) -> Cost:
+    def _by_shape(self, kind: str, title: str, work: float, config: Mapping[str, Any]) -> Cost:
         if self._shape is None:
             return Cost(seconds=0.0, n_bytes=0.0)
-        self._rate = self._rate or _cpu_rate()
-        operations, n_bytes = _cost_of_shape(self._shape, kind, work, config)
-        return Cost(seconds=operations / self._rate, n_bytes=n_bytes)
+        seconds = _seconds_of_shape(self._shape, self._rate, kind, title, work, config)
+        return Cost(
+            seconds=seconds, n_bytes=_bytes_of_shape(self._shape, kind, title, work, config)
+        )
+
+    @cached_property
+    def _rate(self) -> MachineRate:
+        assert self._shape is not None
+        if self._device == "cuda" and not torch.cuda.is_available():
+            return _usual_gpu(self._shape)
+        return measure_rate(self._shape, torch.device(self._device), getattr(torch, self._dtype))
+
+
+def _usual_gpu(shape: ModelShape) -> MachineRate:
+    block = 2.0 * shape.n_block_weights / shape.n_blocks / _GPU_RATE
+    return MachineRate(
+        block_seconds=block,
+        exact_block_seconds=block,
+        head_seconds=2.0 * shape.vocab_size * shape.hidden_size / _GPU_RATE,
+        operations_per_second=_GPU_RATE,
+        hash_seconds=1e-9,
+        python_seconds=0.01,
+    )
 
 
 def _work(kind: str, config: Mapping[str, Any]) -> float:
     """Return the amount of a stage's work: tokens, documents, or one."""
     evaluation, limit = config["evaluation"], config["limit"]
-    if kind == "reference_means":
+    if kind == "means":
         return float(config["calibration"]["n_reference"] * config["calibration"]["seq_len"])
     if kind in ("statistics", "calibration"):
         scenario, calibration = config["scenario"], config["calibration"]
@@ -178,29 +229,64 @@ def _work(kind: str, config: Mapping[str, Any]) -> float:
     return 1.0
 
 
-def _cost_of_shape(
-    shape: ModelShape, kind: str, work: float, config: Mapping[str, Any]
-) -> tuple[float, float]:
-    """Return a stage's operations and the bytes that it leaves in the cache."""
-    forward = 2.0 * shape.n_block_weights
-    scored = forward + 2.0 * shape.vocab_size * shape.hidden_size
-    grams = shape.n_blocks * shape.n_gram_elements
-    if kind == "weights":
-        return 100.0 * shape.n_parameters, 1e3
+def _seconds_of_shape(
+    shape: ModelShape,
+    rate: MachineRate,
+    kind: str,
+    title: str,
+    work: float,
+    config: Mapping[str, Any],
+) -> float:
+    """Return what a stage takes at a measured rate."""
+    forward, exact = shape.n_blocks * rate.block_seconds, shape.n_blocks * rate.exact_block_seconds
+    operations = rate.operations_per_second
+    if kind == "windows":
+        return rate.python_seconds * _TOKENISING
     if kind == "statistics":
-        return work * (forward + grams), 4.0 * grams
+        return work * (exact + shape.n_blocks * shape.n_gram_elements / operations)
+    if kind == "means":
+        return work * exact
+    if kind in ("perplexity", "reference"):
+        # Divergence takes the full precision model's logits as well.
+        n_heads = 2.5 if kind == "perplexity" and config["evaluation"]["kl"] else 1.0
+        return work * _window(title) * (forward + n_heads * rate.head_seconds)
+    if kind == "tasks":
+        tokens = work * _tokens_per_document(title, config)
+        return tokens * forward * 1.05 + rate.python_seconds * _BUILDING_A_TASK
+    if kind == "quantized":
+        counted = _quantizing(shape, config["quant"], _work("statistics", config))
+        return counted / operations + rate.python_seconds * shape.n_blocks
+    return 0.0
+
+
+def _bytes_of_shape(
+    shape: ModelShape, kind: str, title: str, work: float, config: Mapping[str, Any]
+) -> float:
+    """Return the bytes that a stage leaves in the cache."""
+    if kind == "statistics":
+        return 4.0 * shape.n_blocks * shape.n_gram_elements
     if kind in ("perplexity", "reference"):
         hidden = 2.0 * shape.hidden_size if kind == "reference" else 0.0
-        return work * 512 * scored, work * 512 * (4.0 + hidden)
-    if kind == "reference_means":
-        return work * forward, 4.0 * shape.n_blocks * sum(w for w, _ in shape.linears.values())
-    if kind == "tasks":
-        return work * _TOKENS_PER_DOCUMENT * scored, 1e5
+        return work * _window(title) * (4.0 + hidden)
+    if kind == "means":
+        return 4.0 * shape.n_blocks * sum(w for w, _ in shape.linears.values())
     if kind == "quantized":
         bits = int(config["quant"]["bits"])
-        stored = shape.n_block_weights * (0.25 if bits == 2 else 0.5 if bits <= 4 else 1.0)
-        return _quantizing(shape, config["quant"], _work("statistics", config)), 1.2 * stored
-    return 0.0, 0.0
+        per_weight = 0.25 if bits == 2 else 0.5 if bits <= 4 else 1.0
+        return 1.2 * shape.n_block_weights * per_weight
+    return 1e5 if kind == "tasks" else 1e3 if kind == "weights" else 0.0
+
+
+def _window(title: str) -> int:
+    """Return the tokens of a protocol's window, which its name ends with."""
+    found = re.search(r"-(\d+)$", title)
+    return int(found[1]) if found else 512
+
+
+def _tokens_per_document(title: str, config: Mapping[str, Any]) -> float:
+    words = [n for name, n in _TOKENS_PER_DOCUMENT.items() if title.startswith(name)]
+    finer = _BYTES_PER_TOKEN if config["model"]["tokenizer"] == "bytes" else 1.0
+    return (words[0] if words else _TOKENS_OF_ANOTHER) * finer
 
 
 def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> float:
@@ -209,7 +295,7 @@ def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> f
     products = blocks * sum(out * width * width for width, out in shape.linears.values())
     cubes = blocks * sum(width**3 for width, _ in shape.linears.values())
     forward = 2.0 * shape.n_block_weights
-    operations = 100.0 * shape.n_block_weights
+    operations = _ROUNDING * shape.n_block_weights
     if quant["scale"] != "none":
         operations += quant["search"]["n_grid"] * products
     if quant["clip"] != "none":
@@ -219,16 +305,3 @@ def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> f
     if quant["round"] == "gptq":
         operations += tokens * (forward + blocks * shape.n_gram_elements) + cubes + products
     return operations
-
-
-def _cpu_rate() -> float:
-    """Return half the operations per second of this machine's threads in float32 matrix products."""
-    size, fastest = 512, float("inf")
-    a = torch.ones(size, size)
-    n_threads = torch.get_num_threads()
-    with one_thread(a.device):  # several would wait for each other where others use the machine
-        for _ in range(8):
-            start = time.perf_counter()
-            a @ a
-            fastest = min(fastest, time.perf_counter() - start)
-    return 2.0 * size**3 / fastest * n_threads / 2

@@ -27,7 +27,7 @@ from faqbench.quantization import reads_store
 from faqbench.stages import StageCache, hash_json, hash_text
 
 _STAGE = "found"
-ENTRIES = ("calibration", "bias_distance", "reference_means")
+ENTRIES = ("calibration", "bias_distance", "means")
 
 
 def note_found(experiment: Experiment, fingerprints: Mapping[str, str], cache: StageCache) -> None:
@@ -92,10 +92,10 @@ def _question(experiment: Experiment, name: str) -> Key | None:
     }
     settings = calibration_identity(experiment)
     key |= {"files": _files(settings)}
-    if name in ("entry/bias_distance", "entry/reference_means"):
+    if name in ("entry/bias_distance", "entry/means"):
         key |= {"weights": weights_key(experiment), "device": experiment.device}
         key |= {"reads": reads_store(experiment.quant)}
-    if name == "entry/reference_means":  # of the selection part, whatever is drawn
+    if name == "entry/means":  # of the selection part, whatever is drawn
         drawn = ("seed", "n_samples")
         own = experiment.calibration.model_dump(mode="json")
         return key | {"calibration": {k: v for k, v in own.items() if k not in drawn}}

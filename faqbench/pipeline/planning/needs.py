@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from faqbench.assets import packaged_data_place, packaged_model_place
+from faqbench.assets import DATA_NAME, fetch, packaged_data_place, packaged_model_place
 from faqbench.config import Experiment
 from faqbench.evaluation import task_names
 from faqbench.pipeline.keys import (
@@ -20,7 +21,7 @@ from faqbench.pipeline.keys import (
 )
 from faqbench.pipeline.planning.found import ENTRIES
 from faqbench.quantization import reads_store
-from faqbench.stages import StageCache
+from faqbench.stages import Progress, StageCache
 from faqbench.stages.manifest import MANIFEST, entry_name
 
 
@@ -104,8 +105,34 @@ def stages_of(
     return needs
 
 
+def fetch_assets(experiments: Iterable[Experiment], progress: Progress) -> None:
+    """Fetch the packaged models and data that cells need and that are not there, all at once.
+
+    Raises:
+        UserError: when one cannot be had.
+    """
+    places = {name: place for e in experiments for name, place in _places(e).items()}
+    missing = [name for name, place in places.items() if not place.is_dir()]
+    if missing:
+        fetch(progress, missing)
+
+
 def _assets(experiment: Experiment) -> list[StageNeed]:
     """Return the packaged model and data of a cell; fetching is due where they are not there."""
+    return [
+        StageNeed(
+            kind="assets",
+            title=name,
+            entry=f"assets/{place.name}",
+            exists=place.is_dir(),
+            is_due=not place.is_dir(),
+        )
+        for name, place in _places(experiment).items()
+    ]
+
+
+def _places(experiment: Experiment) -> dict[str, Path]:
+    """Return where a cell's packaged model and data lie, or will, by their names."""
     places = {}
     if experiment.model.source == "packaged":
         assert experiment.model.asset is not None
@@ -113,17 +140,8 @@ def _assets(experiment: Experiment) -> list[StageNeed]:
     evaluation = experiment.evaluation
     heldout = any(name.startswith("heldout-") for name in evaluation.protocols)
     if heldout or set(evaluation.tasks) & set(task_names()):
-        places["benchmarks and texts"] = packaged_data_place()[0]
-    return [
-        StageNeed(
-            kind="assets",
-            title=title,
-            entry=f"assets/{place.name}",
-            exists=place.is_dir(),
-            is_due=not place.is_dir(),
-        )
-        for title, place in places.items()
-    ]
+        places[DATA_NAME] = packaged_data_place()[0]
+    return places
 
 
 def _calibration(
@@ -135,12 +153,12 @@ def _calibration(
     is_read = {
         "calibration": True,
         "bias_distance": True,
-        "reference_means": reads_store(experiment.quant) and not exists["bias_distance"],
+        "means": reads_store(experiment.quant) and not exists["bias_distance"],
     }
     return [
         StageNeed(
             kind=stage,
-            title="",
+            title="reference" if stage == "means" else "",
             entry=entry,
             exists=exists[stage],
             is_due=is_read[stage] and not exists[stage],

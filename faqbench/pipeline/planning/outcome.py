@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from faqbench.records import RunRecord
 from faqbench.stages import StageUse
 
-Estimate = Mapping[str, float]
+Estimate = Mapping[str, Any]  # seconds, stages (seconds by kind), peak_memory_bytes, n_bytes
 
 
 def compare_with_plan(
@@ -36,6 +38,48 @@ def total_error(records: Sequence[RunRecord]) -> tuple[float, float] | None:
         return None
     planned, actual = (sum(p[k]["seconds"] for p in plans) for k in ("estimate", "actual"))
     return planned, actual
+
+
+def seconds_left(
+    estimates: Mapping[str, Estimate], finished: Collection[RunRecord], n_workers: int = 1
+) -> float:
+    """Return what is left of a sweep's estimate, put right by what its finished cells took.
+
+    A kind of stage that took twice its estimate so far is expected to go on so; a kind that none has run
+    yet is as far off as all others together.
+
+    Args:
+        estimates: of all cells, by run id.
+        finished: records of those that are done.
+        n_workers: processes that share the cells.
+    """
+    planned: dict[str, float] = defaultdict(float)
+    actual: dict[str, float] = defaultdict(float)
+    for record in finished:
+        _add(planned, estimates[record.run_id]["stages"], estimates[record.run_id]["seconds"])
+        taken: dict[str, float] = defaultdict(float)
+        for use in record.extra.get("stage_keys", []):
+            if not use["cached"]:
+                taken[use["entry"].partition("/")[0]] += use["seconds"]
+        _add(actual, taken, record.seconds)
+    done = {record.run_id for record in finished}
+    left: dict[str, float] = defaultdict(float)
+    for name in estimates.keys() - done:
+        _add(left, estimates[name]["stages"], estimates[name]["seconds"])
+    all_planned, all_actual = sum(planned.values()), sum(actual.values())
+    pace = all_actual / all_planned if all_planned else 1.0
+    seconds = sum(
+        s * (actual[kind] / planned[kind] if planned[kind] and actual[kind] else pace)
+        for kind, s in left.items()
+    )
+    return seconds / max(1, min(n_workers, len(estimates.keys() - done)))
+
+
+def _add(sums: dict[str, float], stages: Mapping[str, float], seconds: float) -> None:
+    """Add a cell's seconds by kind of stage, what they leave of the whole under an empty name."""
+    for kind, s in stages.items():
+        sums[kind] += s
+    sums[""] += max(0.0, seconds - sum(stages.values()))
 
 
 def _relative(estimate: float, actual: float) -> float | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,6 +15,7 @@ from faqbench.pipeline.environment import device_name
 from faqbench.pipeline.planning.estimates import Cost, Estimator
 from faqbench.pipeline.planning.found import look_up
 from faqbench.pipeline.planning.needs import StageNeed, stages_of
+from faqbench.pipeline.planning.outcome import Estimate
 from faqbench.pipeline.planning.shape import shape_of
 from faqbench.records import RunRecord
 from faqbench.stages import StageCache
@@ -27,6 +29,7 @@ class PlannedCell:
         run_id: its name.
         status: `finished` (and skipped), `failed` (and tried again), or `new`.
         seconds: when the cells before it have run; 0 when skipped.
+        stages: of these, the seconds of each kind of stage.
         peak_memory_bytes: of its process.
         n_bytes: that it adds to the cache.
         n_due: stages that it computes itself.
@@ -36,15 +39,17 @@ class PlannedCell:
     run_id: str
     status: str
     seconds: float
+    stages: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int
     n_bytes: float
     n_due: int
     n_reused: int
 
-    def estimate(self) -> dict[str, float]:
+    def estimate(self) -> Estimate:
         """Return the estimates as the record keeps them."""
         return {
             "seconds": round(self.seconds, 1),
+            "stages": {kind: round(seconds, 2) for kind, seconds in self.stages.items()},
             "peak_memory_bytes": self.peak_memory_bytes,
             "n_bytes": int(self.n_bytes),
         }
@@ -109,7 +114,7 @@ def make_plan(
         cache: where stages are looked for.
     """
     by_id = {record.run_id: record for record in records}
-    estimators: dict[tuple[str, str], Estimator] = {}
+    estimators: dict[tuple[str, ...], Estimator] = {}
     cells: dict[str, PlannedCell] = {}
     askers: dict[str, int] = {}
     stages: dict[str, tuple[StageNeed, Cost]] = {}
@@ -126,6 +131,9 @@ def make_plan(
         config = experiment.model_dump(mode="json")
         needs = stages_of(experiment, look_up(experiment, cache), device.type, cache)
         seconds, n_bytes, n_due = estimator.overhead_seconds(), 0.0, 0
+        if all(cell.status == "finished" for cell in cells.values()):
+            seconds += estimator.start_seconds(has_tasks=bool(experiment.evaluation.tasks))
+        of_kind: dict[str, float] = defaultdict(float)
         for need in needs:
             askers[need.entry] = askers.get(need.entry, 0) + 1
             is_due = need.is_due and not _will_be_there(stages.get(need.entry))
@@ -133,12 +141,14 @@ def make_plan(
             if is_due:
                 cost = estimator.stage(need.kind, need.title, config)
                 seconds, n_bytes, n_due = seconds + cost.seconds, n_bytes + cost.n_bytes, n_due + 1
+                of_kind[need.kind] += cost.seconds
             if is_due or need.entry not in stages:
                 stages[need.entry] = need, cost
         cells[name] = PlannedCell(
             run_id=name,
             status="new" if status == "finished" else status,
             seconds=seconds,
+            stages=of_kind,
             peak_memory_bytes=estimator.peak_memory_bytes(config),
             n_bytes=n_bytes,
             n_due=n_due,
@@ -176,9 +186,9 @@ def _estimator(
     experiment: Experiment,
     device: torch.device,
     records: Sequence[RunRecord],
-    known: dict[tuple[str, str], Estimator],
+    known: dict[tuple[str, ...], Estimator],
 ) -> Estimator:
-    key = experiment.model.name, str(device)
+    key = experiment.model.name, str(device), experiment.dtype
     if key not in known:
         config = model_config(experiment.model)
         known[key] = Estimator(
@@ -187,5 +197,6 @@ def _estimator(
             None if config is None else shape_of(config),
             device_name(device),
             device.type,
+            experiment.dtype,
         )
     return known[key]

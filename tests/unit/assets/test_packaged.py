@@ -1,7 +1,9 @@
 import gzip
 import io
 import json
+import threading
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -124,3 +126,15 @@ def test_the_packaged_model_loads_offline_in_float32_with_tied_weights():
     with torch.no_grad():
         best = model(ids, use_cache=False).logits[0, -1].argmax().item()
     assert tokenizer.decode([best]) == " Paris"
+
+
+def test_assets_are_prepared_at_the_same_time_and_listed_in_their_order(monkeypatch):
+    both = threading.Barrier(2, timeout=10)
+
+    def prepared(asset, progress, *, accept_terms):
+        both.wait()
+        return Path(asset.name)
+
+    monkeypatch.setattr("faqbench.assets.packaged.prepared", prepared)
+    names = ["smollm2-135m", assets.DATA_NAME]
+    assert assets.fetch(PlainProgress(), names) == [(name, Path(name)) for name in names]

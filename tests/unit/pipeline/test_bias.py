@@ -111,3 +111,14 @@ def test_the_facts_are_json_in_the_folder(run, cell):
     data = run("quant=awq")
     folder = cell("quant=awq").paths.runs / run_id(cell("quant=awq"))
     assert read_record(folder).extra["calibration"] == json.loads(json.dumps(facts(data)))
+
+
+def test_measuring_it_neither_restores_the_model_nor_reads_the_quantized_weights_again(
+    run, monkeypatch
+):
+    refused = AssertionError("work done twice")
+    monkeypatch.setattr("faqbench.models.holder._restore", Mock(side_effect=refused))
+    monkeypatch.setattr("faqbench.pipeline.cell_model.apply_linears", Mock(side_effect=refused))
+    data = run("quant=awq")
+    assert not data.record.stages["quantize"].cached
+    assert not data.record.stages["bias_distance"].cached

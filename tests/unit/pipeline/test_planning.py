@@ -10,7 +10,14 @@ from faqbench.cli.estimating import estimates_of
 from faqbench.cli.plan import _summary
 from faqbench.models import load_model, loading
 from faqbench.pipeline.environment import device_name
-from faqbench.pipeline.planning import Estimator, compare_with_plan, make_plan, total_error
+from faqbench.pipeline.planning import (
+    Estimator,
+    compare_with_plan,
+    make_plan,
+    rate,
+    seconds_left,
+    total_error,
+)
 from faqbench.pipeline.planning.found import look_up
 from faqbench.pipeline.planning.shape import shape_of
 from faqbench.records import find_runs
@@ -87,7 +94,7 @@ def test_a_stage_is_due_in_the_first_cell_that_needs_it_alone(plan):
         "windows",
         "calibration",
         "bias_distance",
-        "reference_means",
+        "means",
         "statistics",
         "reference",
     )
@@ -213,6 +220,36 @@ def test_a_record_tells_how_far_off_its_plan_was(record):
     planned = dataclasses.replace(record, extra={"plan": found})
     assert total_error([planned, record]) == (estimate["seconds"], record.seconds)
     assert total_error([record]) is None
+
+
+def estimate_of(seconds, **stages):
+    return {"seconds": seconds, "stages": stages}
+
+
+def test_what_is_left_follows_what_the_same_kind_of_stage_took_before(record):
+    estimates = {name: estimate_of(11.0, perplexity=10.0) for name in "bc"}
+    estimates[record.run_id] = estimate_of(11.0, perplexity=10.0)
+    # Twice the estimate in its stage, and as planned beside it.
+    done = observed(record, "perplexity", "wikitext2-64", 20.0)
+    assert seconds_left(estimates, [done]) == pytest.approx(2 * (20.0 + 1.0))
+    assert seconds_left(estimates, [done], n_workers=2) == pytest.approx(20.0 + 1.0)
+    assert seconds_left(estimates, []) == pytest.approx(33.0)
+
+
+def test_a_kind_of_stage_that_none_has_run_is_as_far_off_as_the_others(record):
+    estimates = {"b": estimate_of(10.0, quantized=10.0)}
+    estimates[record.run_id] = estimate_of(11.0, perplexity=10.0)
+    done = observed(record, "perplexity", "wikitext2-64", 32.0)
+    assert seconds_left(estimates, [done]) == pytest.approx(30.0)
+
+
+def test_a_product_that_is_too_large_is_timed_in_part(compose, monkeypatch):
+    shape = shape_of(compose("model=tiny-llama").model.random)
+    monkeypatch.setattr(rate, "_seconds", lambda work, device: work() is None or 1.0)
+    whole = rate.measure_rate(shape, CPU, torch.bfloat16)
+    monkeypatch.setattr(rate, "_LARGEST", shape.hidden_size * shape.vocab_size // 4)
+    part = rate.measure_rate(shape, CPU, torch.bfloat16)
+    assert part.head_seconds == pytest.approx(whole.head_seconds + 3 / 128, rel=0.05)
 
 
 def test_a_run_keeps_the_estimate_that_it_was_given(cell, tmp_path):

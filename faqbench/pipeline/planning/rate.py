@@ -1,0 +1,143 @@
+"""How fast this machine is at what a run does, measured in a second: what a first estimate stands on.
+
+A decoder block of the model's own widths is run on made-up numbers, with its norms, its attention and its
+activation function, so that a tiny model is as slow here as it is in the run: there, calling an operation
+takes longer than the operation. Searches and statistics are float32 products, whatever the run's dtype.
+Python itself is timed by counting, since importing libraries and preparing tasks is Python's work.
+
+On a CPU all is timed on one thread, and divided by what all threads gain in the model's largest product:
+where others use the machine, threads that wait for each other would take a minute for a second's work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from faqbench.pipeline.planning.shape import ModelShape
+from faqbench.quantization.reproducible import one_thread
+
+_N_TOKENS = 256
+_N_SCORED = 128  # rows of logits at once, as evaluation takes them
+_HEAD_WIDTH = 64
+_LARGEST = 2**26  # weights of one product; a larger one is timed in part
+_COUNTS = 200_000
+_REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineRate:
+    """Seconds of the parts that a run consists of.
+
+    Attributes:
+        block_seconds: of one decoder block's forward, per token, in the run's dtype.
+        exact_block_seconds: the same in float32, in which statistics are taken.
+        head_seconds: of the output head and its log-softmax, per token.
+        operations_per_second: of float32 products as wide as the model.
+        hash_seconds: of sha256, per byte.
+        python_seconds: of counting to 200,000.
+    """
+
+    block_seconds: float
+    exact_block_seconds: float
+    head_seconds: float
+    operations_per_second: float
+    hash_seconds: float
+    python_seconds: float
+
+
+@torch.inference_mode()
+def measure_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> MachineRate:
+    """Time the parts of a run on a device that this machine has."""
+    gain = _gain_of_threads(shape, dtype) if device.type == "cpu" else 1.0
+    cpu, some_bytes = torch.device("cpu"), bytes(2**20)
+    with one_thread(device):
+        exact = _block_seconds(shape, device, torch.float32) / gain
+        own = _block_seconds(shape, device, dtype) / gain if dtype != torch.float32 else exact
+        return MachineRate(
+            block_seconds=own,
+            exact_block_seconds=exact,
+            head_seconds=_head_seconds(shape, device, dtype) / gain,
+            operations_per_second=_operations_per_second(shape, device) * gain,
+            hash_seconds=_seconds(lambda: hashlib.sha256(some_bytes), cpu) / len(some_bytes),
+            python_seconds=_seconds(_count, cpu),
+        )
+
+
+def _gain_of_threads(shape: ModelShape, dtype: torch.dtype) -> float:
+    """Return how many times faster a block's largest product is on all of torch's threads than on one."""
+    cpu, n_threads = torch.device("cpu"), torch.get_num_threads()
+    n_in, n_out = max(shape.linears.values(), key=lambda widths: widths[0] * widths[1])
+    together = _product_seconds(n_in, n_out, _N_TOKENS, cpu, dtype)
+    with one_thread(cpu):
+        alone = _product_seconds(n_in, n_out, _N_TOKENS, cpu, dtype)
+    return min(max(alone / together, 1.0), float(n_threads))
+
+
+def _block_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds per token of one block: its products, and all that lies between them."""
+    products = sum(
+        _product_seconds(n_in, n_out, _N_TOKENS, device, dtype)
+        for n_in, n_out in shape.linears.values()
+    )
+    hidden = torch.ones(1, _N_TOKENS, shape.hidden_size, device=device).to(dtype)
+    inner = torch.ones(1, _N_TOKENS, shape.linears["down"][0], device=device).to(dtype)
+    width = min(_HEAD_WIDTH, shape.linears["o"][0])
+    heads = hidden.new_ones(1, shape.linears["o"][0] // width, _N_TOKENS, width)
+
+    def between() -> None:
+        for _ in range(2):
+            functional.rms_norm(hidden.float(), hidden.shape[-1:]).to(dtype).add(hidden)
+        for _ in range(2):  # rotary position embeddings of queries and keys
+            heads * heads + torch.cat((-heads, heads), dim=-1)[..., :width] * heads
+        functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
+        functional.silu(inner) * inner
+
+    return products + _seconds(between, device) / _N_TOKENS
+
+
+def _head_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
+    logits = torch.ones(_N_SCORED, shape.vocab_size, device=device)
+    product = _product_seconds(shape.hidden_size, shape.vocab_size, _N_SCORED, device, dtype)
+    return product + _seconds(lambda: functional.log_softmax(logits, dim=-1), device) / _N_SCORED
+
+
+def _operations_per_second(shape: ModelShape, device: torch.device) -> float:
+    width = min(max(n_in for n_in, _ in shape.linears.values()), 2048)
+    seconds = _product_seconds(width, width, width, device, torch.float32)
+    return 2.0 * width * width / seconds
+
+
+def _product_seconds(
+    n_in: int, n_out: int, n_tokens: int, device: torch.device, dtype: torch.dtype
+) -> float:
+    """Return the seconds per token of a linear, of some of its rows where it has very many weights."""
+    rows = min(n_out, max(1, _LARGEST // n_in))
+    weight = torch.ones(rows, n_in, device=device).to(dtype)
+    x = torch.ones(n_tokens, n_in, device=device).to(dtype)
+    return _seconds(lambda: functional.linear(x, weight), device) / n_tokens * n_out / rows
+
+
+def _count() -> None:
+    total = 0
+    for number in range(_COUNTS):
+        total += number
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Return the fastest of some repetitions, after one that does not count."""
+    work()
+    taken = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        result = work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - start)
+        del result
+    return min(taken)
