@@ -30,7 +30,7 @@ from faqbench.records import Metric
 from faqbench.stages import Progress
 from faqbench.statistics import mean_with_stderr, perplexity_with_stderr
 
-SCORER_VERSION = 3
+SCORER_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

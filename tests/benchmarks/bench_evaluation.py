@@ -4,11 +4,16 @@
     python tests/benchmarks/bench_evaluation.py --parts tasks boolq  # about ten minutes on two cores
     pytest -m benchmark tests/benchmarks/bench_evaluation.py -s      # a tiny model, seconds
 
+    rate         the share of the machine's own matrix rate that evaluation reaches on the model's shapes
     tasks        ARC-easy, PIQA and HellaSwag against lm-eval's HFLM at its best batch size
     boolq        the same for BoolQ
     perplexity   against a plain loop over windows at its best batch size; the cost of divergence
     spread       how far scores in the model's dtype move with the budget of tokens per forward
     memory       the peak of a process that evaluates, against the size of the model
+
+The matrix rate is that of products of the model's own shapes and dtype, alone; evaluation is credited with
+the products of tokens that are needed (linears of every token, the head of scored ones), without padding
+and without attention. The dtype is `auto` unless `dtype=...` says otherwise: `doctor` names it.
 
 The best batch size of a baseline is that of one run on a quarter of the documents or windows. Times are
 medians of `--repeats` runs, taken in turn so that a busy machine hits all alike.
@@ -51,12 +56,14 @@ from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.hardware import resolve_device
 from faqbench.models import LoadedModel, load_model
+from faqbench.pipeline.planning.shape import ModelShape, shape_of
 from faqbench.stages import PlainProgress
 
 TASKS = ("arc_easy_validation", "piqa_validation", "hellaswag_validation")
+BOOLQ = "boolq_validation"
 BATCH_SIZES = (4, 8, 16, 32)
 BUDGETS = (256, 512, 1024, 2048, 4096)
-PARTS = ("tasks", "boolq", "perplexity", "spread", "memory")
+PARTS = ("rate", "tasks", "boolq", "perplexity", "spread", "memory")
 Row = tuple[str, str, str, str, str]
 
 
@@ -132,13 +139,61 @@ class Bench:
         )
         return [*rows, total] if len(rows) > 1 else [(*rows[0][:4], wanted)]
 
+    def rate(self) -> list[Row]:
+        """Compare operations per second of evaluation with those of its products alone."""
+        shape = shape_of(self.loaded.model.config.to_dict())
+        assert shape is not None, "a model that the benchmark knows"
+        of_token, of_head = 2 * shape.n_block_weights, 2 * shape.hidden_size * shape.vocab_size
+        tokens = self._windows()
+        requests = {task: self.instances(task, self.n_documents) for task in (*TASKS, BOOLQ)}
+        work = {f"{len(tokens)} windows": tokens.numel() * (of_token + of_head)}
+        asks: dict[str, Callable[[], object]] = {next(iter(work)): lambda: self._score(tokens)}
+        for task, asked in requests.items():
+            packs = pack(self._encoded(asked), self.experiment.evaluation.batch_tokens)
+            n_scored = sum(
+                len(np.unique(np.concatenate([s.nodes for s in p.scored]))) for p in packs
+            )
+            work[task] = sum(p.n_nodes for p in packs) * of_token + n_scored * of_head
+            asks[task] = lambda asked=asked: ask(self.scorer(), asked)  # type: ignore[misc]
+        products, n_operations = self._products(shape)
+        found = medians({"products": products, **asks}, self.repeats)
+        alone = n_operations / found["products"]
+        return [
+            (name, f"{n / found[name] / 1e9:.0f} GFLOP/s", f"products alone: {alone / 1e9:.0f} GFLOP/s",
+             f"{n / found[name] / alone:.2f}x", "≥ 0.6x")
+            for name, n in work.items()
+        ]  # fmt: skip
+
+    def _products(self, shape: ModelShape) -> tuple[Callable[[], object], int]:
+        """Return the linears of one block and as large a part of the head, and their operations."""
+        budget = self.experiment.evaluation.batch_tokens
+        sizes = [*shape.linears.values(), (shape.hidden_size, shape.vocab_size // shape.n_blocks)]
+        dtype, device = next(self.loaded.model.parameters()).dtype, self.loaded.model.device
+        operands = [
+            [torch.randn(n, width, device=device).to(dtype) for n in (budget, rows)]
+            for width, rows in sizes
+        ]
+
+        @torch.inference_mode()
+        def products() -> None:
+            for _ in range(shape.n_blocks):
+                for inputs, weight in operands:
+                    functional.linear(inputs, weight)
+
+        n_operations = 2 * budget * shape.n_blocks * sum(width * rows for width, rows in sizes)
+        return products, n_operations
+
+    def _windows(self) -> torch.Tensor:
+        name = self.experiment.evaluation.protocols[0]
+        protocol = resolve_protocol(name, self.experiment)
+        tokens: torch.Tensor = protocol_tokens(
+            protocol, self.loaded.tokenizer, self.experiment, PlainProgress()
+        ).tokens[: self.n_windows]
+        return tokens
+
     def perplexity(self) -> list[Row]:
         """Time a protocol's windows against a plain loop, without and with divergence."""
-        experiment = self.experiment
-        name = experiment.evaluation.protocols[0]
-        tokens = protocol_tokens(
-            resolve_protocol(name, experiment), self.loaded.tokenizer, experiment, PlainProgress()
-        ).tokens[: self.n_windows]
+        name, tokens = self.experiment.evaluation.protocols[0], self._windows()
         few = tokens[: max(1, self.n_windows // 4)]
         times = {
             n: seconds(lambda n=n: plain_loop(self.loaded.model, few, n)) for n in (1, 2, 4, 8)
@@ -254,7 +309,7 @@ def medians(tasks: dict[str, Callable[[], object]], repeats: int) -> dict[str, f
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def memory(model: str, n_documents: int) -> list[Row]:
+def memory(model: str, n_documents: int, *overrides: str) -> list[Row]:
     """Evaluate in a process of its own, and compare its peak with the model."""
     command = [
         sys.executable,
@@ -264,6 +319,7 @@ def memory(model: str, n_documents: int) -> list[Row]:
         "--documents",
         str(n_documents),
         "--child",
+        *overrides,
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(result.stdout.splitlines()[-1])
@@ -278,12 +334,12 @@ def memory(model: str, n_documents: int) -> list[Row]:
     return rows
 
 
-def child(model: str, n_documents: int) -> None:
+def child(model: str, n_documents: int, *overrides: str) -> None:
     """Evaluate every protocol and task once, and print the peak of each section as JSON."""
     from faqbench.evaluation import run_task
     from faqbench.pipeline.memory import PeakMemory
 
-    experiment = compose(model, f"evaluation.n_documents={n_documents}")
+    experiment = compose(model, f"evaluation.n_documents={n_documents}", *overrides)
     loaded = load(model, experiment)
     found = {"model_bytes": sum(p.numel() * p.element_size() for p in loaded.model.parameters())}
     meter = PeakMemory(torch.device("cpu"))
@@ -328,11 +384,12 @@ def run(
     rows: list[Row] = []
     for part in parts:
         rows += {
+            "rate": bench.rate,
             "tasks": lambda: bench.compare(TASKS, "≥ 2.5x"),
-            "boolq": lambda: bench.compare(["boolq_validation"], "≥ 1.3x"),
+            "boolq": lambda: bench.compare([BOOLQ], "≥ 1.3x"),
             "perplexity": bench.perplexity,
             "spread": bench.spread,
-            "memory": lambda: memory(model, n_documents),
+            "memory": lambda: memory(model, n_documents, *overrides),
         }[part]()
     table = Table(
         title=f"{model}, {experiment.dtype}, first {n_documents} documents, "
@@ -351,7 +408,7 @@ def test_every_row_of_the_table_has_a_ratio():
     torch.set_num_threads(1)  # toy tensors
     parts = [part for part in PARTS if part != "memory"]
     rows = run("tiny-llama", parts, 3, 2, 1, "evaluation.protocols=[heldout-medicine-64]")
-    assert len(rows) == 4 + 1 + 2 + 3
+    assert len(rows) == 5 + 4 + 1 + 2 + 3
     assert all(row[3].endswith("x") or " of " in row[3] for row in rows)
 
 
@@ -362,9 +419,11 @@ if __name__ == "__main__":
     parser.add_argument("--documents", type=int, default=200)
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("overrides", nargs="*", help="such as dtype=bfloat16")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.model, given.documents)
+        child(given.model, given.documents, *given.overrides)
     else:
-        run(given.model, given.parts, given.documents, given.windows, given.repeats)
+        sizes = given.documents, given.windows, given.repeats
+        run(given.model, given.parts, *sizes, *given.overrides)

@@ -149,12 +149,17 @@ def test_the_budget_changes_nothing_but_rounding() -> None:
         np.testing.assert_allclose(packed(model, requests, budget)[0], whole, atol=1e-4, rtol=0)
 
 
-def test_logits_are_taken_at_scored_nodes_only() -> None:
-    model, rows = family("llama"), []
+def test_logits_are_taken_at_scored_nodes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows, real = family("llama"), [], packed_scoring.log_probabilities
+
+    def counted(model: Any, hidden: torch.Tensor) -> Any:
+        for part, log_p in real(model, hidden):
+            rows.append(len(log_p))
+            yield part, log_p
+
+    monkeypatch.setattr(packed_scoring, "log_probabilities", counted)
     requests = [Request(tokens=(*range(30), 40 + i, 50), n_scored=2) for i in range(4)]
-    hook = model.lm_head.register_forward_hook(lambda _m, _i, logits: rows.append(logits.shape[0]))
     packed(model, requests)
-    hook.remove()
     assert sum(rows) == 1 + 4  # after the context once, and after each choice's first token
 
 

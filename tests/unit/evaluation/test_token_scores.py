@@ -100,13 +100,17 @@ def test_logits_never_exceed_their_budget(
     budget = 20 * 4 * 258
     monkeypatch.setattr(head, "_HEAD_BYTES", {"cpu": budget})
     rows: list[int] = []
-    hook = tiny_llama.lm_head.register_forward_hook(
-        lambda _module, _inputs, logits: rows.append(logits.numel())
-    )
+    places: set[int] = set()
+
+    def product(hidden: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+        rows.append(out.numel())
+        places.add(out.data_ptr())
+        return out.copy_(hidden @ weight)
+
+    monkeypatch.setattr(torch, "mm", product)
     score_tokens(tiny_llama, windows(8, 64), 512, progress)
-    hook.remove()
-    assert max(rows) * 4 <= budget
-    assert sum(rows) >= 8 * 63 * 258
+    assert max(rows) * 4 <= budget and len(places) == 1
+    assert sum(rows) == 8 * 63 * 258
 
 
 def test_bfloat16_scores_are_float32_log_softmaxes(
@@ -229,3 +233,24 @@ def test_the_top_token_is_the_first_of_the_largest(vocabulary: int) -> None:
 def test_scores_on_cuda_are_those_of_the_cpu(tiny_llama: Any, progress: PlainProgress) -> None:
     on_cuda = score_tokens(copy.deepcopy(tiny_llama).cuda(), windows(), 48, progress).nll
     np.testing.assert_allclose(on_cuda, naive(tiny_llama, windows()), atol=1e-3)
+
+
+@pytest.mark.parametrize("change", ["none", "bias", "soft cap"])
+def test_log_probabilities_are_those_of_the_models_own_head(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    model = copy.deepcopy(tiny_llama)
+    if change == "bias":
+        model.lm_head.bias = torch.nn.Parameter(torch.randn(model.config.vocab_size))
+    if change == "soft cap":
+        model.config.final_logit_softcapping = 0.5
+    monkeypatch.setitem(head._HEAD_BYTES, "cpu", 4 * model.config.vocab_size * 7)
+    monkeypatch.setitem(head._SOFTMAX_BYTES, "cpu", 4 * model.config.vocab_size * 3)
+    hidden = torch.randn(40, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        parts = [(part, log_p.clone()) for part, log_p in head.log_probabilities(model, hidden)]
+        wanted = torch.log_softmax(head.logits_of(model, hidden), -1)
+    assert [part.start for part, _ in parts] == [
+        start + inside for start in range(0, 40, 7) for inside in range(0, min(7, 40 - start), 3)
+    ]
+    assert torch.allclose(torch.cat([log_p for _, log_p in parts]), wanted, atol=1e-5)
