@@ -34,9 +34,10 @@ from faqbench.cli.launching import check_launcher, is_search, run_one, run_searc
 from faqbench.cli.sweep import run_sweep
 from faqbench.cli.workers import own_place
 from faqbench.config import UserError, run_id
-from faqbench.files import explain_os_error, remove_leftovers
+from faqbench.files import explain_os_error
 from faqbench.interrupts import end_with, raise_if_interrupted, signals_end_it
 from faqbench.records import RunRecord, clear_sweep, is_stopped, note_cell, noted_cells, write_sweep
+from faqbench.scratch import remove_leftovers
 from faqbench.stages import hash_json, tidy
 from faqbench.stages.cache import cache_root
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_damaged
 from faqbench.config import UserError
+from faqbench.foreign import is_name
 from faqbench.records import read_run, write_compact_run, write_sweep
 from faqbench.report.request import ReportRequest
 from faqbench.report.selection import select_runs
@@ -32,6 +33,8 @@ def run(arguments: list[str]) -> int:
     runs, into, name = Path(values.get("runs", "runs")), Path(values["into"]), values.get("name")
     if into.resolve() == runs.resolve():
         raise UserError(f"into={into} is the folder of runs itself; whole runs are not replaced.")
+    if name is not None and not is_name(name):
+        raise UserError(f"name '{name}' cannot name a sweep; use letters, digits and . _ + - only.")
     selection = select_runs(
         ReportRequest(
             runs=runs,

@@ -17,6 +17,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.records.store import RunData, without_nan
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _REMEDY = "free some space, or set into to a folder that can be written"
+_FILES = {"record.json", "items.parquet", "layers.parquet", "tokens.npz"}
 _DROPPED = ("stage_keys",)
 
 
@@ -45,12 +47,17 @@ def write_compact_run(runs: Path, data: RunData) -> Path:
     """Write a compact run's folder atomically, replacing an earlier one, and return it.
 
     Raises:
-        UserError: when the folder cannot be written.
+        UserError: when the folder cannot be written, or holds more than a compact run.
     """
     import numpy as np
 
     small = compact_run(data)
     target = runs / small.record.run_id
+    if target.exists() and (others := {p.name for p in target.iterdir()} - _FILES):
+        raise UserError(
+            f"{target} holds {sorted(others)[0]}, which no compact run does, so it is left as it is; set "
+            "into to another folder."
+        )
     with (
         explain_os_error("write the compact run", target, _REMEDY),
         atomic_directory(target) as folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,17 +16,21 @@ from faqbench.report.layout import render
 from faqbench.report.request import ReportPaths, ReportRequest
 from faqbench.report.run_tables import metrics_table, runs_table
 from faqbench.report.selection import Selection, select_runs
+from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
 
 _MOST_FIGURE_ROWS = 240
 _MOST_SETTINGS = 12
 _FOLDERS = {"figures", "tables"}
+_GENERATOR = b'<meta name="generator" content="faqbench">'
+_KEY = {"made_by": "faqbench report"}
 _REMEDY = "free some space, or set paths.reports to a folder that can be written"
 
 
 def write_report(request: ReportRequest) -> ReportPaths:
     """Rebuild a report from its runs, replacing an earlier report of the name.
 
-    What somebody else put into its folder, such as a page with conclusions, stays.
+    Its manifest says which files are the report's. What somebody else put into its folder, such as a page
+    with conclusions, stays.
 
     Raises:
         UserError: when nothing matches `select`, the baseline is unknown, the name is no folder
@@ -50,10 +55,9 @@ def _target(request: ReportRequest) -> Path:
             f"name '{request.name}' cannot name a folder; use letters, digits and . _ + - only."
         )
     target = request.reports / request.name
-    if target.exists() and not (target / "index.html").is_file() and any(target.iterdir()):
-        raise UserError(
-            f"{target} exists and is no report, so it is left alone; choose another name."
-        )
+    if target.is_symlink():  # a report on another disk is written there
+        target = target.resolve()
+    _earlier_files(target)  # before the work
     return target
 
 
@@ -95,12 +99,14 @@ def _pages(content: ReportContent) -> dict[str, bytes]:
 def _write(
     target: Path, files: dict[str, bytes], n_runs: int, damaged: tuple[tuple[str, str], ...]
 ) -> ReportPaths:
+    ours = _earlier_files(target)
     with explain_os_error("write the report", target, _REMEDY), atomic_directory(target) as folder:
         for name, data in files.items():
             path = folder / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(data)
-        _keep_what_is_not_ours(target, folder)
+        write_manifest(folder, _KEY)
+        _keep_what_is_not_ours(target, folder, ours)
     return ReportPaths(
         folder=target,
         html=target / "index.html",
@@ -112,12 +118,54 @@ def _write(
     )
 
 
-def _keep_what_is_not_ours(target: Path, folder: Path) -> None:
-    """Copy from an earlier report's folder what no report writes there."""
-    for path in target.iterdir() if target.is_dir() else ():
-        if path.suffix == ".html" or path.name == "report.md" or path.name in _FOLDERS:
+def _earlier_files(target: Path) -> frozenset[str]:
+    """Return the files of a folder that an earlier report wrote; those, and no others, are replaced.
+
+    Raises:
+        UserError: when the folder holds something and no report, or a file of it was edited since.
+    """
+    if not target.exists() or not any(target.iterdir()):
+        return frozenset()
+    no_report = f"{target} exists and is no report, so it is left alone; choose another name."
+    if os.path.lexists(target / MANIFEST):
+        try:
+            manifest = read_manifest(target)
+        except ValueError as error:
+            raise UserError(no_report) from error
+        if manifest["key"] != _KEY:
+            raise UserError(no_report)
+        for name, facts in manifest["files"].items():
+            path = target / name
+            if path.is_file() and path.stat().st_size != facts["size"]:
+                raise UserError(
+                    f"{path} was edited since the report was written; move it away, or choose another name."
+                )
+        return frozenset({MANIFEST, *manifest["files"]})
+    page = target / "index.html"
+    if not page.is_file() or _GENERATOR not in page.read_bytes():
+        raise UserError(no_report)
+    # Reports had no manifest once; their files are told by where they lie and what the pages say.
+    return frozenset(
+        path.relative_to(target).as_posix()
+        for path in target.rglob("*")
+        if path.name == "report.md"
+        or path.parent.name in _FOLDERS
+        or (path.suffix == ".html" and path.is_file() and _GENERATOR in path.read_bytes())
+    )
+
+
+def _keep_what_is_not_ours(target: Path, folder: Path, ours: frozenset[str]) -> None:
+    """Copy what somebody else put into a report's folder; where the report wants its place, refuse."""
+    for path in sorted(target.rglob("*")) if target.is_dir() else ():
+        name = path.relative_to(target)
+        kept = folder / name
+        if name.as_posix() in ours or (path.is_dir() and not path.is_symlink()):
             continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.copytree(path, folder / path.name, symlinks=True)
-        else:
-            shutil.copy2(path, folder / path.name, follow_symlinks=False)
+        if os.path.lexists(kept):
+            raise UserError(
+                f"{path} is not of a report, and a report wants its place; move it away."
+            )
+        if not path.is_symlink() and not path.is_file():
+            raise UserError(f"{path} is no regular file, so it cannot be kept; move it away.")
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, kept, follow_symlinks=False)

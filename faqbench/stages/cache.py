@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,8 +23,9 @@ from typing import Self
 
 import platformdirs
 
-from faqbench.files import atomic_directory, explain_os_error, remove_leftovers
+from faqbench.files import atomic_directory, explain_os_error
 from faqbench.locks import locked
+from faqbench.scratch import discard, remove_leftovers
 from faqbench.stages.inventory import evict
 from faqbench.stages.leases import Leases
 from faqbench.stages.manifest import (
@@ -204,7 +204,7 @@ class StageCache:
             _log.warning(
                 "cache: %s entry %s is damaged (%s); recomputing", stage, target.name, damage
             )
-            shutil.rmtree(target)
+            discard(target)
         with atomic_directory(target) as scratch:
             build(scratch)
             write_manifest(scratch, key)

@@ -6,8 +6,7 @@ Assets are listed with the stages and counted, but never evicted: they are what 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -16,11 +15,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from faqbench.files import remove_leftovers
+from faqbench.scratch import discard, remove_leftovers
 from faqbench.stages.leases import nobody_holds
 from faqbench.stages.manifest import MANIFEST, entry_name, find_damage, read_manifest
 
 _ASSETS = "assets"
+_ENTRY = re.compile("[0-9a-f]{32}")  # as `entry_name` makes names
 _STALE_LOCK_SECONDS = 86400.0
 
 
@@ -110,13 +110,10 @@ def remove_entry(entry: StoredEntry) -> bool:
     with nobody_holds(entry.path) as free:
         if not free:
             return False
-        # Out of sight first, so that nobody finds half of it.
         try:
-            grave = Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.path.parent))
-            entry.path.rename(grave)
+            discard(entry.path)
         except OSError:
             return False
-    shutil.rmtree(grave, ignore_errors=True)
     return True
 
 
@@ -125,8 +122,11 @@ def tidy(root: Path) -> int:
     removed = 0
     for folder in [root / _ASSETS, *_stage_folders(root)]:
         removed += remove_leftovers(folder)
-        for path in folder.glob("*.lock") if folder.is_dir() else ():
-            removed += _remove_stale_lock(path)
+    for folder in _stage_folders(root):
+        locks = (
+            p for p in folder.glob("*.lock") if _ENTRY.fullmatch(p.stem) and not p.is_symlink()
+        )
+        removed += sum(_remove_stale_lock(path) for path in locks)
     return removed
 
 
@@ -176,11 +176,18 @@ def entry_at(path: Path) -> StoredEntry:
     )
 
 
+def _is_entry(path: Path) -> bool:
+    """Say whether a folder below a stage is one that a stage left, whole or damaged."""
+    return _ENTRY.fullmatch(path.name) is not None and not path.is_symlink()
+
+
 def _entries_in(folder: Path) -> Iterator[StoredEntry]:
     if not folder.is_dir():
         return
     for item in os.scandir(folder):
         if not item.is_dir() or item.name.startswith(".") or item.name.endswith(".downloads"):
+            continue
+        if folder.name != _ASSETS and not _is_entry(Path(item.path)):
             continue
         with suppress(OSError):
             yield entry_at(Path(item.path))

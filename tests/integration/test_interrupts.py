@@ -92,7 +92,7 @@ def test_a_signal_ends_a_sweep_cleanly_wherever_it_lands(forks, workplace, where
 def test_a_signal_ends_a_verb_with_its_own_code(forks, workplace, verb):
     where = {
         "plan": (CONFIG_LOADER, 1, signal.SIGTERM, "wrapped"),
-        "ls": ("faqbench.records.store:json.loads", 1, signal.SIGHUP, "raised"),
+        "ls": ("faqbench.foreign:from_json", 1, signal.SIGHUP, "raised"),
         "presearch": ("torch.nn:Linear.forward", 30, signal.SIGINT, "raised"),
     }[verb]
     if verb == "ls":

@@ -1,12 +1,17 @@
 """Files that appear whole or not at all, and the sentences of full and read-only disks."""
 
 import errno
+import json
+import os
+import socket
 import stat
 
+import psutil
 import pytest
 
 from faqbench.config import UserError
-from faqbench.files import atomic_directory, atomic_write, explain_os_error, remove_leftovers
+from faqbench.files import atomic_directory, atomic_write, explain_os_error
+from faqbench.scratch import remove_leftovers
 
 
 def names(folder):
@@ -109,29 +114,76 @@ def test_other_exceptions_pass_unchanged(tmp_path):
         raise KeyError
 
 
-def leftover(path, kind):
-    if kind == "folder":
-        path.mkdir()
-        (path / "half").write_text("")
-    else:
-        path.write_text("half")
+def leftover(folder, target, name="aaaaaaaa", **changes):
+    """What a process that was killed while it wrote a target left."""
+    path = folder / f".faqbench-scratch-{name}"
+    path.mkdir()
+    (path / "new").write_text("half")
+    owner = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": 1.0, "target": target}
+    (path / "owner.json").write_text(json.dumps(owner | changes))
     return path
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path, kind):
-    leftover(tmp_path / ".target.a1b2c3d4", kind)
-    for name in ("target", ".hidden", ".trash", "a.b", ".other.name"):
-        leftover(tmp_path / name, kind)
+def test_what_a_killed_writer_left_is_removed(tmp_path):
+    leftover(tmp_path, "target")
     assert remove_leftovers(tmp_path) == 1
-    assert names(tmp_path) == sorted(["target", ".hidden", ".trash", "a.b", ".other.name"])
+    assert names(tmp_path) == []
 
 
 def test_the_leftovers_of_one_target_are_removed_alone(tmp_path):
-    leftover(tmp_path / ".one.a1b2c3d4", "folder")
-    leftover(tmp_path / ".two.a1b2c3d4", "folder")
+    leftover(tmp_path, "one", "aaaaaaaa")
+    kept = leftover(tmp_path, "two", "bbbbbbbb")
     assert remove_leftovers(tmp_path, "one") == 1
-    assert names(tmp_path) == [".two.a1b2c3d4"]
+    assert names(tmp_path) == [kept.name]
+
+
+@pytest.mark.parametrize(
+    "name", [".env.template", ".bashrc.20240101", ".ssh.20240101", ".faqbench-scratch-aaaaaaaa"]
+)
+def test_a_users_files_and_folders_are_never_taken_for_leftovers(tmp_path, name):
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / name).write_text("mine")
+    (tmp_path / "folder" / name).mkdir(parents=True)
+    (tmp_path / "folder" / name / "key").write_text("mine")
+    (tmp_path / "link").mkdir()
+    (tmp_path / "link" / name).symlink_to(leftover(tmp_path, "target", "bbbbbbbb"))
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / name)
+    for folder in ("file", "folder", "link", "pipe"):
+        assert remove_leftovers(tmp_path / folder) == 0
+        assert names(tmp_path / folder) == [name]
+
+
+@pytest.mark.parametrize(
+    "marker",
+    [
+        {"target": "../outside"},
+        {"pid": "1"},
+        {"started": None},
+        {"more": 1},
+    ],
+)
+def test_a_marker_of_somebody_elses_is_none(tmp_path, marker):
+    leftover(tmp_path, **{"target": "target"} | marker)
+    assert remove_leftovers(tmp_path) == 0
+
+
+def test_a_pipe_in_the_markers_place_is_waited_for_by_nobody(tmp_path):
+    path = leftover(tmp_path, "target")
+    (path / "owner.json").unlink()
+    os.mkfifo(path / "owner.json")
+    assert remove_leftovers(tmp_path) == 0
+
+
+def test_what_a_living_process_writes_is_no_leftover_even_without_locks(tmp_path):
+    me = psutil.Process()
+    leftover(tmp_path, "target", pid=me.pid, started=me.create_time())
+    assert remove_leftovers(tmp_path) == 0
+
+
+def test_a_later_process_of_the_same_number_is_not_the_owner(tmp_path):
+    leftover(tmp_path, "target", pid=os.getpid())
+    assert remove_leftovers(tmp_path) == 1
 
 
 def test_what_is_being_written_is_no_leftover(tmp_path):
@@ -141,11 +193,21 @@ def test_what_is_being_written_is_no_leftover(tmp_path):
     assert names(tmp_path / "target") == ["a"]
 
 
-def test_a_target_that_was_moved_aside_when_its_writer_was_killed_is_put_back(tmp_path):
-    leftover(tmp_path / ".target.a1b2c3d4.old", "folder")
-    leftover(tmp_path / ".target.a1b2c3d4", "folder")
-    assert remove_leftovers(tmp_path) == 2
-    assert names(tmp_path) == ["target"]
+def test_a_target_that_was_set_aside_when_its_writer_was_killed_is_put_back(tmp_path):
+    path = leftover(tmp_path, "target")
+    (path / "old").mkdir()
+    (path / "old" / "work").write_text("mine")
+    assert remove_leftovers(tmp_path) == 1
+    assert names(tmp_path) == ["target"] and names(tmp_path / "target") == ["work"]
+
+
+def test_a_link_in_a_targets_place_is_replaced_and_never_followed(tmp_path):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "work").write_text("mine")
+    (tmp_path / "target").symlink_to(tmp_path / "big")
+    with atomic_directory(tmp_path / "target") as scratch:
+        (scratch / "new").write_text("")
+    assert names(tmp_path / "target") == ["new"] and names(tmp_path / "big") == ["work"]
 
 
 def test_a_folder_that_is_not_there_has_no_leftovers(tmp_path):

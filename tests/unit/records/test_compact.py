@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from faqbench.config import UserError
 from faqbench.records import compact_run, read_record, read_run, write_compact_run, write_run
 
 
@@ -70,3 +71,11 @@ def test_a_baseline_without_layers_or_tokens_is_compact_already(data, tmp_path):
     folder = write_compact_run(tmp_path, plain)
     assert read_record(folder) == plain.record
     assert len(compact_run(plain).layers) == 0
+
+
+def test_a_whole_run_is_never_replaced_by_a_compact_one(whole, tmp_path):
+    folder = write_run(tmp_path, whole, "a: 1\n")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(UserError, match=r"holds config\.yaml, which no compact run does"):
+        write_compact_run(tmp_path, whole)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

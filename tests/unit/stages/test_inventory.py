@@ -194,3 +194,15 @@ def test_a_lock_without_an_entry_goes_when_it_is_old(root, make, age, removed):
     shutil.rmtree(path)
     used(path.with_suffix(".lock"), age)
     assert tidy(root) == removed
+
+
+def test_what_a_user_keeps_in_the_folder_is_neither_an_entry_nor_a_lock(root, make):
+    make("a")
+    project = root / "stages" / "toy" / "project"
+    project.mkdir()
+    (project / "manifest.json").write_text("{}")
+    lock = root / "stages" / "toy" / "poetry.lock"
+    lock.write_text("mine")
+    used(lock, 10 * 86400)
+    assert tidy(root) == 0 and [e.name for e in evict(root, 0)] != ["project"]
+    assert project.is_dir() and lock.read_text() == "mine"
