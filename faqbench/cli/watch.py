@@ -15,7 +15,7 @@ from rich.text import Text
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import make_table, print_damaged
 from faqbench.config import UserError, did_you_mean
-from faqbench.records import RunRecord, find_runs, read_sweep
+from faqbench.records import RunRecord, find_heads, read_sweep
 from faqbench.report import formatting
 from faqbench.tracking import ProgressLog, find_progress
 
@@ -44,7 +44,7 @@ def run(arguments: list[str]) -> int:
     runs = Path(values.get("runs", "runs"))
     interval = _interval(values.get("interval", "2"))
     name, wanted = _cells(runs, values.get("name"))
-    print_damaged([*find_runs(runs)[1], *find_progress(runs)[1]])
+    print_damaged([*find_heads(runs)[1], *find_progress(runs)[1]])
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
 
 def statuses(runs: Path, wanted: Sequence[str] | None) -> list[Status]:
     """Return how cells stand, in the order wanted; all that are known when none are named."""
-    records, damaged = find_runs(runs)
+    records, damaged = find_heads(runs)
     known = {record.run_id: record for record in records}
     logs = {log.run_id: log for log in find_progress(runs)[0]}
     broken = {name for name, _ in damaged}

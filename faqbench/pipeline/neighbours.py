@@ -18,18 +18,19 @@ from typing import Any
 import numpy as np
 
 from faqbench.pipeline.evaluating import Evaluated
-from faqbench.records import Gate, RunData, RunRecord, find_runs, read_run
+from faqbench.records import Gate, RunData, RunRecord, find_heads, read_run
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
 
 _GRID = ("group_size", "symmetric", "skip", "overrides")
+_MOST_COMPARED = 24  # each is read with its tables, and chance alone marks one comparison in forty
 
 
 class Neighbours:
-    """The finished runs of a folder."""
+    """The finished runs of a folder, of which the latest are compared."""
 
     def __init__(self, runs: Path) -> None:
         self._runs = runs
-        records, _ = find_runs(runs) if runs.is_dir() else ([], [])
+        records, _ = find_heads(runs) if runs.is_dir() else ([], [])
         self._records = [r for r in records if r.status == "finished"]
 
     def same_tokens(self, record: RunRecord) -> Gate:
@@ -101,7 +102,8 @@ class Neighbours:
         wrong: list[str] = []
         right: list[str] = []
         unread: list[str] = []
-        for other, wins in zip(others, should_win, strict=True):
+        latest = sorted(zip(others, should_win, strict=True), key=lambda o: o[0].started)
+        for other, wins in latest[-_MOST_COMPARED:]:
             try:
                 tables = read_run(self._runs / other.run_id)
             except ValueError as error:

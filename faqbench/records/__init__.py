@@ -12,6 +12,7 @@ listed, and a run folder appears by one rename.
 
 from faqbench.records.claims import claimed, drop_claim, find_dead_claims
 from faqbench.records.compact import compact_run, write_compact_run
+from faqbench.records.index import find_heads
 from faqbench.records.results import differences, result_of
 from faqbench.records.run_record import (
     SCHEMA_VERSION,
@@ -52,6 +53,7 @@ __all__ = [
     "differences",
     "drop_claim",
     "find_dead_claims",
+    "find_heads",
     "find_runs",
     "finished_record",
     "is_stopped",

@@ -164,9 +164,9 @@ def _check_schema(schema: object) -> None:
 
 def _check_metrics(metrics: tuple[Metric, ...]) -> None:
     """Refuse what would be counted twice, and perplexities that have no logarithm."""
-    names = Counter((m.task, m.name) for m in metrics)
-    if len(names) < len(metrics):
-        task, name = names.most_common(1)[0][0]
+    names = [(m.task, m.name) for m in metrics]
+    if len(set(names)) < len(names):
+        task, name = Counter(names).most_common(1)[0][0]
         raise ValueError(f"malformed record: it has {task} {name} twice")
     for m in metrics:
         if m.unit == "perplexity" and m.value is not None and m.value <= 0:

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-_RECORD = "record.json"
+RECORD = "record.json"
 _MOST_MEGABYTES = 32
 _REMEDY = "free some space, or set paths.runs to a folder that can be written"
 
@@ -69,14 +69,14 @@ def read_record(folder: Path) -> RunRecord:
     Raises:
         ValueError: with the reason, for a damaged record or one of another schema.
     """
-    return _called(_read(folder), folder.name)
+    return _called(read_written(folder), folder.name)
 
 
-def _read(folder: Path) -> RunRecord:
+def read_written(folder: Path) -> RunRecord:
     """Read a record as it was written; its `run_id` differs where the folder was renamed or copied."""
     if not is_name(folder.name):
         raise ValueError("its folder's name is no run's: letters, digits and . _ + - only")
-    record = RunRecord.from_json(read_json(folder / _RECORD, _MOST_MEGABYTES))
+    record = RunRecord.from_json(read_json(folder / RECORD, _MOST_MEGABYTES))
     if not is_name(record.run_id):
         raise ValueError(f"malformed record: run_id {record.run_id!r:.80} is no run's name")
     return record
@@ -111,10 +111,10 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
         UserError: when a later faqbench wrote the record: running the cell would replace it.
     """
     folder = experiment.paths.runs / run_id(experiment)
-    if not (folder / _RECORD).is_file():
+    if not (folder / RECORD).is_file():
         return None
     try:
-        record = _read(folder)
+        record = read_written(folder)
     except NewerSchemaError as error:
         raise UserError(
             f"{folder} was written by a newer faqbench ({error}) and is left as it is; install that one, "
@@ -131,13 +131,20 @@ def find_runs(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
 
     A copy beside its original is one of the others, so that no run counts twice.
     """
+    return find_with(runs, read_written)
+
+
+def find_with(
+    runs: Path, read: Callable[[Path], RunRecord]
+) -> tuple[list[RunRecord], list[tuple[str, str]]]:
+    """Find runs as `find_runs` does, with a reader of a folder's record."""
     records: list[RunRecord] = []
     damaged: list[tuple[str, str]] = []
     folders = run_folders(runs)
     names = {folder.name for folder in folders}
     for folder in folders:
         try:
-            record = _read(folder)
+            record = read(folder)
             if record.run_id != folder.name and record.run_id in names:
                 raise ValueError(f"it is a copy of {record.run_id}, which is here too")
             records.append(_called(record, folder.name))
@@ -151,13 +158,13 @@ def run_folders(runs: Path) -> list[Path]:
 
     Names with a dot or an underscore in front are ours: scratch folders, the trash, sweeps, progress.
     """
-    folders = sorted(runs.iterdir()) if runs.is_dir() else []
+    folders = sorted(runs.iterdir(), key=lambda p: p.name) if runs.is_dir() else []
     return [f for f in folders if f.name[0] not in "._" and _has_record(f)]
 
 
 def _has_record(folder: Path) -> bool:
     try:
-        (folder / _RECORD).lstat()
+        (folder / RECORD).lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from faqbench.config import UserError, did_you_mean
 from faqbench.records import RunRecord, find_runs, read_sweep
 from faqbench.report.facts import config_value
 from faqbench.report.request import ReportRequest
+
+Finder = Callable[[Path], tuple[list[RunRecord], list[tuple[str, str]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +38,17 @@ class Selection:
         return not (self.finished or self.failed)
 
 
-def select_runs(request: ReportRequest) -> Selection:
+def select_runs(request: ReportRequest, find: Finder = find_runs) -> Selection:
     """Read the records that a request asks for.
+
+    Args:
+        request: which runs.
+        find: reads a folder; `find_heads` where nobody asks for what heads leave out.
 
     Raises:
         UserError: when `select` matches none of the runs there are, or the sweep's list is damaged.
     """
-    records, damaged = find_runs(request.runs)
+    records, damaged = find(request.runs)
     wanted: Sequence[str] | None = request.run_ids
     if wanted is None:
         wanted = read_sweep(request.runs, request.name)

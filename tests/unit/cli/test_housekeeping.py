@@ -117,6 +117,32 @@ def test_rm_takes_a_selection_and_the_same_run_twice(runs, toy_run):
     assert kept == ["toy-awq-1", "toy-rtn-1", "toy-rtn-1"]
 
 
+@pytest.mark.parametrize(
+    ("select", "taken"),
+    [
+        ("bits=3", {"toy-grid", "toy-seeded"}),
+        ("quant=fp", {"toy-baseline"}),
+        ("seed=0", {"toy-seeded"}),
+        ("quant.round=none", {"toy-baseline"}),
+        ("dtype=float32", {"toy-baseline", "toy-grid", "toy-seeded"}),
+    ],
+)
+def test_rm_takes_no_run_for_a_key_that_does_not_decide_it(
+    toy_run, tmp_path, monkeypatch, select, taken
+):
+    monkeypatch.chdir(tmp_path)
+    off = {"scale": "none", "clip": "none", "correct": "none"}
+    for name, quant in {
+        "toy-baseline": {"name": "fp", "round": "none", **off},
+        "toy-grid": {"name": "rtn", "round": "nearest", **off},
+        "toy-seeded": {"name": "awq", "round": "nearest", **off, "scale": "awq"},
+    }.items():
+        toy_run(name, config={"bits": 3, "seed": 0, "dtype": "float32", "quant": quant})
+    assert main(["rm", f"select={select}"]) == 0
+    left = {r.run_id for r in find_runs(tmp_path / "runs")[0]}
+    assert {"toy-baseline", "toy-grid", "toy-seeded"} - left == taken
+
+
 def test_restore_does_not_replace_a_run(runs, toy_run, capsys):
     assert main(["rm", "toy-faq-1"]) == 0
     toy_run("toy-faq-1")

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from faqbench.config import run_id
+from faqbench.pipeline import neighbours
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, compact_run, write_run
@@ -104,6 +105,20 @@ def test_other_tokens_are_not_compared(make, runs):
     record = dataclasses.replace(rtn.record, fingerprints=fingerprints)
     other = dataclasses.replace(rtn, record=record)
     assert keep(runs, other).not_worse_than_rtn(*seen(awq)).detail == "nothing to compare with"
+
+
+def test_of_many_runs_the_latest_are_compared(make, runs, monkeypatch):
+    monkeypatch.setattr(neighbours, "_MOST_COMPARED", 2)
+    rtn = make(0.0, "quant=rtn")
+    others = [
+        dataclasses.replace(
+            rtn,
+            record=dataclasses.replace(rtn.record, run_id=f"rtn-{day}", started=f"2025-01-0{day}"),
+        )
+        for day in (1, 2, 3)
+    ]
+    found = keep(runs, *others).not_worse_than_rtn(*seen(make(0.0, "quant=awq")))
+    assert found.passed and found.detail == "compared with 2 runs"
 
 
 def test_a_failed_run_is_not_compared(make, runs):

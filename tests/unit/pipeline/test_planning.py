@@ -13,6 +13,7 @@ from faqbench.pipeline.environment import device_name
 from faqbench.pipeline.planning import (
     Estimator,
     compare_with_plan,
+    earlier,
     make_plan,
     rate,
     seconds_left,
@@ -20,7 +21,7 @@ from faqbench.pipeline.planning import (
 )
 from faqbench.pipeline.planning.found import look_up
 from faqbench.pipeline.planning.shape import shape_of
-from faqbench.records import find_runs
+from faqbench.records import find_runs, read_run, write_run
 from faqbench.stages import PlainProgress, StageCache
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
@@ -275,3 +276,22 @@ def test_a_plan_of_two_hundred_cells_shares_one_composition(tmp_path):
         found = make_plan(experiments, [], cache)
     assert len(experiments) == 200 and len(found.cells) == 155  # RTN has no seed
     assert {s.n_cells for s in stages(found, "statistics")} == {10}
+
+
+def test_a_plan_reads_whole_the_latest_records_of_its_models_and_no_others(
+    run, tmp_path, monkeypatch
+):
+    run("quant=rtn", SCORED)
+    (record,), _ = find_runs(tmp_path / "runs")
+    data = read_run(tmp_path / "runs" / record.run_id)
+    for day in range(1, 6):
+        changed = dataclasses.replace(record, run_id=f"toy-{day}", started=f"2024-01-0{day}")
+        write_run(tmp_path / "runs", dataclasses.replace(data, record=changed), "")
+    other = dataclasses.replace(
+        record, run_id="other", config=record.config | {"model": {"name": "other"}}
+    )
+    write_run(tmp_path / "runs", dataclasses.replace(data, record=other), "")
+    monkeypatch.setattr(earlier, "_LATEST", 2)
+    records, _ = earlier.earlier_records(tmp_path / "runs", {"tiny-llama"})
+    assert len(records) == 7
+    assert {r.run_id for r in records if "stage_keys" in r.extra} == {record.run_id, "toy-5"}

@@ -1,0 +1,150 @@
+"""The index of a folder's records: as quick as it is distrusted."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import pytest
+
+from faqbench.records import find_heads, find_runs, index, read_record, write_run
+
+
+@pytest.fixture
+def runs(tmp_path, data, monkeypatch):
+    """A folder of six runs; every index is worth writing, and no file is too young for it."""
+    monkeypatch.setattr(index, "_WORTH_WRITING", 1)
+    monkeypatch.setattr(index, "_SETTLED_NANOSECONDS", -(10**12))
+    for n in range(6):
+        write_run(tmp_path / "runs", data(run_id=f"toy-rtn-{n}", seconds=float(n)), "bits: 3\n")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The names of the records that were read from their own files."""
+    names = []
+    original = index.read_written
+
+    def read(folder):
+        names.append(folder.name)
+        return original(folder)
+
+    monkeypatch.setattr(index, "read_written", read)
+    return names
+
+
+def heads_of(runs):
+    """Return what the index should say, without it."""
+    records, damaged = find_runs(runs)
+    heads = [
+        dataclasses.replace(r, stages={}, extra={"evaluation": r.extra["evaluation"]})
+        for r in records
+    ]
+    return heads, damaged
+
+
+def test_a_second_look_reads_no_record_and_finds_the_same(runs, reads):
+    first = find_heads(runs)
+    assert first == heads_of(runs) and len(reads) == 6
+    assert find_heads(runs) == first and len(reads) == 6
+
+
+def test_one_new_run_among_many_is_the_only_one_that_is_read(runs, reads, data):
+    find_heads(runs)
+    write_run(runs, data(run_id="toy-awq-1"), "bits: 3\n")
+    reads.clear()
+    assert find_heads(runs) == heads_of(runs) and reads == ["toy-awq-1"]
+
+
+def rewrite(path):
+    """Change a record in place: the same size, the times it had before."""
+    before = path.stat()
+    path.write_text(path.read_text().replace("29.19", "92.91"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda runs: shutil.rmtree(runs / "toy-rtn-3"),
+        lambda runs: (runs / "toy-rtn-3" / "record.json").write_text("{"),
+        lambda runs: rewrite(runs / "toy-rtn-3" / "record.json"),
+        lambda runs: (runs / "toy-rtn-3").rename(runs / "renamed"),
+        lambda runs: shutil.copytree(runs / "toy-rtn-3", runs / "copied"),
+        lambda runs: (runs / "toy-rtn-3" / "record.json").replace(
+            runs / "toy-rtn-2" / "record.json"
+        ),
+    ],
+    ids=["removed", "damaged", "rewritten", "renamed", "copied", "moved"],
+)
+def test_whatever_happens_to_a_run_is_seen(runs, change):
+    before = find_heads(runs)
+    change(runs)
+    assert find_heads(runs) == heads_of(runs) and heads_of(runs) != before
+
+
+def planted(runs, change):
+    path = runs / "_index.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.unlink()
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(version=99),
+        lambda c: c.update(heads=[]),
+        lambda c: c.update(shared=[]),
+        lambda c: c.update(shared=[None] * len(c["shared"])),
+        lambda c: [head.pop("config") for _, head in c["heads"].values()],
+        lambda c: [head.update(metrics=7) for _, head in c["heads"].values()],
+        lambda c: [head.update(seconds="soon") for _, head in c["heads"].values()],
+        lambda c: [head.update(run_id="../toy-rtn-1") for _, head in c["heads"].values()],
+        lambda c: [head.update(config=[10**9]) for _, head in c["heads"].values()],
+        lambda c: c["heads"].update({"toy-rtn-1": 3}),
+    ],
+)
+def test_an_index_that_somebody_damaged_changes_nothing(runs, change):
+    find_heads(runs)
+    planted(runs, change)
+    assert find_heads(runs) == heads_of(runs)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 10**5, b"\xff\xfe", b"null", b"[]", b'"x"'])
+def test_an_index_that_cannot_be_read_is_made_anew(runs, content, reads):
+    find_heads(runs)
+    (runs / "_index.json").write_bytes(content)
+    reads.clear()
+    assert find_heads(runs) == heads_of(runs) and len(reads) == 6
+    assert json.loads((runs / "_index.json").read_text())["version"] == 1
+
+
+def test_an_index_that_is_a_pipe_or_cannot_be_written_is_not_waited_for(runs):
+    os.mkfifo(runs / "_index.json")
+    assert find_heads(runs) == heads_of(runs)
+    (runs / "_index.json").unlink()
+    (runs / "_index.json").mkdir()
+    assert find_heads(runs) == heads_of(runs)
+
+
+def test_a_file_that_was_written_just_now_is_read_again_next_time(runs, reads, monkeypatch):
+    monkeypatch.setattr(index, "_SETTLED_NANOSECONDS", 10**12)
+    find_heads(runs)
+    find_heads(runs)
+    assert len(reads) == 12 and not (runs / "_index.json").exists()
+
+
+def test_few_records_need_no_index(runs, monkeypatch):
+    monkeypatch.setattr(index, "_WORTH_WRITING", 64)
+    find_heads(runs)
+    assert not (runs / "_index.json").exists()
+
+
+def test_an_index_says_nothing_of_a_record_that_is_read_whole(runs):
+    find_heads(runs)
+    planted(runs, lambda c: [head.update(seconds=99.0) for _, head in c["heads"].values()])
+    assert read_record(runs / "toy-rtn-3").seconds == 3.0
+    assert [r.seconds for r in find_runs(runs)[0]] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
