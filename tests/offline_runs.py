@@ -16,7 +16,7 @@ def logged(runs: Path, name: str = "*") -> list[dict[str, Any]]:
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr

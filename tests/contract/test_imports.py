@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "lm_eval", "wandb", "hydra", "omegaconf")
 def test_a_light_module_imports_nothing_heavy(module):
     code = f"import sys, faqbench.{module}\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=1800
     )
     assert result.stdout.strip() == "[]"
 
@@ -28,6 +28,6 @@ def test_light_commands_import_nothing_heavy(arguments):
         "print([m for m in ('torch', 'transformers', 'lm_eval', 'wandb') if m in sys.modules])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=1800
     )
     assert result.stdout.strip().splitlines()[-1] == "[]"

@@ -7,15 +7,20 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import psutil
 import pytest
 
 import faqbench
 
 SOURCE = str(Path(faqbench.__file__).parent.parent)  # that which the tests import
+PATIENCE = 1800  # seconds until a process counts as stuck: no loaded machine comes near it
+Found = TypeVar("Found")
 WORDS = ("the", "of", "a", "model", "weight", "block", "scale", "group", "error", "loss", "token")
 
 
@@ -34,10 +39,10 @@ class Workplace:
     def reports(self) -> Path:
         return self.root / "reports"
 
-    def faqbench(self, *arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    def faqbench(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `python -m faqbench` in the folder, in a process of its own, to its end."""
         process = self.start(*arguments)
-        out, err = process.communicate(timeout=timeout)
+        out, err = process.communicate(timeout=PATIENCE)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -68,6 +73,15 @@ class Forked:
             self._code = self._forks.ask({"wait": self.pid})["status"]
         return self._code
 
+    def until(self, condition: Callable[[], Found]) -> Found:
+        """Wait until a condition gives something and return it; the process may not end before."""
+        while True:
+            ended = psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
+            if found := condition():
+                return found
+            assert not ended, self.output
+            time.sleep(0.02)
+
     def kill(self, number: int) -> None:
         """Send a signal to the process and all that it started."""
         os.killpg(self.pid, number)
@@ -92,13 +106,19 @@ class Forks:
         answer: dict[str, int] = json.loads(self.server.stdout.readline())
         return answer
 
-    def start(self, place: Workplace, *arguments: str, prelude: str = "") -> Forked:
+    def start(
+        self,
+        place: Workplace,
+        *arguments: str,
+        prelude: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> Forked:
         """Start `faqbench` in a workplace; `prelude` is Python that runs in the process first."""
         log = place.root / f"log-{len(self.started)}.txt"
         command = {
             "arguments": arguments,
             "cwd": str(place.root),
-            "env": {"FAQBENCH_CACHE": str(place.root / "cache")},
+            "env": {"FAQBENCH_CACHE": str(place.root / "cache"), **(env or {})},
             "log": str(log),
             "prelude": prelude,
         }
@@ -106,9 +126,15 @@ class Forks:
         self.started.append(forked)
         return forked
 
-    def run(self, place: Workplace, *arguments: str, prelude: str = "") -> Forked:
+    def run(
+        self,
+        place: Workplace,
+        *arguments: str,
+        prelude: str = "",
+        env: Mapping[str, str] | None = None,
+    ) -> Forked:
         """Run `faqbench` in a workplace to its end."""
-        forked = self.start(place, *arguments, prelude=prelude)
+        forked = self.start(place, *arguments, prelude=prelude, env=env)
         forked.wait()
         return forked
 

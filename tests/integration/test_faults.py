@@ -300,8 +300,9 @@ def test_a_clock_that_jumps_changes_no_duration_and_no_result(forks, workplace):
     assert jumping.wait() == 0, jumping.output
     assert_same(results(workplace.root / "first"), results(workplace.runs))
     (data,) = results(workplace.runs).values()
-    assert 0 <= data.record.seconds < 300
-    assert all(0 <= stage.seconds < 300 for stage in data.record.stages.values())
+    jump = 3600
+    assert 0 <= data.record.seconds < jump
+    assert all(0 <= stage.seconds < jump for stage in data.record.stages.values())
 
 
 @pytest.mark.parametrize(
@@ -323,9 +324,7 @@ def test_a_record_of_a_newer_schema_is_never_replaced(forks, workplace, argument
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_cleanly_and_the_rest_is_taken_up(forks, workplace, undisturbed, number):
     process = forks.start(workplace, *SWEEP, *workplace.cell)
-    while not find_runs(workplace.runs)[0]:
-        time.sleep(0.01)
-    time.sleep(0.1)
+    process.until(lambda: find_runs(workplace.runs)[0])
     process.kill(number)
     assert process.wait() == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], process.output
     assert "Traceback" not in process.output

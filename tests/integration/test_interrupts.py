@@ -151,7 +151,7 @@ def test_a_sweep_that_is_killed_takes_its_processes_with_it(forks, workplace, ho
     cell = worker_of(process, name)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    psutil.wait_procs([cell], timeout=60)
+    psutil.wait_procs([cell], timeout=1800)
     assert not cell.is_running(), process.output
     running = workplace.runs / "_sweeps" / "running"
     assert find_dead_claims(workplace.runs) == sorted(p.name for p in running.iterdir())
@@ -162,5 +162,5 @@ def test_a_signal_to_a_sweep_of_joblib_ends_its_workers(forks, workplace):
     worker = worker_of(process, "LokyProcess")
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait() == 143, process.output
-    psutil.wait_procs([worker], timeout=60)
+    psutil.wait_procs([worker], timeout=1800)
     assert not worker.is_running() and "Traceback" not in process.output

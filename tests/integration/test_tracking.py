@@ -13,6 +13,8 @@ from offline_runs import history_of, logged, only, summary_of
 from faqbench.records import find_runs
 from faqbench.tracking import find_progress
 
+from .conftest import PATIENCE
+
 CELL = ("quant=awq", "tracking=wandb", "tracking.mode=offline")
 
 
@@ -30,9 +32,9 @@ def followers(workplace):
     return found
 
 
-def test_a_cell_is_one_offline_run_with_live_samples_and_nothing_is_said_of_it(workplace):
-    done = workplace.faqbench(*arguments(workplace))
-    assert done.returncode == 0 and "wandb" not in done.stderr.lower()
+def test_a_cell_is_one_offline_run_with_live_samples_and_nothing_is_said_of_it(forks, workplace):
+    done = forks.run(workplace, *arguments(workplace))
+    assert done.wait() == 0 and "wandb" not in done.output.lower(), done.output
     records = logged(workplace.runs)
     (record,), _ = find_runs(workplace.runs)
     assert only(records, "run")[0]["run_id"] == record.run_id
@@ -43,15 +45,15 @@ def test_a_cell_is_one_offline_run_with_live_samples_and_nothing_is_said_of_it(w
     assert [log.end for log in find_progress(workplace.runs)[0]] == ["ended"]
 
 
-def test_a_failed_cell_is_a_failed_run(workplace):
-    done = workplace.faqbench(*arguments(workplace, "calibration.n_samples=100000"))
-    assert done.returncode == 2
+def test_a_failed_cell_is_a_failed_run(forks, workplace):
+    done = forks.run(workplace, *arguments(workplace, "calibration.n_samples=100000"))
+    assert done.wait() == 2, done.output
     records = logged(workplace.runs)
     assert [e["exit_code"] for e in only(records, "exit")] == [1]
     assert summary_of(records)["status"] == "failed" and "100000" in summary_of(records)["error"]
 
 
-def test_a_full_disk_in_the_folder_of_wandb_costs_the_view_and_nothing_else(workplace):
+def test_a_full_disk_in_the_folder_of_wandb_costs_the_view_and_nothing_else(forks, workplace):
     place = workplace.runs / "wandb"
     place.mkdir(parents=True)
     mounted = subprocess.run(
@@ -60,46 +62,42 @@ def test_a_full_disk_in_the_folder_of_wandb_costs_the_view_and_nothing_else(work
     if mounted.returncode != 0:
         pytest.skip("mounting a small file system needs root")
     try:
-        done = workplace.faqbench(*arguments(workplace))
+        done = forks.run(workplace, *arguments(workplace))
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.wait() == 0 and "Traceback" not in done.output, done.output
     (record,), _ = find_runs(workplace.runs)
     assert record.status == "finished" and record.metrics[0].value > 1
 
 
-def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(workplace):
+def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(forks, workplace):
     slow = ("quant.search.loss=module", "quant.search.n_grid=200", "calibration.n_samples=16")
-    process = workplace.start(*arguments(workplace, *slow))
+    process = forks.start(workplace, *arguments(workplace, *slow))
 
     def quantizes():
         logs, _ = find_progress(workplace.runs)
         return any("quantize" in s.stage for log in logs for s in log.samples)
 
-    # Not earlier: some packages swallow an interrupt while they are imported.
-    end = time.monotonic() + 120
-    while not quantizes() and time.monotonic() < end:
-        time.sleep(0.1)
+    process.until(quantizes)
     os.kill(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, out + err
-    assert "Traceback" not in err and "stopped; finished cells and stages are kept" in err
+    assert process.wait() == 130, process.output
+    assert "Traceback" not in process.output
+    assert "stopped; finished cells and stages are kept" in process.output
     assert [log.end for log in find_progress(workplace.runs)[0]] == ["stopped"]
     assert find_runs(workplace.runs) == ([], [])
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while followers(workplace) and time.monotonic() < end:
         time.sleep(0.2)
     assert not followers(workplace)
 
 
-def test_a_sweep_agent_gets_the_numbers_of_a_cell_that_finished_before(workplace, monkeypatch):
+def test_a_sweep_agent_gets_the_numbers_of_a_cell_that_finished_before(forks, workplace):
     quiet = [a for a in arguments(workplace) if a != "tracking=wandb"]
-    assert workplace.faqbench(*quiet, "tracking=none").returncode == 0
+    assert forks.run(workplace, *quiet, "tracking=none").wait() == 0
     assert not (workplace.runs / "wandb").exists()
-    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
-    monkeypatch.setenv("WANDB_RUN_ID", "given-by-the-agent")
-    done = workplace.faqbench(*arguments(workplace))
-    assert done.returncode == 0 and "finished before, skipped" in done.stderr
+    agent = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "given-by-the-agent"}
+    done = forks.run(workplace, *arguments(workplace), env=agent)
+    assert done.wait() == 0 and "finished before, skipped" in done.output, done.output
     records = logged(workplace.runs)
     assert only(records, "run")[0]["run_id"] == "given-by-the-agent"
     assert summary_of(records)["eval/wikitext2-64/perplexity"] > 1

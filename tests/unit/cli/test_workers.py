@@ -93,7 +93,7 @@ def test_the_place_of_a_killed_process_is_free(tmp_path):
     code = (
         "import sys, time; from faqbench.cli import workers;"
         f"workers.tempfile.gettempdir = lambda: {str(tmp_path)!r}\n"
-        "with workers.taken(['only']):\n    print('in', flush=True); time.sleep(60)"
+        "with workers.taken(['only']):\n    print('in', flush=True); time.sleep(3600)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "in\n"

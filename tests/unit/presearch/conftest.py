@@ -56,12 +56,17 @@ def notes():
     return Notes()
 
 
-@pytest.fixture
-def found(compose, overrides, tmp_path, notes):
-    """Search, in a cache that calls of one test share."""
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory):
+    return tmp_path_factory.mktemp("searched")
 
-    def make(*more):
+
+@pytest.fixture
+def found(compose, overrides, searched, notes):
+    """Search: in a cache that all tests share, or in one of its own."""
+
+    def make(*more, cache=searched):
         experiment = compose("quant=faq", *overrides, *more)
-        return search(experiment, cache=StageCache(tmp_path / "cache"), progress=notes)
+        return search(experiment, cache=StageCache(cache), progress=notes)
 
     return make

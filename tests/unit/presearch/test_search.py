@@ -35,8 +35,9 @@ def test_a_search_tries_every_candidate_and_chooses_one_of_them(found):
     assert result.evidence[-1].name == "awq"
 
 
-def test_a_search_that_is_taken_up_again_computes_nothing_and_finds_the_same(found):
-    first, again = found(), found()
+def test_a_search_that_is_taken_up_again_computes_nothing_and_finds_the_same(found, tmp_path):
+    first, again = found(cache=tmp_path), found(cache=tmp_path)
+    assert not any(trial.cached for trial in first.trials.values())
     assert all(trial.cached for trial in again.trials.values())
     assert first.evidence == again.evidence
     assert trials_csv(first) == trials_csv(again)
@@ -44,7 +45,7 @@ def test_a_search_that_is_taken_up_again_computes_nothing_and_finds_the_same(fou
 
 def test_a_trial_does_not_depend_on_those_before_it(found, tmp_path):
     whole = found()
-    shuffled = found("presearch.rounds=[2]", "presearch.n_windows=4")
+    shuffled = found("presearch.rounds=[2]", "presearch.n_windows=4", cache=tmp_path)
     key = ("window=2 gamma=0.9 roles=all", 0)
     assert np.array_equal(whole.trials[key].windows, shuffled.trials[key].windows)
 

@@ -161,7 +161,7 @@ def test_two_processes_that_ask_at_once_compute_once(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=30)
+        process.join(timeout=1800)
     assert [p.exitcode for p in processes] == [0, 0]
     assert len(log.read_text().splitlines()) == 1
 

@@ -289,4 +289,4 @@ def test_ids_are_stable_legal_and_short() -> None:
 
 def test_wandb_is_not_imported_until_a_run_is_shown() -> None:
     code = "import sys, faqbench.tracking; assert 'wandb' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=1800)
