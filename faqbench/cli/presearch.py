@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from faqbench.cli.arithmetic import dtype_notes
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress, print_table
 from faqbench.config import UserError
@@ -28,7 +29,10 @@ def run(arguments: list[str]) -> int:
             "presearch sweeps by itself: give it one model and one setting, without -m."
         )
     (experiment,) = request.experiments
-    result = search(experiment, cache=StageCache(), progress=console_progress())
+    progress = console_progress()
+    for note in dtype_notes([experiment]):
+        progress.note(note)
+    result = search(experiment, cache=StageCache(), progress=progress)
     preset = write_search(result, datetime.now(UTC).date())
     print_table(
         [

@@ -115,7 +115,8 @@ def test_the_verb_searches_writes_and_says_how_to_use_the_preset(
 ):
     monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
     assert main(["presearch", *overrides]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "dtype=float32 on " in err
     assert "chosen" in out and "--config-dir" in out and "against AWQ" in out
     assert list((tmp_path / "presearch").glob("*/quant/faq-tiny-llama-*.yaml"))
     assert list((tmp_path / "presearch").glob("*/trials.csv"))
