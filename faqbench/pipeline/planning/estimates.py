@@ -38,6 +38,7 @@ _IMPORTING, _IMPORTING_TASKS, _BUILDING_A_TASK, _TOKENISING, _RECORDING = (
     200.0,
     120.0,
 )
+_SEARCHING = 1.3  # what a search takes of memory beside its products
 _ROUNDING = 1200.0  # operations' worth of a weight's way to the grid and back, mostly memory
 _PROCESS_BYTES = 700_000_000  # Python, torch and the other libraries
 _LOGITS_BYTES = 400_000_000
@@ -252,10 +253,10 @@ def _seconds_of_shape(
         return work * _window(title) * (forward + n_heads * rate.head_seconds)
     if kind == "tasks":
         tokens = work * _tokens_per_document(title, config)
-        return tokens * forward * 1.05 + rate.python_seconds * _BUILDING_A_TASK
+        return tokens * forward + rate.python_seconds * _BUILDING_A_TASK
     if kind == "quantized":
         counted = _quantizing(shape, config["quant"], _work("statistics", config))
-        return counted / operations + rate.python_seconds * shape.n_blocks
+        return _SEARCHING * counted / operations + rate.python_seconds * shape.n_blocks
     return 0.0
 
 

@@ -22,7 +22,8 @@ from torch.nn import functional
 from faqbench.pipeline.planning.shape import ModelShape
 from faqbench.quantization.reproducible import one_thread
 
-_N_TOKENS = 256
+_N_TOKENS = 512
+_N_WINDOWS = 4  # in one forward: what lies between products no longer fits a core's cache then
 _N_SCORED = 128  # rows of logits at once, as evaluation takes them
 _HEAD_WIDTH = 64
 _LARGEST = 2**26  # weights of one product; a larger one is timed in part
@@ -85,10 +86,10 @@ def _block_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) 
         _product_seconds(n_in, n_out, _N_TOKENS, device, dtype)
         for n_in, n_out in shape.linears.values()
     )
-    hidden = torch.ones(1, _N_TOKENS, shape.hidden_size, device=device).to(dtype)
-    inner = torch.ones(1, _N_TOKENS, shape.linears["down"][0], device=device).to(dtype)
+    hidden = torch.ones(_N_WINDOWS, _N_TOKENS, shape.hidden_size, device=device).to(dtype)
+    inner = torch.ones(_N_WINDOWS, _N_TOKENS, shape.linears["down"][0], device=device).to(dtype)
     width = min(_HEAD_WIDTH, shape.linears["o"][0])
-    heads = hidden.new_ones(1, shape.linears["o"][0] // width, _N_TOKENS, width)
+    heads = hidden.new_ones(_N_WINDOWS, shape.linears["o"][0] // width, _N_TOKENS, width)
 
     def between() -> None:
         for _ in range(2):
@@ -98,7 +99,7 @@ def _block_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) 
         functional.scaled_dot_product_attention(heads, heads, heads, is_causal=True)
         functional.silu(inner) * inner
 
-    return products + _seconds(between, device) / _N_TOKENS
+    return products + _seconds(between, device) / (_N_WINDOWS * _N_TOKENS)
 
 
 def _head_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
