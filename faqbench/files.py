@@ -1,6 +1,6 @@
 """Writing files so that a reader sees all of one or nothing of it, whatever interrupts the writer.
 
-A writer works in a scratch folder beside its target (see `scratch.py`) and moves what it made by one rename.
+A writer works in a scratch folder beside its target (see `scratch.py`) and moves it by one rename.
 """
 
 from __future__ import annotations

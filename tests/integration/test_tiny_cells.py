@@ -1,7 +1,7 @@
 """Compose, run, record and report on a tiny model, as a user types it."""
 
 import shutil
-import time
+import signal
 
 import numpy as np
 import pandas as pd
@@ -9,6 +9,8 @@ import pytest
 
 from faqbench.cli import main
 from faqbench.records import find_runs, read_run, read_sweep
+
+from .conftest import Workplace, new_workplace
 
 SWEEP = ["-m", "quant=fp,rtn,awq,faq"]
 
@@ -33,15 +35,28 @@ def assert_equal_results(first, second):
             np.testing.assert_array_equal(nll, other.tokens[name])
 
 
-def test_a_sweep_in_a_process_of_its_own_ends_with_a_table_records_and_a_report(workplace):
-    done = workplace.faqbench(*SWEEP, *workplace.cell, "report.name=study")
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A workplace where the sweep ran in a process of its own, as a user starts it, and how it ended."""
+    place = new_workplace(tmp_path_factory.mktemp("swept"))
+    return place, place.faqbench(*SWEEP, *place.cell, "report.name=study")
+
+
+@pytest.fixture
+def beside(swept, workplace):
+    """A fresh workplace whose cells read the texts of the sweep, so that they are the same cells."""
+    return Workplace(workplace.root, swept[0].cell)
+
+
+def test_a_sweep_in_a_process_of_its_own_ends_with_a_table_records_and_a_report(swept):
+    place, done = swept
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "RTN" in done.stdout
-    records, damaged = find_runs(workplace.runs)
+    records, damaged = find_runs(place.runs)
     assert [r.status for r in records] == ["finished"] * 4 and not damaged
-    assert set(read_sweep(workplace.runs, "study")) == {r.run_id for r in records}
-    assert (workplace.reports / "study" / "index.html").is_file()
-    assert (workplace.reports / "study" / "report.md").is_file()
+    assert set(read_sweep(place.runs, "study")) == {r.run_id for r in records}
+    assert (place.reports / "study" / "index.html").is_file()
+    assert (place.reports / "study" / "report.md").is_file()
 
 
 def test_a_cell_in_this_process_is_a_record(workplace, capsys):
@@ -51,20 +66,26 @@ def test_a_cell_in_this_process_is_a_record(workplace, capsys):
     assert f"Record: runs/{record.run_id}" in capsys.readouterr().out
 
 
-def test_both_ways_to_start_give_the_same_numbers(workplace):
-    assert main(["quant=faq", *workplace.cell]) == 0
-    assert workplace.faqbench("quant=faq", *workplace.cell, "paths.runs=other").returncode == 0
-    assert_equal_results(everything(workplace.runs), everything(workplace.root / "other"))
+def test_both_ways_to_start_give_the_same_numbers_with_the_cache_and_without(swept, beside):
+    in_a_process = everything(swept[0].runs)
+    assert len(in_a_process) == 4
+    assert main([*SWEEP, *beside.cell]) == 0
+    assert_equal_results(in_a_process, everything(beside.runs))
+    shutil.rmtree(beside.runs)
+    assert main([*SWEEP, *beside.cell]) == 0
+    from_cache = everything(beside.runs)
+    assert all(d.record.stages["evaluate"].cached for d in from_cache.values())
+    assert_equal_results(in_a_process, from_cache)
 
 
 def test_a_finished_cell_is_skipped_when_asked_for_again(workplace, capsys):
     assert main(["quant=rtn", *workplace.cell]) == 0
     (first,), _ = find_runs(workplace.runs)
     written = (workplace.runs / first.run_id / "record.json").stat().st_mtime_ns
-    assert main([*SWEEP, *workplace.cell]) == 0
+    assert main(["-m", "quant=fp,rtn", *workplace.cell]) == 0
     assert (workplace.runs / first.run_id / "record.json").stat().st_mtime_ns == written
     assert f"{first.run_id}: finished before, skipped" in capsys.readouterr().err
-    assert len(find_runs(workplace.runs)[0]) == 4
+    assert len(find_runs(workplace.runs)[0]) == 2
 
 
 def test_rerun_repeats_a_finished_cell(workplace):
@@ -74,20 +95,6 @@ def test_rerun_repeats_a_finished_cell(workplace):
     written = path.stat().st_mtime_ns
     assert main(["quant=rtn", *workplace.cell, "rerun=true"]) == 0
     assert path.stat().st_mtime_ns > written
-
-
-def test_running_again_with_and_without_the_cache_gives_equal_results(workplace):
-    assert main([*SWEEP, *workplace.cell]) == 0
-    first = everything(workplace.runs)
-    shutil.rmtree(workplace.runs)
-    assert main([*SWEEP, *workplace.cell]) == 0
-    from_cache = everything(workplace.runs)
-    assert all(d.record.stages["evaluate"].cached for d in from_cache.values())
-    assert_equal_results(first, from_cache)
-    shutil.rmtree(workplace.runs)
-    shutil.rmtree(workplace.root / "cache")
-    assert main([*SWEEP, *workplace.cell]) == 0
-    assert_equal_results(first, everything(workplace.runs))
 
 
 def test_a_damaged_cache_changes_no_number(workplace):
@@ -144,27 +151,41 @@ def test_a_single_cell_that_cannot_run_is_one_sentence_and_exit_code_2(workplace
     ],
 )
 def test_a_mistake_is_one_sentence_without_a_traceback_and_exit_code_2(
-    workplace, arguments, expected
+    workplace, capsys, arguments, expected
 ):
     rest = [] if arguments == ["quant=fqa"] else ["tracking=none", "evaluation=none"]
-    done = workplace.faqbench(*arguments, *rest, timeout=120)
+    assert main([*arguments, *rest]) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err + out
+    assert expected in err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["quant=fqa"], "Did you mean 'faq'?"),
+        (["-m", "model=tiny-llama", "bits=3,9", "tracking=none"], "bits=9 is not allowed"),
+    ],
+)
+def test_a_mistake_ends_a_process_of_its_own_alike(workplace, arguments, expected):
+    done = workplace.faqbench(*arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr + done.stdout
     assert expected in done.stderr.strip().splitlines()[-1]
 
 
-def test_a_hub_model_without_a_hub_stops_with_one_sentence(workplace):
-    done = workplace.faqbench("model=qwen3-8b", "quant=faq", "bits=3", "tracking=none")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
+def test_a_hub_model_without_a_hub_stops_with_one_sentence(forks, workplace):
+    done = forks.run(workplace, "model=qwen3-8b", "quant=faq", "bits=3", "tracking=none")
+    assert done.wait() == 2, done.output
+    assert "Traceback" not in done.output
+    last = done.output.strip().splitlines()[-1]
     assert "Qwen/Qwen3-8B" in last and "Hugging Face hub" in last and "model.source=path" in last
 
 
-def test_a_report_is_rebuilt_from_the_runs_alone(workplace, capsys):
-    assert main([*SWEEP, *workplace.cell]) == 0
-    shutil.rmtree(workplace.root / "cache")
+def test_a_report_is_rebuilt_from_the_runs_alone(swept, workplace, capsys):
+    shutil.copytree(swept[0].runs, workplace.runs)
     (workplace.root / "calibration.txt").unlink()
+    assert not (workplace.root / "cache").exists()
     assert main(["report", "name=again"]) == 0
     page = workplace.reports / "again" / "index.html"
     assert "over 4 runs" in capsys.readouterr().out
@@ -180,22 +201,21 @@ def test_ls_and_show_know_the_run(workplace, capsys):
     assert record.run_id in out and "wikitext2-64" in out and "quantize" in out
 
 
-def test_hydras_own_flags_show_the_configuration_and_run_nothing(workplace):
-    done = workplace.faqbench("--cfg", "job", *workplace.cell)
-    assert done.returncode == 0
-    assert "bits: 3" in done.stdout
+def test_hydras_own_flags_show_the_configuration_and_run_nothing(forks, workplace):
+    done = forks.run(workplace, "--cfg", "job", *workplace.cell)
+    assert done.wait() == 0, done.output
+    assert "bits: 3" in done.output
     assert not workplace.runs.exists()
 
 
-def test_a_sweep_that_is_killed_is_taken_up_where_it_was(workplace):
-    killed = workplace.start(*SWEEP, *workplace.cell)
-    while not find_runs(workplace.runs)[0] and killed.poll() is None:
-        time.sleep(0.02)
-    killed.kill()
-    killed.communicate(timeout=30)
+def test_a_sweep_that_is_killed_is_taken_up_where_it_was(forks, workplace):
+    killed = forks.start(workplace, *SWEEP, *workplace.cell)
+    killed.until(lambda: find_runs(workplace.runs)[0])
+    killed.kill(signal.SIGKILL)
+    killed.wait()
     before = [r.run_id for r in find_runs(workplace.runs)[0]]
     assert before
-    done = workplace.faqbench(*SWEEP, *workplace.cell)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("finished before, skipped") == len(before)
+    done = forks.run(workplace, *SWEEP, *workplace.cell)
+    assert done.wait() == 0, done.output
+    assert done.output.count("finished before, skipped") == len(before)
     assert [r.status for r in find_runs(workplace.runs)[0]] == ["finished"] * 4
