@@ -59,6 +59,13 @@ def resolve_commit(repo_id: str, revision: str | None) -> str | None:
     return None if snapshot is None else snapshot.name
 
 
+def bring_config(repo_id: str, revision: str | None) -> None:
+    """Have a model's config.json in the local copy, and nothing else of it yet."""
+    from huggingface_hub import hf_hub_download
+
+    hf_hub_download(repo_id, "config.json", revision=revision)
+
+
 def local_snapshot(repo_id: str, revision: str | None, file: str) -> Path | None:
     """Return the local copy of a model's revision that holds a file; its name is the commit."""
     from huggingface_hub import try_to_load_from_cache

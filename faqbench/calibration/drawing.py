@@ -83,7 +83,7 @@ def draw(
 def draw_without_text(tokenizer: Any, request: Request) -> CalibrationSet:
     """Draw windows of tokens that are uniform on the vocabulary, special tokens left out."""
     windows = draw_random_tokens(
-        vocabulary(tokenizer), (request.n_samples, request.width), request.seed
+        vocabulary(tokenizer, request.vocab_size), (request.n_samples, request.width), request.seed
     )
     return _finish(
         windows,
@@ -158,10 +158,11 @@ def interleave(counts: Sequence[int]) -> list[int]:
     return sorted(range(len(places)), key=places.__getitem__)
 
 
-def vocabulary(tokenizer: Any) -> NDArray[np.int64]:
-    """Return the ids of a tokenizer's tokens, special ones left out."""
+def vocabulary(tokenizer: Any, vocab_size: int | None) -> NDArray[np.int64]:
+    """Return the ids of a tokenizer's tokens that a model knows, special ones left out."""
     special = set(tokenizer.all_special_ids)
-    return np.array([i for i in range(len(tokenizer)) if i not in special], dtype=np.int64)
+    ids = sorted(set(tokenizer.get_vocab().values()) - special)
+    return np.array([i for i in ids if vocab_size is None or i < vocab_size], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -220,7 +221,9 @@ def _finish(
 ) -> CalibrationSet:
     """Change the tokens as the scenario says, put BOS in front, and fingerprint the set."""
     scenario = request.scenario
-    known = vocabulary(tokenizer) if scenario.noise_rate else np.empty(0, dtype=np.int64)
+    known = np.empty(0, dtype=np.int64)
+    if scenario.noise_rate:
+        known = vocabulary(tokenizer, request.vocab_size)
     windows = change_tokens(windows, scenario, known, request.seed)
     if request.bos is not None:
         windows = np.insert(windows, 0, request.bos, axis=1)

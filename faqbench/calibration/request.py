@@ -21,6 +21,8 @@ class Request:
         bos: the id of the token that every window begins with, or None.
         allow_repeat: whether texts may be used again when there are too few.
         scenario: the departures from a plain draw.
+        vocab_size: the ids that the model knows, which random tokens are drawn from; None for all of the
+            tokenizer's.
     """
 
     n_samples: int
@@ -30,6 +32,7 @@ class Request:
     bos: int | None
     allow_repeat: bool
     scenario: ScenarioSection
+    vocab_size: int | None = None
 
     @property
     def width(self) -> int:
@@ -43,9 +46,13 @@ class Request:
 
 
 def request_of(
-    calibration: CalibrationSection, scenario: ScenarioSection, n_samples: int, tokenizer: Any
+    calibration: CalibrationSection,
+    scenario: ScenarioSection,
+    n_samples: int,
+    tokenizer: Any,
+    vocab_size: int | None = None,
 ) -> Request:
-    """Return what a configuration asks for.
+    """Return what a configuration asks for of a model with so many token ids.
 
     Raises:
         UserError: when a BOS token is asked for and the tokenizer has none.
@@ -59,4 +66,5 @@ def request_of(
         bos=bos,
         allow_repeat=calibration.allow_repeat,
         scenario=scenario,
+        vocab_size=vocab_size,
     )

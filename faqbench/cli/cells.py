@@ -18,6 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from faqbench.cli.arithmetic import safe_dtypes
 from faqbench.cli.attempt import attempt
+from faqbench.cli.checking import check_unfinished
 from faqbench.cli.composing import (
     Request,
     all_overrides,
@@ -65,6 +66,7 @@ def run(arguments: list[str]) -> int:
         match request.kind:
             case "cell":
                 first = request.experiments[0]
+                check_unfinished([first])
                 estimates = estimates_of([first])
                 run_one(request.cells[0].overrides, partial(run_cell, estimates=estimates))
                 return conclude(first, [run_id(first)], is_sweep=False, planned=estimates)

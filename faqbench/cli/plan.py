@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from faqbench.cli.arithmetic import dtype_notes
+from faqbench.cli.checking import check_unfinished
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.launching import check_launcher, in_order
@@ -33,6 +34,7 @@ def run(arguments: list[str]) -> int:
     request = compose_cells(parse_flags(arguments))
     check_launcher(request.hydra)
     cells = in_order(request.cells)
+    check_unfinished([c.experiment for c in cells])
     runs = cells[0].experiment.paths.runs
     records, damaged = earlier_records(runs, {c.experiment.model.name for c in cells})
     print_damaged(damaged)

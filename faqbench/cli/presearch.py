@@ -19,6 +19,7 @@ from faqbench.config import UserError
 
 def run(arguments: list[str]) -> int:
     """Search, print the finalists, and write the preset."""
+    from faqbench.pipeline import check_models
     from faqbench.presearch import search, write_search
     from faqbench.presearch.choice import verdict
     from faqbench.stages import StageCache
@@ -29,6 +30,7 @@ def run(arguments: list[str]) -> int:
             "presearch sweeps by itself: give it one model and one setting, without -m."
         )
     (experiment,) = request.experiments
+    check_models([experiment])
     progress = console_progress()
     for note in dtype_notes([experiment]):
         progress.note(note)

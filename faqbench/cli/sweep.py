@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from faqbench.cli.attempt import record_failure
+from faqbench.cli.checking import check_unfinished
 from faqbench.cli.composing import Cell, Request
 from faqbench.cli.conclusion import conclude
 from faqbench.cli.console import console_progress
@@ -46,6 +47,7 @@ def run_sweep(request: Request, overrides: list[str], task: Task) -> int:
     runs = first.paths.runs
     name = first.tracking.group or first.report.name or f"sweep-{hash_json(run_ids)[:10]}"
     left = in_order(_unfinished(cells))
+    check_unfinished([c.experiment for c in left])
     write_sweep(runs, name, run_ids)
     if left:
         clear_sweep(runs, name)

@@ -35,6 +35,7 @@ from faqbench.evaluation.packaged import task_names
 from faqbench.evaluation.perplexity import (
     SCORER_VERSION,
     TokenScores,
+    check_context,
     perplexity_metrics,
     score_tokens,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "TaskResult",
     "TokenScores",
     "calibration_grams",
+    "check_context",
     "check_task",
     "count_overlap",
     "expected_tokens_hash",

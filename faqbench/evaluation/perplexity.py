@@ -76,7 +76,7 @@ def score_tokens(
             wanted for a model that has no hidden states to compare.
     """
     n_windows, seq_len = tokens.shape
-    _check_context(model, seq_len)
+    check_context(getattr(model.config.get_text_config(), "max_position_embeddings", None), seq_len)
     device = next(model.parameters()).device
     in_parts = splits(model, tokens[:1].to(device))
     if not in_parts and (reference is not None or keep is not None):
@@ -125,8 +125,16 @@ def perplexity_metrics(protocol: Protocol, scores: TokenScores) -> tuple[Metric,
     return tuple(metrics)
 
 
-def _check_context(model: Any, seq_len: int) -> None:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def check_context(context: int | None, seq_len: int) -> None:
+    """Refuse windows that are longer than a model's context.
+
+    Args:
+        context: tokens that the model can look at; None where it does not say.
+        seq_len: tokens of a window.
+
+    Raises:
+        UserError: with both numbers.
+    """
     if context is not None and seq_len > context:
         raise UserError(
             f"Windows of {seq_len} tokens do not fit the model's context of {context}; choose a "

@@ -27,7 +27,7 @@ from typing import Any
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.packed_scoring import refused_by_config, refused_by_probe, score_packs
 from faqbench.evaluation.packing import Request, n_unshared_tokens, pack
-from faqbench.models import bos_of
+from faqbench.models import bos_of, check_ids
 from faqbench.stages import Progress
 
 # (context and continuation as text), tokens of the context, tokens of the continuation
@@ -53,6 +53,11 @@ class TaskModel:
             # HFLM would add one, whose id no embedding has. Padding is masked, so any token will do.
             tokenizer.pad_token_id = 0
         return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: the token ids that the model knows."""
+        return int(self.model.get_input_embeddings().num_embeddings)
 
     def refusal(self, longest: int) -> str | None:
         """Say why requests of up to `longest` tokens cannot be packed, or return None when they can."""
@@ -148,6 +153,8 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
             if override_bs is not None:  # a batch of rolling windows
                 return super()._loglikelihood_tokens(requests, True, override_bs)
             asked = _requests(requests, self.max_length, title)
+            largest = max(max(request.tokens) for request in asked)
+            check_ids(largest, model.vocab_size, model.tokenizer, f"Task '{title}'")
             self.facts.count(requests, asked, self.max_length)
             why_not = model.refusal(max(len(r.inputs) for r in asked))
             if why_not is not None:

@@ -13,6 +13,7 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
 from faqbench.models.blocks import BlockStream, Call, open_stream
 from faqbench.models.holder import ModelHolder
+from faqbench.models.inspection import inspect_model
 from faqbench.models.loading import (
     LoadedModel,
     cast_parameters,
@@ -20,7 +21,7 @@ from faqbench.models.loading import (
     load_tokenizer,
 )
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
-from faqbench.models.tokenizers import bos_of, fingerprint_tokenizer
+from faqbench.models.tokenizers import bos_of, check_ids, fingerprint_tokenizer
 
 __all__ = [
     "Architecture",
@@ -33,7 +34,9 @@ __all__ = [
     "architecture_of",
     "bos_of",
     "cast_parameters",
+    "check_ids",
     "fingerprint_tokenizer",
+    "inspect_model",
     "load_model",
     "load_tokenizer",
     "model_config",

@@ -23,6 +23,7 @@ from torch import nn
 from faqbench.config import UserError
 
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_OTHER_INPUTS = ("vision_config", "audio_config", "speech_config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,21 +79,35 @@ class Architecture:
 
     Attributes:
         family: the name of the family's yaml.
+        embedding: module name of the token embedding.
+        head: module name of the output head.
         blocks: module name of the list of decoder blocks.
         roles: in the order in which a block's forward pass reaches them.
+        shapes: (out_features, in_features) of each linear, by its name relative to the block.
         n_blocks: how many decoder blocks there are.
         n_heads: query heads.
         n_kv_heads: key and value heads.
         head_dim: width of a head.
+        hidden_size: width of the residual stream.
+        vocab_size: rows of the embedding: the ids that the model knows.
+        is_tied: whether embedding and head are one tensor.
+        context: tokens that the model can look at; None where its config does not say.
     """
 
     family: str
+    embedding: str
+    head: str
     blocks: str
     roles: tuple[Role, ...]
+    shapes: Mapping[str, tuple[int, int]]
     n_blocks: int
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    hidden_size: int
+    vocab_size: int
+    is_tied: bool
+    context: int | None
 
     @property
     def is_grouped_query(self) -> bool:
@@ -111,49 +126,131 @@ class Architecture:
 
     def linear_names(self) -> list[str]:
         """Return the full names of all linears that a quantizer is responsible for."""
-        return [
-            f"{self.blocks}.{index}.{linear}"
+        return list(self.linear_shapes())
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return (out_features, in_features) of these linears by full name, blocks in their order."""
+        return {
+            f"{self.blocks}.{index}.{linear}": self.shapes[linear]
             for index in range(self.n_blocks)
             for role in self.roles
             for linear in role.linears
-        ]
+        }
+
+    def weight_shapes(self) -> dict[str, tuple[int, int]]:
+        """Return the shapes of all weight matrices by the names that a checkpoint has for them.
+
+        A tied head is left out: there is the embedding's tensor in its place.
+        """
+        table = (self.vocab_size, self.hidden_size)
+        shapes = {f"{self.embedding}.weight": table}
+        shapes |= {f"{name}.weight": shape for name, shape in self.linear_shapes().items()}
+        return shapes if self.is_tied else shapes | {f"{self.head}.weight": table}
 
 
-def architecture_of(config: Any) -> Architecture:
-    """Return the architecture of a transformers config.
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Return the architecture that the fields of a transformers config describe.
+
+    Args:
+        config: what config.json holds, or `to_dict()` of a transformers config.
 
     Raises:
-        UserError: for a mixture of experts, or a model_type that no family describes.
+        UserError: for a mixture of experts, a model of more than text, a model_type that no family
+            describes, and sizes that make no model.
     """
-    for key in _EXPERT_KEYS:
-        if (getattr(config, key, None) or 0) > 1:
-            raise UserError(
-                f"model_type '{config.model_type}' is a mixture of experts ({key}={getattr(config, key)});"
-                " faqbench quantizes dense decoders only, since experts see different tokens each."
-            )
-    families = _families()
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    family = next((f for f in families if text.model_type in f["model_types"]), None)
+    text: Mapping[str, Any] = config.get("text_config") or config
+    _check_kind(config, text)
+    family = next((f for f in _families() if text.get("model_type") in f["model_types"]), None)
     if family is None:
-        known = sorted(t for f in families for t in f["model_types"])
+        known = sorted(t for f in _families() for t in f["model_types"])
         raise UserError(
-            f"model_type '{text.model_type}' has no family in faqbench/models/families; "
+            f"model_type '{text.get('model_type')}' has no family in faqbench/models/families; "
             f"known: {', '.join(known)}."
         )
-    n_heads = text.num_attention_heads
-    n_kv_heads = getattr(text, "num_key_value_heads", None) or n_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // n_heads
-    rows, width = n_kv_heads * head_dim, text.intermediate_size
+    n_heads = _size(text, "num_attention_heads")
+    n_kv_heads = _size(text, "num_key_value_heads", n_heads)
+    hidden, width = _size(text, "hidden_size"), _size(text, "intermediate_size")
+    head_dim = _size(text, "head_dim", family.get("head_dim") or hidden // n_heads or None)
+    if n_heads % n_kv_heads:
+        raise UserError(
+            f"The model's configuration has num_attention_heads={n_heads}, which "
+            f"num_key_value_heads={n_kv_heads} does not divide."
+        )
+    rows = n_kv_heads * head_dim
     sizes = {"q": n_heads * head_dim, "k": rows, "v": rows, "gate": width, "up": width}
     return Architecture(
         family=family["name"],
+        embedding=family["embedding"],
+        head=family["head"],
         blocks=family["blocks"],
         roles=_roles(family, sizes),
-        n_blocks=text.num_hidden_layers,
+        shapes=_shapes(family, sizes, hidden),
+        n_blocks=_size(text, "num_hidden_layers"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim=head_dim,
+        hidden_size=hidden,
+        vocab_size=_size(text, "vocab_size"),
+        is_tied=bool(config.get("tie_word_embeddings", family.get("is_tied", False))),
+        context=text.get("max_position_embeddings"),
     )
+
+
+def _check_kind(config: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    """Name a model for what it is where it is not a dense decoder of text alone."""
+    kind = config.get("model_type")
+    for key in _EXPERT_KEYS:
+        n_experts = text.get(key) or config.get(key) or 0
+        if isinstance(n_experts, int) and n_experts > 1:
+            raise UserError(
+                f"model_type '{kind}' is a mixture of experts ({key}={n_experts});"
+                " faqbench quantizes dense decoders only, since experts see different tokens each."
+            )
+    others = [key.removesuffix("_config") for key in _OTHER_INPUTS if config.get(key)]
+    if text is not config or others:
+        beside = f" and {' and '.join(others)}" if others else ""
+        raise UserError(
+            f"model_type '{kind}' is a multimodal model (text{beside}); faqbench quantizes models of "
+            "text alone: save its language model by itself, with a config.json of its own."
+        )
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """Return one of a model's sizes.
+
+    Raises:
+        UserError: when it is missing, or is not a positive whole number.
+    """
+    value = config.get(key)
+    value = default if value is None else value
+    if value is None:
+        raise UserError(f"The model's configuration lacks {key}.")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(
+            f"The model's configuration has {key}={value}, which is not a positive whole number."
+        )
+    return value
+
+
+def _shapes(
+    family: Mapping[str, Any], sizes: Mapping[str, int], hidden: int
+) -> dict[str, tuple[int, int]]:
+    """Return (out_features, in_features) of the linears of a block, by their names relative to it.
+
+    Args:
+        family: the content of its yaml.
+        sizes: rows of the projections that a block of any family has.
+        hidden: width of the residual stream.
+    """
+    outs = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
+    ins = {"o": sizes["q"], "down": sizes["up"]}
+    shapes = {}
+    for role, raw in family["roles"].items():
+        for index, linear in enumerate(raw["linears"]):
+            parts = family.get("fused", {}).get(linear) or outs.get(role, ())[index : index + 1]
+            rows = sum(sizes[part] for part in parts) or hidden
+            shapes[linear] = rows, ins.get(role, hidden)
+    return shapes
 
 
 def _roles(family: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[Role, ...]:

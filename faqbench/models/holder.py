@@ -1,37 +1,42 @@
 """Keeping one model from cell to cell, so that a process loads it once for all cells that share it.
 
 A cell replaces weights in place and casts the model for its evaluation. The next cell gets every
-parameter and buffer back as loaded, bit for bit: read anew from the checkpoint's safetensors one tensor
-at a time, so that no second copy of the model is ever in memory. A checkpoint whose tensors are not the
-model's parameters one to one (transformers can rename and split while it loads) is loaded again instead.
+parameter and buffer back as loaded, bit for bit: read anew one tensor at a time, so that no second copy
+of the model is ever in memory. Loading can do more than to copy tensors of equal names (it may rename,
+split, dequantize, apply an adapter); a model whose first restoring does not give the fingerprint that it
+was loaded with is loaded again instead, then and for every cell that follows.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
+from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
-from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
-from faqbench.models.random_model import random_model
-from faqbench.models.sources import checkpoint_folder, tokenizer_source, weights_source
+from faqbench.models.loading import LoadedModel, fingerprint_weights, load_model, load_tokenizer
+from faqbench.models.sources import tokenizer_source, weights_source
+from faqbench.models.tensors import open_tensors
 from faqbench.stages import Progress, hash_json
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False)
 class _Held:
-    """A loaded model, what it was asked for as, and its buffers as they were then."""
+    """A loaded model, what it was asked for as, and its buffers as they were then.
+
+    Attributes:
+        can_restore: whether reading its tensors again gives the model as loaded; None until it was tried.
+    """
 
     loaded: LoadedModel
     origin: str
     buffers: Mapping[str, Tensor]
+    can_restore: bool | None = None
 
 
 class ModelHolder:
@@ -62,19 +67,25 @@ class ModelHolder:
         """
         origin = _origin(section, dtype, device)
         held = self._held
-        if (
-            held is not None
-            and held.origin == origin
-            and (not self._changed or _restore(held, section, dtype, progress))
-        ):
-            self._changed = False
-            return held.loaded
+        can_restore = None
+        if held is not None and held.origin == origin:
+            if not self._changed or _restore(held, section, dtype, device, progress):
+                self._changed = False
+                return held.loaded
+            can_restore = held.can_restore
         self._held = held = None
         gc.collect()  # the old model goes before the new one comes
         self.n_loads += 1
+        was_here = weights_source(section) is not None
         loaded = load_model(section, dtype, device, progress, fingerprint)
         buffers = {name: buffer.clone() for name, buffer in loaded.model.named_buffers()}
-        self._held = _Held(loaded=loaded, origin=_origin(section, dtype, device), buffers=buffers)
+        after = _origin(section, dtype, device)
+        if was_here and after != origin:
+            raise UserError(
+                f"The files of model={section.name} changed while they were read; run again when "
+                "nothing writes them."
+            )
+        self._held = _Held(loaded=loaded, origin=after, buffers=buffers, can_restore=can_restore)
         self._changed = False
         return loaded
 
@@ -100,12 +111,17 @@ def _origin(section: ModelSection, dtype: torch.dtype, device: torch.device) -> 
 
 
 @torch.no_grad()
-def _restore(held: _Held, section: ModelSection, dtype: torch.dtype, progress: Progress) -> bool:
+def _restore(
+    held: _Held, section: ModelSection, dtype: torch.dtype, device: torch.device, progress: Progress
+) -> bool:
     """Give every parameter and buffer its value as loaded; False when that needs a new load."""
+    if held.can_restore is False:
+        return False
     model = held.loaded.model
     parameters = dict(model.named_parameters())
-    with _tensors(section) as tensors, progress.stage(f"restore {section.name}", 1) as advance:
+    with open_tensors(section) as tensors, progress.stage(f"restore {section.name}", 1) as advance:
         if any(tensors.shape(name) != tuple(p.shape) for name, p in parameters.items()):
+            held.can_restore = False
             return False
         for name, parameter in parameters.items():
             # By way of float32, as loading does.
@@ -113,49 +129,8 @@ def _restore(held: _Held, section: ModelSection, dtype: torch.dtype, progress: P
             parameter.data = value.to(device=parameter.device, dtype=dtype)
         for name, buffer in model.named_buffers():
             buffer.data = held.buffers[name].clone()
+        if held.can_restore is None:
+            held.can_restore = fingerprint_weights(model) == held.loaded.fingerprint
         advance()
-    return True
-
-
-class _Tensors:
-    """The tensors of a checkpoint by name, read one at a time."""
-
-    def __init__(self, files: Mapping[str, Any]) -> None:
-        self._files = files
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Return a tensor's shape, or None when there is no such tensor."""
-        file = self._files.get(name)
-        return None if file is None else tuple(file.get_slice(name).get_shape())
-
-    def read(self, name: str) -> Tensor:
-        """Return a tensor."""
-        tensor: Tensor = self._files[name].get_tensor(name)
-        return tensor
-
-
-class _Drawn(_Tensors):
-    """The tensors of a random model, drawn anew."""
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Return a tensor's shape, or None when there is no such tensor."""
-        return tuple(self._files[name].shape) if name in self._files else None
-
-    def read(self, name: str) -> Tensor:
-        """Return a tensor."""
-        tensor: Tensor = self._files[name]
-        return tensor
-
-
-@contextmanager
-def _tensors(section: ModelSection) -> Iterator[_Tensors]:
-    if section.source == "random":
-        yield _Drawn(random_model(section.random or {}).state_dict())
-        return
-    folder = checkpoint_folder(section)
-    with ExitStack() as stack:
-        files: dict[str, Any] = {}
-        for path in sorted(folder.glob("*.safetensors")) if folder is not None else ():
-            file = stack.enter_context(safe_open(path, framework="pt"))
-            files |= dict.fromkeys(file.keys(), file)
-        yield _Tensors(files)
+    unchanged = held.origin == _origin(section, dtype, device)  # nobody wrote the files meanwhile
+    return held.can_restore and unchanged

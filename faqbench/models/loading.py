@@ -2,13 +2,14 @@
 
 One loader for all sources: each is turned into something that transformers' `from_pretrained` takes.
 Only safetensors are read. Code that comes with a checkpoint runs only where the user says so
-(`model.trust_remote_code=true`).
+(`model.trust_remote_code=true`). A load is exact or refused: transformers would fill what it does not find
+with random numbers, and leave out what it does not know.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,15 @@ from torch import nn
 from faqbench.assets import packaged_model
 from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
-from faqbench.hub import hub_errors, hub_or_local_copies
+from faqbench.hub import bring_config, hub_errors, hub_or_local_copies
 from faqbench.models.architecture import Architecture, architecture_of
+from faqbench.models.inspection import TIED_BUT_HEAD, inspect_model, lack_of, listed
 from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.stages import Progress
+
+_LIBRARY_ERRORS = (
+    ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +42,14 @@ class LoadedModel:
         tokenizer: its transformers tokenizer.
         architecture: where its blocks and linears are.
         fingerprint: sha256 over the names, shapes and bytes of all weights, in the dtype as loaded.
+        warnings: sentences that a record must carry: what the files hold beside the model.
     """
 
     model: Any
     tokenizer: Any
     architecture: Architecture
     fingerprint: str
+    warnings: tuple[str, ...] = ()
 
 
 def load_model(
@@ -61,21 +69,28 @@ def load_model(
         fingerprint: of these weights in this dtype, where it is known; it is taken otherwise.
 
     Raises:
-        UserError: when the weights cannot be had, or their architecture is not supported.
+        UserError: when the weights cannot be had or are not what the config asks for, or their
+            architecture is not supported.
     """
     with progress.stage(f"load {section.name}", 1) as advance:
+        warnings: tuple[str, ...] = ()
         if section.source == "random":
+            inspect_model(section)
             model = random_model(section.random or {})
         else:
-            model = _from_pretrained(section, _location(section, progress))
-        architecture = architecture_of(model.config)
+            model, warnings = _from_pretrained(section, _location(section, progress))
+        architecture = architecture_of(model.config.to_dict())
         _check_layout(model, architecture)
         model = cast_parameters(model.to(device), dtype).eval().requires_grad_(False)
         fingerprint = fingerprint or fingerprint_weights(model)
         tokenizer = load_tokenizer(section, progress)
         advance()
     return LoadedModel(
-        model=model, tokenizer=tokenizer, architecture=architecture, fingerprint=fingerprint
+        model=model,
+        tokenizer=tokenizer,
+        architecture=architecture,
+        fingerprint=fingerprint,
+        warnings=warnings,
     )
 
 
@@ -120,28 +135,59 @@ def _location(section: ModelSection, progress: Progress) -> str:
         return str(packaged_model(section.asset, progress))
     if section.source == "path":
         assert section.path is not None
-        folder = Path(section.path).expanduser()
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"model.path={section.path} is not a model folder: it has no config.json there."
-            )
-        return str(folder)
+        return str(Path(section.path).expanduser())
     assert section.hub_id is not None
     return section.hub_id
 
 
-def _from_pretrained(section: ModelSection, location: str) -> Any:
+def _from_pretrained(section: ModelSection, location: str) -> tuple[Any, tuple[str, ...]]:
+    """Load a model whose every tensor comes from its files, and return it with warnings."""
     from transformers import AutoModelForCausalLM
 
     with _explained(section), _no_bars():
+        if (
+            section.source == "hub"
+        ):  # so that a model is known for what it is before its weights come
+            bring_config(location, section.revision)
+        inspect_model(section)
         # float32 first: quantizers work on float32 weights, and the cast to `dtype` is ours to record.
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             location,
             revision=section.revision,
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=section.trust_remote_code,
+            ignore_mismatched_sizes=True,  # the report names them
+            output_loading_info=True,
         )
+        _check_exact(section, model, report)
+    unexpected = sorted(report["unexpected_keys"])
+    if not unexpected:
+        return model, ()
+    return model, (
+        f"The files of model={section.name} hold tensors that the model does not have, and that were left "
+        f"out: {listed(unexpected)}.",
+    )
+
+
+def _check_exact(section: ModelSection, model: Any, report: Mapping[str, Any]) -> None:
+    """Refuse a model with a tensor that its files do not have, or have in another shape.
+
+    Raises:
+        UserError: naming the tensors.
+    """
+    start = f"model={section.name} could not be loaded:"
+    missing = sorted(report["missing_keys"])
+    if missing:
+        lack = lack_of(missing, len(model.state_dict()), sorted(report["unexpected_keys"]))
+        raise UserError(f"{start} {lack}.")
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"{start} its files hold {name} as {list(stored)}, but config.json makes it {list(wanted)}."
+        )
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if model.config.get_text_config().tie_word_embeddings and head.weight is not embedding.weight:
+        raise UserError(f"{start} {TIED_BUT_HEAD}.")
 
 
 @contextmanager
@@ -152,6 +198,12 @@ def _explained(section: ModelSection) -> Iterator[None]:
             yield
     except UserError:
         raise
+    except _LIBRARY_ERRORS as error:
+        # What transformers raises for a config or a tokenizer that it cannot make sense of.
+        raise UserError(
+            f"model={section.name} could not be loaded: transformers stopped with "
+            f"{type(error).__name__}: {_first_line(error)}."
+        ) from error
     except _load_errors() as error:
         if section.source != "hub":
             raise UserError(

@@ -10,6 +10,9 @@ import torch
 from faqbench.config import UserError
 
 N_BYTES = 256
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+)  # fmt: skip
 
 
 def random_model(settings: Mapping[str, object]) -> Any:
@@ -19,24 +22,43 @@ def random_model(settings: Mapping[str, object]) -> Any:
         settings: fields of the transformers config, `model_type` and `seed` among them.
 
     Raises:
-        UserError: for a model_type that transformers does not know.
+        UserError: for a model_type that transformers does not know, and for fields that it refuses.
     """
+    from transformers import AutoModelForCausalLM
+
+    config = _config(settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(int(str(settings.get("seed", 0))))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def random_config(settings: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return the fields of a random model's configuration, those that are left to transformers included.
+
+    Raises:
+        UserError: as `random_model` does.
+    """
+    if all(isinstance(settings.get(size), int) for size in _SIZES):
+        return settings  # complete, so that transformers need not be asked
+    fields: dict[str, Any] = _config(settings).to_dict()
+    return fields
+
+
+def _config(settings: Mapping[str, object]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     # Validation freezes lists to tuples; transformers wants lists.
     fields = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
-    model_type, seed = str(fields.pop("model_type", None)), int(str(fields.pop("seed", 0)))
+    fields.pop("seed", None)
+    model_type = str(fields.pop("model_type", None))
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"model.random.model_type={model_type} is not known to transformers.")
     fields = {"bos_token_id": N_BYTES, "eos_token_id": N_BYTES, "pad_token_id": None} | fields
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            config = AutoConfig.for_model(model_type, **fields)
-        except StrictDataclassError as error:
-            raise UserError(f"model.random: {' '.join(str(error).split())}.") from error
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    try:
+        return AutoConfig.for_model(model_type, **fields)
+    except StrictDataclassError as error:
+        raise UserError(f"model.random: {' '.join(str(error).split())}.") from error
 
 
 def byte_tokenizer() -> Any:

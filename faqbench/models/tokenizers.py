@@ -43,3 +43,26 @@ def bos_of(tokenizer: Any, key: str) -> int:
     if tokenizer.bos_token_id is None:
         raise UserError(f"{key}=true needs a tokenizer with a BOS token; this has none.")
     return int(tokenizer.bos_token_id)
+
+
+def check_ids(largest: int, vocab_size: int, tokenizer: Any, what: str) -> None:
+    """Refuse tokens that a model has no embedding for; on a GPU, looking one up ends the process.
+
+    A tokenizer may have such tokens (added ones, for which nobody resized the model) as long as no text
+    comes to hold one.
+
+    Args:
+        largest: the largest token id of `what`.
+        vocab_size: rows of the embedding.
+        tokenizer: that gave the ids.
+        what: holds them, as the sentence begins.
+
+    Raises:
+        UserError: naming the token.
+    """
+    if largest >= vocab_size:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise UserError(
+            f"{what} has token {largest} ({token!r}), but the model's embedding has {vocab_size} rows: "
+            "the tokenizer is not this model's, or the model was not resized for tokens that were added."
+        )

@@ -22,7 +22,7 @@ from faqbench.config.calibration import matched, mixture_of
 from faqbench.corpora import Corpus, Part, read_corpus
 from faqbench.evaluation import protocol_tokens, resolve_protocol
 from faqbench.evaluation.texts import protocol_text
-from faqbench.models import fingerprint_tokenizer
+from faqbench.models import check_ids, fingerprint_tokenizer, inspect_model
 from faqbench.stages import Progress, StageCache, hash_text
 
 # What a scenario changes of the windows themselves; the rest chooses corpora and their number.
@@ -43,7 +43,11 @@ def calibration_set(
     """
     scenario = experiment.scenario
     request = request_of(
-        experiment.calibration, scenario, experiment.n_calibration_samples, tokenizer
+        experiment.calibration,
+        scenario,
+        experiment.n_calibration_samples,
+        tokenizer,
+        _vocab_size(experiment),
     )
     if scenario.random_tokens:
         return _cached(
@@ -101,9 +105,15 @@ def _selected(
     progress: Progress,
 ) -> CalibrationSet:
     calibration = experiment.calibration.model_copy(update={"seed": 0, "allow_repeat": True})
-    request = request_of(calibration, matched(), n_windows, tokenizer)
+    request = request_of(calibration, matched(), n_windows, tokenizer, _vocab_size(experiment))
     corpora = _corpora(experiment, mixture, "selection", progress)
     return _drawn(corpora, request, tokenizer, cache)[0]
+
+
+def _vocab_size(experiment: Experiment) -> int | None:
+    """Return how many token ids a model knows; None while it is not on this machine."""
+    architecture = inspect_model(experiment.model)
+    return None if architecture is None else architecture.vocab_size
 
 
 def _corpora(
@@ -165,7 +175,7 @@ def _cached(
     def build(folder: Path) -> None:
         save_calibration_set(make(), folder)
 
-    key = {
+    key: dict[str, object] = {
         "version": CODE_VERSION,
         "source": source,
         "tokenizer": fingerprint_tokenizer(tokenizer),
@@ -177,5 +187,11 @@ def _cached(
         "allow_repeat": request.allow_repeat,
         "scenario": request.scenario.model_dump(mode="json", include=set(_DRAWN)),
     }
+    if request.scenario.random_tokens or request.scenario.noise_rate:
+        key["vocab_size"] = request.vocab_size
     entry = cache.get("calibration", key, build)
-    return load_calibration_set(entry.path), entry.cached
+    found = load_calibration_set(entry.path)
+    if request.vocab_size is not None:
+        largest = int(found.tokens.max())
+        check_ids(largest, request.vocab_size, tokenizer, "The calibration set")
+    return found, entry.cached

@@ -37,11 +37,15 @@ class WeightFacts:
         fingerprint: sha256 of all weights in the dtype of the calibration.
         n_linears: linears of the decoder blocks.
         n_parameters: all parameters, tied ones once.
+        vocab_size: rows of the embedding: the token ids that the model knows.
+        warnings: of loading them.
     """
 
     fingerprint: str
     n_linears: int
     n_parameters: int
+    vocab_size: int
+    warnings: tuple[str, ...]
 
 
 class CellModel:
@@ -62,7 +66,9 @@ class CellModel:
         progress: Progress,
     ) -> None:
         self.device = device
-        self.facts = WeightFacts(fingerprint="", n_linears=0, n_parameters=0)
+        self.facts = WeightFacts(
+            fingerprint="", n_linears=0, n_parameters=0, vocab_size=0, warnings=()
+        )
         self._experiment = experiment.model_copy(update={"model": pinned(experiment.model)})
         self._holder = holder
         self._cache = cache
@@ -86,7 +92,8 @@ class CellModel:
                 assert key is not None, "a model that was loaded has a source"
             entry = self._cache.get("weights", key, self._write_facts)
             stage.cached = entry.cached
-        self.facts = WeightFacts(**json.loads((entry.path / "facts.json").read_text()))
+        found = json.loads((entry.path / "facts.json").read_text())
+        self.facts = WeightFacts(**{**found, "warnings": tuple(found["warnings"])})
 
     @property
     def section(self) -> ModelSection:
@@ -155,5 +162,7 @@ class CellModel:
             fingerprint=loaded.fingerprint,
             n_linears=len(loaded.architecture.linear_names()),
             n_parameters=sum(p.numel() for p in loaded.model.parameters()),
+            vocab_size=loaded.architecture.vocab_size,
+            warnings=loaded.warnings,
         )
         (folder / "facts.json").write_text(json.dumps(asdict(facts)))

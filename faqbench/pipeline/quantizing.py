@@ -64,7 +64,7 @@ def quantized_weights(
     def build(folder: Path) -> None:
         # First, since it finds the user's mistakes.
         pristine = model.pristine()
-        grids = assign_grids(pristine.model, pristine.architecture, experiment.quant)
+        grids = assign_grids(pristine.architecture, experiment.quant)
         store = None if statistics is None else statistics()
         tokens = None
         if calibration is not None:

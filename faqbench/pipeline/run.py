@@ -16,6 +16,7 @@ from faqbench.models import ModelHolder
 from faqbench.pipeline.bias import bias_distance_of, calibration_warnings, describe_calibration
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.checking import check_model
 from faqbench.pipeline.environment import describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
 from faqbench.pipeline.gates import Cell, check_gates
@@ -56,11 +57,14 @@ def run(
     Raises:
         UserError: for anything that the user can mend.
     """
+    check_model(experiment)
     timings, device = Timings(), resolve_device(experiment.device)
     warnings = _warnings_of_dtype(experiment, device, progress)
     memory = PeakMemory(device)
     model = CellModel(experiment, device, holder or ModelHolder(), cache, timings, progress)
     model.find_facts()
+    check_model(experiment)  # once more, for one that had to be fetched first
+    warnings += model.facts.warnings
     fingerprints = {"weights": model.fingerprint}
 
     calibration = statistics = distance = None

@@ -16,6 +16,7 @@ import torch
 
 from faqbench.config import Experiment
 from faqbench.evaluation import ProtocolTokens, protocol_tokens, resolve_protocol
+from faqbench.models import check_ids
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.keys import windows_key
 from faqbench.stages import Progress, StageCache
@@ -36,12 +37,12 @@ def protocol_windows(
     """Return the windows of a protocol.
 
     Raises:
-        UserError: as `protocol_tokens` does.
+        UserError: as `protocol_tokens` does, and for tokens that the model does not know.
     """
     protocol = resolve_protocol(name, experiment)
     key = windows_key(experiment, model.section, name)
     if key is None:
-        return protocol_tokens(protocol, model.tokenizer, experiment, progress)
+        return _known(protocol_tokens(protocol, model.tokenizer, experiment, progress), model)
 
     def build(folder: Path) -> None:
         found = protocol_tokens(protocol, model.tokenizer, experiment, progress)
@@ -52,8 +53,16 @@ def protocol_windows(
     entry = cache.get("windows", key, build, name)
     facts = json.loads((entry.path / "facts.json").read_text())
     tokens = np.load(entry.path / "windows.npy", allow_pickle=False).astype(np.int64)
-    return ProtocolTokens(
+    windows = ProtocolTokens(
         protocol=protocol,
         tokens=torch.from_numpy(tokens),
         **{**facts, "warnings": tuple(facts["warnings"])},
     )
+    return _known(windows, model)
+
+
+def _known(windows: ProtocolTokens, model: CellModel) -> ProtocolTokens:
+    """Return windows all of whose tokens the model knows."""
+    what = f"Protocol '{windows.protocol.name}'"
+    check_ids(int(windows.tokens.max()), model.facts.vocab_size, model.tokenizer, what)
+    return windows

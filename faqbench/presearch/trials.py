@@ -81,7 +81,7 @@ class Bench:
         device = resolve_device(experiment.device)
         dtype = getattr(torch, experiment.calibration.dtype)
         self._loaded: LoadedModel = load_model(experiment.model, dtype, device, progress)
-        self._grids = assign_grids(self._loaded.model, self._loaded.architecture, experiment.quant)
+        self._grids = assign_grids(self._loaded.architecture, experiment.quant)
         self.selection = selection_set(experiment, self._loaded.tokenizer, cache, progress)
 
     def draw_seed(self, draw: int) -> int:

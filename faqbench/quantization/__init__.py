@@ -29,7 +29,7 @@ from faqbench.quantization.checkpoint import CHECKPOINT_VERSION, apply_linears, 
 from faqbench.quantization.engine import CODE_VERSION, quantize_model
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel
-from faqbench.quantization.streams import Calibration, reads_store
+from faqbench.quantization.streams import Calibration, check_correction, reads_store
 
 __all__ = [
     "CHECKPOINT_VERSION",
@@ -44,6 +44,7 @@ __all__ = [
     "RoleStatistics",
     "apply_linears",
     "assign_grids",
+    "check_correction",
     "fake_quantize",
     "observe",
     "quantize",

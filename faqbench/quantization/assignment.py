@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from torch import nn
-
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.models import Architecture
 from faqbench.quantization.grid import Grid
 
 
-def assign_grids(
-    model: nn.Module, architecture: Architecture, quant: QuantSection
-) -> dict[str, Grid]:
+def assign_grids(architecture: Architecture, quant: QuantSection) -> dict[str, Grid]:
     """Return the grid of every linear that is to be quantized, by full name.
 
     Raises:
@@ -23,7 +19,8 @@ def assign_grids(
     """
     if quant.round == "none":
         return {}
-    names = architecture.linear_names()
+    shapes = architecture.linear_shapes()
+    names = list(shapes)
     for pattern in (*quant.skip, *(o.pattern for o in quant.overrides)):
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UserError(f"Pattern '{pattern}' matches no linear; they look like {names[0]}.")
@@ -31,10 +28,8 @@ def assign_grids(
     for name in names:
         if any(fnmatchcase(name, pattern) for pattern in quant.skip):
             continue
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
         grids[name] = _grid(name, quant)
-        grids[name].check(name, linear.in_features)
+        grids[name].check(name, shapes[name][1])
     if not grids:
         raise UserError("quant.skip leaves no linear to quantize; quant=fp is the baseline.")
     return grids

@@ -100,7 +100,7 @@ class Bench:
     def quantize(self, *overrides: str) -> float:
         """Return the seconds that one cell takes after its statistics, and put the weights back."""
         quant = self.experiment(*overrides).quant
-        grids = assign_grids(self.loaded.model, self.loaded.architecture, quant)
+        grids = assign_grids(self.loaded.architecture, quant)
         calibration = Calibration(tokens=self.tokens, batch_size=self.batch_size, select="all")
         store = self.store if reads_store(quant) else None
         start = time.perf_counter()
@@ -117,7 +117,7 @@ class Bench:
         """Return the seconds of AWQ's scale search: the median of three blocks, times all blocks."""
         architecture = self.loaded.architecture
         quant = self.experiment("quant=awq", f"quant.search.loss={loss}").quant
-        grids = assign_grids(self.loaded.model, architecture, quant)
+        grids = assign_grids(architecture, quant)
         blocks = architecture.block_modules(self.loaded.model)
         alphas = alpha_grid(quant.search.n_grid)
         # Large batches: the module objective rounds weights anew for each, which the reference does not do.

@@ -1,9 +1,13 @@
 """One model for many cells: loaded once, and after every change the same to the bit."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from faqbench.models import ModelHolder, load_model
+from faqbench.config import UserError
+from faqbench.models import ModelHolder, holder, load_model, tensors
 from faqbench.models.loading import fingerprint_weights
 from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.stages import PlainProgress
@@ -36,6 +40,12 @@ def ask():
 
     pristine.holder = holder
     return pristine
+
+
+def rename(folder, new_name):
+    """Write a folder's one file of weights again, its tensors under other names."""
+    path = Path(folder) / "model.safetensors"
+    save_file({new_name(k): v for k, v in load_file(path).items()}, path, {"format": "pt"})
 
 
 def spoil(ask, loaded):
@@ -127,16 +137,55 @@ def _settings(loaded):
     return {name: getattr(config, name) for name in names}
 
 
-def test_a_checkpoint_of_other_names_is_loaded_again(folder_section, ask, monkeypatch):
-    from faqbench.models import holder
+def test_what_loading_does_beyond_copying_is_done_again_for_every_cell(folder_section, ask):
+    # Files of the decoder alone: transformers puts "model." in front of every name.
+    section = folder_section()
+    rename(section.path, lambda name: name.removeprefix("model."))
+    loaded = ask(section)
+    before = state(loaded.model)
+    for n_loads in (2, 3):
+        spoil(ask, loaded)
+        loaded = ask(section)
+        assert_same(state(loaded.model), before)
+        assert ask.holder.n_loads == n_loads
 
+
+def test_a_model_whose_tensors_are_not_what_was_loaded_is_never_restored(
+    folder_section, ask, monkeypatch
+):
     section = folder_section()
     loaded = ask(section)
     before = state(loaded.model)
-    spoil(ask, loaded)
-    monkeypatch.setattr(holder._Tensors, "shape", lambda self, name: None)
-    assert_same(state(ask(section).model), before)
-    assert ask.holder.n_loads == 2
+    read = tensors._Stored.read
+    monkeypatch.setattr(tensors._Stored, "read", lambda self, name: read(self, name) * 2)
+    for n_loads in (2, 3):
+        spoil(ask, loaded)
+        loaded = ask(section)
+        assert_same(state(loaded.model), before)
+        assert ask.holder.n_loads == n_loads
+
+
+def test_the_first_restoring_alone_pays_for_a_fingerprint(folder_section, ask, monkeypatch):
+    taken = []
+    real = holder.fingerprint_weights
+    monkeypatch.setattr(holder, "fingerprint_weights", lambda m: taken.append(m) or real(m))
+    section = folder_section()
+    for _ in range(4):
+        spoil(ask, ask(section))
+    assert len(taken) == 1 and ask.holder.n_loads == 1
+
+
+def test_files_that_change_while_they_are_read_are_refused(folder_section, ask, monkeypatch):
+    section = folder_section()
+
+    def load_meanwhile(*arguments):
+        loaded = load_model(*arguments)
+        rename(section.path, lambda name: name)  # another time stamp
+        return loaded
+
+    monkeypatch.setattr(holder, "load_model", load_meanwhile)
+    with pytest.raises(UserError, match=r"^The files of model=tiny-llama changed while they were"):
+        ask(section)
 
 
 def test_a_fingerprint_that_is_known_is_not_taken_again(section):

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from faqbench.config import UserError
 from faqbench.models import model_config, pinned, tokenizer_source, weights_source
 
 COMMITS = ("a" * 40, "b" * 40)
@@ -61,7 +62,7 @@ def test_a_folder_is_known_by_its_files_wherever_it_lies(folder, tmp_path):
 def test_a_file_that_changed_is_another_source(folder, tmp_path, file):
     before = weights_source(folder)
     stat = (tmp_path / file).stat()
-    (tmp_path / file).write_bytes((tmp_path / file).read_bytes()[::-1])
+    (tmp_path / file).write_bytes((tmp_path / file).read_bytes().swapcase())
     os.utime(tmp_path / file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert weights_source(folder) != before
 
@@ -89,7 +90,44 @@ def test_code_that_comes_with_a_checkpoint_counts_where_it_runs(folder, tmp_path
 
 def test_a_hub_model_is_known_by_its_commit(hub):
     first, second = weights_source(hub(COMMITS[0])), weights_source(hub(COMMITS[1]))
-    assert first == {"hub_id": "toy/model", "commit": COMMITS[0]} != second
+    assert first["commit"] == COMMITS[0] and second["commit"] == COMMITS[1]
+
+
+def test_a_local_copy_of_the_hub_that_was_written_to_is_another_source(hub, tmp_path):
+    before = weights_source(hub(COMMITS[0]))
+    (tmp_path / f"models--toy--model/snapshots/{COMMITS[0]}/model.safetensors").write_bytes(b"x")
+    assert weights_source(hub(COMMITS[0])) != before
+
+
+def test_an_index_and_all_files_that_it_names_count_and_no_others(folder, tmp_path):
+    def write(name, content):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+
+    (tmp_path / "model.safetensors").unlink()
+    names = ["one.safetensors", "part/two.safetensors"]
+    write(
+        "model.safetensors.index.json",
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))}).encode(),
+    )
+    for name in names:
+        write(name, b"1")
+    sources = [weights_source(folder)]
+    for name in names:
+        write(name, b"22")
+        sources.append(weights_source(folder))
+    assert len({json.dumps(s) for s in sources}) == 3
+    write("model-00001-of-00002.safetensors", b"an older set of shards")
+    assert weights_source(folder) == sources[-1]
+
+
+@pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "a/../../b", "C:\\x"])
+def test_an_index_that_names_a_file_outside_its_folder_is_refused(folder, tmp_path, name):
+    (tmp_path / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": name}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"index\.json names a file outside its folder, "):
+        weights_source(folder)
 
 
 def test_a_revision_is_pinned_to_the_commit_of_the_local_copy(hub):

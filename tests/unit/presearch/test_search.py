@@ -59,7 +59,7 @@ def test_awq_in_the_search_is_awq(compose, overrides, found, tmp_path):
     selection = selection_set(experiment, loaded.tokenizer, cache, progress)
     assert all(part_of(text) == "selection" for text in selection.texts)
     store, _ = activation_store(experiment, loaded, drawn, cache, progress)
-    grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
+    grids = assign_grids(loaded.architecture, experiment.quant)
     calibration = Calibration(tokens=drawn.tokens, batch_size=4, select="all")
     quantize_model(loaded, experiment.quant, grids, store, calibration, progress)
     budget = experiment.evaluation.batch_tokens

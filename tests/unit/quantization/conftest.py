@@ -117,7 +117,7 @@ def quantized(
             return {name: loaded.model.get_submodule(name).weight.clone() for name in names}
 
         before = weights()
-        grids = assign_grids(loaded.model, loaded.architecture, experiment.quant)
+        grids = assign_grids(loaded.architecture, experiment.quant)
         select = experiment.calibration.tokens
         store = observed(loaded, select=select) if experiment.needs_calibration else None
         calibration = Calibration(tokens=tokens, batch_size=2, select=select)

@@ -36,9 +36,7 @@ def problem(load, observed, compose):
     """Return weights, grids and candidate scales of qkv in the first block."""
     loaded = load()
     role = loaded.architecture.role("qkv")
-    grids = assign_grids(
-        loaded.model, loaded.architecture, compose("model=tiny-llama", "quant=awq").quant
-    )
+    grids = assign_grids(loaded.architecture, compose("model=tiny-llama", "quant=awq").quant)
     block = loaded.architecture.block_modules(loaded.model)[0]
     weights = {n: block.get_submodule(n).weight.float().clone() for n in role.linears}
     mean_abs = observed(loaded).mean_abs(0, "qkv")

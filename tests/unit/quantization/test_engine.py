@@ -124,9 +124,7 @@ def test_an_override_of_bits_alone_keeps_the_group_size(quantized):
 def refusal(compose, load, *overrides):
     loaded = load()
     with pytest.raises(UserError) as caught:
-        assign_grids(
-            loaded.model, loaded.architecture, compose("model=tiny-llama", *overrides).quant
-        )
+        assign_grids(loaded.architecture, compose("model=tiny-llama", *overrides).quant)
     return str(caught.value)
 
 
@@ -161,7 +159,7 @@ def test_two_overrides_of_one_linear_are_refused_with_both_patterns(compose, loa
 def test_the_baseline_has_no_grids(compose, load):
     loaded = load()
     quant = compose("model=tiny-llama", "quant=fp").quant
-    assert assign_grids(loaded.model, loaded.architecture, quant) == {}
+    assert assign_grids(loaded.architecture, quant) == {}
 
 
 def test_quantizing_is_deterministic(quantized):

@@ -20,7 +20,7 @@ class Problem:
     def __init__(self, loaded, store, quant, tokens, role):
         self.loaded, self.role = loaded, loaded.architecture.role(role)
         self.block = loaded.architecture.block_modules(loaded.model)[0]
-        grids = assign_grids(loaded.model, loaded.architecture, quant)
+        grids = assign_grids(loaded.architecture, quant)
         self.grids = {n: grids[f"model.layers.0.{n}"] for n in self.role.linears}
         self.weights = {
             n: self.block.get_submodule(n).weight.float().clone() for n in self.role.linears

@@ -72,7 +72,7 @@ def refusal(load, observed, tokens, section, spoil):
     """Spoil a model after its statistics were taken, so that only the streams can notice."""
     loaded = load()
     store = observed(loaded)
-    grids = assign_grids(loaded.model, loaded.architecture, section)
+    grids = assign_grids(loaded.architecture, section)
     spoil(loaded.model.model.layers)
     calibration = Calibration(tokens=tokens, batch_size=2, select="all")
     with pytest.raises(UserError) as caught:
