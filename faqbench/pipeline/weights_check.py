@@ -16,7 +16,7 @@ from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.keys import evaluated_key
 from faqbench.stages import StageCache
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from faqbench.config import UserError
 from faqbench.models import BlockStream, LoadedModel, Role, open_stream
 from faqbench.stages import Progress
 
-CODE_VERSION = 2  # raise it when the numbers that `observe` writes change
+CODE_VERSION = 3  # raise it when the numbers that `observe` writes change
 Tokens = Literal["all", "drop_first", "norm_cap"]
 NORM_CAP = 10.0
 _GRAM_BLOCK = 384  # columns per block of a Gram matrix

@@ -24,8 +24,8 @@ class LetterTokenizer:
         ids = [ord(c) for c in text]
         return {"input_ids": [1, *ids] if add_special_tokens else ids}
 
-    def __len__(self) -> int:
-        return 128
+    def get_vocab(self) -> dict[str, int]:
+        return {chr(i): i for i in range(128)}
 
 
 @pytest.fixture
