@@ -16,6 +16,7 @@ from faqbench.config.section import DType, Fraction, Positive, Section, Slug
 
 HUB_PREFIX = "hub:"
 TABLE_SUFFIXES = (".jsonl", ".parquet")
+MAX_CHARACTERS = 100_000_000  # conf's, which an identity leaves out: ids are older than the bound
 Power = Annotated[float, Field(ge=-8.0, le=8.0)]
 _TOLERANCE = 1e-6
 
@@ -36,6 +37,7 @@ class CalibrationSection(Section):
     mixture: dict[str, Fraction] | None
     column: str
     hub: HubSection
+    max_characters: Positive
     n_samples: Positive
     seq_len: Annotated[int, Field(ge=8)]
     seed: Annotated[int, Field(ge=0)]

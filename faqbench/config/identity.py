@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 
-from faqbench.config.calibration import is_hub_set, is_table
+from faqbench.config.calibration import MAX_CHARACTERS, is_hub_set, is_table
 from faqbench.config.experiment import Experiment
 
 _LONGEST_SLUG = 160  # characters, all of them ASCII
@@ -91,6 +91,8 @@ def _corpus_identity(experiment: Experiment) -> dict[str, object]:
         result["hub"] = calibration.hub.model_dump(mode="json")
     if any(is_hub_set(domain) or is_table(domain) for domain in mixture):
         result["column"] = calibration.column
+    if calibration.max_characters != MAX_CHARACTERS:
+        result["max_characters"] = calibration.max_characters
     return result
 
 

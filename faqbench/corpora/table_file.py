@@ -1,38 +1,58 @@
-"""A user's .jsonl or .parquet file as a list of texts: the values of one of its columns."""
+"""A user's .jsonl or .parquet file as a list of texts: the values of one of its columns.
+
+A parquet file is read some rows at a time, as many as its own metadata promises to be small, and no
+further than the bound: a file of some hundred bytes can hold gigabytes of text.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from faqbench.config import UserError, did_you_mean
-from faqbench.corpora.text_file import read_text
+from faqbench.corpora.text_file import Texts, read_text, regular_file
+from faqbench.stages import Progress
+
+_MOST_ROWS, _FEWEST_ROWS = 1024, 8  # of a parquet file, read at once
+_LARGEST_CHUNK = 4  # times the bound: what a column of one row group may unpack to
 
 
-def read_table_file(name: str, column: str) -> list[str]:
+def read_table_file(name: str, column: str, most: int, progress: Progress) -> Texts:
     """Return the unique texts of a column, in order; rows where it is empty or null are left out.
 
     Args:
         name: the path of a .jsonl file (UTF-8, one object per line) or a .parquet file.
         column: where the texts are.
+        most: bytes of a .jsonl file, or characters of the column, that are read.
+        progress: told of the rows of a parquet file.
 
     Raises:
         UserError: when the file is missing, empty or damaged, has no such column, or holds something
             else than text there.
     """
-    rows = _parquet(name, column) if name.lower().endswith(".parquet") else _jsonl(name, column)
-    return plain_texts(rows, f"The file '{name}'", column)
+    if name.lower().endswith(".parquet"):
+        rows = _parquet(name, column, most, progress)
+        return plain_texts(rows, f"The file '{name}'", column, most)
+    values, is_cut = _jsonl(name, column, most)
+    found = plain_texts(values, f"The file '{name}'", column, most)
+    return Texts(texts=found.texts, is_cut=is_cut)
 
 
-def plain_texts(rows: Iterable[object], what: str, column: str) -> list[str]:
+def plain_texts(rows: Iterable[object], what: str, column: str, most: int) -> Texts:
     """Return the unique, non-blank texts among the values of a column.
+
+    Args:
+        rows: the values, which are read until their texts have more than `most` characters together.
+        what: has the column, as a sentence begins.
+        column: its name.
+        most: characters.
 
     Raises:
         UserError: when a value is no text, or none is left.
     """
     texts: dict[str, None] = {}
+    n_characters, is_cut = 0, False
     for index, value in enumerate(rows):
         if value is None:
             continue
@@ -41,36 +61,86 @@ def plain_texts(rows: Iterable[object], what: str, column: str) -> list[str]:
                 f"{what} has a {type(value).__name__} and no text in column '{column}' of row "
                 f"{index}; calibration.column names the column with the texts."
             )
+        n_characters += len(value)
+        if n_characters > most:
+            is_cut = True
+            break
+        _check_unicode(value, f"{what} has text in column '{column}' of row {index}")
         if value.strip():
             texts.setdefault(value)
     if not texts:
-        raise UserError(f"{what} has no text in column '{column}'.")
-    return list(texts)
+        reason = f" within its first {most} characters" if is_cut else ""
+        raise UserError(f"{what} has no text in column '{column}'{reason}.")
+    return Texts(texts=tuple(texts), is_cut=is_cut)
 
 
-def _parquet(name: str, column: str) -> list[object]:
+def _check_unicode(text: str, where: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can spell and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where} that is not Unicode: half of a surrogate pair (U+{ord(text[error.start]):04X}) at "
+            f"character {error.start}; write the whole character, or leave it out."
+        ) from error
+
+
+def _parquet(name: str, column: str, most: int, progress: Progress) -> Iterator[object]:
     import pyarrow
     import pyarrow.parquet as pq
 
-    path = Path(name).expanduser()
+    path = regular_file(name)
     try:
-        known = pq.read_schema(path).names
-        if column not in known:
-            raise UserError(_no_column(name, column, known))
-        values: list[object] = pq.read_table(path, columns=[column]).column(0).to_pylist()
-    except pyarrow.ArrowInvalid as error:
+        with pq.ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            if column not in known:
+                raise UserError(_no_column(name, column, known))
+            if known.count(column) > 1:
+                raise UserError(f"The file '{name}' has {known.count(column)} columns '{column}'.")
+            n_rows = _rows_at_once(name, file.metadata, column, most)
+            with progress.stage(f"read {path.name}", file.metadata.num_rows) as advance:
+                for batch in file.iter_batches(batch_size=n_rows, columns=[column]):
+                    yield from batch.column(0).to_pylist()
+                    advance(len(batch))
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
         reason = str(error).split(".", 1)[0]
         raise UserError(f"The file '{name}' is no sound parquet file: {reason}.") from error
     except OSError as error:
         reason = (error.strerror or "it cannot be read").lower()
         raise UserError(f"Could not read the file '{name}': {reason}.") from error
-    return values
 
 
-def _jsonl(name: str, column: str) -> list[object]:
+def _rows_at_once(name: str, metadata: Any, column: str, most: int) -> int:
+    """Return how many rows to unpack at once, so that they are small beside the bound.
+
+    Raises:
+        UserError: for a column that unpacks to much more than the bound within one group of rows.
+    """
+    sizes = [
+        chunk.total_uncompressed_size
+        for group in map(metadata.row_group, range(metadata.num_row_groups))
+        for chunk in map(group.column, range(group.num_columns))
+        if chunk.path_in_schema.split(".")[0] == column or chunk.path_in_schema == column
+    ]
+    largest: int = max([1, *sizes])
+    if largest > _LARGEST_CHUNK * most:
+        raise UserError(
+            f"The file '{name}' unpacks to {largest / 1e6:.0f} MB in one group of rows; write it with "
+            f"smaller groups, or raise calibration.max_characters={most}."
+        )
+    return min(_MOST_ROWS, max(_FEWEST_ROWS, most // largest))
+
+
+def _jsonl(name: str, column: str, most: int) -> tuple[list[object], bool]:
     values: list[object] = []
     known: dict[str, None] = {}
-    for number, line in enumerate(read_text(name).split("\n"), start=1):
+    text, is_cut = read_text(name, most)
+    if is_cut and "\n" not in text:
+        raise UserError(
+            f"Line 1 of '{name}' is longer than calibration.max_characters={most}: a .jsonl file has an "
+            "object per line."
+        )
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         row = _object(name, number, line)
@@ -80,7 +150,7 @@ def _jsonl(name: str, column: str) -> list[object]:
         raise UserError(f"The file '{name}' is empty.")
     if column not in known:
         raise UserError(_no_column(name, column, list(known)))
-    return values
+    return values, is_cut
 
 
 def _object(name: str, number: int, line: str) -> Mapping[str, Any]:

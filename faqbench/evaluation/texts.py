@@ -14,6 +14,7 @@ from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress, hash_file
 
 _JOINED_BY = {"heldout": "\n\n", "wikitext2": "\n\n", "c4-new": " "}
+_MOST_BYTES = 10**9  # of a local file; more is another text, or a sparse file that never ends
 _C4_DOCUMENTS = 1100
 _C4_FILE = "en/c4-validation.00000-of-00008.json.gz"
 
@@ -64,6 +65,11 @@ def text_source(protocol: Protocol, experiment: Experiment) -> dict[str, object]
 
 def _read(path: Path) -> str:
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise UserError(
+                f"data.wikitext2_path={path} has {path.stat().st_size / 1e9:.1f} GB; the test split of "
+                "WikiText-2 has 1.3 MB."
+            )
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(

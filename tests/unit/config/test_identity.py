@@ -6,6 +6,7 @@ import re
 import pytest
 
 from faqbench.config import identity, run_id
+from faqbench.config.calibration import MAX_CHARACTERS
 
 
 @pytest.fixture
@@ -223,3 +224,12 @@ def test_an_id_of_long_names_is_a_folders_name_and_tells_its_cells_apart(compose
     ids = [run_id(compose("model=tiny-llama", *names, f"bits={bits}")) for bits in (3, 4)]
     assert len(set(ids)) == 2
     assert all(len(i.encode()) < 180 and i.startswith("m" * 80) for i in ids)
+
+
+def test_the_bound_on_what_is_read_changes_no_id_as_conf_has_it(compose):
+    standard = compose("model=tiny-llama", "quant=awq")
+    assert standard.calibration.max_characters == MAX_CHARACTERS
+    assert "max_characters" not in identity(standard)["calibration"]
+    assert run_id(
+        compose("model=tiny-llama", "quant=awq", "calibration.max_characters=99")
+    ) != run_id(standard)

@@ -1,8 +1,13 @@
 """Files and hub sets as corpora: the same texts in every form, and one sentence per mistake."""
 
 import json
+import os
+import socket
+from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from faqbench.config import UserError
@@ -97,8 +102,96 @@ def test_a_file_that_cannot_be_used_is_one_sentence(read, tmp_path, name, conten
     assert "\n" not in str(caught.value)
 
 
+def pipe(path):
+    os.mkfifo(path)
+
+
+def socket_at(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def device(path):
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [(pipe, "a pipe"), (socket_at, "a socket"), (device, "a device"), (Path.mkdir, "a folder")],
+)
+def test_what_may_never_end_is_refused_by_its_kind(read, tmp_path, monkeypatch, make, kind, suffix):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    make(Path(f"odd.{suffix}"))
+    text = mistake(read, f"odd.{suffix}")
+    assert text == f"'odd.{suffix}' is {kind}, not a regular file; copy its content into one."
+
+
+def test_a_file_is_read_up_to_the_bound_and_the_rest_is_said_to_be_left_out(read, files, caplog):
+    caplog.set_level("WARNING", logger="faqbench")
+    everything = read(files / "t.txt").texts
+    for suffix in ("txt", "jsonl", "parquet"):
+        found = read(files / f"t.{suffix}", column="body", max_characters=500)
+        assert 0 < len(found.texts) < len(everything)
+        assert found.texts == everything[: len(found.texts)]
+        assert found.is_cut and found.provenance()["is_cut"] is True
+    assert caplog.text.count("only its first 500 characters are read") == 3
+    assert "is_cut" not in read(files / "t.txt").provenance()
+
+
+def test_a_text_that_is_cut_within_a_character_is_cut_before_it(read, tmp_path):
+    chosen = next(t for n in range(50) if part_of(t := "aé" * (n + 2)) == "calibration")
+    (tmp_path / "one.txt").write_text(chosen + "é" * 9)
+    found = read(tmp_path / "one.txt", max_characters=len(chosen.encode()) + 1)
+    assert found.texts == (chosen,)
+
+
+def test_a_sparse_file_is_read_no_further_than_the_bound(read, tmp_path):
+    with (tmp_path / "sparse.txt").open("wb") as file:
+        file.truncate(2**40)
+    assert "holds zero bytes" in mistake(read, tmp_path / "sparse.txt", max_characters=10_000)
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_a_small_parquet_of_endless_text_is_read_no_further_than_the_bound(
+    read, tmp_path, use_dictionary
+):
+    text = next(t for n in range(50) if part_of(t := "x" * (1_000 + n)) == "calibration")
+    path = tmp_path / "bomb.parquet"
+    table = pa.table({"text": [text] * 20_000})
+    pq.write_table(table, path, compression="zstd", use_dictionary=use_dictionary)
+    assert path.stat().st_size < 40_000
+    if use_dictionary:  # one text, repeated without end
+        found = read(path, max_characters=100_000)
+        assert found.texts == (text,) and found.is_cut
+    else:  # pages that unpack to much more than the bound
+        sentence = mistake(read, path, max_characters=100_000)
+        assert "unpacks to 20 MB in one group of rows; write it with smaller groups" in sentence
+
+
+def test_half_a_surrogate_pair_is_one_sentence(read, tmp_path):
+    (tmp_path / "odd.jsonl").write_text('{"text": "good"}\n{"text": "b\\ud83d ad"}')
+    text = mistake(read, tmp_path / "odd.jsonl")
+    assert (
+        "text in column 'text' of row 1 that is not Unicode: half of a surrogate pair (U+D83D)"
+        in text
+    )
+
+
+def test_a_text_file_without_blank_lines_is_told_how_texts_are_separated(read, tmp_path):
+    line = next(t for n in range(50) if part_of(t := f"one line {n}") != "calibration")
+    (tmp_path / "lines.txt").write_text(line)
+    assert mistake(read, tmp_path / "lines.txt").endswith("and separate them by blank lines.")
+
+
 def test_a_parquet_without_the_column_lists_those_it_has(read, files):
     assert "it has body, n" in mistake(read, files / "t.parquet", column="text")
+
+
+def test_a_parquet_with_two_columns_of_the_name_is_refused(read, tmp_path):
+    texts = pa.array(TEXTS)
+    pq.write_table(pa.table([texts, texts], names=["text", "text"]), tmp_path / "twice.parquet")
+    assert "has 2 columns 'text'" in mistake(read, tmp_path / "twice.parquet")
 
 
 def test_an_unknown_domain_lists_everything_that_can_be_named(read):
