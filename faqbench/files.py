@@ -6,7 +6,9 @@ A writer works in a scratch folder beside its target (see `scratch.py`) and move
 from __future__ import annotations
 
 import errno
+import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +25,11 @@ _REASONS = {
     errno.EPERM: "permission was denied",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",  # what mkdir says of it
+    errno.ENAMETOOLONG: "the path is too long",
+    errno.ELOOP: "links of the path lead back to themselves",
+    errno.EIO: "the device does not answer as it should",
+    errno.ESTALE: "the file system has gone",
+    errno.EMFILE: "too many files are open",
 }
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
@@ -42,9 +49,12 @@ def explain_os_error(what: str, path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _REASONS.get(_error_number(error) or 0)
+        number = _error_number(error)
+        reason = _REASONS.get(number or 0)
         if reason is None:
             raise
+        if number == errno.ENOSPC and _lacks_inodes(path):
+            reason = "the file system has no inodes left for new files, although it has space"
         raise UserError(f"Could not {what} at {path}: {reason}; {remedy}.") from error
 
 
@@ -58,6 +68,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         new = scratch / "new"
         new.mkdir()
         yield new
+        _open_to_readers(new)
         take_place(scratch, target)
 
 
@@ -67,6 +78,22 @@ def atomic_write(target: Path, content: bytes) -> None:
         new = scratch / "new"
         new.write_bytes(content)
         new.replace(target)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give all in a folder the rights that the folder has; safetensors makes files for their owner."""
+    rights = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            own = rights if path.is_dir() else rights & 0o666
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | own)
+
+
+def _lacks_inodes(path: Path) -> bool:
+    """Say whether a file system is full of files rather than of bytes."""
+    place = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
+    free = os.statvfs(place)
+    return free.f_files > 0 and free.f_favail == 0 and free.f_bavail > 0
 
 
 def _error_number(error: Exception) -> int | None:

@@ -75,7 +75,10 @@ def remove_leftovers(folder: Path, target: str | None = None) -> int:
         target: the name of one target; None is all of them.
     """
     removed = 0
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    paths: list[Path] = []
+    with suppress(OSError):  # of what cannot be listed nothing could be removed either
+        paths = sorted(folder.iterdir())
+    for path in paths:
         if _SCRATCH.fullmatch(path.name) is None or not _is_own_folder(path):
             continue
         with suppress(OSError, ValueError):

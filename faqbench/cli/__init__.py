@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from faqbench.cli.surroundings import check_folder, own_streams
 from faqbench.cli.verbosity import take_verbosity, verbosity
 from faqbench.config import UserError
 from faqbench.interrupts import number_of, received, signals_end_it
@@ -47,8 +48,15 @@ def main(arguments: Sequence[str]) -> int:
     code = 0
     came: Sequence[int] = ()
     try:
-        with signals_end_it() as came, verbosity(level):
+        with own_streams() as (out, _), signals_end_it() as came, verbosity(level):
             code = _run(arguments)
+            if out.error is not None:
+                reason = out.error.strerror or str(out.error)
+                print(
+                    f"faqbench: standard output could not be written ({reason}); files are complete.",
+                    file=sys.stderr,
+                )
+                code = code or 1
     except KeyboardInterrupt as error:
         number = number_of(error)  # a launcher's process may have been struck, not this one
         return _stopped(came[0] if came else number)
@@ -59,17 +67,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
     try:
-        if verb in {"help", "--version"}:
-            return _help() if verb == "help" else _version()
-        if verb in VERBS:
-            module = importlib.import_module(VERBS[verb])
-            if {"-h", "--help"} & set(rest):
-                print(f"faqbench {verb}: {(module.__doc__ or '').strip()}")
-                return 0
-            return int(module.run(list(rest)))
-        return _run_cells(arguments)
+        code = _command(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         if received() is None:  # else it is what Hydra made of an interrupt
             print(f"faqbench: {error}", file=sys.stderr)
@@ -77,6 +78,20 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush at exit
         return 0
+
+
+def _command(arguments: Sequence[str]) -> int:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else ("", ())
+    if verb in {"help", "--version"}:
+        return _help() if verb == "help" else _version()
+    check_folder()
+    if verb in VERBS:
+        module = importlib.import_module(VERBS[verb])
+        if {"-h", "--help"} & set(rest):
+            print(f"faqbench {verb}: {(module.__doc__ or '').strip()}")
+            return 0
+        return int(module.run(list(rest)))
+    return _run_cells(arguments)
 
 
 def _stopped(number: int) -> int:

@@ -59,8 +59,7 @@ def run(arguments: list[str]) -> int:
     for note in safe_dtypes(request.experiments):
         console_progress().note(note)
     runs = request.experiments[0].paths.runs
-    with explain_os_error("make the folder of runs", runs, "set paths.runs to another folder"):
-        runs.mkdir(parents=True, exist_ok=True)
+    _make(runs)
     remove_leftovers(runs)
     try:
         match request.kind:
@@ -78,6 +77,24 @@ def run(arguments: list[str]) -> int:
         remove_leftovers(runs)
         tidy(cache_root())
         raise
+
+
+def _make(runs: Path) -> None:
+    """Make the folder of runs.
+
+    Raises:
+        UserError: when there cannot be one.
+    """
+    remedy = "set paths.runs to another folder"
+    with explain_os_error("make the folder of runs", runs, remedy):
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+        except (
+            FileNotFoundError
+        ) as error:  # its parents were made: no folder can be, as below /proc
+            raise UserError(
+                f"Could not make the folder of runs at {runs}: there cannot be one; {remedy}."
+            ) from error
 
 
 def run_cell(

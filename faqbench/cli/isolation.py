@@ -23,6 +23,7 @@ from typing import Any
 import faqbench
 from faqbench.cli.attempt import attempt, record_failure
 from faqbench.cli.memory import limit_memory
+from faqbench.cli.surroundings import own_streams
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.interrupts import ENDING, end_with, held_back, interrupt, received, signals_end_it
 from faqbench.records import RunRecord, read_record
@@ -76,7 +77,7 @@ def attempt_in_a_process(
 def main() -> int:
     """Run the cell that is described on standard input."""
     code = 0
-    with suppress(KeyboardInterrupt), signals_end_it() as came:
+    with own_streams(), suppress(KeyboardInterrupt), signals_end_it() as came:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         try:
             _run(json.load(sys.stdin))

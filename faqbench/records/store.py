@@ -158,7 +158,10 @@ def run_folders(runs: Path) -> list[Path]:
 
     Names with a dot or an underscore in front are ours: scratch folders, the trash, sweeps, progress.
     """
-    folders = sorted(runs.iterdir(), key=lambda p: p.name) if runs.is_dir() else []
+    with explain_os_error(
+        "list the runs", runs, "name another folder, or ask for rights to this one"
+    ):
+        folders = sorted(runs.iterdir(), key=lambda p: p.name) if runs.is_dir() else []
     return [f for f in folders if f.name[0] not in "._" and _has_record(f)]
 
 

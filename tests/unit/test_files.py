@@ -221,3 +221,15 @@ def test_a_full_disk_is_recognised_where_a_library_in_rust_met_it(tmp_path):
         explain_os_error("write", tmp_path, "free some"),
     ):
         raise error
+
+
+def test_what_a_folder_holds_can_be_read_by_all_whom_the_mask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with atomic_directory(tmp_path / "entry") as scratch:
+            (scratch / "inner").mkdir(mode=0o700)
+            (scratch / "inner" / "private").touch(mode=0o600)
+    finally:
+        os.umask(before)
+    modes = [oct(p.stat().st_mode & 0o777) for p in (tmp_path / "entry").rglob("*")]
+    assert sorted(modes) == ["0o644", "0o755"]
