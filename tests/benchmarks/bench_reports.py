@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from toy_parts import SCENARIOS
 from toy_runs import write_toy_run
 
-from faqbench.records import find_runs, read_run
+from faqbench.records import find_heads, find_runs, read_run
 from faqbench.report import ReportRequest, write_report
 
 Row = tuple[str, str, str, str, str]
@@ -83,6 +83,38 @@ def time_report(runs: Path, reports: Path, n_records: int, wanted: str) -> list[
             f"{largest * 1e3 / n_records:.1f} kB a record",
             "",
             "≤ 5 MB",
+        ),
+    ]
+
+
+def time_folder(runs: Path, n_records: int) -> list[Row]:
+    """Time what a new cell and `ls` do with a folder of so many records, against reading them all."""
+    find_heads(runs)  # writes the index
+    start = time.process_time()
+    find_runs(runs)
+    reading = time.process_time() - start
+    start = time.process_time()
+    find_heads(runs)
+    heads = time.process_time() - start
+    ls = [sys.executable, "-m", "faqbench", "ls", "limit=1"]
+    start = time.perf_counter()
+    subprocess.run([*ls, f"runs={runs}"], check=True, capture_output=True)
+    listing = time.perf_counter() - start
+    baseline = f"reading them {reading:.2f} s"
+    return [
+        (
+            f"heads of {n_records} records, CPU time",
+            f"{heads:.2f} s",
+            baseline,
+            f"{heads / reading:.2f}x",
+            "≤ 0.5 s for 5,000",
+        ),
+        (
+            f"ls beside {n_records} records",
+            f"{listing:.2f} s",
+            baseline,
+            f"{listing / reading:.2f}x",
+            "≤ 1.5 s for 5,000",
         ),
     ]
 
@@ -173,6 +205,7 @@ def run(sizes: Sequence[int], folder: Path, *, browser: bool) -> list[Row]:
         runs = folder / f"runs{n_records}"
         write_records(runs, n_records)
         wanted = "≤ 20 s" if n_records <= 200 else "≤ 180 s"
+        rows += time_folder(runs, n_records)
         rows += time_report(runs, folder, n_records, wanted)
         if browser:
             rows += time_browser(folder / f"r{n_records}" / "index.html", empty.html)
@@ -188,7 +221,7 @@ def run(sizes: Sequence[int], folder: Path, *, browser: bool) -> list[Row]:
 @pytest.mark.benchmark
 def test_a_small_report_is_measured(tmp_path):
     rows = run([12], tmp_path, browser=False)
-    assert [row[0] for row in rows][1] == "report over 12 records"
+    assert "report over 12 records" in [row[0] for row in rows]
 
 
 if __name__ == "__main__":
