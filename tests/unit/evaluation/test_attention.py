@@ -53,6 +53,20 @@ def test_a_mask_of_its_own_has_the_bits_of_sdpa(n_groups, kind):
     assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("length", [129, 192, 200])
+def test_a_packs_mask_is_cut_into_blocks_and_attends_as_sdpa_does(length, monkeypatch):
+    visible = torch.rand(2, 1, length, length, generator=torch.Generator().manual_seed(1)) < 0.5
+    visible = (visible | torch.eye(length, dtype=torch.bool)).tril()
+    mask = torch.zeros(visible.shape).masked_fill(~visible, -1e30)
+    keys, stacked = [], attention._stacked
+    monkeypatch.setattr(
+        attention, "_stacked", lambda s, k, *rest: keys.append(k.shape[2]) or stacked(s, k, *rest)
+    )
+    found, wanted = both(3, heads(3, length, torch.float32), mask)
+    assert keys == list(range(length, 0, -64))
+    assert (found - wanted).abs().max() <= TOLERANCE[torch.float32]
+
+
 def test_what_is_laid_out_otherwise_goes_to_sdpa(monkeypatch):
     asked = []
     monkeypatch.setattr(
