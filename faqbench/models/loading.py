@@ -199,6 +199,8 @@ def _explained(section: ModelSection) -> Iterator[None]:
     except UserError:
         raise
     except _LIBRARY_ERRORS as error:
+        if "allocate memory" in str(error):
+            raise  # no mistake in the files, but too little memory for them
         # What transformers raises for a config or a tokenizer that it cannot make sense of.
         raise UserError(
             f"model={section.name} could not be loaded: transformers stopped with "
