@@ -80,21 +80,21 @@ def run(arguments: list[str]) -> int:
 
 
 def _make(runs: Path) -> None:
-    """Make the folder of runs.
+    """Make the folder of runs, and see that what is in it can be seen.
 
     Raises:
-        UserError: when there cannot be one.
+        UserError: when there cannot be one, or it is another user's alone.
     """
     remedy = "set paths.runs to another folder"
-    with explain_os_error("make the folder of runs", runs, remedy):
+    with explain_os_error("use the folder of runs", runs, remedy):
         try:
             runs.mkdir(parents=True, exist_ok=True)
-        except (
-            FileNotFoundError
-        ) as error:  # its parents were made: no folder can be, as below /proc
+        except FileNotFoundError as error:  # though its parents were made: so it is below /proc
             raise UserError(
-                f"Could not make the folder of runs at {runs}: there cannot be one; {remedy}."
+                f"Could not use the folder of runs at {runs}: there cannot be one; {remedy}."
             ) from error
+        (runs / "record.json").exists()  # raises for a folder that cannot be entered
+        next(runs.iterdir(), None)  # and for one that cannot be listed
 
 
 def run_cell(
