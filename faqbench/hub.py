@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 _PROBE_SECONDS = 4.0
 _PROBE_KEPT_SECONDS = 60.0
@@ -42,20 +43,25 @@ def hub_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, httpx.HTTPError, HfHubHTTPError, DatasetsError)
 
 
-def resolve_commit(repo_id: str, revision: str | None) -> str | None:
-    """Return the commit that a revision of a model names.
+def resolve_commit(
+    repo_id: str, revision: str | None, kind: Literal["model", "dataset"] = "model"
+) -> str | None:
+    """Return the commit that a revision of a model or data set names.
 
-    It is the hub's answer; where the hub does not give one, that of the local copy, or None.
+    It is the hub's answer; where the hub does not give one, that of a model's local copy, or None.
     """
     with hub_or_local_copies() as online:
         if online:
             from huggingface_hub import HfApi
 
             try:
-                return HfApi().model_info(repo_id, revision=revision, timeout=_PROBE_SECONDS).sha
+                found = HfApi().repo_info(
+                    repo_id, revision=revision, repo_type=kind, timeout=_PROBE_SECONDS
+                )
+                return found.sha
             except hub_errors():
                 pass  # gated, misspelt or gone: loading will say which
-    snapshot = local_snapshot(repo_id, revision, "config.json")
+    snapshot = local_snapshot(repo_id, revision, "config.json") if kind == "model" else None
     return None if snapshot is None else snapshot.name
 
 

@@ -100,13 +100,14 @@ def calibration_of(method, scenario, seed):
     }
 
 
-def evaluation_of(seed, n_windows, n_items):
+def evaluation_of(seed, n_windows, n_items, n_truncated=0):
     """What the evaluation stages note down."""
     own = np.random.default_rng(seed)
     notes = {"verified": True, "version": 1, "peak_memory_bytes": 1_200_000_000}
     protocol = {"n_windows": n_windows, "seq_len": 512, "seconds": round(own.uniform(5, 9), 3)}
     seeds = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
-    config = {"add_bos": False, "limit": n_items, "n_truncated": 0, "seeds": seeds}
+    config = {"add_bos": False, "limit": n_items, "n_truncated": n_truncated, "seeds": seeds}
+    config |= {"n_requests": 4 * n_items}
     task = {"version": "1.0", "n_documents": n_items, "config": config}
     return {PROTOCOL: protocol | notes} | {
         name: task | {"seconds": round(own.uniform(5, 9), 3)} for name in TASKS

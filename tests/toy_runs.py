@@ -54,7 +54,11 @@ def config_of(method, bits, seed, model="smollm2-135m", place="matched", **chang
             "correction": {"strength": 0.5},
         },
         "calibration": {"domain": "wiki", "n_samples": 32, "seq_len": 512, "seed": seed},
-        "scenario": {"name": place, "domain": None, "n_samples": None},
+        "scenario": {
+            "name": place,
+            "domain": None if place == "matched" else place.partition("-")[0],
+            "n_samples": None,
+        },
         "evaluation": {
             "name": "quick",
             "protocols": [PROTOCOL],
@@ -84,7 +88,7 @@ def config_of(method, bits, seed, model="smollm2-135m", place="matched", **chang
     return config
 
 
-def measure(method, bits, seed, n_windows, n_items, scenario="matched"):
+def measure(method, bits, seed, n_windows, n_items, scenario="matched", added_loss=0.0):
     """Losses and items that share their texts' and items' difficulty between all methods."""
     shared = np.random.default_rng(0)
     own = np.random.default_rng([seed, bits, zlib.crc32(f"{method}{scenario}".encode())])
@@ -93,7 +97,8 @@ def measure(method, bits, seed, n_windows, n_items, scenario="matched"):
     text = shared.normal(3.37, 0.35, (n_windows, 1))
     tokens = text + shared.exponential(1.0, (n_windows, 63)) - 1.0
     drift = shift * (1 + own.normal(0, 0.04, (n_windows, 1))) + own.normal(0, 0.02, tokens.shape)
-    nll = np.maximum(tokens + (drift if method != "fp" else 0.0), 0.01).astype(np.float16)
+    drift = drift if method != "fp" else 0.0
+    nll = np.maximum(tokens + drift, 0.01).astype(np.float16) + np.float32(added_loss)
     items = {}
     for task in TASKS:
         difficulty = shared.random(n_items)
@@ -168,6 +173,10 @@ def write_toy_run(
     n_windows=40,
     n_items=100,
     protocol_print="p" * 64,
+    weights_print="w" * 64,
+    more_prints=None,
+    added_loss=0.0,
+    n_truncated=0,
     status="finished",
     error=None,
     gates=None,
@@ -179,10 +188,10 @@ def write_toy_run(
         changes, scenario = {**changes, "scenario": scenario}, "matched"
     finished, quantized = status == "finished", method != "fp"
     calibrated = method not in ("fp", "rtn")
-    nll, items = measure(method, bits, seed, n_windows, n_items, scenario)
+    nll, items = measure(method, bits, seed, n_windows, n_items, scenario, added_loss)
     tokens = {PROTOCOL: nll} | (fidelity(nll, method, bits, seed) if quantized else {})
     stages = stages_of(method)
-    extra = {"evaluation": evaluation_of(seed, n_windows, n_items)} if finished else {}
+    extra = {"evaluation": evaluation_of(seed, n_windows, n_items, n_truncated)} if finished else {}
     if quantized and finished:
         extra["blocks"] = blocks_of(method, bits)
     if calibrated and finished:
@@ -202,8 +211,9 @@ def write_toy_run(
         },
         fingerprints={
             f"protocol/{PROTOCOL}": protocol_print,
-            "weights": "w" * 64,
+            "weights": weights_print,
             **{f"task/{task}": "t" * 64 for task in TASKS},
+            **(more_prints or {}),
         },
         stages=stages,
         metrics=metrics_of(nll, items, tokens) if finished else (),

@@ -14,11 +14,11 @@ from faqbench.records import (
     RunData,
     RunRecord,
     claimed,
-    finished_record,
     read_record,
     read_run,
     stop_sweep,
 )
+from faqbench.sources import reusable_record
 from faqbench.stages import Progress, StageCache
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunReco
 
     progress = console_progress()
     name, runs = run_id(experiment), experiment.paths.runs
-    done = finished_record(experiment)
+    done, changed = reusable_record(experiment)
+    if changed:
+        progress.note(f"{name}: finished before and made again: {changed}")
     if done is not None:
         progress.note(f"{name}: finished before, skipped (rerun=true repeats it)")
         if is_awaited():

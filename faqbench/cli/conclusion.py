@@ -10,7 +10,13 @@ from faqbench.cli.console import print_table
 from faqbench.cli.estimating import how_it_turned_out
 from faqbench.config.experiment import Experiment
 from faqbench.records import RunRecord, read_record
-from faqbench.report import ReportRequest, summary_rows, write_report
+from faqbench.report import (
+    ReportRequest,
+    summary_rows,
+    truncation_notes,
+    without_repeats,
+    write_report,
+)
 
 
 def conclude(
@@ -36,7 +42,12 @@ def conclude(
     runs = experiment.paths.runs
     records, missing = _read(runs, run_ids)
     failed = [r for r in records if r.status == "failed"]
-    print_table(summary_rows([r for r in records if r.status == "finished"]))
+    finished, repeated = without_repeats([r for r in records if r.status == "finished"])
+    print_table(summary_rows(finished))
+    for note in truncation_notes(finished):
+        print(f"Note: {note}")
+    for names, sentence in repeated:
+        print(f"faqbench: {names} {sentence}", file=sys.stderr)
     for record in records:
         for gate in record.gates:
             if not gate.passed:

@@ -7,7 +7,6 @@ evidence, and a dated preset that `--config-dir` makes a choice of quant.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -15,6 +14,7 @@ from faqbench.cli.arithmetic import dtype_notes
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress, print_table
 from faqbench.config import UserError
+from faqbench.statistics import percent_of_log
 
 
 def run(arguments: list[str]) -> int:
@@ -68,4 +68,4 @@ def _with_faq(arguments: Sequence[str]) -> list[str]:
 
 
 def _percent(log_ratio: float) -> str:
-    return f"{100 * math.expm1(log_ratio):+.2f} %"
+    return f"{percent_of_log(log_ratio):+.2f} %"

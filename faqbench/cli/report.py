@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ _KEYS = {
 
 
 def run(arguments: list[str]) -> int:
-    """Write a report and print where it lies."""
+    """Write a report and print where it lies; 1 when runs that contradict each other were left out."""
     _, values = read_arguments("report", arguments, _KEYS)
     paths = write_report(
         ReportRequest(
@@ -37,7 +38,9 @@ def run(arguments: list[str]) -> int:
     )
     print_damaged(paths.damaged)
     print(f"Report over {paths.n_runs} runs: {paths.html}")
-    return 0
+    for sentence in paths.left_out:
+        print(f"faqbench: {sentence}", file=sys.stderr)
+    return int(bool(paths.left_out))
 
 
 def _runs(values: Mapping[str, str]) -> Path:

@@ -10,6 +10,7 @@ from faqbench.cli.console import print_table
 from faqbench.cli.quantities import n_bytes, seconds
 from faqbench.config import UserError, did_you_mean
 from faqbench.records import RunRecord, read_record, run_folders
+from faqbench.report import truncation_notes
 
 
 def run(arguments: list[str]) -> int:
@@ -47,7 +48,7 @@ def run(arguments: list[str]) -> int:
     )
     if (plan := record.extra.get("plan")) is not None:
         print(_plan(plan))
-    for text in (*record.warnings, *record.skipped_scales):
+    for text in (*truncation_notes([record]), *record.warnings, *record.skipped_scales):
         print(f"note: {text}")
     return 0
 

@@ -26,10 +26,10 @@ from faqbench.records import (
     clear_sweep,
     drop_claim,
     find_dead_claims,
-    finished_record,
     is_stopped,
     write_sweep,
 )
+from faqbench.sources import reusable_record
 from faqbench.stages import hash_json
 
 _ENDS_WITH_ITS_JOBS = ("joblib", "ray", "submitit_local")
@@ -63,7 +63,7 @@ def _unfinished(cells: Sequence[Cell]) -> list[Cell]:
     left, mistakes = [], []
     for cell in cells:
         try:
-            done = finished_record(cell.experiment)
+            done, _ = reusable_record(cell.experiment)  # the attempt says why it is made again
         except UserError as error:
             mistakes.append(str(error))
             continue

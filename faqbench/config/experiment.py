@@ -215,9 +215,7 @@ class Experiment(Section):
     def needs_calibration(self) -> bool:
         """Whether any stage reads activations; false for the baseline and for plain RTN."""
         q = self.quant
-        return self.quantizes and (
-            (q.scale, q.clip, q.correct) != ("none", "none", "none") or q.round == "gptq"
-        )
+        return reads_activations(q.scale, q.clip, q.correct, q.round)
 
     @property
     def calibration_mixture(self) -> dict[str, float]:
@@ -236,13 +234,20 @@ class Experiment(Section):
 
     def n_windows(self) -> int | None:
         """Windows of each perplexity protocol, `limit` applied; None is all of them."""
-        return _smaller(self.evaluation.n_windows, self.limit)
+        return smaller(self.evaluation.n_windows, self.limit)
 
     def n_documents(self) -> int | None:
         """Documents of each task, `limit` applied; None is all of them."""
-        return _smaller(self.evaluation.n_documents, self.limit)
+        return smaller(self.evaluation.n_documents, self.limit)
 
 
-def _smaller(a: int | None, b: int | None) -> int | None:
+def reads_activations(scale: str, clip: str, correct: str, rounds: str) -> bool:
+    """Say whether any stage of a method reads activations."""
+    stages = (scale, clip, correct)
+    return rounds != "none" and (stages != ("none", "none", "none") or rounds == "gptq")
+
+
+def smaller(a: int | None, b: int | None) -> int | None:
+    """Return the smaller of two caps; None caps nothing."""
     known = [n for n in (a, b) if n is not None]
     return min(known) if known else None

@@ -1,99 +1,188 @@
-"""Which part of an experiment decides its result, and the run id made from it.
+"""What decides a result: the one definition that run ids, cache keys, records and reports share.
 
-What does not matter is left out, so that equal results have equal ids: the baseline ignores bits,
-group size and calibration; a method that reads no activations ignores calibration; an option of a
-stage that is off is dropped; where things are written, shown and computed (paths, tracking, report,
-device) never counts.
+    deciding_config    the keys of a configuration that decide its result, named as in `conf/`
+    identity_of        the same with synonyms made one: equal results have equal identities
+    quant_identity, calibration_identity    the parts of it that cache keys hold
+
+All are functions of a configuration as a JSON mapping, so that a record of any age is judged by the
+rules that name a new run; a key that an older record lacks counts as null. What does not matter is left
+out: the baseline ignores bits, group size and calibration; a method that reads no activations ignores
+calibration; an option of a stage that is off is dropped; where things are written, shown and computed
+(paths, tracking, report, device) never counts. Names (`quant.name`, `scenario.name`) decide nothing.
+
+A configuration says where model and texts come from; what was found there is told by the fingerprints of
+a record, which reports and cache keys take in its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from faqbench.config.calibration import MAX_CHARACTERS, is_hub_set, is_table
-from faqbench.config.experiment import Experiment
+from faqbench.config.calibration import MAX_CHARACTERS, is_hub_set, is_table, shares_of
+from faqbench.config.experiment import Experiment, reads_activations, smaller
+
+_Json = dict[str, Any]
+# What a section holds that decides nothing, or that another key already says.
+_NOT_OF_MODEL = {"notes", "group_size", "add_bos"}
+_NOT_OF_QUANT = {"name", "trace_windows"}
+_NOT_OF_EVALUATION = {"keep_items"}
+_OF_CALIBRATION = ("seq_len", "seed", "add_bos", "tokens", "dtype", "batch_size")
+_OF_WINDOWS = ("shuffle_tokens", "noise_rate")
+_OF_TEXTS = ("min_characters", "max_characters", "length_power", "rarity")
+_USUAL_WEIGHTS = "float32"  # the dtype that run ids do not name
 
 _LONGEST_SLUG = 160  # characters, all of them ASCII
 
 
-def identity(experiment: Experiment) -> dict[str, object]:
+def identity(experiment: Experiment) -> _Json:
     """Return the JSON mapping of everything that the experiment's result depends on."""
-    full = experiment.model_dump(mode="json")
-    model = {k: v for k, v in full["model"].items() if k not in {"notes", "group_size", "add_bos"}}
-    evaluation = {k: v for k, v in full["evaluation"].items() if k not in {"name", "keep_items"}}
-    evaluation |= {"n_windows": experiment.n_windows(), "n_documents": experiment.n_documents()}
-    if any(p.startswith("wikitext2") for p in experiment.evaluation.protocols):
-        evaluation["wikitext2_path"] = full["data"]["wikitext2_path"]
-    result: dict[str, object] = {
-        "model": model,
-        "quant": quant_identity(experiment),
-        "evaluation": evaluation,
-        "dtype": experiment.dtype,
+    return identity_of(experiment.model_dump(mode="json"))
+
+
+def identity_of(config: Mapping[str, Any]) -> _Json:
+    """Return the same of a configuration, as an experiment or a record has it."""
+    deciding = deciding_config(config)
+    evaluation = {k: v for k, v in deciding["evaluation"].items() if k != "name"}
+    result: _Json = {
+        "model": deciding["model"],
+        "quant": deciding["quant"],
+        "evaluation": evaluation | deciding["data"],
+        "dtype": deciding["dtype"],
     }
-    if experiment.needs_calibration:
-        result["calibration"] = calibration_identity(experiment)
+    if needs_calibration(config):
+        result["calibration"] = _calibration_identity(config)
+    elif deciding["calibration"]:
+        result["weights_dtype"] = deciding["calibration"]["dtype"]
     return result
 
 
-def quant_identity(experiment: Experiment) -> dict[str, object]:
-    """Return the part of `quant` that decides the quantized weights, options of idle stages dropped."""
-    quant = experiment.quant.model_dump(mode="json")
-    del quant["name"], quant["trace_windows"]
-    if not experiment.quantizes:
-        return {"round": "none"}
-    searches = quant["scale"] != "none" or quant["clip"] != "none"
-    if quant["correct"] == "qep":  # these two are LoaQ's
-        del quant["correction"]["variant"], quant["correction"]["residual_strength"]
-    strength = quant["correction"]["strength"]
-    if isinstance(strength, dict) and len(set(strength.values())) == 1:
-        quant["correction"]["strength"] = next(iter(strength.values()))
-    keep = {
-        "search": searches,
-        "preview": quant["scale"] == "faq",
-        "gptq": quant["round"] == "gptq",
-        "correction": quant["correct"] != "none",
+def deciding_config(config: Mapping[str, Any]) -> _Json:
+    """Return the keys of a configuration that decide its result, nested and named as in `conf/`.
+
+    The knobs that repeat a nested key (`bits` is `quant.bits`, `seed` is `calibration.seed`) are left
+    out; `limit` is in the numbers of windows and documents that it caps.
+    """
+    limit, evaluation = config.get("limit"), _section(config, "evaluation")
+    caps = {k: smaller(evaluation.get(k), limit) for k in ("n_windows", "n_documents")}
+    reads_wikitext2 = any(p.startswith("wikitext2") for p in evaluation.get("protocols") or ())
+    path = _section(config, "data").get("wikitext2_path")
+    return {
+        "model": _without(_section(config, "model"), _NOT_OF_MODEL),
+        "quant": _quant_identity(_section(config, "quant")),
+        "calibration": _deciding_calibration(config),
+        "scenario": _without(_section(config, "scenario"), {"allow_overlap"})
+        if needs_calibration(config)
+        else {},
+        "evaluation": _without(evaluation, _NOT_OF_EVALUATION) | caps,
+        "data": {"wikitext2_path": path} if reads_wikitext2 else {},
+        "dtype": config.get("dtype"),
     }
-    return {k: v for k, v in quant.items() if keep.get(k, True)}
 
 
-def calibration_identity(experiment: Experiment) -> dict[str, object]:
+def quantizes(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration puts any weight on a grid; false for the full precision baseline."""
+    return _section(config, "quant").get("round") != "none"
+
+
+def needs_calibration(config: Mapping[str, Any]) -> bool:
+    """Whether any stage of a configuration reads activations; false for the baseline and plain RTN."""
+    quant = _section(config, "quant")
+    return reads_activations(
+        *(quant.get(k) or "none" for k in ("scale", "clip", "correct", "round"))
+    )
+
+
+def quant_identity(experiment: Experiment) -> _Json:
+    """Return the part of `quant` that decides the quantized weights, options of idle stages dropped."""
+    return _quant_identity(experiment.quant.model_dump(mode="json"))
+
+
+def calibration_identity(experiment: Experiment) -> _Json:
     """Return what decides the calibration tokens and the statistics taken from them.
 
     A scenario is what it changes: the same windows by `scenario` or by `calibration` are the same.
     """
-    calibration, scenario = experiment.calibration, experiment.scenario
-    result: dict[str, object] = calibration.model_dump(
-        mode="json",
-        include={"seq_len", "seed", "add_bos", "tokens", "dtype", "batch_size"},
-    )
-    result["n_samples"] = experiment.n_calibration_samples
-    if scenario.random_tokens:
+    return _calibration_identity(experiment.model_dump(mode="json"))
+
+
+def _quant_identity(quant: Mapping[str, Any]) -> _Json:
+    if quant.get("round") == "none":
+        return {"round": "none"}
+    scale, clip, correct = (quant.get(k) or "none" for k in ("scale", "clip", "correct"))
+    keep = {
+        "search": (scale, clip) != ("none", "none"),
+        "preview": scale == "faq",
+        "gptq": quant.get("round") == "gptq",
+        "correction": correct != "none",
+    }
+    found = {k: v for k, v in quant.items() if k not in _NOT_OF_QUANT and keep.get(k, True)}
+    if "correction" in found:
+        correction = dict(found["correction"])
+        if correct == "qep":  # these two are LoaQ's
+            correction = _without(correction, {"variant", "residual_strength"})
+        strength = correction.get("strength")
+        if isinstance(strength, Mapping) and len(set(strength.values())) == 1:
+            correction["strength"] = next(iter(strength.values()))
+        found["correction"] = correction
+    return found
+
+
+def _deciding_calibration(config: Mapping[str, Any]) -> _Json:
+    calibration = _section(config, "calibration")
+    if not needs_calibration(config):  # the weights are read in this dtype by every method
+        dtype = calibration.get("dtype") or _USUAL_WEIGHTS
+        return {} if dtype == _USUAL_WEIGHTS else {"dtype": dtype}
+    kept = _without(calibration, {"n_reference"})
+    if kept.get("max_characters") == MAX_CHARACTERS:
+        del kept["max_characters"]
+    return kept if kept.get("allow_repeat") else _without(kept, {"allow_repeat"})
+
+
+def _calibration_identity(config: Mapping[str, Any]) -> _Json:
+    calibration, scenario = _section(config, "calibration"), _section(config, "scenario")
+    result = {k: calibration.get(k) for k in _OF_CALIBRATION}
+    result["n_samples"] = scenario.get("n_samples") or calibration.get("n_samples")
+    if scenario.get("random_tokens"):
         return result | {"source": "random tokens"}
-    if scenario.leak:
+    if scenario.get("leak"):
         result["source"] = "evaluation tokens"
     else:
-        result |= _corpus_identity(experiment)
-    changes = {"shuffle_tokens", "noise_rate"}
-    if not scenario.leak:
-        changes |= {"min_characters", "max_characters", "length_power", "rarity"}
-        result |= {"copies": scenario.copies} if (scenario.copies or 1) > 1 else {}
-    if calibration.allow_repeat:
+        result |= _corpus_identity(calibration, scenario)
+    changes = _OF_WINDOWS if scenario.get("leak") else (*_OF_WINDOWS, *_OF_TEXTS)
+    if not scenario.get("leak"):
+        copies = scenario.get("copies") or 1
+        result |= {"copies": copies} if copies > 1 else {}
+    if calibration.get("allow_repeat"):
         result["allow_repeat"] = True
     # Zero leaves a part alone, as null does.
-    return result | {k: v for k, v in scenario.model_dump(include=changes).items() if v}
+    return result | {k: scenario[k] for k in changes if scenario.get(k)}
 
 
-def _corpus_identity(experiment: Experiment) -> dict[str, object]:
-    calibration, mixture = experiment.calibration, experiment.calibration_mixture
-    result: dict[str, object] = {"mixture": mixture, "documents": calibration.documents}
-    if any(map(is_hub_set, mixture)):
-        result["hub"] = calibration.hub.model_dump(mode="json")
-    if any(is_hub_set(domain) or is_table(domain) for domain in mixture):
-        result["column"] = calibration.column
-    if calibration.max_characters != MAX_CHARACTERS:
-        result["max_characters"] = calibration.max_characters
+def _corpus_identity(calibration: Mapping[str, Any], scenario: Mapping[str, Any]) -> _Json:
+    own = calibration.get("mixture") or {calibration.get("domain"): 1.0}
+    domain = scenario.get("domain")
+    other = scenario.get("mixture") or ({domain: 1.0} if domain else None)
+    mixture = shares_of(own, other, scenario.get("skew"))
+    result: _Json = {"mixture": mixture, "documents": calibration.get("documents")}
+    named = [str(domain) for domain in mixture]
+    if any(map(is_hub_set, named)):
+        result["hub"] = calibration.get("hub")
+    if any(is_hub_set(domain) or is_table(domain) for domain in named):
+        result["column"] = calibration.get("column")
+    if calibration.get("max_characters", MAX_CHARACTERS) != MAX_CHARACTERS:
+        result["max_characters"] = calibration["max_characters"]
     return result
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return config.get(name) or {}
+
+
+def _without(section: Mapping[str, Any], keys: set[str]) -> _Json:
+    return {k: v for k, v in section.items() if k not in keys}
 
 
 def grid_slug(experiment: Experiment) -> list[str]:
@@ -110,7 +199,6 @@ def run_id(experiment: Experiment) -> str:
 
     Example: `smollm2-135m-faq-w3-g64-s0-1f0c9a2b7d`.
     """
-    text = json.dumps(identity(experiment), sort_keys=True, separators=(",", ":"))
     parts = [experiment.model.name, experiment.quant.name]
     if experiment.quantizes:
         parts += grid_slug(experiment)
@@ -119,4 +207,10 @@ def run_id(experiment: Experiment) -> str:
         if experiment.scenario.name != "matched":
             parts += [experiment.scenario.name]
     slug = "-".join(parts)[:_LONGEST_SLUG]
-    return f"{slug}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return f"{slug}-{identity_hash(identity(experiment))}"
+
+
+def identity_hash(found: Mapping[str, Any]) -> str:
+    """Return the ten hex digits of an identity with which a run id ends."""
+    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -12,6 +12,7 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
 from faqbench.models.blocks import BlockStream, Call, open_stream
+from faqbench.models.forward import fingerprint_model
 from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
 from faqbench.models.loading import (
@@ -35,6 +36,7 @@ __all__ = [
     "bos_of",
     "cast_parameters",
     "check_ids",
+    "fingerprint_model",
     "fingerprint_tokenizer",
     "inspect_model",
     "load_model",

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
 from faqbench.hub import bring_config, hub_errors, hub_or_local_copies
 from faqbench.models.architecture import Architecture, architecture_of
+from faqbench.models.forward import fingerprint_model
 from faqbench.models.inspection import TIED_BUT_HEAD, inspect_model, lack_of, listed
 from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.stages import Progress
@@ -50,6 +52,11 @@ class LoadedModel:
     architecture: Architecture
     fingerprint: str
     warnings: tuple[str, ...] = ()
+
+    @cached_property
+    def model_fingerprint(self) -> str:
+        """Sha256 over the weights and all settings of the forward; see `fingerprint_model`."""
+        return fingerprint_model(self.fingerprint, self.model)
 
 
 def load_model(

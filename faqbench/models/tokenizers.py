@@ -13,11 +13,13 @@ from weakref import WeakKeyDictionary
 from faqbench.config import UserError
 from faqbench.stages import hash_json
 
+# What a tokenizer does besides its own serialisation.
+_SETTINGS = ("model_max_length", "add_bos_token", "add_eos_token")
 _known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:
-    """Return a sha256 over vocabulary, merges, normaliser and special tokens.
+    """Return a sha256 over vocabulary, merges, normaliser, special tokens and the longest input.
 
     A tokenizer of the `tokenizers` library is known by its own serialisation; one written in Python by
     its class and its vocabulary.
@@ -25,7 +27,8 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
     if tokenizer not in _known:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         content = backend.to_str() if backend is not None else tokenizer.get_vocab()
-        parts = [type(tokenizer).__name__, content, tokenizer.special_tokens_map]
+        settings = {k: tokenizer.init_kwargs.get(k) for k in _SETTINGS}
+        parts = [type(tokenizer).__name__, content, tokenizer.special_tokens_map, settings]
         _known[tokenizer] = hash_json(parts)
     return _known[tokenizer]
 

@@ -14,14 +14,13 @@ from functools import cache as once
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from faqbench.calibration import CalibrationSet, activation_shift, token_divergence
 from faqbench.config import Experiment, UserError
 from faqbench.pipeline.calibrating import reference_set
 from faqbench.pipeline.cell_model import CellModel
-from faqbench.pipeline.keys import statistics_key
+from faqbench.pipeline.keys import computed_on, statistics_key
 from faqbench.pipeline.statistics import Statistics
 from faqbench.pipeline.timing import Timings
 from faqbench.quantization.means import CODE_VERSION, copy_means, observe_means, read_means
@@ -164,7 +163,9 @@ def _means(
 ) -> dict[str, list[Tensor]]:
     """Return mean|x| by role, of every block in turn, from statistics or from a pass of its own."""
     settings = experiment.calibration
-    known = statistics_key(experiment, model.fingerprint, tokens.fingerprint, model.device.type)
+    known = statistics_key(
+        experiment, model.fingerprints["model"], tokens.fingerprint, model.device.type
+    )
 
     def build(folder: Path) -> None:
         there = cache.find("statistics", known)
@@ -190,10 +191,9 @@ def _pass_key(experiment: Experiment, model: CellModel) -> dict[str, object]:
     """Return the part of a key that a full precision pass depends on, its tokens left out."""
     settings = experiment.calibration
     return {
-        "weights": model.fingerprint,
+        "model": model.fingerprints["model"],
         "select": settings.tokens,
         "dtype": settings.dtype,
         "batch_size": settings.batch_size,
-        "device": model.device.type,
-        "torch": torch.__version__,
+        **computed_on(model.device.type),
     }

@@ -23,7 +23,7 @@ from faqbench.corpora import Corpus, Part, read_corpus
 from faqbench.evaluation import protocol_tokens, resolve_protocol
 from faqbench.evaluation.texts import protocol_text
 from faqbench.models import check_ids, fingerprint_tokenizer, inspect_model
-from faqbench.stages import Progress, StageCache, hash_text
+from faqbench.stages import Progress, StageCache, hash_text, library_version
 
 # What a scenario changes of the windows themselves; the rest chooses corpora and their number.
 _DRAWN = (
@@ -179,6 +179,7 @@ def _cached(
         "version": CODE_VERSION,
         "source": source,
         "tokenizer": fingerprint_tokenizer(tokenizer),
+        "libraries": {lib: library_version(lib) for lib in ("tokenizers", "transformers")},
         "n_samples": request.n_samples,
         "seq_len": request.seq_len,
         "seed": request.seed,

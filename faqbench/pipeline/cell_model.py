@@ -7,6 +7,7 @@ own, so that the keys of all later stages are known at once.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,9 +22,10 @@ from faqbench.models import (
     LoadedModel,
     ModelHolder,
     cast_parameters,
+    fingerprint_tokenizer,
     pinned,
 )
-from faqbench.pipeline.keys import weights_key
+from faqbench.pipeline.keys import tokenizer_key, weights_key
 from faqbench.pipeline.timing import Timings
 from faqbench.quantization import apply_linears
 from faqbench.stages import Progress, StageCache
@@ -35,6 +37,7 @@ class WeightFacts:
 
     Attributes:
         fingerprint: sha256 of all weights in the dtype of the calibration.
+        model_fingerprint: sha256 of these and of the settings of the forward.
         n_linears: linears of the decoder blocks.
         n_parameters: all parameters, tied ones once.
         vocab_size: rows of the embedding: the token ids that the model knows.
@@ -42,6 +45,7 @@ class WeightFacts:
     """
 
     fingerprint: str
+    model_fingerprint: str
     n_linears: int
     n_parameters: int
     vocab_size: int
@@ -67,7 +71,12 @@ class CellModel:
     ) -> None:
         self.device = device
         self.facts = WeightFacts(
-            fingerprint="", n_linears=0, n_parameters=0, vocab_size=0, warnings=()
+            fingerprint="",
+            model_fingerprint="",
+            n_linears=0,
+            n_parameters=0,
+            vocab_size=0,
+            warnings=(),
         )
         self._experiment = experiment.model_copy(update={"model": pinned(experiment.model)})
         self._holder = holder
@@ -101,9 +110,13 @@ class CellModel:
         return self._experiment.model
 
     @property
-    def fingerprint(self) -> str:
-        """Sha256 over the weights as loaded."""
-        return self.facts.fingerprint
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of the weights as loaded, of the model (all that its forward depends on), of its tokenizer."""
+        return {
+            "weights": self.facts.fingerprint,
+            "model": self.facts.model_fingerprint,
+            "tokenizer": self._tokenizer_fingerprint,
+        }
 
     @property
     def architecture(self) -> Architecture:
@@ -156,10 +169,25 @@ class CellModel:
         assert self._loaded is not None
         return self._loaded.model
 
+    @cached_property
+    def _tokenizer_fingerprint(self) -> str:
+        key = tokenizer_key(self.section)
+        if key is None:  # of the hub, in a form whose version is not known
+            return fingerprint_tokenizer(self.tokenizer)
+
+        def build(folder: Path) -> None:
+            facts = {"fingerprint": fingerprint_tokenizer(self.tokenizer)}
+            (folder / "facts.json").write_text(json.dumps(facts))
+
+        entry = self._cache.get("tokenizer", key, build)
+        found: str = json.loads((entry.path / "facts.json").read_text())["fingerprint"]
+        return found
+
     def _write_facts(self, folder: Path) -> None:
         loaded = self.pristine()
         facts = WeightFacts(
             fingerprint=loaded.fingerprint,
+            model_fingerprint=loaded.model_fingerprint,
             n_linears=len(loaded.architecture.linear_names()),
             n_parameters=sum(p.numel() for p in loaded.model.parameters()),
             vocab_size=loaded.architecture.vocab_size,

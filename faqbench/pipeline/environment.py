@@ -17,7 +17,16 @@ import torch
 
 import faqbench
 
-_PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "numpy", "hydra-core", "wandb")
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "lm_eval",
+    "datasets",
+    "numpy",
+    "hydra-core",
+    "wandb",
+)
 _STATUS = Path("/proc/self/status")
 
 

@@ -4,6 +4,7 @@
     tied_weights                 embeddings and output head are one tensor where the config says so
     all_linears_quantized        as many linears as the architecture has, less those skipped on purpose
     above_chance                 the mean accuracy over tasks is more than guessing gives
+    requests_fit                 of no task are more than 1 % of the requests cut at the model's context
     same_tokens                  a protocol's tokens are those that other runs of this model scored
     not_worse_than_rtn           see `neighbours.py`
     not_worse_than_fewer_bits    see `neighbours.py`
@@ -26,12 +27,13 @@ from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.pipeline.weights_check import WeightsCheck
 from faqbench.quantization import QuantizedModel
-from faqbench.records import Gate, RunRecord
+from faqbench.records import Gate, RunRecord, truncated_requests
 
 # One-sided 95 %: how many standard errors above chance a mean accuracy must be.
 _ABOVE = 1.645
 # With a standard error above this, a model that knows much more than chance could fail too.
 _COARSEST_STDERR = 0.05
+_MOST_TRUNCATED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -60,6 +62,7 @@ def check_gates(cell: Cell) -> tuple[Gate, ...]:
         gates.append(_all_quantized(cell.record, cell.weights, cell.quantized))
     if cell.record.config["evaluation"]["tasks"]:
         gates.append(_above_chance(cell.record))
+        gates.append(_requests_fit(cell.record))
     if cell.record.config["evaluation"]["protocols"]:
         gates.append(cell.neighbours.same_tokens(cell.record))
     if cell.quantized is not None:
@@ -149,3 +152,15 @@ def _above_chance(record: RunRecord) -> Gate:
     if low:
         detail += f"; not above it: {', '.join(low)}"
     return Gate(name="above_chance", passed=mean > guess + margin, detail=detail)
+
+
+def _requests_fit(record: RunRecord) -> Gate:
+    cut = truncated_requests(record)
+    told = [
+        f"{n} of {total} requests of {task} ({n / total:.1%})" for task, (n, total) in cut.items()
+    ]
+    return Gate(
+        name="requests_fit",
+        passed=all(n <= _MOST_TRUNCATED * total for n, total in cut.values()),
+        detail=f"cut at the model's context: {', '.join(told)}" if told else "no request was cut",
+    )

@@ -1,6 +1,6 @@
 """Gates that compare a cell with finished runs of the same folder.
 
-Two runs are compared where they scored the same: the same weights as loaded, dtype, and tokens or requests.
+Two runs are compared where they scored the same: the same model as loaded, dtype, and tokens or requests.
 A cell is worse than another when the paired 95 % interval says so: of the perplexity ratio, over
 protocols that both have, else of the mean accuracy over tasks. Chance alone therefore trips a gate in
 about one of forty comparisons; its detail names the run and the numbers.
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from faqbench.pipeline.evaluating import Evaluated
-from faqbench.records import Gate, RunData, RunRecord, find_heads, read_run
+from faqbench.records import Gate, RunData, RunRecord, find_heads, read_run, same_model
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
 
 _GRID = ("group_size", "symmetric", "skip", "overrides")
@@ -86,7 +86,7 @@ class Neighbours:
             other
             for other in self._records
             if other.run_id != record.run_id
-            and other.fingerprints.get("weights") == record.fingerprints["weights"]
+            and same_model(other, record)
             and other.config.get("dtype") == record.config["dtype"]
         ]
 

@@ -74,7 +74,7 @@ def reference_scores(
     for name in experiment.evaluation.protocols:
         windows = protocol_windows(name, experiment, model, cache, progress)
         build = partial(_write, windows, in_dtype, experiment, memory, progress)
-        found = {"weights": model.fingerprint, f"protocol/{name}": windows.fingerprint}
+        found = {**model.fingerprints, f"protocol/{name}": windows.fingerprint}
         key = reference_key(experiment, found, name, model.device.type)
         entry = cache.get("reference", key, build, name)
         references[name] = Reference(windows=windows, entry=entry)

@@ -31,6 +31,7 @@ from faqbench.pipeline.timing import Timings
 from faqbench.pipeline.weights_check import check_weights
 from faqbench.quantization import QuantizedModel
 from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, write_run
+from faqbench.sources import sources_of
 from faqbench.stages import Progress, StageCache
 
 
@@ -65,7 +66,7 @@ def run(
     model.find_facts()
     check_model(experiment)  # once more, for one that had to be fetched first
     warnings += model.facts.warnings
-    fingerprints = {"weights": model.fingerprint}
+    fingerprints, sources = dict(model.fingerprints), sources_of(experiment, model.section, cache)
 
     calibration = statistics = distance = None
     facts: dict[str, Any] = {}
@@ -120,6 +121,7 @@ def run(
         neighbours=Neighbours(experiment.paths.runs),
     )
     record = dataclasses.replace(data.record, gates=check_gates(cell))
+    record.extra["sources"] = sources
     record = _failed_if_not_finite(record)
     if estimate is not None:
         record.extra["plan"] = compare_with_plan(estimate, record, cache.uses)

@@ -42,7 +42,7 @@ def statistics_of(
             entry = _entry(
                 experiment,
                 model.pristine,
-                model.fingerprint,
+                model.fingerprints["model"],
                 model.device,
                 calibration,
                 cache,
@@ -64,7 +64,7 @@ def activation_store(
     """Return the statistics of a calibration set of a model in hand, and whether they were cached."""
     device = next(loaded.model.parameters()).device
     entry = _entry(
-        experiment, lambda: loaded, loaded.fingerprint, device, calibration, cache, progress
+        experiment, lambda: loaded, loaded.model_fingerprint, device, calibration, cache, progress
     )
     return ActivationStore(entry.path, device), entry.cached
 
@@ -72,7 +72,7 @@ def activation_store(
 def _entry(
     experiment: Experiment,
     pristine: Callable[[], LoadedModel],
-    weights: str,
+    model: str,
     device: torch.device,
     calibration: CalibrationSet,
     cache: StageCache,
@@ -88,5 +88,5 @@ def _entry(
             progress=progress,
         )
 
-    key = statistics_key(experiment, weights, calibration.fingerprint, device.type)
+    key = statistics_key(experiment, model, calibration.fingerprint, device.type)
     return cache.get("statistics", key, build)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from faqbench.presearch.candidates import AWQ
-from faqbench.statistics import aggregate_draws
+from faqbench.statistics import aggregate_draws, exp, percent_of_log
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -58,7 +58,7 @@ def weigh(
         found.append(
             Evidence(
                 name=name,
-                perplexity=float(np.exp(nll.mean())),
+                perplexity=exp(float(nll.mean())),
                 log_ratio=against_awq.mean,
                 low=against_awq.low,
                 high=against_awq.high,
@@ -79,7 +79,7 @@ def weigh(
 
 def verdict(chosen: Evidence) -> str:
     """Return in words what the chosen candidate is against AWQ on the selection text."""
-    percent = [100 * float(np.expm1(x)) for x in (chosen.log_ratio, chosen.low, chosen.high)]
+    percent = [percent_of_log(float(x)) for x in (chosen.log_ratio, chosen.low, chosen.high)]
     numbers = f"{percent[0]:+.2f} %, 95 % interval {percent[1]:+.2f} to {percent[2]:+.2f}"
     if chosen.high < 0:
         return f"better than AWQ on the selection text: perplexity {numbers}"

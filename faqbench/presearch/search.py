@@ -13,6 +13,7 @@ from faqbench.presearch.choice import Evidence, weigh
 from faqbench.presearch.halving import successive_halving
 from faqbench.presearch.trials import Bench, Trial
 from faqbench.stages import Progress, StageCache
+from faqbench.statistics import exp
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,7 +71,7 @@ def search(experiment: Experiment, *, cache: StageCache, progress: Progress) -> 
         trial = trials[name, draw] = bench.trial(known[name], draw)
         end = "known" if trial.cached else f"{trial.seconds:.0f} s"
         progress.note(
-            f"{name}, draw {draw}: perplexity {np.exp(trial.loss):.3f}, output error "
+            f"{name}, draw {draw}: perplexity {exp(trial.loss):.3f}, output error "
             f"{trial.output_error:.5f} ({end})"
         )
         return trial.loss

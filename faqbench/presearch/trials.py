@@ -28,6 +28,7 @@ from faqbench.evaluation import SCORER_VERSION, score_tokens
 from faqbench.hardware import resolve_device
 from faqbench.models import LoadedModel, cast_parameters, load_model
 from faqbench.pipeline.calibrating import calibration_set, selection_set
+from faqbench.pipeline.keys import computed_on
 from faqbench.pipeline.statistics import activation_store
 from faqbench.presearch.candidates import Candidate
 from faqbench.quantization import (
@@ -109,15 +110,14 @@ class Bench:
             "version": TRIAL_VERSION,
             "scorer_version": SCORER_VERSION,
             "quantization_version": CODE_VERSION,
-            "weights": self._loaded.fingerprint,
+            "model": self._loaded.model_fingerprint,
             "quant": quant_identity(experiment),
             "calibration": drawn.fingerprint,
             "calibration_settings": {k: settings[k] for k in ("tokens", "dtype", "batch_size")},
             "selection": self.selection.fingerprint,
             "dtype": experiment.dtype,
             "batch_tokens": experiment.evaluation.batch_tokens,
-            "device": next(self._loaded.model.parameters()).device.type,
-            "torch": torch.__version__,
+            **computed_on(next(self._loaded.model.parameters()).device.type),
         }
         entry = self._cache.get("presearch", key, build)
         facts = json.loads((entry.path / "facts.json").read_text())

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -22,6 +21,7 @@ from faqbench.config.identity import calibration_identity, grid_slug
 from faqbench.files import atomic_write, explain_os_error
 from faqbench.presearch.choice import Evidence, verdict
 from faqbench.presearch.search import SearchResult
+from faqbench.statistics import exp, percent_of_log
 
 _OPTIONS = ("window", "gamma", "roles", "source", "weights", "norm", "fuse")
 
@@ -65,7 +65,7 @@ def trials_csv(result: SearchResult) -> str:
     for (name, draw), trial in result.trials.items():
         preview = result.candidates[name].preview
         options = [getattr(preview, option) for option in _OPTIONS]
-        numbers = [math.exp(trial.loss), trial.loss, trial.output_error]
+        numbers = [exp(trial.loss), trial.loss, trial.output_error]
         by_role = [trial.error_of[role] for role in roles]
         row = [name, *options, draw, first_seed + draw, *numbers, *by_role]
         writer.writerow([*row, round(trial.seconds, 1)])
@@ -124,6 +124,6 @@ def preset_yaml(result: SearchResult, day: date) -> str:
 
 
 def _row(evidence: Evidence) -> str:
-    ratios = [100 * math.expm1(x) for x in (evidence.log_ratio, evidence.low, evidence.high)]
+    ratios = [percent_of_log(x) for x in (evidence.log_ratio, evidence.low, evidence.high)]
     interval = f"{ratios[0]:+.2f} % ({ratios[1]:+.2f} to {ratios[2]:+.2f})"
     return f"{evidence.perplexity:10.3f}   {interval:32} {evidence.output_error:12.5f}   {evidence.name}"

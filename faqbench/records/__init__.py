@@ -13,7 +13,7 @@ listed, and a run folder appears by one rename.
 from faqbench.records.claims import claimed, drop_claim, find_dead_claims
 from faqbench.records.compact import compact_run, write_compact_run
 from faqbench.records.index import find_heads
-from faqbench.records.results import differences, result_of
+from faqbench.records.results import differences, result_of, same_model, truncated_requests
 from faqbench.records.run_record import (
     SCHEMA_VERSION,
     Gate,
@@ -64,7 +64,9 @@ __all__ = [
     "read_sweep",
     "result_of",
     "run_folders",
+    "same_model",
     "stop_sweep",
+    "truncated_requests",
     "write_compact_run",
     "write_run",
     "write_sweep",

@@ -11,23 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from faqbench.config.identity import deciding_config
 from faqbench.records.run_record import RunRecord
 from faqbench.records.store import RunData
 
-# Keys of the record, of its `config` and of its `extra` that are no result; the last, at any depth.
+# Keys of the record and of its `extra` that are no result; the last, at any depth.
 _COURSE = ("environment", "stages", "peak_memory_bytes", "started", "seconds")
-_PLACES = (
-    "paths",
-    "tracking",
-    "report",
-    "rerun",
-    "device",
-    "on_error",
-    "isolate",
-    "memory_limit_gigabytes",
-    "cache",
-)
-_BOOKKEEPING = ("plan", "stage_keys")
+_BOOKKEEPING = ("plan", "stage_keys", "sources")
 _GATES_OF_THE_FOLDER = ("same_tokens", "not_worse_than_rtn", "not_worse_than_fewer_bits")
 _MEASURED = frozenset({"seconds", "cached", "peak_memory_bytes", "tokens_per_second"})
 
@@ -36,11 +26,34 @@ def result_of(record: RunRecord) -> dict[str, Any]:
     """Return the part of a record that its configuration and seed decide, as a JSON mapping."""
     full = record.to_json()
     result = {key: value for key, value in full.items() if key not in _COURSE}
-    result["config"] = {k: v for k, v in full["config"].items() if k not in _PLACES}
+    result["config"] = deciding_config(full["config"])
     result["gates"] = [g for g in full["gates"] if g["name"] not in _GATES_OF_THE_FOLDER]
     extra = {k: v for k, v in full["extra"].items() if k not in _BOOKKEEPING}
     result["extra"] = _without_measures(extra)
     return result
+
+
+def truncated_requests(record: RunRecord) -> dict[str, tuple[int, int]]:
+    """Return (cut, all) requests of each task with some that are longer than the model's context.
+
+    They lost their beginning, so their answers are to other questions than the task's.
+    """
+    found = {}
+    for task, facts in record.extra.get("evaluation", {}).items():
+        config = facts.get("config", {})
+        if config.get("n_truncated"):
+            found[task] = (config["n_truncated"], config["n_requests"])
+    return found
+
+
+def same_model(a: RunRecord, b: RunRecord) -> bool:
+    """Say whether two runs began with the same model, whatever it was called.
+
+    That is weights, configuration and attention; a record from before the last two were recorded is
+    known by its weights alone.
+    """
+    key = "model" if "model" in a.fingerprints and "model" in b.fingerprints else "weights"
+    return key in a.fingerprints and a.fingerprints[key] == b.fingerprints.get(key)
 
 
 def differences(first: RunData, second: RunData) -> list[str]:

@@ -77,7 +77,8 @@ class RunRecord:
         error: one sentence, or the last lines of a traceback; null when finished.
         config: the resolved experiment, nested as in `conf/`.
         environment: versions, git commit, hardware, thread count.
-        fingerprints: of weights, calibration tokens and each protocol's tokens.
+        fingerprints: of weights, model (weights, configuration, attention), tokenizer, calibration tokens,
+            and of each protocol's tokens and each task's requests.
         stages: seconds and cache hit per stage.
         metrics: all metrics of all tasks.
         bits_per_weight: of the quantized linears, scales and zero points counted; null for baselines.

@@ -20,8 +20,10 @@ Torch, transformers and Hydra are never imported; pandas, matplotlib and scipy o
 """
 
 from faqbench.report.answer import Answer, answer
+from faqbench.report.facts import truncation_notes
 from faqbench.report.pair_page import write_pair
 from faqbench.report.pair_tables import pair_tables
+from faqbench.report.panels import without_repeats
 from faqbench.report.request import ReportPaths, ReportRequest
 from faqbench.report.run_evidence import RunEvidence, run_evidence
 from faqbench.report.run_pair import RunPair, pair_runs
@@ -41,6 +43,8 @@ __all__ = [
     "run_evidence",
     "select_runs",
     "summary_rows",
+    "truncation_notes",
+    "without_repeats",
     "write_pair",
     "write_report",
 ]

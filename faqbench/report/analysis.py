@@ -54,7 +54,8 @@ class Family:
         columns: what is compared.
         comparisons: everyone against the baseline of their contest.
         marks: (row, column) -> BEST, when significantly better than every rival, or TIED, when
-            it is the best or cannot be told from the best.
+            it is the best or cannot be told from the best; nothing where a rival was seen on one
+            calibration set alone.
     """
 
     columns: tuple[Column, ...]
@@ -218,7 +219,7 @@ def _marks(
             if best is None:
                 continue
             rivals = {r: judged[r, best, c] for r in contest.rows if (r, best, c) in judged}
-            if any(v.refused for v in rivals.values()):
+            if any(v.refused or v.is_of_one_draw for v in rivals.values()):
                 continue
             ties = [row for row, v in rivals.items() if not v.is_significant]
             marks[best, c] = BEST if not ties and marks.get((best, c)) != TIED else TIED

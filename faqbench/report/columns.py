@@ -91,10 +91,14 @@ class Column:
             return None
         values = [m.value for m in found if m.value is not None]
         errors = [math.nan if m.stderr is None else m.stderr for m in found]
-        mean, n = sum(values) / len(values), len(values)
-        between = sum((v - mean) ** 2 for v in values) / (n - 1) if n > 1 else 0.0
-        variance = sum(e**2 for e in errors) / n + between / n
-        return Estimate(value=mean, stderr=math.sqrt(variance), n_draws=n)
+        n = len(values)
+        mean = sum(values) / n
+        if not math.isfinite(mean):
+            return Estimate(value=mean, stderr=math.nan, n_draws=n)
+        # Lengths of vectors, since the squares of large perplexities are more than a float holds.
+        between = math.hypot(*(v - mean for v in values)) / math.sqrt(max(n - 1, 1))
+        error = math.hypot(*errors, between) / math.sqrt(n)
+        return Estimate(value=mean, stderr=error, n_draws=n)
 
 
 def fingerprint_of(run: RunRecord, metric: Metric) -> str | None:

@@ -3,6 +3,10 @@
 Two runs may be paired only when the fingerprint of what they were scored on is the same, and both
 kept the windows or items. Rows with several calibration draws are compared on the draws they share;
 a method without calibration stands in every draw.
+
+One draw of a calibrated method says nothing of the method: the windows or items of this one set are
+all that its interval knows. Where earlier runs tell how far draws lie apart (`earlier_draws`), the
+interval includes it; a claim about methods needs two draws of one's own all the same.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from faqbench.statistics import (
     holm,
     mean_accuracy_difference,
     perplexity_ratio,
+    with_draw_variance,
 )
 
 LEVEL = 0.05
@@ -46,6 +51,8 @@ class Comparison:
         n: windows or items compared.
         n_draws: shared calibration draws.
         draw_share: the draws' part of the error's variance; NaN for one draw.
+        n_earlier: draws of earlier runs whose spread the interval of a single draw includes.
+        earlier: the folder they lie in.
         refused: why the rows cannot be paired; empty when they were.
     """
 
@@ -61,12 +68,33 @@ class Comparison:
     n: int = 0
     n_draws: int = 0
     draw_share: float = math.nan
+    n_earlier: int = 0
+    earlier: str = ""
     refused: str = ""
 
     @property
-    def is_significant(self) -> bool:
-        """Whether the difference stands after Holm's correction."""
+    def is_of_one_draw(self) -> bool:
+        """Whether a calibrated method was seen on a single calibration set."""
+        return self.n_draws == 1 and (self.a.is_calibrated or self.b.is_calibrated)
+
+    @property
+    def stands(self) -> bool:
+        """Whether the difference stands after Holm's correction, be it of one calibration set alone."""
         return self.p_holm < LEVEL
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the difference stands and is one of the methods."""
+        return self.stands and not self.is_of_one_draw
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of A in a few words; only "better" and "worse" are claims about methods."""
+        if not self.stands:
+            return "not decidable"
+        if self.is_of_one_draw:
+            return f"{'ahead' if self.a_is_better else 'behind'} on this one calibration set"
+        return "better" if self.a_is_better else "worse"
 
     @property
     def a_is_better(self) -> bool:
@@ -104,9 +132,27 @@ def compare_runs(store: EvidenceStore, a: Row, b: Row, column: Column) -> Compar
 def _compare(
     store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
 ) -> Comparison:
-    if empty.column.array is not None:
-        return _compare_windows(store, empty, pairs)
-    return _compare_accuracy(store, empty, pairs)
+    compare = _compare_accuracy if empty.column.array is None else _compare_windows
+    found = compare(store, empty, pairs)
+    return _with_earlier_draws(store, found) if found.is_of_one_draw else found
+
+
+def _with_earlier_draws(store: EvidenceStore, found: Comparison) -> Comparison:
+    """Widen a single draw's interval by what earlier runs know of the spread between draws."""
+    known = store.earlier.spread(found.a, found.b, found.column)
+    if known is None or not math.isfinite(found.stderr):
+        return found
+    n = found.n if found.column.array is None else math.ceil(found.n / block_length_for(found.n))
+    widened = with_draw_variance(found.effect, found.stderr, n - 1, known.variance, known.degrees)
+    return replace(
+        found,
+        low=widened.low,
+        high=widened.high,
+        stderr=widened.stderr,
+        p_value=widened.p_value,
+        n_earlier=known.n_draws,
+        earlier=known.folder,
+    )
 
 
 def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -129,7 +175,15 @@ def _shared_draws(a: Row, b: Row) -> list[tuple[RunRecord, RunRecord]]:
         raise RefusalError(
             f"no calibration draw in common (seeds {', '.join(draws_a)} and {', '.join(draws_b)})"
         )
+    other = [facts.seed(x) for x, y in shared if not _same_draw(x, y)]
+    if other:
+        raise RefusalError(f"seed {', '.join(other)} drew other calibration text in each of them")
     return shared
+
+
+def _same_draw(a: RunRecord, b: RunRecord) -> bool:
+    prints = [run.fingerprints.get("calibration") for run in (a, b)]
+    return None in prints or prints[0] == prints[1]
 
 
 def _generator(comparison: Comparison) -> np.random.Generator:
@@ -184,9 +238,9 @@ def _compare_windows(
         result = perplexity_ratio(*arrays[0], rng=_generator(empty))
         return replace(
             empty,
-            effect=math.log(result.ratio),
-            low=math.log(result.low),
-            high=math.log(result.high),
+            effect=result.log_ratio,
+            low=result.log_low,
+            high=result.log_high,
             stderr=result.stderr_log,
             p_value=result.p_value,
             n=n_windows,

@@ -94,6 +94,7 @@ class ReportContent:
     failed: tuple[tuple[str, str, str], ...]
     missing: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...]
+    repeated: tuple[tuple[str, str], ...]
 
 
 def build_content(request: ReportRequest, selection: Selection) -> ReportContent:
@@ -133,6 +134,7 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
         ),
         missing=selection.missing,
         damaged=(*selection.damaged, *store.damaged()),
+        repeated=selection.repeated,
     )
 
 

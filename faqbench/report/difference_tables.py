@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import Analysis, Family
 from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison
 from faqbench.report.tables import Cell, Heading, Table, text_cell
+from faqbench.statistics import percent_of_log
 
 
 def differences_table(analysis: Analysis, family: Family, name: str) -> Table | None:
@@ -49,13 +48,29 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
         headings=headings,
         rows=tuple(rows),
         breaks=frozenset(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]),
+        notes=_notes(family),
     )
+
+
+def _notes(family: Family) -> tuple[str, ...]:
+    """Return what a reader of the table alone must know of comparisons on one calibration draw."""
+    one_draw = [c for _, c in family.comparisons if c.is_of_one_draw]
+    if not one_draw:
+        return ()
+    text = "Verdicts on this one calibration set are about it, not about the methods."
+    folders = dict.fromkeys(c.earlier for c in one_draw if c.n_earlier)
+    if folders:
+        text += (
+            " Where earlier runs tell how far draws lie apart, intervals and p-values include it "
+            f"(from {formatting.listing(list(folders))})."
+        )
+    return (text,)
 
 
 def difference(c: Comparison) -> tuple[float, float, float]:
     """Return a difference and its interval: percent of perplexity, points, or nats."""
     if c.is_ratio:
-        return (100 * math.expm1(c.effect), 100 * math.expm1(c.low), 100 * math.expm1(c.high))
+        return percent_of_log(c.effect), percent_of_log(c.low), percent_of_log(c.high)
     scale = 100 if c.column.is_percent else 1
     return (scale * c.effect, scale * c.low, scale * c.high)
 
@@ -81,9 +96,6 @@ def _difference_cells(c: Comparison) -> tuple[Cell, Cell, Cell, Cell]:
         return none, none, none, text_cell(f"not paired: {c.refused}")
     value, low, high = difference(c)
     decimals = difference_decimals(c)
-    word = "not decidable"
-    if c.is_significant:
-        word = "better" if c.a_is_better else "worse"
     return (
         Cell(text=formatting.signed(value, decimals), raw=value),
         Cell(
@@ -92,5 +104,5 @@ def _difference_cells(c: Comparison) -> tuple[Cell, Cell, Cell, Cell]:
             raw_error=high,
         ),
         Cell(text=formatting.p_value(c.p_holm), raw=c.p_holm),
-        Cell(text=word, raw=word, mark="best" if c.is_significant else ""),
+        Cell(text=c.verdict, raw=c.verdict, mark="best" if c.is_significant else ""),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from faqbench.records import read_run
+from faqbench.report.earlier_draws import EarlierDraws
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,11 +36,16 @@ class Evidence:
 
 
 class EvidenceStore:
-    """Reads each run's tables at the first question about it and keeps only what pairing needs."""
+    """Reads each run's tables at the first question about it and keeps only what pairing needs.
+
+    Attributes:
+        earlier: what runs of the folder's studies tell of the spread between draws.
+    """
 
     def __init__(self, runs: Path) -> None:
         self._runs = runs
         self._known: dict[str, Evidence] = {}
+        self.earlier = EarlierDraws(runs)
 
     def of(self, run_id: str) -> Evidence:
         """Return a run's evidence; a run whose tables are damaged has none, and says why."""

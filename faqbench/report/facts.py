@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from faqbench.records import RunRecord
+from faqbench.config.identity import deciding_config, identity_of, needs_calibration, quantizes
+from faqbench.records import RunRecord, truncated_requests
 
-# Never part of a comparison: where things are written and shown, and the knobs that repeat a
-# nested key (bits is quant.bits, seed is calibration.seed, and so on).
-_IGNORED = {
-    "paths", "tracking", "report", "rerun", "device", "data", "bits", "group_size", "symmetric",
-    "window", "gamma", "seed", "limit", "allow_repeat", "presearch",
-}  # fmt: skip
-_IGNORED_KEYS = {
-    "model.notes", "model.group_size", "model.path", "quant.name", "calibration.seed",
-    "calibration.batch_size", "calibration.n_reference", "scenario.allow_overlap",
-    "evaluation.keep_items", "model.add_bos",
-}  # fmt: skip
+# Of the setting of a comparison: a draw is one of several, a name says nothing that other keys do not.
+_NOT_OF_SETTING = {"calibration.seed"}
+_ADDED_LATER = {"model", "tokenizer"}  # fingerprints that records did not always have
 _NAMES = {"fp": "full precision", "loaq": "LoaQ"}
 _KNOWN = {"rtn", "awq", "faq", "gptq", "qep", "loaq", "lrquant"}
 
@@ -61,14 +54,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def is_baseline(record: RunRecord) -> bool:
     """Whether this is the full precision model."""
-    return config_value(record.config, "quant.round") == "none"
+    return not quantizes(record.config)
 
 
 def is_calibrated(record: RunRecord) -> bool:
     """Whether any stage of the method reads activations; not so for the baseline and plain RTN."""
-    stages = [config_value(record.config, f"quant.{s}") for s in ("scale", "clip", "correct")]
-    rounds = config_value(record.config, "quant.round")
-    return rounds != "none" and (any(s not in (None, "none") for s in stages) or rounds == "gptq")
+    return needs_calibration(record.config)
 
 
 def key_label(key: str) -> str:
@@ -111,22 +102,57 @@ def seed(record: RunRecord) -> str:
 
 def deciding_keys(record: RunRecord) -> dict[str, str]:
     """Return the keys that decide this cell's result, without idle stages' options and the seed."""
-    config = {k: v for k, v in record.config.items() if k not in _IGNORED}
-    quant = dict(config.get("quant") or {})
-    if is_baseline(record):
-        quant = {}
-    searches = (quant.get("scale"), quant.get("clip")) != ("none", "none")
-    active = {
-        "search": searches,
-        "preview": quant.get("scale") == "faq",
-        "gptq": quant.get("round") == "gptq",
-        "correction": quant.get("correct") != "none",
-    }
-    config["quant"] = {k: v for k, v in quant.items() if active.get(k, True)}
-    if not is_calibrated(record):
-        config.pop("calibration", None)
-        config.pop("scenario", None)
-    return {k: v for k, v in flatten(config).items() if k not in _IGNORED_KEYS}
+    flat = flatten({k: v for k, v in deciding_config(record.config).items() if v != {}})
+    return {k: v for k, v in flat.items() if k not in _NOT_OF_SETTING}
+
+
+def made_of(records: Sequence[RunRecord]) -> list[dict[str, str]]:
+    """Return the fingerprints of what each run was made of: model, tokenizer, scored texts and items.
+
+    The calibration tokens, which are a draw's own, are left out. A record from before model and tokenizer
+    were recorded has those that all others of its weights have.
+    """
+    known: dict[tuple[str | None, str], set[str]] = {}
+    for record in records:
+        weights = record.fingerprints.get("weights")
+        for kind in _ADDED_LATER & record.fingerprints.keys():
+            known.setdefault((weights, kind), set()).add(record.fingerprints[kind])
+    found = []
+    for record in records:
+        prints = {k: v for k, v in sorted(record.fingerprints.items()) if k != "calibration"}
+        for kind in _ADDED_LATER - prints.keys():
+            others = known.get((prints.get("weights"), kind), set())
+            prints |= {kind: next(iter(others))} if len(others) == 1 else {}
+        found.append(prints)
+    return found
+
+
+def setting_identity(record: RunRecord, prints: Mapping[str, str]) -> str:
+    """Return a text that is equal for the draws of one method in one setting, and for no other runs.
+
+    It is the identity that names a run, its seed left out, with the fingerprints of what was found
+    (`made_of`) in the place of the names of where it was looked for.
+    """
+    found = identity_of(record.config)
+    calibration = {k: v for k, v in found.pop("calibration", {}).items() if k != "seed"}
+    if "weights" in prints:
+        del found["model"]
+    if any(k.startswith("protocol/") for k in prints):
+        found["evaluation"].pop("wikitext2_path", None)
+    return json.dumps([method_name(record), found, calibration, prints], sort_keys=True)
+
+
+def truncation_notes(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Return a sentence for each task of which some run cut requests at the model's context."""
+    most: dict[str, tuple[int, int]] = {}
+    for record in records:
+        for task, counts in truncated_requests(record).items():
+            most[task] = max(most.get(task, (0, 0)), counts)
+    return tuple(
+        f"{task}: {n} of {total} requests ({n / total:.1%}) are longer than the model's context and lost "
+        "their beginning."
+        for task, (n, total) in most.items()
+    )
 
 
 def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:

@@ -74,7 +74,8 @@ def to_markdown(table: Table) -> str:
     heads = [escape_markdown(f"{h.text} ({h.sub})" if h.sub else h.text) for h in table.headings]
     rule = ["--:" if h.numeric else ":--" for h in table.headings]
     lines = [heads, rule, *([_markdown_cell(cell) for cell in row] for row in table.rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return text + "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
 
 
 def to_latex(table: Table) -> str:
@@ -88,7 +89,8 @@ def to_latex(table: Table) -> str:
     for i, row in enumerate(table.rows):
         lines += [r"\midrule"] if i in table.breaks else []
         lines.append(" & ".join(_tex_cell(cell) for cell in row) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    notes = [rf"\par{{\footnotesize {escape_tex(note)}\par}}" for note in table.notes]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
 
 
 def _markdown_cell(cell: Cell) -> str:

@@ -35,6 +35,8 @@ def how_measured(panel: Panel) -> Iterator[tuple[str, str]]:
         shots = "/".join(_values(runs, "evaluation.num_fewshot")) or "unknown"
         bos = "/".join(_values(runs, "evaluation.add_bos")) or "unknown"
         yield "Tasks", f"{', '.join(tasks)}; few-shot examples: {shots}; BOS added: {bos}"
+    for note in facts.truncation_notes(runs):
+        yield "Truncated", note
     yield from _grid([run for run in runs if not facts.is_baseline(run)])
     yield from _calibration([run for run in runs if facts.is_calibrated(run)])
     yield "Arithmetic", ", ".join(_values(runs, "dtype") + _values(runs, "device")) or "unknown"

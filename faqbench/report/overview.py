@@ -47,12 +47,17 @@ def _tally(found: list[Comparison]) -> Cell:
         return Cell(text=formatting.NONE)
     n_better = sum(c.is_significant and c.a_is_better for c in found)
     n_worse = sum(c.is_significant and not c.a_is_better for c in found)
+    one_draw = [c for c in found if c.stands and c.is_of_one_draw]
+    n_ahead = sum(c.a_is_better for c in one_draw)
+    n_behind = len(one_draw) - n_ahead
     counts = (
         f"{n} {word}"
         for n, word in (
             (n_better, "better"),
             (n_worse, "worse"),
-            (len(found) - n_better - n_worse, "not decidable"),
+            (n_ahead, "ahead on one calibration set"),
+            (n_behind, "behind on one calibration set"),
+            (sum(not c.stands for c in found), "not decidable"),
         )
         if n
     )

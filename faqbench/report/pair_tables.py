@@ -91,14 +91,13 @@ def _metric_row(delta: Delta) -> tuple[str, ...]:
         return (column.label, *values, formatting.NONE, formatting.NONE, formatting.NONE, c.refused)
     decimals = difference_decimals(c)
     value, low, high = (formatting.signed(x, decimals) for x in difference(c))
-    word = ("better" if c.a_is_better else "worse") if c.is_significant else "not decidable"
     return (
         column.label,
         *values,
         f"{value} {difference_unit(column)}",
         f"{low} to {high}",
         formatting.p_value(c.p_holm),
-        word,
+        c.verdict,
     )
 
 

@@ -1,18 +1,22 @@
 """One panel per model: rows, columns, and the estimate where they meet.
 
 A row is a method in a setting, with one run per calibration draw; `columns` says what a column is.
+Models and settings are told apart by fingerprints, not by what they were called: two checkpoints under
+one name are two panels, and runs on another text are another row. Two runs of one draw in one row
+contradict each other or say the same twice; `without_repeats` names both and takes neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from faqbench.records import RunRecord
-from faqbench.report import facts
+from faqbench.report import facts, formatting
 from faqbench.report.columns import Column, Kind, build_columns
 
 _STAGES = ("quant.scale", "quant.clip", "quant.correct", "quant.round")
+_PRINT = "fingerprint."  # before the keys of what a run was made of
 _GRID = {"quant.bits", "quant.group_size", "quant.symmetric", "quant.skip", "quant.overrides"}
 
 
@@ -22,7 +26,8 @@ class Row:
 
     Attributes:
         method: the preset's name.
-        keys: every key that decides the result, apart from the seed.
+        keys: every key that decides the result, apart from the seed, and the fingerprints of what the
+            run was made of.
         runs: one per calibration draw, in the order of their seeds.
         shown: the keys among them that differ within the panel, bits left out.
     """
@@ -81,27 +86,68 @@ class Panel:
 
 def is_variant(key: str) -> bool:
     """Whether a key makes a variant of a method, rather than another setting to compete in."""
-    return key.startswith("quant.") and key not in _GRID
+    return (key.startswith("quant.") and key not in _GRID) or key.startswith(_PRINT)
 
 
 def build_panels(records: Sequence[RunRecord]) -> list[Panel]:
     """Return one panel per model, in the order of their names."""
-    models = sorted({facts.model_name(r) for r in records})
-    return [_panel(m, [r for r in records if facts.model_name(r) == m]) for m in models]
+    models: dict[str, dict[str, list[tuple[RunRecord, dict[str, str]]]]] = {}
+    for record, prints in zip(records, facts.made_of(records), strict=True):
+        found = models.setdefault(facts.model_name(record), {})
+        model = prints.get("model") or prints.get("weights") or ""
+        found.setdefault(model, []).append((record, prints))
+    return [
+        _panel(name if len(found) == 1 else f"{name} [{model[:6] or 'unknown'}]", found[model])
+        for name, found in sorted(models.items())
+        for model in sorted(found)
+    ]
 
 
-def _panel(model: str, records: list[RunRecord]) -> Panel:
-    groups: dict[tuple[str, tuple[tuple[str, str], ...]], list[RunRecord]] = {}
-    for record in records:
-        key = (facts.method_name(record), tuple(sorted(facts.deciding_keys(record).items())))
+def without_repeats(
+    records: Sequence[RunRecord],
+) -> tuple[list[RunRecord], list[tuple[str, str]]]:
+    """Return the runs that stand for a draw of their own, and (run ids, sentence) of those that share one.
+
+    Such runs have one method, setting and seed, on one model and the same texts: a copy of a run's
+    folder, or the same weights under two names.
+    """
+    groups: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for record, prints in zip(records, facts.made_of(records), strict=True):
+        draw = facts.seed(record) if facts.is_calibrated(record) else ""
+        key = (facts.model_name(record), facts.setting_identity(record, prints), draw)
         groups.setdefault(key, []).append(record)
+    alone = {id(runs[0]) for runs in groups.values() if len(runs) == 1}
+    repeated = [_repeated(runs) for runs in groups.values() if len(runs) > 1]
+    return [r for r in records if id(r) in alone], repeated
+
+
+def _repeated(runs: Sequence[RunRecord]) -> tuple[str, str]:
+    first = runs[0]
+    names = [facts.display_method(facts.method_name(first))]
+    if not facts.is_baseline(first):
+        names.append(f"{facts.config_value(first.config, 'quant.bits')} bits")
+    names += [f"seed {facts.seed(first)}"] if facts.is_calibrated(first) else []
+    return (
+        formatting.listing([r.run_id for r in runs]),
+        f"are one and the same draw of {facts.model_name(first)} ({', '.join(names)}), so none of them is "
+        "in the tables; keep one of them, as `faqbench rm RUN` does.",
+    )
+
+
+def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> Panel:
+    groups: dict[str, list[tuple[RunRecord, dict[str, str]]]] = {}
+    for record, prints in records:
+        groups.setdefault(facts.setting_identity(record, prints), []).append((record, prints))
     rows = [
         Row(
-            method=m,
-            keys=dict(keys),
-            runs=tuple(sorted(runs, key=lambda r: (len(facts.seed(r)), facts.seed(r)))),
+            method=facts.method_name(first),
+            keys=_keys(first, prints),
+            runs=tuple(
+                sorted((r for r, _ in found), key=lambda r: (len(facts.seed(r)), facts.seed(r)))
+            ),
         )
-        for (m, keys), runs in groups.items()
+        for found in groups.values()
+        for first, prints in found[:1]
     ]
     shown_keys = _shown_keys(rows)
     rows = [
@@ -124,7 +170,7 @@ def _panel(model: str, records: list[RunRecord]) -> Panel:
             [r.shown.get(k, "") for k in shown_keys],
         )
     )
-    columns = build_columns(records)
+    columns = build_columns([record for record, _ in records])
     return Panel(
         model=model,
         rows=tuple(rows),
@@ -133,6 +179,11 @@ def _panel(model: str, records: list[RunRecord]) -> Panel:
         further=columns.further,
         shown_keys=shown_keys,
     )
+
+
+def _keys(record: RunRecord, prints: Mapping[str, str]) -> dict[str, str]:
+    keys = facts.deciding_keys(record) | {f"{_PRINT}{k}": v[:8] for k, v in prints.items()}
+    return dict(sorted(keys.items()))
 
 
 def _shown_keys(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -157,7 +208,7 @@ def _peers(rows: Sequence[Row], key: str) -> list[list[Row]]:
     """Return the groups of rows within which a difference in `key` is news to the reader."""
     if key == "quant.clip":
         return [[r for r in rows if r.keys.get("quant.scale", "none") != "none"]]
-    if key.startswith("quant.") and key not in _GRID:
+    if is_variant(key):
         return [[r for r in rows if r.method == m] for m in {r.method for r in rows}]
     if key.startswith("scenario.") and key != "scenario.name":  # the name says what it changes
         names = {r.keys.get("scenario.name") for r in rows}

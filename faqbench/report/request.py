@@ -32,7 +32,7 @@ class ReportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPaths:
-    """The files of a written report, and (run id, reason) of what is left out of it."""
+    """The files of a written report, (run id, reason) of damaged runs, a sentence on each left out."""
 
     folder: Path
     html: Path
@@ -41,3 +41,4 @@ class ReportPaths:
     figures: tuple[Path, ...]
     n_runs: int
     damaged: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()

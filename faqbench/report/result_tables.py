@@ -46,6 +46,7 @@ def results_table(analysis: Analysis, name: str) -> Table:
         headings=tuple(headings),
         rows=tuple(rows),
         breaks=_breaks(panel),
+        notes=facts.truncation_notes([run for row in panel.rows for run in row.runs]),
     )
 
 

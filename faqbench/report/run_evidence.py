@@ -59,5 +59,6 @@ def _comparison_row(delta: Delta) -> dict[str, float | str | bool | None]:
         "high": high,
         "p_holm": c.p_holm,
         "is_significant": c.is_significant,
+        "verdict": c.verdict,
         "not_paired": c.refused,
     }

@@ -133,7 +133,8 @@ def _deciding(run: RunRecord) -> dict[str, str]:
     found = facts.deciding_keys(run)
     name = facts.config_value(run.config, "quant.name")
     found = ({"quant.name": name} if name else {}) | found
-    return found | ({"calibration.seed": facts.seed(run)} if facts.is_calibrated(run) else {})
+    found |= {"calibration.seed": facts.seed(run)} if facts.is_calibrated(run) else {}
+    return found | {f"fingerprint.{k}": v[:8] for k, v in sorted(run.fingerprints.items())}
 
 
 def _differing(a: dict[str, str], b: dict[str, str]) -> tuple[tuple[str, str, str], ...]:
@@ -270,10 +271,8 @@ def _verdict(
     wanted = ("perplexity", "mean_acc" if "mean_acc" in kinds else "acc")
     words = []
     for c in [d.comparison for d in metrics if d.column.kind in wanted and d.a and d.b]:
-        word = "better" if c.a_is_better else "worse"
-        word = word if c.is_significant else "not decidable"
         numbers = f"not paired: {c.refused}" if c.refused else describe(c)
-        words.append(f"{word} in {measure(c.column)} ({numbers})")
+        words.append(f"{c.verdict} in {measure(c.column)} ({numbers})")
     words = words or ["no metric in common"]
     sentence = f"{names[0]}, against {names[1]}: {formatting.listing(words)}"
     if not keys:

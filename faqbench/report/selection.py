@@ -11,6 +11,7 @@ from pathlib import Path
 from faqbench.config import UserError, did_you_mean
 from faqbench.records import RunRecord, find_runs, read_sweep
 from faqbench.report.facts import config_value
+from faqbench.report.panels import without_repeats
 from faqbench.report.request import ReportRequest
 
 Finder = Callable[[Path], tuple[list[RunRecord], list[tuple[str, str]]]]
@@ -25,12 +26,14 @@ class Selection:
         failed: records of cells that ended with an error.
         missing: run ids that were asked for and are not on disk.
         damaged: (folder, reason) of records that cannot be read.
+        repeated: (run ids, sentence) of finished runs that are one draw, of which none is taken.
     """
 
     finished: tuple[RunRecord, ...]
     failed: tuple[RunRecord, ...]
     missing: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...]
+    repeated: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -62,8 +65,10 @@ def select_runs(request: ReportRequest, find: Finder = find_runs) -> Selection:
     if request.select and records:
         records = _narrow(records, request.select)
         missing = [i for i in missing if _matches_pattern(i, _patterns(request.select))]
+    finished, repeated = without_repeats([r for r in records if r.status == "finished"])
     return Selection(
-        finished=tuple(r for r in records if r.status == "finished"),
+        finished=tuple(finished),
+        repeated=tuple(repeated),
         failed=tuple(r for r in records if r.status != "finished"),
         missing=tuple(dict.fromkeys(missing)),
         damaged=tuple((n, reason.replace(str(request.runs), "runs")) for n, reason in damaged),

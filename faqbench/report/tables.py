@@ -63,7 +63,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; `breaks` are the rows that begin a new group, `name` its files' stem."""
+    """A table; `breaks` are the rows that begin a new group, `notes` stand below, `name` its files'."""
 
     name: str
     caption: str

@@ -1,8 +1,9 @@
 """The question a report answers, and the answer in words, generated from the statistics.
 
 The words follow three rules. A difference that does not stand after Holm's correction is called not
-decidable, with the smallest difference that these data would have shown. An answer from one
-calibration draw says so. Nothing is claimed about pairs that cannot be paired.
+decidable, with the smallest difference that these data would have shown. One calibration draw supports no
+claim about methods: the words speak of "this one calibration set", and of what a second draw would have to
+show. Nothing is claimed about pairs that cannot be paired.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from faqbench.report.analysis import BEST, Analysis, Contest, best_of
 from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
-from faqbench.statistics import detectable_from_stderr
+from faqbench.statistics import detectable_from_stderr, exp, percent_of_log
+
+_SOME_DRAWS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,9 +140,9 @@ def draws_note(analysis: Analysis) -> str:
     fewest = min(len(row.runs) for row in calibrated)
     if fewest == 1:
         return (
-            "At least one method was calibrated on a single draw, so its intervals speak about "
-            "these calibration sets alone. Add draws with seed=0,1,2 to see whether a difference "
-            "survives another draw."
+            "At least one method was calibrated on a single draw: what is said of it here is about that "
+            "one calibration set, not about the method, and no value is marked as the best. Add draws "
+            "with seed=0,1,2,3,4 to compare the methods."
         )
     return f"Every calibrated method was run on at least {fewest} calibration draws."
 
@@ -149,8 +152,11 @@ def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Verdict:
     if c.refused:
         lead, evidence = f"{a} and {b} cannot be paired in {what}", f"{c.refused}."
     elif c.is_significant:
-        relation = "better" if c.a_is_better else "worse"
-        lead, evidence = f"{a} is {relation} than {b} in {what}", f"{describe(c)}."
+        lead, evidence = f"{a} is {c.verdict} than {b} in {what}", f"{describe(c)}."
+    elif c.stands:
+        place = f"{'ahead of' if c.a_is_better else 'behind'} {b}"
+        lead = f"On this one calibration set {a} is {place} in {what}"
+        evidence = f"{describe(c)}. {_second_draw(c)}"
     else:
         lead = f"{a} against {b} in {what} is not decidable"
         evidence = f"{describe(c)}. {_would_show(c)}"
@@ -169,7 +175,7 @@ def describe(c: Comparison) -> str:
     p = (p if p.startswith("<") else f"= {p}").replace(" ", "\N{NO-BREAK SPACE}")
     tail = f"p\N{NO-BREAK SPACE}{p} after Holm, {_basis(c)}"
     if c.is_ratio:
-        ratio, low, high = (formatting.number(math.exp(x), 3) for x in (c.effect, c.low, c.high))
+        ratio, low, high = (formatting.number(exp(x), 3) for x in (c.effect, c.low, c.high))
         return f"ratio {ratio}, 95\N{NO-BREAK SPACE}% interval {low} to {high}, {tail}"
     decimals = difference_decimals(c)
     value, low, high = (formatting.signed(x, decimals) for x in difference(c))
@@ -178,10 +184,40 @@ def describe(c: Comparison) -> str:
 
 def _basis(c: Comparison) -> str:
     unit = formatting.count(c.n, "item" if c.column.array is None else "window")
+    if c.is_of_one_draw and c.n_earlier:
+        return f"{unit}, one draw, with the spread of {c.n_earlier} earlier draws ({c.earlier})"
     if c.n_draws < 2:
-        return unit
+        return f"{unit}, one draw" if c.is_of_one_draw else unit
     share = f"{100 * c.draw_share:.0f}\N{NO-BREAK SPACE}% of the variance"
     return f"{unit}, {c.n_draws} draws ({share})"
+
+
+def _second_draw(c: Comparison) -> str:
+    """Say which results of another draw would make the difference one of the methods.
+
+    Over D draws whose effects have the mean m and the standard deviation s, |m| must be more than
+    t(D - 1) s / sqrt(D); with two, of which one is known, that bounds the other. Windows and items have
+    errors too, so this is the least that is needed.
+    """
+    from scipy.special import stdtrit
+
+    t = float(stdtrit(1, 0.975))
+    near, far = (c.effect * x for x in ((t - 1) / (t + 1), (t + 1) / (t - 1)))
+    spread = abs(c.effect) * math.sqrt(_SOME_DRAWS) / float(stdtrit(_SOME_DRAWS - 1, 0.975))
+    if c.is_ratio:
+        low, high = (formatting.number(exp(x), 3) for x in sorted((near, far)))
+        wanted = f"a ratio from {low} to {high}"
+        most = f"{formatting.number(percent_of_log(spread), 1)}\N{NO-BREAK SPACE}%"
+    else:
+        scale, decimals = (100, 1) if c.column.is_percent else (1, 4)
+        low, high = (formatting.signed(scale * x, decimals) for x in sorted((near, far)))
+        unit = difference_unit(c.column)
+        wanted = f"{low} to {high} {unit}"
+        most = f"{formatting.number(scale * spread, decimals)} {unit}"
+    return (
+        f"About the methods it decides nothing: a second draw (seed=0,1) would have to give {wanted}, or "
+        f"{_SOME_DRAWS} draws agree to a standard deviation of {most}."
+    )
 
 
 def _would_show(c: Comparison) -> str:
@@ -190,7 +226,7 @@ def _would_show(c: Comparison) -> str:
     least = detectable_from_stderr(c.stderr)
     size = f"{least:.4f} nats"
     if c.is_ratio:
-        size = f"{100 * math.expm1(least):.1f}\N{NO-BREAK SPACE}%"
+        size = f"{formatting.number(percent_of_log(least), 1)}\N{NO-BREAK SPACE}%"
     elif c.column.is_percent:
         size = f"{100 * least:.1f} points"
     return f"Before correction, a difference of {size} would be found four times in five."

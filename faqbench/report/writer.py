@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -43,10 +44,11 @@ def write_report(request: ReportRequest) -> ReportPaths:
             "index.html": render("empty.html.j2", name=request.name, selection=selection),
             "report.md": render("empty.md.j2", name=request.name, selection=selection),
         }
-        return _write(target, {k: v.encode() for k, v in pages.items()}, 0, selection.damaged)
+        return _write(target, {k: v.encode() for k, v in pages.items()}, 0, selection)
     content = build_content(request, selection)
     n_runs = len(selection.finished) + len(selection.failed)
-    return _write(target, _files(content, selection), n_runs, content.damaged)
+    told = dataclasses.replace(selection, damaged=content.damaged)
+    return _write(target, _files(content, selection), n_runs, told)
 
 
 def _target(request: ReportRequest) -> Path:
@@ -96,9 +98,7 @@ def _pages(content: ReportContent) -> dict[str, bytes]:
     return {name: text.encode() for name, text in files.items()}
 
 
-def _write(
-    target: Path, files: dict[str, bytes], n_runs: int, damaged: tuple[tuple[str, str], ...]
-) -> ReportPaths:
+def _write(target: Path, files: dict[str, bytes], n_runs: int, selection: Selection) -> ReportPaths:
     ours = _earlier_files(target)
     with explain_os_error("write the report", target, _REMEDY), atomic_directory(target) as folder:
         for name, data in files.items():
@@ -114,7 +114,8 @@ def _write(
         tables=tuple(target / name for name in files if name.startswith("tables/")),
         figures=tuple(target / name for name in files if name.startswith("figures/")),
         n_runs=n_runs,
-        damaged=damaged,
+        damaged=selection.damaged,
+        left_out=tuple(f"{ids} {sentence}" for ids, sentence in selection.repeated),
     )
 
 

@@ -26,10 +26,12 @@ from faqbench.statistics.accuracy import (
     mcnemar,
     mean_accuracy_difference,
 )
-from faqbench.statistics.draws import DrawSummary, aggregate_draws
+from faqbench.statistics.draws import DrawSummary, WidenedDraw, aggregate_draws, with_draw_variance
 from faqbench.statistics.multiplicity import holm
 from faqbench.statistics.perplexity import (
     PerplexityRatio,
+    exp,
+    percent_of_log,
     perplexity_ratio,
     perplexity_with_stderr,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "DrawSummary",
     "McNemar",
     "PerplexityRatio",
+    "WidenedDraw",
     "WindowDifference",
     "accuracy_difference",
     "accuracy_with_stderr",
@@ -58,11 +61,14 @@ __all__ = [
     "detectable_accuracy_difference",
     "detectable_difference",
     "detectable_from_stderr",
+    "exp",
     "holm",
     "mcnemar",
     "mean_accuracy_difference",
     "mean_difference",
     "mean_with_stderr",
+    "percent_of_log",
     "perplexity_ratio",
     "perplexity_with_stderr",
+    "with_draw_variance",
 ]

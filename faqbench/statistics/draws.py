@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from faqbench.statistics.windows import student
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -70,19 +72,13 @@ def aggregate_draws(responses: Array, *, confidence: float = 0.95) -> DrawSummar
     Raises:
         ValueError: for fewer than two items, or values that are not finite.
     """
-    from scipy.special import stdtr, stdtrit
-
     y = np.asarray(responses, dtype=np.float64)
     if y.ndim != 2 or y.shape[1] < 2 or not np.isfinite(y).all():
         raise ValueError(f"expected finite [n_draws, n_items >= 2], not shape {y.shape}")
     n_draws, n_items = y.shape
     variance, degrees, parts = _one_draw(y) if n_draws == 1 else _two_way(y)
     mean, stderr = float(y.mean()), math.sqrt(variance)
-    if stderr == 0.0:
-        margin, p_value = 0.0, 1.0 if mean == 0.0 else 0.0
-    else:
-        margin = float(stdtrit(degrees, 0.5 + confidence / 2)) * stderr
-        p_value = float(2 * stdtr(degrees, -abs(mean) / stderr))
+    margin, p_value = student(mean, stderr, degrees, confidence)
     return DrawSummary(
         mean=mean,
         stderr=stderr,
@@ -95,6 +91,47 @@ def aggregate_draws(responses: Array, *, confidence: float = 0.95) -> DrawSummar
         draw_variance=parts[0],
         item_variance=parts[1],
         residual_variance=parts[2],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidenedDraw:
+    """A single draw's difference with the spread between draws in its error."""
+
+    stderr: float
+    low: float
+    high: float
+    p_value: float
+
+
+def with_draw_variance(
+    effect: float,
+    stderr: float,
+    degrees: float,
+    draw_variance: float,
+    draw_degrees: float,
+    *,
+    confidence: float = 0.95,
+) -> WidenedDraw:
+    """Return the error of one draw's difference when draws are known to have a variance.
+
+    var = stderr^2 + draw_variance, with Satterthwaite's degrees of freedom.
+
+    Args:
+        effect: the difference on the one draw.
+        stderr: its error over windows or items.
+        degrees: of freedom of that error.
+        draw_variance: between draws, from elsewhere.
+        draw_degrees: of freedom of that variance.
+        confidence: of the interval.
+    """
+    variance = stderr**2 + draw_variance
+    parts = stderr**4 / max(degrees, 1.0) + draw_variance**2 / draw_degrees
+    margin, p_value = student(
+        effect, math.sqrt(variance), variance**2 / parts if parts else math.inf, confidence
+    )
+    return WidenedDraw(
+        stderr=math.sqrt(variance), low=effect - margin, high=effect + margin, p_value=p_value
     )
 
 

@@ -3,6 +3,9 @@
 perplexity = exp(m) with m the mean negative log-likelihood; by the delta method stderr(perplexity) =
 perplexity * stderr(m). Two runs are compared through the difference of their window means (`windows`):
 log(ratio) = mean(d), and the interval excludes 1 exactly when p < 1 - confidence.
+
+Everything is computed in logarithms. A perplexity or ratio beyond 1e100, the most that a record holds, is
+infinite: it measures nothing but that a model is broken.
 """
 
 from __future__ import annotations
@@ -14,39 +17,68 @@ import numpy as np
 
 from faqbench.statistics.windows import Array, mean_difference, mean_with_stderr
 
+_LARGEST = math.log(1e100)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityRatio:
     """Perplexity of run A divided by that of run B, on the same tokens.
 
     Attributes:
-        ratio: exp(mean difference); below 1 when A is better.
-        low: lower end of the interval for the ratio.
-        high: its upper end.
-        stderr_log: standard error of log(ratio).
+        log_ratio: the mean difference; below 0 when A is better.
+        log_low: lower end of its interval.
+        log_high: its upper end.
+        stderr_log: its standard error.
         p_value: two-sided, for ratio = 1; NaN with fewer than two windows.
         n_windows: windows compared.
         block_length: windows per bootstrap block.
     """
 
-    ratio: float
-    low: float
-    high: float
+    log_ratio: float
+    log_low: float
+    log_high: float
     stderr_log: float
     p_value: float
     n_windows: int
     block_length: int
 
+    @property
+    def ratio(self) -> float:
+        """The ratio itself; below 1 when A is better."""
+        return exp(self.log_ratio)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the ratio's interval."""
+        return exp(self.log_low)
+
+    @property
+    def high(self) -> float:
+        """Its upper end."""
+        return exp(self.log_high)
+
+
+def exp(x: float) -> float:
+    """Return e to the power of x, infinite beyond 1e100."""
+    return math.exp(x) if x < _LARGEST else math.inf
+
+
+def percent_of_log(x: float) -> float:
+    """Return a logarithm of a ratio as the ratio's distance from 1, in percent."""
+    return 100 * math.expm1(x) if x < 1 else 100 * (exp(x) - 1)
+
 
 def perplexity_with_stderr(nll: Array) -> tuple[float, float]:
     """Return the perplexity and its standard error over windows; NaN error for a single window.
+
+    An infinite perplexity has no error that means anything: it is NaN.
 
     Args:
         nll: [n_windows, n_tokens] negative log-likelihoods in nats, of any float type.
     """
     mean, stderr = mean_with_stderr(nll)
-    value = math.exp(min(mean, 700.0))
-    return value, value * stderr
+    value = exp(mean)
+    return value, value * stderr if math.isfinite(value) else math.nan
 
 
 def perplexity_ratio(
@@ -80,9 +112,9 @@ def perplexity_ratio(
         confidence=confidence,
     )
     return PerplexityRatio(
-        ratio=math.exp(found.difference),
-        low=math.exp(found.low),
-        high=math.exp(found.high),
+        log_ratio=found.difference,
+        log_low=found.low,
+        log_high=found.high,
         stderr_log=found.stderr,
         p_value=found.p_value,
         n_windows=found.n_windows,

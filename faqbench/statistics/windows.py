@@ -96,7 +96,7 @@ def mean_difference(
     stderr, margin, p_value = math.nan, math.nan, math.nan
     if n > 1:
         stderr, n_blocks = _block_bootstrap_stderr(difference, length, n_resamples, rng)
-        margin, p_value = _student(mean, stderr, n_blocks - 1, confidence)
+        margin, p_value = student(mean, stderr, n_blocks - 1, confidence)
     return WindowDifference(
         difference=mean,
         low=mean - margin,
@@ -140,7 +140,7 @@ def _block_bootstrap_stderr(
     return float(means.std()) * math.sqrt(n_blocks / (n_blocks - 1)), n_blocks
 
 
-def _student(mean: float, stderr: float, degrees: float, confidence: float) -> tuple[float, float]:
+def student(mean: float, stderr: float, degrees: float, confidence: float) -> tuple[float, float]:
     """Return the interval's half width and the two-sided p-value of mean = 0."""
     from scipy.special import stdtr, stdtrit
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from faqbench.records import RunData, RunRecord, read_record, run_folders
+from faqbench.records import RunData, RunRecord, read_record, run_folders, same_model
 from faqbench.report import run_evidence
 from faqbench.tracking.samples import Sample, read_progress
 
@@ -139,7 +139,7 @@ def summary(record: RunRecord) -> dict[str, Any]:
 
 
 def find_baseline(runs: Path, record: RunRecord) -> RunRecord | None:
-    """Return the full precision run of the same weights that measured most of the same."""
+    """Return the full precision run of the same model and dtype that measured most of the same."""
     if record.status != "finished" or record.config.get("quant", {}).get("round") == "none":
         return None
     model = str(record.config.get("model", {}).get("name", ""))
@@ -151,8 +151,8 @@ def find_baseline(runs: Path, record: RunRecord) -> RunRecord | None:
             found = read_record(folder)
         except ValueError:
             continue
-        same = found.fingerprints.get("weights") == record.fingerprints.get("weights")
-        if same and found.status == "finished":
+        same_dtype = found.config.get("dtype") == record.config.get("dtype")
+        if same_model(found, record) and same_dtype and found.status == "finished":
             candidates.append(found)
     shared = [
         len(set(c.fingerprints.items()) & set(record.fingerprints.items())) for c in candidates

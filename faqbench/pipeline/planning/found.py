@@ -5,8 +5,8 @@
 
 A run notes what it found; a plan reads it, and thereby knows the keys of the stages that follow. What was
 never found is stood in for by a hash of the question, which no entry has, and which is the same for all
-cells that would find the same. The fingerprints of weights and of protocols' windows are in stages of their
-own, whose keys need no such note.
+cells that would find the same. The fingerprints of model, tokenizer and protocols' windows are in stages
+of their own, whose keys need no such note.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from faqbench.calibration import CODE_VERSION as CALIBRATION_VERSION
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
 from faqbench.models import tokenizer_source
-from faqbench.pipeline.keys import Key, weights_key, windows_key
+from faqbench.pipeline.keys import Key, tokenizer_key, weights_key, windows_key
 from faqbench.quantization import reads_store
 from faqbench.stages import StageCache, hash_json, hash_text
 
@@ -50,7 +50,12 @@ def note_found(experiment: Experiment, fingerprints: Mapping[str, str], cache: S
 
 def look_up(experiment: Experiment, cache: StageCache) -> dict[str, str]:
     """Return the cell's fingerprints and entries, each found out earlier or stood in for."""
-    fingerprints = {"weights": _of_stage("weights", weights_key(experiment), experiment, cache)}
+    section, weights = experiment.model, weights_key(experiment)
+    fingerprints = {
+        "weights": _of_stage("weights", weights, experiment, cache),
+        "model": _of_stage("weights", weights, experiment, cache, "model_fingerprint"),
+        "tokenizer": _of_stage("tokenizer", tokenizer_key(section), [section], cache),
+    }
     for name in experiment.evaluation.protocols:
         key = windows_key(experiment, experiment.model, name)
         fingerprints[f"protocol/{name}"] = _of_stage("windows", key, [experiment, name], cache)
@@ -62,12 +67,14 @@ def look_up(experiment: Experiment, cache: StageCache) -> dict[str, str]:
     return fingerprints
 
 
-def _of_stage(stage: str, key: Key | None, question: object, cache: StageCache) -> str:
+def _of_stage(
+    stage: str, key: Key | None, question: object, cache: StageCache, fact: str = "fingerprint"
+) -> str:
     """Return the fingerprint that a stage has found out, or what stands in for it."""
     path = cache.find(stage, key) if key is not None else None
     if path is None:
         return _stand_in(key, question)
-    found: str = json.loads((path / "facts.json").read_text())["fingerprint"]
+    found: str = json.loads((path / "facts.json").read_text())[fact]
     return found
 
 

@@ -16,6 +16,7 @@ from faqbench.pipeline.keys import (
     reference_key,
     statistics_key,
     task_key,
+    tokenizer_key,
     weights_key,
     windows_key,
 )
@@ -67,7 +68,12 @@ def stages_of(
         )
 
     weights = weights_key(experiment) or {"unknown": fingerprints["weights"]}
-    needs = [*_assets(experiment), need("weights", "", weights)]
+    tokenizer = tokenizer_key(experiment.model) or {"unknown": fingerprints["tokenizer"]}
+    needs = [
+        *_assets(experiment),
+        need("weights", "", weights),
+        need("tokenizer", "", tokenizer),
+    ]
     windows = {
         name: windows_key(experiment, experiment.model, name) or {"unknown": name}
         for name in experiment.evaluation.protocols
@@ -81,7 +87,7 @@ def stages_of(
         )
         if experiment.needs_calibration and reads_store(experiment.quant):
             key = statistics_key(
-                experiment, fingerprints["weights"], fingerprints["calibration"], device
+                experiment, fingerprints["model"], fingerprints["calibration"], device
             )
             needs.append(need("statistics", "", key, is_read=quantized.is_due))
         needs.append(quantized)

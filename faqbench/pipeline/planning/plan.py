@@ -18,6 +18,7 @@ from faqbench.pipeline.planning.needs import StageNeed, stages_of
 from faqbench.pipeline.planning.outcome import Estimate
 from faqbench.pipeline.planning.shape import shape_of
 from faqbench.records import RunRecord
+from faqbench.sources import reusable_record
 from faqbench.stages import StageCache
 
 
@@ -123,7 +124,7 @@ def make_plan(
         if name in cells:
             continue
         status = by_id[name].status if name in by_id else "new"
-        if status == "finished" and not experiment.rerun:
+        if status == "finished" and reusable_record(experiment)[0] is not None:
             cells[name] = _skipped(name)
             continue
         device = named_device(experiment.device)

@@ -103,6 +103,8 @@ def _points(panel: Panel, column: Column) -> list[Point]:
             distance, metric = bias_distance(run), column.metric_of(run)
             if distance is None or metric is None or metric.value is None:
                 continue
+            if not metric.value < estimates.MOST_DRAWN:
+                continue
             shifts = {r: float(s) for r, s in (distance.get("activation_shift") or {}).items()}
             found.append(
                 Point(

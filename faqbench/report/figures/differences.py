@@ -46,8 +46,8 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         figure=figure,
         caption=f"Paired differences from {baseline} with 95 % intervals of each comparison by "
         "itself; perplexity is better to the left of the line, accuracy to its right. Filled: "
-        "significant after Holm's correction; hollow: not decidable; an arrow: beyond the axis."
-        + how_many(len(pairs), len(there), "differences"),
+        "significant after Holm's correction; hollow: not decidable, or of one calibration set "
+        "alone; an arrow: beyond the axis." + how_many(len(pairs), len(there), "differences"),
         alt=f"{len(firm)} of {len(there)} differences from {baseline} are significant after Holm.",
         header=("setting", "method", "measured on", "difference", "low", "high", "p after Holm"),
         rows=tuple(_data_row(contest, c) for contest, c in there),

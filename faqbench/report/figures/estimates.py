@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 HEADER = ("method", "bits", "measured on", "value", "± standard error")
 _Z = 1.96
+MOST_DRAWN = (
+    1e30  # a perplexity beyond it is one of a broken model, which no axis shows beside others
+)
 _MOST_AXES = 8
 _MOST_ROWS = 40
 _MOST_LINES = 10
@@ -86,9 +89,9 @@ def _new_figure(
 
 
 def measured(rows: Sequence[Row], column: Column) -> list[tuple[Row, Estimate]]:
-    """Return the quantized rows that have a finite number in a column."""
+    """Return the quantized rows that have a number in a column which an axis can hold."""
     found = [(row, column.estimate(row)) for row in rows if not row.is_baseline]
-    return [(row, e) for row, e in found if e is not None and math.isfinite(e.value)]
+    return [(row, e) for row, e in found if e is not None and e.value < MOST_DRAWN]
 
 
 def baseline_value(panel: Panel, column: Column) -> float | None:

@@ -12,6 +12,7 @@ from faqbench.report.columns import Column
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
+from faqbench.report.figures.estimates import MOST_DRAWN
 from faqbench.report.panels import Row
 from faqbench.report.tables import metric_scale, metric_unit
 
@@ -85,7 +86,7 @@ def _groups(rows: tuple[Row, ...], column: Column) -> dict[str, _Group]:
     names: dict[tuple[str, ...], str] = {}
     for row in rows:
         place = [row.keys.get(key) for key in _KEYS]
-        if None in place or not math.isfinite(_value(column, row)):
+        if None in place or not _value(column, row) < MOST_DRAWN:
             continue
         others = {k: v for k, v in row.shown.items() if k not in _KEYS}
         key = (row.method, str(row.bits), *others.values())

@@ -168,3 +168,23 @@ def test_one_task_at_chance_is_named_where_the_mean_is_above(sound):
 def test_tasks_without_choices_have_no_chance(sound):
     found = with_tasks(sound, metric("lambada", 0.0), chance={})
     assert found.passed and "no multiple-choice task" in found.detail
+
+
+@pytest.mark.parametrize(("n_truncated", "passed"), [(0, True), (2, True), (3, False)])
+def test_more_than_one_percent_of_requests_cut_at_the_context_fails_a_gate(
+    sound, n_truncated, passed
+):
+    record = dataclasses.replace(
+        sound.record,
+        config=sound.record.config
+        | {"evaluation": sound.record.config["evaluation"] | {"tasks": ["arc_easy_validation"]}},
+        extra={
+            "evaluation": {
+                "arc_easy_validation": {"config": {"n_truncated": n_truncated, "n_requests": 200}}
+            }
+        },
+    )
+    found = gate("requests_fit", sound, record=record)
+    assert found.passed is passed
+    cut = f"{n_truncated} of 200 requests of arc_easy_validation"
+    assert (cut in found.detail) is bool(n_truncated)

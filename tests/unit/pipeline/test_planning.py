@@ -92,6 +92,7 @@ def test_a_stage_is_due_in_the_first_cell_that_needs_it_alone(plan):
     first, second = plan(("quant=awq", SCORED), ("quant=faq", SCORED)).cells
     shared = (
         "weights",
+        "tokenizer",
         "windows",
         "calibration",
         "bias_distance",

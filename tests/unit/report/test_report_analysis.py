@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from faqbench.cli import main
 from faqbench.config import UserError
 from faqbench.records import Metric, find_runs, write_sweep
 from faqbench.report import ReportRequest, summary_rows
@@ -266,3 +267,88 @@ def test_runs_of_different_dtypes_are_different_rows_that_name_theirs(make_run, 
     assert len(found) == 4 and all(len(row.runs) == 1 for row in panel.rows)
     for run_id, row in found.items():
         assert run_id.split("-")[1] in str(row.shown), run_id
+
+
+def test_two_batch_sizes_of_the_calibration_are_two_rows(make_run, tmp_path):
+    make_run(tmp_path, "awq", run_id="a", calibration__batch_size=4)
+    make_run(tmp_path, "awq", run_id="b", calibration__batch_size=8)
+    panel = panel_of(tmp_path)
+    assert [len(row.runs) for row in panel.rows] == [1, 1]
+    assert panel.shown_keys == ("calibration.batch_size",)
+
+
+def test_two_checkpoints_under_one_name_are_two_panels_and_never_paired(make_run, tmp_path):
+    for letter in "uv":
+        for method in ("fp", "awq", "faq"):
+            make_run(tmp_path, method, run_id=f"{letter}-{method}", weights_print=letter * 64)
+    panels = build_panels(finished(tmp_path))
+    assert [p.model for p in panels] == ["smollm2-135m [uuuuuu]", "smollm2-135m [vvvvvv]"]
+    for panel, letter in zip(panels, "uv", strict=True):
+        analysis = analyse(panel, EvidenceStore(tmp_path), "awq")
+        pairs = {(c.a.runs[0].run_id, c.b.runs[0].run_id) for _, c in analysis.main.comparisons}
+        assert pairs == {(f"{letter}-faq", f"{letter}-awq")}
+
+
+def test_runs_of_one_draw_are_named_and_none_of_them_is_shown(make_run, tmp_path, capsys):
+    for run_id, name in (("a", "one"), ("b", "two")):
+        make_run(tmp_path / "runs", "awq", run_id=run_id, model__path=f"/models/{name}")
+    make_run(tmp_path / "runs", "faq")
+    assert main(["report", f"runs={tmp_path / 'runs'}", f"reports={tmp_path}"]) == 1
+    said = capsys.readouterr().err
+    assert "a and b are one and the same draw of smollm2-135m (AWQ, 3 bits, seed 0)" in said
+    page = (tmp_path / "all" / "report.md").read_text()
+    assert "**Left out** a and b are one" in page and "| FAQ | 3 |" in page
+    assert "| AWQ | 3 |" not in page
+
+
+def test_a_record_without_the_models_fingerprint_belongs_to_the_only_one_there_is(
+    make_run, tmp_path
+):
+    make_run(tmp_path, "awq", seed=0)
+    make_run(tmp_path, "awq", seed=1, more_prints={"model": "m" * 64, "tokenizer": "t" * 64})
+    assert [len(row.runs) for row in panel_of(tmp_path).rows] == [2]
+
+
+def test_equal_seeds_that_drew_other_text_are_no_common_draw(make_run, tmp_path):
+    make_run(tmp_path, "awq", more_prints={"calibration": "c" * 64})
+    make_run(tmp_path, "faq", more_prints={"calibration": "d" * 64})
+    (comparison, *_) = [c for _, c in analysis_of(tmp_path).main.comparisons]
+    assert comparison.refused == "seed 0 drew other calibration text in each of them"
+
+
+@pytest.mark.parametrize(
+    ("added_loss", "told"),
+    [
+        (200.0, "behind on this one calibration set in perplexity on heldout-wiki-512 (ratio"),
+        (2000.0, "in mean accuracy over 4 tasks"),  # an infinite perplexity is no number
+    ],
+)
+def test_a_perplexity_beyond_all_numbers_breaks_no_other_row(
+    make_run, tmp_path, capsys, added_loss, told
+):
+    runs = tmp_path / "runs"
+    for method in ("fp", "rtn", "awq"):
+        make_run(runs, method)
+    for seed in (0, 1):
+        make_run(runs, "faq", seed=seed, run_id=f"faq-{seed}", added_loss=added_loss)
+    folders = [f"runs={runs}", f"reports={tmp_path}"]
+    assert main(["report", *folders]) == 0
+    assert main(["compare", "faq-0", "smollm2-135m-awq", *folders]) == 0
+    assert main(["ls", f"runs={runs}"]) == 0 and main(["show", "faq-0", f"runs={runs}"]) == 0
+    assert told in " ".join(capsys.readouterr().out.split())
+    page = (tmp_path / "all" / "report.md").read_text()
+    assert "| AWQ | 3 | 1 | 5" in page and "| FAQ | 3 | 2 | " in page
+
+
+def test_cut_requests_stand_below_the_table_and_where_a_run_is_shown(make_run, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    make_run(runs, "fp")
+    make_run(runs, "rtn", run_id="cut", n_truncated=3)
+    folders = [f"runs={runs}", f"reports={tmp_path}"]
+    note = "arc_easy_validation: 3 of 400 requests (0.8%) are longer than the model's context"
+    assert main(["show", "cut", f"runs={runs}"]) == 0
+    assert f"note: {note}" in " ".join(capsys.readouterr().out.split())
+    assert main(["report", *folders]) == 0
+    for file in ("report.md", "index.html", "tables/results.tex"):
+        text = (tmp_path / "all" / file).read_text().replace("\\", "").replace("&#39;", "'")
+        assert note in text, file

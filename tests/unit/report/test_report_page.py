@@ -93,8 +93,8 @@ def test_every_table_head_has_a_scope(page):
     assert all("scope" in attrs for tag, attrs in _Outline(page).tags if tag == "th")
 
 
-def test_the_answer_names_the_winner_with_ratio_interval_and_corrected_p(page):
-    assert "FAQ is better than AWQ in perplexity on heldout-wiki-512" in page
+def test_the_answer_names_who_is_ahead_with_ratio_interval_and_corrected_p(page):
+    assert "FAQ is ahead of AWQ in perplexity on heldout-wiki-512" in page
     answer = re.search(r"Ratio 0\.9\d\d, 95\xa0% interval 0\.\d+ to 0\.\d+, p\xa0", page)
     assert answer
 

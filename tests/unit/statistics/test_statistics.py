@@ -20,6 +20,7 @@ from faqbench.statistics import (
     mean_with_stderr,
     perplexity_ratio,
     perplexity_with_stderr,
+    with_draw_variance,
 )
 
 
@@ -331,3 +332,19 @@ def test_the_detectable_accuracy_difference_is_found_in_four_of_five_simulations
 
 def test_a_detectable_accuracy_difference_never_exceeds_the_disagreement():
     assert detectable_accuracy_difference(10, 0.05) == 0.05
+
+
+def test_a_perplexity_is_what_its_logarithm_says_and_infinite_beyond_what_records_hold():
+    assert perplexity_with_stderr(np.full((3, 2), 229.0))[0] == math.exp(229.0)
+    value, stderr = perplexity_with_stderr(np.full((3, 2), 690.0))
+    assert math.isinf(value) and math.isnan(stderr)
+    ratio = perplexity_ratio(np.full((4, 2), 2000.0), np.full((4, 2), 1.0), rng=rng())
+    assert ratio.log_ratio == 1999.0 and math.isinf(ratio.ratio)
+
+
+def test_the_variance_between_draws_widens_a_single_draws_interval():
+    alone = with_draw_variance(0.1, 0.01, 10, 0.0, 4)
+    wider = with_draw_variance(0.1, 0.01, 10, 0.02**2, 4)
+    assert wider.stderr == pytest.approx(math.hypot(0.01, 0.02))
+    assert wider.low < alone.low < 0.1 < alone.high < wider.high
+    assert wider.p_value > alone.p_value

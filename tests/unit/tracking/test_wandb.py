@@ -87,7 +87,8 @@ def test_the_comparison_with_the_baseline_is_a_typed_table_with_intervals(runs):
     rows = [dict(zip(found["columns"], row, strict=True)) for row in found["data"]]
     row = next(r for r in rows if r["metric"] == "heldout-wiki-512/perplexity")
     assert row["low"] < row["difference"] < row["high"] and row["unit"] == "%"
-    assert row["is_significant"] is True and row["value"] > row["baseline"]
+    assert row["verdict"] == "behind on this one calibration set" and not row["is_significant"]
+    assert row["value"] > row["baseline"]
     assert {r["metric"] for r in rows} >= {"boolq_validation/acc", "mean accuracy/acc"}
 
 

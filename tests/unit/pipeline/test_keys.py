@@ -1,0 +1,198 @@
+"""Keys: every input of a result changes its key, and what does not matter keeps it."""
+
+import json
+
+import pytest
+import torch
+
+from faqbench.assets import packaged
+from faqbench.models import fingerprint_tokenizer, load_model
+from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.pipeline import keys
+from faqbench.stages import PlainProgress
+
+PRINTS = {
+    "model": "m",
+    "tokenizer": "t",
+    "calibration": "c",
+    "protocol/wikitext2-64": "p",
+    "weights": "not in any key: the model's fingerprint has it",
+}
+SCORED = ("evaluation.protocols=[wikitext2-64]", "evaluation.tasks=[arc_easy_validation]")
+SHAPE = {
+    "model_type": "llama",
+    "seed": 0,
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+@pytest.fixture
+def keys_of(cell):
+    """Return every key of a cell that quantizes with calibration, by its stage."""
+
+    def make(*overrides, prints=PRINTS, device="cpu"):
+        e = cell("quant=awq", *SCORED, *overrides)
+        return {
+            "statistics": keys.statistics_key(e, prints["model"], prints["calibration"], device),
+            "quantized": keys.quantized_key(e, prints, device),
+            "reference": keys.reference_key(e, prints, "wikitext2-64", device),
+            "perplexity": keys.protocol_key(e, prints, "wikitext2-64", device),
+            "tasks": keys.task_key(e, prints, "arc_easy_validation", device),
+        }
+
+    return make
+
+
+def changed(before, after):
+    return {stage for stage in before if before[stage] != after[stage]}
+
+
+FORWARD = {"statistics", "quantized", "reference", "perplexity", "tasks"}
+SCORES = {"perplexity", "tasks"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("model", FORWARD),
+        ("tokenizer", {"tasks"}),
+        ("calibration", FORWARD - {"reference"}),
+        ("protocol/wikitext2-64", {"reference", "perplexity"}),
+        ("weights", set()),
+    ],
+)
+def test_a_fingerprint_changes_the_keys_of_what_depends_on_it(keys_of, name, stages):
+    assert changed(keys_of(), keys_of(prints=PRINTS | {name: "other"})) == stages
+
+
+@pytest.mark.parametrize(
+    ("library", "stages"),
+    [
+        ("transformers", FORWARD),
+        ("tokenizers", {"tasks"}),
+        ("lm_eval", {"tasks"}),
+        ("datasets", {"tasks"}),
+        ("pandas", set()),
+    ],
+)
+def test_a_library_changes_the_keys_of_what_it_computes(keys_of, monkeypatch, library, stages):
+    before, installed = keys_of(), keys.library_version
+    monkeypatch.setattr(
+        keys, "library_version", lambda name: "9" if name == library else installed(name)
+    )
+    assert changed(before, keys_of()) == stages
+
+
+def test_torch_and_the_kind_of_device_change_every_key(keys_of, monkeypatch):
+    before = keys_of()
+    assert changed(before, keys_of(device="cuda")) == FORWARD
+    monkeypatch.setattr(torch, "__version__", "9")
+    assert changed(before, keys_of()) == FORWARD
+
+
+def test_the_packaged_datas_hash_changes_the_keys_of_packaged_tasks(keys_of, monkeypatch):
+    before = keys_of()
+    monkeypatch.setattr(keys, "packaged_data_place", lambda: (None, {"recipe": "another"}))
+    assert changed(before, keys_of()) == {"tasks"}
+    assert packaged.packaged_data_place()[1] == before["tasks"]["data"]
+
+
+@pytest.mark.parametrize(
+    ("override", "stages"),
+    [
+        ("dtype=bfloat16", {"reference", "perplexity", "tasks"}),
+        ("calibration.dtype=bfloat16", FORWARD - {"statistics", "reference"}),
+        ("calibration.batch_size=1", FORWARD - {"reference"}),
+        ("calibration.tokens=drop_first", FORWARD - {"reference"}),
+        ("bits=4", FORWARD - {"statistics", "reference"}),
+        ("evaluation.batch_tokens=64", {"reference", "perplexity", "tasks"}),
+        ("evaluation.batch_size=3", {"tasks"}),
+        ("evaluation.add_bos=true", {"tasks"}),
+        ("limit=3", {"tasks"}),
+        ("evaluation.keep_items=false", set()),
+        ("model.notes=other", set()),
+        ("gamma=0.5", set()),
+        ("tracking=wandb", set()),
+    ],
+)
+def test_a_setting_changes_the_keys_of_what_it_decides(keys_of, override, stages):
+    assert changed(keys_of(), keys_of(override)) == stages
+
+
+@pytest.fixture
+def model_print(compose, tmp_path):
+    """Save a small checkpoint with changes to its config.json, and return its fingerprints as loaded."""
+
+    def make(name="saved", generation=None, **changes):
+        folder = tmp_path / name
+        if not folder.is_dir():
+            random_model(SHAPE).save_pretrained(folder)
+            byte_tokenizer().save_pretrained(folder)
+        for file, new in (("config.json", changes), ("generation_config.json", generation or {})):
+            path = folder / file
+            path.write_text(json.dumps(json.loads(path.read_text()) | new))
+        section = compose("model=tiny-llama").model
+        section = section.model_copy(
+            update={"source": "path", "path": str(folder), "tokenizer": None}
+        )
+        loaded = load_model(section, torch.float32, torch.device("cpu"), PlainProgress())
+        return loaded.fingerprint, loaded.model_fingerprint
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_position_embeddings": 64},
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+        {"eos_token_id": 3},
+        {"generation": {"max_new_tokens": 7}},
+    ],
+)
+def test_equal_weights_under_another_configuration_are_another_model(model_print, changes):
+    weights, model = model_print()
+    same_weights, other = model_print(**changes)
+    assert (weights == same_weights, model == other) == (True, False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_name_or_path": "elsewhere"},
+        {"transformers_version": "4.1.0"},
+        {"torch_dtype": "bfloat16"},
+        {"architectures": ["LlamaForCausalLM"]},
+        {"initializer_range": 0.5},
+        {"id2label": {"0": "good"}},
+        {"attention_bias": False},  # what is left out is false
+    ],
+)
+def test_what_changes_no_output_keeps_the_model(model_print, changes):
+    assert model_print() == model_print(**changes)
+
+
+def test_another_attention_implementation_is_another_model(compose):
+    section = compose("model=tiny-llama").model
+    first, second = (
+        load_model(section, torch.float32, torch.device("cpu"), PlainProgress()) for _ in range(2)
+    )
+    second.model.set_attn_implementation("eager")
+    assert first.model_fingerprint != second.model_fingerprint
+
+
+def test_a_tokenizer_is_told_apart_by_what_it_makes_of_texts():
+    plain = fingerprint_tokenizer(byte_tokenizer())
+    assert fingerprint_tokenizer(byte_tokenizer()) == plain
+    shorter, larger = byte_tokenizer(), byte_tokenizer()
+    shorter.init_kwargs["model_max_length"] = 16
+    larger.add_tokens(["<extra>"])
+    assert len({plain, fingerprint_tokenizer(shorter), fingerprint_tokenizer(larger)}) == 3
