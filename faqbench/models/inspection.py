@@ -15,9 +15,11 @@ by `loading` when the weights are there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from faqbench.config import UserError
@@ -32,6 +34,7 @@ from faqbench.stages import hash_json
 _FULL_PRECISION = ("F64", "F32", "F16", "BF16")
 _QUANTIZED_KEYS = ("quantization_config", "compression_config")
 _N_SHOWN = 3
+_MOST_BLOCKS = 10_000
 TIED_BUT_HEAD = (
     "config.json says tie_word_embeddings=true, but its files hold an output head that differs from the "
     "embedding; set it to false if that head is meant, or remove the head from the files"
@@ -58,7 +61,9 @@ def inspect_model(section: ModelSection) -> Architecture | None:
         )
     try:
         if section.source == "random":
-            return architecture_of(random_config(section.random or {}))
+            architecture = architecture_of(random_config(section.random or {}))
+            _check_size(architecture)
+            return architecture
         if folder is None:
             return None
         state = hash_json([weights_source(section), section.model_dump(mode="json")])
@@ -78,6 +83,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _inspect(folder: Path, section: ModelSection) -> Architecture:
+    _check_kinds(folder)
     config = read_config(folder)
     _check_precision(config)
     architecture = architecture_of(config)
@@ -96,6 +102,31 @@ def _inspect(folder: Path, section: ModelSection) -> Architecture:
                 "there, or set model.tokenizer to a folder, a hub id, or bytes"
             )
     return architecture
+
+
+def _check_kinds(folder: Path) -> None:
+    """Refuse a folder with a pipe, a socket or a device, of which a library might wait for the end."""
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise UserError(
+                f"{path.name} is neither a file nor a folder, so reading it may never end; take it away"
+            )
+
+
+def _check_size(architecture: Architecture) -> None:
+    """Refuse a model of random weights that no memory holds, by arithmetic and before it is built."""
+    if architecture.n_blocks > _MOST_BLOCKS:
+        raise UserError(
+            f"num_hidden_layers={architecture.n_blocks} is more than the {_MOST_BLOCKS} blocks that are "
+            "built"
+        )
+    n_bytes = 4 * sum(prod(shape) for shape in architecture.weight_shapes().values())
+    memory = psutil.virtual_memory().total
+    if n_bytes > memory:
+        raise UserError(
+            f"its weights take {n_bytes / 1e9:.0f} GB in float32, and this machine has {memory / 1e9:.0f} "
+            "GB of memory; make it smaller"
+        )
 
 
 def _check_precision(config: Mapping[str, Any]) -> None:
