@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from functools import cache
 from typing import TYPE_CHECKING
 
 from faqbench.cli.console import console_progress
+from faqbench.cli.fault import told
 from faqbench.cli.memory import lift_memory_limit
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.interrupts import must_pass, raise_if_interrupted
@@ -24,8 +24,6 @@ from faqbench.stages import Progress, StageCache
 if TYPE_CHECKING:
     from faqbench.models import ModelHolder
     from faqbench.pipeline.planning import Estimate
-
-_TRACEBACK_LINES = 12
 
 
 def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunRecord:
@@ -95,8 +93,7 @@ def _run(experiment: Experiment, estimate: Estimate | None, progress: Progress) 
         if must_pass(error):
             raise
         lift_memory_limit()
-        lines = traceback.format_exc().strip().splitlines()[-_TRACEBACK_LINES:]
-        return record_failure(experiment, "\n".join(lines))
+        return record_failure(experiment, told(error))
     return _show(experiment, data)
 
 

@@ -7,13 +7,16 @@ the copy; `faqbench report name=study` finds runs/study by itself.
 from __future__ import annotations
 
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_damaged
 from faqbench.config import UserError
 from faqbench.foreign import is_name
-from faqbench.records import read_run, write_compact_run, write_sweep
+from faqbench.records import RunRecord, read_run, write_compact_run, write_sweep
+from faqbench.report.facts import config_value
 from faqbench.report.request import ReportRequest
 from faqbench.report.selection import select_runs
 
@@ -58,9 +61,21 @@ def run(arguments: list[str]) -> int:
             copied.append(record.run_id)
     if name is not None:
         write_sweep(into, name, copied)
+    _say_where_models_lie(selection.finished)
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
     n_runs = len(selection.finished)
     print(
         f"{n_runs} runs copied; {into} holds {size / 1e6:.2f} MB ({size / n_runs / 1e3:.0f} kB a run)"
     )
     return 0
+
+
+def _say_where_models_lie(records: Sequence[RunRecord]) -> None:
+    """Name the folders of this machine that the copies hold as they were typed."""
+    found = {config_value(r.config, "model.path") for r in records}
+    for path in sorted(p for p in found if p is not None):
+        print(
+            f"note: model.path={path} stands in the copies as it was typed; others will see it and cannot "
+            "load the model from there.",
+            file=sys.stderr,
+        )

@@ -37,7 +37,7 @@ from faqbench.cli.refusals import (
     explained,
     search_path_override,
 )
-from faqbench.cli.resolving import with_plain_values
+from faqbench.cli.resolving import refuse_environment, with_plain_values
 from faqbench.config import Experiment, UserError, validate
 
 VERSION_BASE = "1.3"
@@ -178,6 +178,7 @@ def _with_dtype(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    refuse_environment(OmegaConf.to_container(config, resolve=False))
     raw = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(raw, dict)
     return {str(k): v for k, v in raw.items() if k != "hydra"}

@@ -6,6 +6,8 @@ from what is cached. empty=true deletes what lies in the trash for good.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from faqbench.cli.quantities import plural
 from faqbench.cli.show import find_name
 from faqbench.config import UserError, did_you_mean
 from faqbench.files import explain_os_error
+from faqbench.foreign import visible
 from faqbench.records import find_heads
 from faqbench.report import ReportRequest
 from faqbench.report.selection import select_runs
@@ -30,6 +33,7 @@ _KEYS = {
     "empty": "delete what lies in the trash for good",
 }
 _TRASH = ".trash"
+_THROWN_AWAY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*@\d{8}T\d{6}(-\d+)?")
 _GRID_KEYS = ("bits", "group_size", "symmetric", "window", "gamma")
 _CALIBRATION_KEYS = ("seed", "calibration", "scenario")
 _REMEDY = "set runs to a folder that can be written"
@@ -49,11 +53,12 @@ def run(arguments: list[str]) -> int:
     if not names and "select" not in values:
         raise UserError("rm needs the name of a run, or select=…; `faqbench ls` lists the runs.")
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    with explain_os_error("move runs to the trash", runs / _TRASH, _REMEDY):
-        (runs / _TRASH).mkdir(exist_ok=True)
+    trash = _trash(runs)
+    with explain_os_error("move runs to the trash", trash, _REMEDY):
+        trash.mkdir(exist_ok=True)
         for name in dict.fromkeys(names):
-            (runs / name).rename(_free(runs / _TRASH / f"{name}@{stamp}"))
-            print(f"{name} is in {runs / _TRASH}")
+            (runs / name).rename(_free(trash / f"{name}@{stamp}"))
+            print(f"{name} is in {trash}")
     return 0
 
 
@@ -91,14 +96,15 @@ def _decides(key: str, config: Mapping[str, Any]) -> bool:
 
 
 def _restore(runs: Path, name: str) -> int:
-    folder = runs / _TRASH
-    kept = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    folder = _trash(runs)
+    inside = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    kept = [name for name in inside if _THROWN_AWAY.fullmatch(name)]
     matches = [k for k in kept if k == name or k.partition("@")[0] == name]
     if not matches:
         names = [k.partition("@")[0] for k in kept]
         raise UserError(f"'{name}' is not in {folder}.{did_you_mean(name, names)}")
     target = runs / matches[-1].partition("@")[0]
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"{target} exists; move it to the trash first.")
     with explain_os_error("bring the run back", target, _REMEDY):
         (folder / matches[-1]).rename(target)
@@ -107,19 +113,40 @@ def _restore(runs: Path, name: str) -> int:
 
 
 def _empty(runs: Path) -> int:
-    folder = runs / _TRASH
-    kept = list(folder.iterdir()) if folder.is_dir() else []
+    folder = _trash(runs)
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    removed = [path for path in inside if _THROWN_AWAY.fullmatch(path.name)]
     with explain_os_error("empty the trash", folder, _REMEDY):
-        for path in kept:
-            shutil.rmtree(path)
-    print(f"Deleted {plural(len(kept), 'run')} for good.")
+        for path in removed:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:  # a link to a folder elsewhere, which is not followed
+                path.unlink()
+    print(f"Deleted {plural(len(removed), 'run')} for good.")
+    for path in inside:
+        if path not in removed:
+            print(f"{visible(path.name)} in {folder} was not put there by rm and stays.")
     return 0
+
+
+def _trash(runs: Path) -> Path:
+    """Return the trash, which is a folder of its own.
+
+    Raises:
+        UserError: when it is a link: what lies there is not ours to delete.
+    """
+    folder = runs / _TRASH
+    if folder.is_symlink():
+        raise UserError(
+            f"{folder} is a link, so nothing is moved or deleted there; remove the link."
+        )
+    return folder
 
 
 def _free(path: Path) -> Path:
     """Return the path, or the first numbered one that is not taken."""
     number, free = 1, path
-    while free.exists():
+    while os.path.lexists(free):
         number += 1
         free = path.with_name(f"{path.name}-{number}")
     return free

@@ -15,6 +15,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import MISSING
 
+from faqbench.config import UserError
+
 _REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 
 
@@ -78,3 +80,29 @@ def _look_up(found: Any, path: Sequence[str]) -> Any:
 
 def _is_scalar(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float, str)
+
+
+def refuse_environment(unresolved: object, place: str = "") -> None:
+    """Refuse variables of the environment, tokens among them, in what every record and report shows.
+
+    Folders and files may be named by them: which machine has what where is no secret.
+
+    Raises:
+        UserError: with the first key that holds one.
+    """
+    if isinstance(unresolved, dict):
+        for key, value in unresolved.items():
+            refuse_environment(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(unresolved, list):
+        for value in unresolved:
+            refuse_environment(value, place)
+    elif (
+        isinstance(unresolved, str)
+        and "oc.env:" in unresolved
+        and not place.startswith(("hydra.", "paths."))
+        and place not in ("model.path", "data.wikitext2_path")
+    ):
+        raise UserError(
+            f"{place} takes a variable of the environment, and its value would stand in every record and "
+            "report; type the value; paths, model.path and data.wikitext2_path may take variables."
+        )

@@ -9,6 +9,7 @@ from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_table
 from faqbench.cli.quantities import n_bytes, seconds
 from faqbench.config import UserError, did_you_mean
+from faqbench.foreign import is_name
 from faqbench.records import RunRecord, read_record, run_folders
 from faqbench.report import truncation_notes
 
@@ -81,7 +82,7 @@ def find_name(runs: Path, name: str) -> str:
     Raises:
         UserError: when there is none, or several.
     """
-    names = [folder.name for folder in run_folders(runs)]
+    names = [folder.name for folder in run_folders(runs) if is_name(folder.name)]
     matches = [n for n in names if n == name] or [n for n in names if n.startswith(name)]
     if len(matches) != 1:
         what = f"{len(matches)} runs begin with" if matches else "There is no run"

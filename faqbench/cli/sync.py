@@ -12,6 +12,7 @@ from faqbench.cli.console import console_progress, print_damaged
 from faqbench.cli.show import find_record
 from faqbench.config import UserError, check_tracking, did_you_mean
 from faqbench.config.experiment import TrackingSection
+from faqbench.foreign import is_name
 from faqbench.records import RunRecord, read_run
 from faqbench.report import ReportRequest, select_runs
 from faqbench.tracking import tracker
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> int:
     progress = console_progress()
     if "report" in values:
         folder = Path(values.get("reports", "reports")) / values["report"]
-        if not (folder / "index.html").is_file():
+        if not is_name(values["report"]) or not (folder / "index.html").is_file():
             raise UserError(f"There is no report in {folder}; `faqbench report` writes one.")
         return _code([tracker(_section({}, values), runs).show_report(folder)], "reports")
     records = _records(runs, words, values)

@@ -15,6 +15,7 @@ from rich.text import Text
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import make_table, print_damaged
 from faqbench.config import UserError, did_you_mean
+from faqbench.foreign import is_name
 from faqbench.records import RunRecord, find_heads, read_sweep
 from faqbench.report import formatting
 from faqbench.tracking import ProgressLog, find_progress
@@ -136,7 +137,8 @@ def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
     """
     if not runs.is_dir():
         raise UserError(f"There is no folder {runs}; runs=FOLDER names another.")
-    paths = sorted((runs / "_sweeps").glob("*.json"), key=lambda p: p.lstat().st_mtime)
+    paths = [path for path in (runs / "_sweeps").glob("*.json") if is_name(path.stem)]
+    paths.sort(key=lambda p: p.lstat().st_mtime)
     if name is None:
         name = paths[-1].stem if paths else None
     if name is None:

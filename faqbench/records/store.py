@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ def write_run(runs: Path, data: RunData, config_yaml: str) -> Path:
     import numpy as np
 
     target = runs / data.record.run_id
+    with explain_os_error("write the record", target, _REMEDY):
+        _make_room(target)
     with explain_os_error("write the record", target, _REMEDY), atomic_directory(target) as folder:
         (folder / "config.yaml").write_text(config_yaml)
         text = json.dumps(without_nan(data.record.to_json()), indent=1, allow_nan=False)
@@ -61,6 +64,20 @@ def write_run(runs: Path, data: RunData, config_yaml: str) -> Path:
         np.savez_compressed(arrays, allow_pickle=False, **dict(data.tokens))
         (folder / "tokens.npz").write_bytes(arrays.getvalue())
     return target
+
+
+def _make_room(target: Path) -> None:
+    """Move a folder of this name that holds another run's record out of the way, its content whole."""
+    try:
+        told = read_written(target).run_id
+    except ValueError:
+        return  # nothing, or a damaged record, which running again replaces
+    if told == target.name:
+        return
+    n_moved = 1
+    while os.path.lexists(aside := target.with_name(f"{told}-moved-{n_moved}")):
+        n_moved += 1
+    target.rename(aside)
 
 
 def read_record(folder: Path) -> RunRecord:

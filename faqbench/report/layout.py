@@ -13,6 +13,8 @@ from faqbench.report import markup
 from faqbench.report.content import slug_of
 from faqbench.report.figures import style
 
+GENERATOR = b'<meta name="generator" content="faqbench">'  # by which a page is known as ours
+
 
 def render(template: str, **values: Any) -> str:
     """Return a template's text with one newline at its end."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from faqbench.config import UserError
 from faqbench.files import atomic_write, explain_os_error
 from faqbench.report.block_errors import block_curves, linear_errors
 from faqbench.report.content import FigureContent, draw_content
@@ -11,7 +13,7 @@ from faqbench.report.evidence import EvidenceStore
 from faqbench.report.facts import repeat_command
 from faqbench.report.figures import depth, linears
 from faqbench.report.figures.drawing import Drawing, drawing_rules
-from faqbench.report.layout import render
+from faqbench.report.layout import GENERATOR, render
 from faqbench.report.pair_tables import pair_tables
 from faqbench.report.run_pair import RunPair
 
@@ -22,8 +24,12 @@ def write_pair(pair: RunPair, runs: Path, target: Path) -> None:
     """Write the page of two compared runs.
 
     Raises:
-        UserError: when the file cannot be written.
+        UserError: when the file cannot be written, or is no page of ours.
     """
+    if os.path.lexists(target) and not _is_page(target):
+        raise UserError(
+            f"{target} exists and is no page of faqbench, so it stays; choose another html=…"
+        )
     page = render(
         "pair.html.j2",
         pair=pair,
@@ -33,6 +39,10 @@ def write_pair(pair: RunPair, runs: Path, target: Path) -> None:
     )
     with explain_os_error("write the comparison", target, _REMEDY):
         atomic_write(target, page.encode())
+
+
+def _is_page(target: Path) -> bool:
+    return target.is_file() and GENERATOR in target.read_bytes()[:4096]
 
 
 def _figures(pair: RunPair, store: EvidenceStore) -> list[FigureContent]:

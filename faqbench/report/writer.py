@@ -13,7 +13,7 @@ from faqbench.files import atomic_directory, explain_os_error
 from faqbench.report import markup
 from faqbench.report.columnar import to_parquet
 from faqbench.report.content import ReportContent, build_content
-from faqbench.report.layout import render
+from faqbench.report.layout import GENERATOR, render
 from faqbench.report.request import ReportPaths, ReportRequest
 from faqbench.report.run_tables import metrics_table, runs_table
 from faqbench.report.selection import Selection, select_runs
@@ -22,7 +22,6 @@ from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
 _MOST_FIGURE_ROWS = 240
 _MOST_SETTINGS = 12
 _FOLDERS = {"figures", "tables"}
-_GENERATOR = b'<meta name="generator" content="faqbench">'
 _KEY = {"made_by": "faqbench report"}
 _REMEDY = "free some space, or set paths.reports to a folder that can be written"
 
@@ -143,7 +142,7 @@ def _earlier_files(target: Path) -> frozenset[str]:
                 )
         return frozenset({MANIFEST, *manifest["files"]})
     page = target / "index.html"
-    if not page.is_file() or _GENERATOR not in page.read_bytes():
+    if not page.is_file() or GENERATOR not in page.read_bytes():
         raise UserError(no_report)
     # Reports had no manifest once; their files are told by where they lie and what the pages say.
     return frozenset(
@@ -151,7 +150,7 @@ def _earlier_files(target: Path) -> frozenset[str]:
         for path in target.rglob("*")
         if path.name == "report.md"
         or path.parent.name in _FOLDERS
-        or (path.suffix == ".html" and path.is_file() and _GENERATOR in path.read_bytes())
+        or (path.suffix == ".html" and path.is_file() and GENERATOR in path.read_bytes())
     )
 
 

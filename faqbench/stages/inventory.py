@@ -15,6 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from faqbench.foreign import is_name
 from faqbench.scratch import discard, remove_leftovers
 from faqbench.stages.leases import nobody_holds
 from faqbench.stages.manifest import MANIFEST, entry_name, find_damage, read_manifest
@@ -154,7 +155,8 @@ def _least_recent(entries: Sequence[StoredEntry]) -> list[StoredEntry]:
 
 def _stage_folders(root: Path) -> list[Path]:
     stages = root / "stages"
-    return sorted(p for p in stages.iterdir() if p.is_dir()) if stages.is_dir() else []
+    found = stages.iterdir() if stages.is_dir() else ()
+    return sorted(p for p in found if is_name(p.name) and p.is_dir() and not p.is_symlink())
 
 
 def entry_at(path: Path) -> StoredEntry:
@@ -186,6 +188,8 @@ def _entries_in(folder: Path) -> Iterator[StoredEntry]:
         return
     for item in os.scandir(folder):
         if not item.is_dir() or item.name.startswith(".") or item.name.endswith(".downloads"):
+            continue
+        if not is_name(item.name) or item.is_symlink():
             continue
         if folder.name != _ASSETS and not _is_entry(Path(item.path)):
             continue

@@ -162,7 +162,9 @@ def find_baseline(runs: Path, record: RunRecord) -> RunRecord | None:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {name: folder / name for name in _FILES if (folder / name).is_file()}
+    """Return the files of a run that a service may keep; a link would send what it points to."""
+    paths = {name: folder / name for name in _FILES}
+    return {name: p for name, p in paths.items() if p.is_file() and not p.is_symlink()}
 
 
 def _curves(data: RunData) -> dict[str, tuple[tuple[int, float], ...]]:

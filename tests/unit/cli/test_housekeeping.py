@@ -271,3 +271,56 @@ def test_counts_and_ages_read_as_english():
         "0 runs",
     )
     assert (ago(30), ago(7200), ago(-5)) == ("now", "2 h ago", "now")
+
+
+def test_rm_empty_keeps_what_rm_did_not_put_there_and_follows_no_link(runs, tmp_path, capsys):
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "work").write_text("mine")
+    (runs / "toy-linked-1").symlink_to(tmp_path / "big")
+    (tmp_path / "big" / "record.json").write_bytes(
+        (runs / "toy-faq-1" / "record.json").read_bytes()
+    )
+    assert main(["rm", "toy-linked-1", "toy-awq-1"]) == 0
+    (runs / ".trash" / "stray").write_text("mine")
+    capsys.readouterr()
+    assert main(["rm", "empty=true"]) == 0
+    assert "Deleted 2 runs" in (out := capsys.readouterr().out) and "stray" in out
+    assert [p.name for p in (runs / ".trash").iterdir()] == ["stray"]
+    assert (tmp_path / "big" / "work").read_text() == "mine"
+
+
+@pytest.mark.parametrize("arguments", [["toy-awq-1"], ["empty=true"], ["restore=toy-awq-1"]])
+def test_a_trash_that_is_a_link_is_left_alone(runs, tmp_path, capsys, arguments):
+    elsewhere = tmp_path / "elsewhere" / "toy-old-1@20250101T000000"
+    elsewhere.mkdir(parents=True)
+    (runs / ".trash").symlink_to(elsewhere.parent)
+    assert main(["rm", *arguments]) == 2
+    assert "is a link" in capsys.readouterr().err
+    assert elsewhere.is_dir() and (runs / "toy-awq-1").is_dir()
+
+
+def test_compact_says_which_folder_of_the_machine_its_copies_name(
+    toy_run, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    toy_run("toy-rtn-1", config={"model": {"name": "toy", "path": "/home/me/model"}})
+    assert main(["compact", "into=small"]) == 0
+    assert "model.path=/home/me/model stands in the copies" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["report.title", "model.notes", "tracking.entity"])
+def test_a_variable_of_the_environment_is_refused_where_it_would_be_recorded(
+    tmp_path, monkeypatch, capsys, key
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOKEN", "secret")
+    assert main(["plan", f"{key}=${{oc.env:TOKEN}}"]) == 2
+    err = capsys.readouterr().err
+    assert f"{key} takes a variable of the environment" in err and "secret" not in err
+
+
+def test_a_comparison_replaces_no_file_of_the_users(runs, tmp_path, capsys):
+    (tmp_path / "notes.html").write_text("mine")
+    assert main(["compare", "toy-rtn-1", "toy-awq-1", "html=notes.html"]) == 2
+    assert "is no page of faqbench" in capsys.readouterr().err
+    assert (tmp_path / "notes.html").read_text() == "mine"

@@ -187,3 +187,24 @@ def test_a_sweeps_name_is_never_a_path(tmp_path, name):
         with pytest.raises(UserError, match="cannot name a sweep"):
             use(tmp_path / "runs", name)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_run_moves_another_one_of_its_folders_name_out_of_the_way(tmp_path, data):
+    write_run(tmp_path, data(run_id="first"), "").rename(tmp_path / "second")
+    write_run(tmp_path, data(run_id="second"), "")
+    assert [r.run_id for r in find_runs(tmp_path)[0]] == ["first-moved-1", "second"]
+
+
+def test_a_run_folder_on_another_disk_is_read(tmp_path, data):
+    write_run(tmp_path / "big", data(run_id="first"), "")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(tmp_path / "big" / "first")
+    assert [r.run_id for r in find_runs(tmp_path / "runs")[0]] == ["first"]
+
+
+def test_a_record_that_is_a_link_out_of_its_folder_is_not_read(tmp_path, data):
+    folder = write_run(tmp_path / "runs", data(), "")
+    (folder / "record.json").rename(tmp_path / "outside.json")
+    (folder / "record.json").symlink_to(tmp_path / "outside.json")
+    ((_, reason),) = find_runs(tmp_path / "runs")[1]
+    assert reason == "record.json is a link"
