@@ -8,7 +8,7 @@ from pathlib import Path
 
 from faqbench.assets import benchmark_data_origin
 from faqbench.config import UserError, did_you_mean
-from faqbench.config.calibration import CalibrationSection, is_hub_set, is_table
+from faqbench.config.calibration import MAX_CHARACTERS, CalibrationSection, is_hub_set, is_table
 from faqbench.corpora.domain import domain_names, packaged_documents
 from faqbench.corpora.hub_set import hub_set, hub_set_names, hub_texts, section_hub_set
 from faqbench.corpora.near_copies import is_near_copy
@@ -98,11 +98,14 @@ def read_corpus(
 
 
 def domain_texts(domain: str, part: Part, progress: Progress) -> list[str]:
-    """Return the unique texts of one part of a packaged domain, in order.
+    """Return the unique texts of one part of a packaged domain or a .txt file, in order.
 
     Raises:
         UserError: as `read_corpus` does.
     """
+    if is_text_file(domain):
+        documents = {text: text for text in read_text_file(domain, MAX_CHARACTERS).texts}
+        return list(_texts_of(documents, domain, part))
     return list(_texts_of(_packaged(domain, progress), domain, part))
 
 
