@@ -40,9 +40,11 @@ def truncated_requests(record: RunRecord) -> dict[str, tuple[int, int]]:
     """
     found = {}
     for task, facts in record.extra.get("evaluation", {}).items():
-        config = facts.get("config", {})
-        if config.get("n_truncated"):
-            found[task] = (config["n_truncated"], config["n_requests"])
+        config = facts.get("config") if isinstance(facts, Mapping) else None
+        keys = ("n_truncated", "n_requests")
+        n, total = (config.get(k) if isinstance(config, Mapping) else None for k in keys)
+        if isinstance(n, int) and isinstance(total, int) and 0 < n <= total:
+            found[task] = (n, total)
     return found
 
 

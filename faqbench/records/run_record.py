@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from faqbench.config.identity import identity_hash, identity_of
 from faqbench.records.schema import (
     Amount,
     Count,
@@ -137,6 +138,7 @@ class RunRecord:
         except ValueError as error:
             raise ValueError(f"malformed record: {error}") from error
         _check_metrics(record.metrics)
+        _check_identity(record.config)
         return record
 
     @property
@@ -172,3 +174,12 @@ def _check_metrics(metrics: tuple[Metric, ...]) -> None:
     for m in metrics:
         if m.unit == "perplexity" and m.value is not None and m.value <= 0:
             raise ValueError(f"malformed record: {m.task} {m.name} is {m.value:.4g}, no perplexity")
+
+
+def _check_identity(config: dict[str, Any]) -> None:
+    """Refuse a configuration of which it cannot be told what it decides: no experiment ever had it."""
+    try:
+        identity_hash(identity_of(config))
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"malformed record: config is that of no experiment: {reason}") from error

@@ -40,3 +40,13 @@ def test_metrics_of_another_shape_are_malformed(record, metrics):
 def test_a_metric_is_found_by_task_and_name(record):
     assert record().metric("wikitext2-512", "perplexity").value == 29.19
     assert record().metric("wikitext2-512", "acc") is None
+
+
+def test_a_configuration_that_no_experiment_had_is_malformed(record):
+    raw = record().to_json()
+    raw["config"] |= {
+        "quant": {"scale": "awq", "round": "nearest"},
+        "calibration": {"domain": {"wiki": 1}},
+    }
+    with pytest.raises(ValueError, match="malformed record: config is that of no experiment"):
+        RunRecord.from_json(raw)
