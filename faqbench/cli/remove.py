@@ -20,6 +20,7 @@ from faqbench.cli.console import print_damaged
 from faqbench.cli.quantities import plural
 from faqbench.cli.show import find_name
 from faqbench.config import UserError, did_you_mean
+from faqbench.config.identity import needs_calibration, quantizes
 from faqbench.files import explain_os_error
 from faqbench.foreign import visible
 from faqbench.records import find_heads
@@ -81,16 +82,10 @@ def _decides(key: str, config: Mapping[str, Any]) -> bool:
 
     Every record has a value for every key, also for those that its cell never read.
     """
-    quant = config.get("quant", {})
     group, _, rest = key.partition(".")
-    rounds = quant.get("round") != "none"
-    reads = rounds and (
-        quant.get("round") == "gptq"
-        or any(quant.get(stage, "none") != "none" for stage in ("scale", "clip", "correct"))
-    )
     if group in _CALIBRATION_KEYS:
-        return reads
-    return rounds or not (
+        return needs_calibration(config)
+    return quantizes(config) or not (
         group in _GRID_KEYS or (group == "quant" and rest not in ("", "name", "round"))
     )
 

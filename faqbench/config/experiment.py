@@ -10,9 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from faqbench.config.calibration import CalibrationSection, ScenarioSection, mixture_of
+from faqbench.config.method import STAGES, Method, method_of
 from faqbench.config.presearch import PresearchSection
 from faqbench.config.section import DType, Fraction, Positive, Section, Slug
 
@@ -22,6 +24,19 @@ PerRole = Annotated[
     Annotated[Fraction, Tag("number")] | Annotated[dict[RoleName, Fraction], Tag("per role")],
     Discriminator(lambda value: "per role" if isinstance(value, dict) else "number"),
 ]
+
+
+def _value_of(stage: str) -> AfterValidator:
+    """Check a stage's value against the table of methods."""
+
+    def check(value: str) -> str:
+        names = list(STAGES[stage].values)
+        if value not in names:
+            expected = " or ".join([", ".join(map(repr, names[:-1])), repr(names[-1])])
+            raise PydanticCustomError("literal_error", "{expected}", {"expected": expected})
+        return value
+
+    return AfterValidator(check)
 
 
 class ModelSection(Section):
@@ -102,10 +117,10 @@ class QuantSection(Section):
     """`quant`: the four stages of a method and their options."""
 
     name: Slug
-    scale: Literal["none", "awq", "faq"]
-    clip: Literal["none", "search"]
-    correct: Literal["none", "qep", "loaq"]
-    round: Literal["none", "nearest", "gptq"]
+    scale: Annotated[str, _value_of("scale")]
+    clip: Annotated[str, _value_of("clip")]
+    correct: Annotated[str, _value_of("correct")]
+    round: Annotated[str, _value_of("round")]
     bits: Annotated[int, Field(ge=2, le=8)]
     group_size: int
     symmetric: bool
@@ -207,15 +222,19 @@ class Experiment(Section):
     cache: CacheSection
 
     @property
+    def method(self) -> Method:
+        """The values of its stages, which say what it reads and which options count."""
+        return method_of(self.quant)
+
+    @property
     def quantizes(self) -> bool:
         """Whether any weight is put on a grid; false for the full precision baseline."""
-        return self.quant.round != "none"
+        return self.method.quantizes
 
     @property
     def needs_calibration(self) -> bool:
         """Whether any stage reads activations; false for the baseline and for plain RTN."""
-        q = self.quant
-        return reads_activations(q.scale, q.clip, q.correct, q.round)
+        return self.method.is_calibrated
 
     @property
     def calibration_mixture(self) -> dict[str, float]:
@@ -239,12 +258,6 @@ class Experiment(Section):
     def n_documents(self) -> int | None:
         """Documents of each task, `limit` applied; None is all of them."""
         return smaller(self.evaluation.n_documents, self.limit)
-
-
-def reads_activations(scale: str, clip: str, correct: str, rounds: str) -> bool:
-    """Say whether any stage of a method reads activations."""
-    stages = (scale, clip, correct)
-    return rounds != "none" and (stages != ("none", "none", "none") or rounds == "gptq")
 
 
 def smaller(a: int | None, b: int | None) -> int | None:

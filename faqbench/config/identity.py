@@ -7,8 +7,9 @@
 All are functions of a configuration as a JSON mapping, so that a record of any age is judged by the
 rules that name a new run; a key that an older record lacks counts as null. What does not matter is left
 out: the baseline ignores bits, group size and calibration; a method that reads no activations ignores
-calibration; an option of a stage that is off is dropped; where things are written, shown and computed
-(paths, tracking, report, device) never counts. Names (`quant.name`, `scenario.name`) decide nothing.
+calibration; an option of a stage that is off is dropped, as the table in `method.py` says; where things
+are written, shown and computed (paths, tracking, report, device) never counts. Names (`quant.name`,
+`scenario.name`) decide nothing.
 
 A configuration says where model and texts come from; what was found there is told by the fingerprints of
 a record, which reports and cache keys take in its place.
@@ -22,12 +23,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from faqbench.config.calibration import MAX_CHARACTERS, is_hub_set, is_table, shares_of
-from faqbench.config.experiment import Experiment, reads_activations, smaller
+from faqbench.config.experiment import Experiment, smaller
+from faqbench.config.method import Method, method_of
 
 _Json = dict[str, Any]
 # What a section holds that decides nothing, or that another key already says.
 _NOT_OF_MODEL = {"notes", "group_size", "add_bos"}
-_NOT_OF_QUANT = {"name", "trace_windows"}
 _NOT_OF_EVALUATION = {"keep_items"}
 _OF_CALIBRATION = ("seq_len", "seed", "add_bos", "tokens", "dtype", "batch_size")
 _OF_WINDOWS = ("shuffle_tokens", "noise_rate")
@@ -84,15 +85,17 @@ def deciding_config(config: Mapping[str, Any]) -> _Json:
 
 def quantizes(config: Mapping[str, Any]) -> bool:
     """Whether a configuration puts any weight on a grid; false for the full precision baseline."""
-    return _section(config, "quant").get("round") != "none"
+    return method_in(config).quantizes
 
 
 def needs_calibration(config: Mapping[str, Any]) -> bool:
     """Whether any stage of a configuration reads activations; false for the baseline and plain RTN."""
-    quant = _section(config, "quant")
-    return reads_activations(
-        *(quant.get(k) or "none" for k in ("scale", "clip", "correct", "round"))
-    )
+    return method_in(config).is_calibrated
+
+
+def method_in(config: Mapping[str, Any]) -> Method:
+    """Return the method that a configuration composes."""
+    return method_of(_section(config, "quant"))
 
 
 def quant_identity(experiment: Experiment) -> _Json:
@@ -109,25 +112,11 @@ def calibration_identity(experiment: Experiment) -> _Json:
 
 
 def _quant_identity(quant: Mapping[str, Any]) -> _Json:
-    if quant.get("round") == "none":
-        return {"round": "none"}
-    scale, clip, correct = (quant.get(k) or "none" for k in ("scale", "clip", "correct"))
-    keep = {
-        "search": (scale, clip) != ("none", "none"),
-        "preview": scale == "faq",
-        "gptq": quant.get("round") == "gptq",
-        "correction": correct != "none",
-    }
-    found = {k: v for k, v in quant.items() if k not in _NOT_OF_QUANT and keep.get(k, True)}
-    if "correction" in found:
-        correction = dict(found["correction"])
-        if correct == "qep":  # these two are LoaQ's
-            correction = _without(correction, {"variant", "residual_strength"})
-        strength = correction.get("strength")
-        if isinstance(strength, Mapping) and len(set(strength.values())) == 1:
-            correction["strength"] = next(iter(strength.values()))
-        found["correction"] = correction
-    return found
+    strength = _section(quant, "correction").get("strength")
+    if isinstance(strength, Mapping) and len(set(strength.values())) == 1:
+        one = next(iter(strength.values()))
+        quant = {**quant, "correction": {**quant["correction"], "strength": one}}
+    return method_of(quant).identity(quant)
 
 
 def _deciding_calibration(config: Mapping[str, Any]) -> _Json:

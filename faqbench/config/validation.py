@@ -21,6 +21,7 @@ from faqbench.config.experiment import (
     RoleName,
     TrackingSection,
 )
+from faqbench.config.method import Method
 from faqbench.config.presearch import check_presearch
 
 # Keys for which the command line takes `auto` too, and puts what it means here in its place.
@@ -47,11 +48,7 @@ def validate(raw: Mapping[str, Any]) -> Experiment:
 def _check_combination(experiment: Experiment) -> None:
     quant, model = experiment.quant, experiment.model
     _check_group_size("group_size", quant.group_size)
-    if quant.round == "none" and (quant.scale, quant.clip, quant.correct) != ("none",) * 3:
-        raise UserError(
-            "quant.round=none leaves weights as they are, so quant.scale, quant.clip and quant.correct "
-            "must be none too."
-        )
+    _check_stages(experiment.method)
     _check_correction(quant.correction)
     check_calibration(experiment.calibration, experiment.scenario)
     check_presearch(experiment.presearch)
@@ -92,6 +89,14 @@ def check_tracking(tracking: TrackingSection) -> None:
                 f"tracking.{key}={name} is not allowed: a name of 1 to {_LONGEST_PROJECT} characters "
                 f"without {' '.join(_NOT_IN_PROJECTS)}."
             )
+
+
+def _check_stages(method: Method) -> None:
+    busy = [f"quant.{stage}" for stage, value in method.values.items() if not value.is_idle]
+    if busy and not method.quantizes:
+        raise UserError(
+            f"quant.round=none leaves weights as they are, so {' and '.join(busy)} must be none too."
+        )
 
 
 def _check_group_size(key: str, group_size: int) -> None:

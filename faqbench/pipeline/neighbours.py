@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from faqbench.config.identity import method_in
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.records import Gate, RunData, RunRecord, find_heads, read_run, same_model
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
@@ -184,14 +185,13 @@ def _quant(record: RunRecord, key: str) -> Any:
 
 
 def _quantizes(record: RunRecord) -> bool:
-    return _quant(record, "round") not in (None, "none")
+    return method_in(record.config).quantizes
 
 
 def _is_rtn(record: RunRecord) -> bool:
-    stages = tuple(_quant(record, k) for k in ("scale", "clip", "correct", "round"))
-    return stages == ("none", "none", "none", "nearest")
+    return method_in(record.config).is_plain_rounding
 
 
 def _but_bits(record: RunRecord) -> dict[str, Any]:
-    ignored = {"bits", "name", "trace_windows"}
-    return {k: v for k, v in record.config.get("quant", {}).items() if k not in ignored}
+    identity = method_in(record.config).identity(record.config.get("quant") or {})
+    return {k: v for k, v in identity.items() if k != "bits"}

@@ -18,9 +18,9 @@ of the four. Where each lives:
     engine.py       the walk over the blocks
     checkpoint.py   quantized linears on disk
 
-To add a value of a stage: write its function of tensors in a file of its own with its source in the
-docstring, add the value to the `Literal` in `config/experiment.py`, and one line to the stage's
-dispatch in `method.py`. A preset that uses it is one yaml.
+To add a value of a stage: write its function of tensors in a file here with its source in the docstring,
+and its row in the table of `config/method.py`, which lists what each stage's function is given. A preset
+that uses it is one yaml.
 """
 
 from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
+from faqbench.config.method import method_of
 from faqbench.models import Architecture
 from faqbench.quantization.grid import Grid
 
@@ -17,7 +18,7 @@ def assign_grids(architecture: Architecture, quant: QuantSection) -> dict[str, G
         UserError: when a pattern matches no linear, two overrides match the same one, or a group size
             does not divide its in_features.
     """
-    if quant.round == "none":
+    if not method_of(quant).quantizes:
         return {}
     shapes = architecture.linear_shapes()
     names = list(shapes)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from faqbench.config.experiment import QuantSection
 from faqbench.quantization.grid import Grid, clamp_groups, range_parameters, round_to_codes
 from faqbench.quantization.quadratic import row_chunks
 
@@ -28,6 +29,20 @@ def group_grams(gram: Tensor, input_scale: Tensor | None, width: int) -> Tensor:
         return blocks.contiguous()
     s = input_scale.view(n_groups, width)
     return blocks / (s.unsqueeze(2) * s.unsqueeze(1))
+
+
+def searched_limit(
+    weight: Tensor, gram: Tensor, grid: Grid, input_scale: Tensor | None, quant: QuantSection
+) -> Tensor:
+    """Return `search_clip`'s limits with a method's settings: the value `clip=search` of the table."""
+    return search_clip(
+        weight,
+        gram,
+        grid,
+        input_scale=input_scale,
+        steps=quant.search.clip_steps,
+        max_shrink=quant.search.clip_max_shrink,
+    )
 
 
 def search_clip(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
+from faqbench.config.method import Reads, method_of
 from faqbench.models import Architecture, LoadedModel, Role
 from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.damping import HessianError
@@ -32,6 +33,7 @@ from faqbench.quantization.streams import (
     check_correction,
     corrects,
     reads_full,
+    reads_inputs,
     reads_quantized,
     reads_sample,
 )
@@ -104,12 +106,13 @@ def quantize_model(
             report = streams.release() if streams is not None else None
             traced += [report] if report is not None else []
             advance()
+    previews = Reads.LATER_MEANS in method_of(quant).reads
     skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
     return QuantizedModel(
         linears=tuple(linears),
         blocks=tuple(traced),
         skipped_scales=tuple(reason for reason in skipped if reason is not None),
-        n_window_cuts=n_window_cuts(architecture, quant.preview) if quant.scale == "faq" else 0,
+        n_window_cuts=n_window_cuts(architecture, quant.preview) if previews else 0,
     )
 
 
@@ -117,7 +120,7 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
     quant, streams = walk.quant, walk.streams
     full = walk.store.block(index) if walk.store is not None else {}
     quantized: Mapping[str, RoleStatistics] = {}
-    if quant.round == "gptq" and not corrects(quant):
+    if reads_quantized(quant) and not corrects(quant):
         assert streams is not None
         quantized = streams.observe(walk.architecture.roles)
     reports: list[LinearReport] = []
@@ -165,7 +168,7 @@ def _quantize_linears(
             corrected, quantized = walk.streams.correct(role, originals)
             weights = {name: c.weight for name, c in corrected.items()}
             correction_damping = max(c.damping for c in corrected.values())
-        elif _reads_activations(quant):
+        elif reads_inputs(quant):
             quantized = walk.streams.observe_role(role)
     known = _known(walk, index, role, full, quantized)
     result = quantize_role(role, weights, grids, known, quant)
@@ -192,13 +195,14 @@ def _known(
     """Gather what the stages after the correction need to know of a role's input."""
     quant = walk.quant
     search = quantized if corrects(quant) else full
-    if not _reads_activations(quant):
+    if not reads_inputs(quant):
         return RoleInput()
     statistic = objective = None
-    if quant.scale != "none":
+    scale = method_of(quant)["scale"]
+    if not scale.is_idle:
         assert search is not None
         later: list[Tensor] = []
-        if quant.scale == "faq":
+        if Reads.LATER_MEANS in scale.reads:
             assert walk.store is not None
             later = later_statistics(
                 role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
@@ -212,10 +216,6 @@ def _known(
         statistic=statistic,
         objective=objective,
     )
-
-
-def _reads_activations(quant: QuantSection) -> bool:
-    return quant.scale != "none" or quant.clip != "none" or quant.round == "gptq"
 
 
 def _weight(linear: nn.Linear, name: str, index: int) -> Tensor:

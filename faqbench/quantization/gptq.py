@@ -24,11 +24,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from faqbench.config.experiment import GPTQSection
+from faqbench.config.experiment import GPTQSection, QuantSection
 from faqbench.quantization.damping import damped_cholesky
 from faqbench.quantization.grid import (
     Grid,
     GroupParameters,
+    Rounded,
+    RoundInput,
     clamp_between,
     clamp_groups,
     group_parameters,
@@ -36,21 +38,16 @@ from faqbench.quantization.grid import (
 from faqbench.quantization.reproducible import one_thread
 
 
-@dataclass(frozen=True, kw_only=True)
-class GPTQResult:
-    """The outcome of GPTQ.
+def round_gptq(
+    weight: Tensor, known: RoundInput, grid: Grid, quant: QuantSection, limit: Tensor | None
+) -> Rounded:
+    """Round a scaled weight [rows, in_features] by GPTQ: the value `round=gptq` of the table.
 
-    Attributes:
-        codes: less their zero point, [rows, n_groups, width].
-        parameters: scale and zero point per group.
-        damping: the relative damping that made the Hessian factorable.
-        condition: of the damped Hessian, estimated from its Cholesky factor's diagonal.
+    Raises:
+        HessianError: when no damping makes the Hessian factorable.
     """
-
-    codes: Tensor
-    parameters: GroupParameters
-    damping: float
-    condition: float
+    assert known.hessian is not None
+    return gptq_round(weight, known.hessian, grid, quant.gptq, limit)
 
 
 def gptq_round(
@@ -59,7 +56,7 @@ def gptq_round(
     grid: Grid,
     settings: GPTQSection,
     limit: Tensor | None = None,
-) -> GPTQResult:
+) -> Rounded:
     """Round a weight against a Hessian.
 
     Args:
@@ -101,7 +98,7 @@ def gptq_round(
             block[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
         columns[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     codes = codes[torch.argsort(order)].T.contiguous().view(len(weight), -1, width)
-    return GPTQResult(
+    return Rounded(
         codes=codes, parameters=groups.parameters(), damping=damping, condition=condition
     )
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from faqbench.config import UserError
+from faqbench.config.experiment import QuantSection
 
 MIN_RANGE = 1e-5
 
@@ -105,6 +106,36 @@ class QuantizedLinear:
         return self.qvalue.numel() * self.grid.bits + self.scale.numel() * per_group
 
 
+@dataclass(frozen=True, kw_only=True)
+class RoundInput:
+    """What a rounding may know of a weight's input; what the method does not read is None.
+
+    Attributes:
+        gram: [in_features, in_features] of the scaled input, in full precision.
+        hessian: the same on the quantized stream.
+    """
+
+    gram: Tensor | None = None
+    hessian: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounded:
+    """A weight on its grid, as every rounding gives it.
+
+    Attributes:
+        codes: less their zero point, [rows, n_groups, width].
+        parameters: scale and zero point per group.
+        damping: relative to the mean of a Hessian's diagonal; None where no Hessian was factored.
+        condition: of the damped Hessian; None likewise.
+    """
+
+    codes: Tensor
+    parameters: GroupParameters
+    damping: float | None = None
+    condition: float | None = None
+
+
 def group_parameters(grouped: Tensor, grid: Grid) -> GroupParameters:
     """Return each group's scale and zero point.
 
@@ -164,12 +195,23 @@ def quantize(
         input_scale: [in_features], multiplied into the weight first.
         limit: [out_features, n_groups], clamps each group of the scaled weight to ±limit.
     """
-    grouped = scaled_groups(weight, grid, input_scale)
+    rounded = _round_groups(scaled_groups(weight, grid, input_scale), grid, limit)
+    return pack_codes(rounded.codes, rounded.parameters, grid, input_scale)
+
+
+def round_nearest(
+    weight: Tensor, known: object, grid: Grid, quant: QuantSection, limit: Tensor | None
+) -> Rounded:
+    """Round a scaled weight [rows, in_features] to the nearest codes: the value `round=nearest`."""
+    del known, quant
+    return _round_groups(scaled_groups(weight, grid, None), grid, limit)
+
+
+def _round_groups(grouped: Tensor, grid: Grid, limit: Tensor | None) -> Rounded:
     if limit is not None:
         grouped = clamp_groups(grouped, limit)
     parameters = group_parameters(grouped, grid)
-    codes = round_to_codes(grouped, parameters, grid)
-    return pack_codes(codes, parameters, grid, input_scale)
+    return Rounded(codes=round_to_codes(grouped, parameters, grid), parameters=parameters)
 
 
 def scaled_groups(weight: Tensor, grid: Grid, input_scale: Tensor | None) -> Tensor:

@@ -2,26 +2,35 @@
 
 The linears of a role share an input, hence one scale. The scale search sees the role's unscaled weights;
 the clip search and the rounding see the scaled ones. Correction comes before all of them, and needs the
-model's two streams: see `engine.py`.
+model's two streams: see `engine.py`. The function that does a stage's work is named by the value's row in
+`config/method.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from faqbench.config.experiment import QuantSection
+from faqbench.config.method import Reads, StageValue, method_of
 from faqbench.hardware import has_fast_bfloat16
 from faqbench.models import Architecture, Role
 from faqbench.quantization.activations import RoleStatistics
-from faqbench.quantization.clip import search_clip
-from faqbench.quantization.gptq import gptq_round
-from faqbench.quantization.grid import Grid, GroupParameters, QuantizedLinear, pack_codes, quantize
+from faqbench.quantization.grid import (
+    Grid,
+    GroupParameters,
+    QuantizedLinear,
+    Rounded,
+    RoundInput,
+    pack_codes,
+)
 from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
-from faqbench.quantization.preview import preview_statistic
 from faqbench.quantization.quadratic import (
     halve,
     row_chunks,
@@ -36,7 +45,7 @@ class RoleInput:
 
     Attributes:
         search: statistics that the scale and clip searches measure their loss with.
-        hessian: [in_features, in_features] on the quantized stream, for GPTQ.
+        hessian: [in_features, in_features] on the quantized stream, for roundings that read it.
         statistic: [in_features] that the scales are made of; None leaves the role unscaled.
         objective: what the scale search measures instead of the Gram loss; None for the Gram loss.
     """
@@ -57,14 +66,17 @@ class RoleResult:
         limits: by linear, [out_features, n_groups] that the clip search chose, infinite for rows that
             it leaves alone; None for a linear that was not searched.
         clipped_frac: by linear, the share of weights that lie outside their group's limit.
-        damping: GPTQ's, relative to the mean of the Hessian's diagonal, by linear.
-        condition: of GPTQ's damped Hessian, by linear.
+        rounds_to_nearest: whether each weight went to the nearest code by itself.
+        damping: the rounding's, relative to the mean of the Hessian's diagonal, by linear; none for a
+            rounding that factors no Hessian.
+        condition: of that damped Hessian, by linear.
     """
 
     linears: Mapping[str, QuantizedLinear]
     alpha: float | None
     limits: Mapping[str, Tensor | None]
     clipped_frac: Mapping[str, float]
+    rounds_to_nearest: bool
     damping: Mapping[str, float] = field(default_factory=dict)
     condition: Mapping[str, float] = field(default_factory=dict)
 
@@ -91,14 +103,28 @@ def quantize_role(
         for name, weight in weights.items()
     }
     clipped = {n: _clipped_frac(w, choice.input_scale, limits[n]) for n, w in weights.items()}
-    if quant.round == "gptq":
-        assert known.hessian is not None
-        return _round_gptq(weights, grids, choice, limits, clipped, known.hessian, quant)
-    linears = {
-        name: quantize(weight, grids[name], input_scale=choice.input_scale, limit=limits[name])
-        for name, weight in weights.items()
-    }
-    return RoleResult(linears=linears, alpha=choice.alpha, limits=limits, clipped_frac=clipped)
+    rounded = _round(weights, grids, choice.input_scale, limits, known, quant)
+    return RoleResult(
+        linears={
+            n: pack_codes(r.codes, r.parameters, grids[n], choice.input_scale)
+            for n, r in rounded.items()
+        },
+        alpha=choice.alpha,
+        limits=limits,
+        clipped_frac=clipped,
+        rounds_to_nearest=method_of(quant).rounds_to_nearest,
+        damping={n: r.damping for n, r in rounded.items() if r.damping is not None},
+        condition={n: r.condition for n, r in rounded.items() if r.condition is not None},
+    )
+
+
+@cache
+def call_of(value: StageValue) -> Callable[..., Any]:
+    """Return the function, or the class, that does the work of a stage's value."""
+    assert value.call is not None, f"{value.name} is idle"
+    module, _, name = value.call.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _choose_scale(
@@ -128,46 +154,38 @@ def _choose_limit(
     quant: QuantSection,
 ) -> Tensor | None:
     """Return the limits of one linear's groups, infinite for rows that are not to be clipped."""
+    clip = method_of(quant)["clip"]
     unclipped = [rows.cut for rows in role.unclipped if rows.linear == name]
-    if quant.clip == "none" or slice(0, None) in unclipped:
+    if clip.is_idle or slice(0, None) in unclipped:
         return None
     assert known.search is not None
     searched = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     for cut in unclipped:
         searched[cut] = False
-    found = search_clip(
-        weight[searched],
-        known.search.gram,
-        grid,
-        input_scale=choice.input_scale,
-        steps=quant.search.clip_steps,
-        max_shrink=quant.search.clip_max_shrink,
-    )
-    limit = found.new_full((len(weight), found.shape[1]), torch.inf)
-    limit[searched] = found
+    gram, scale = known.search.gram, choice.input_scale
+    chosen: Tensor = call_of(clip)(weight[searched], gram, grid, scale, quant)
+    limit = chosen.new_full((len(weight), chosen.shape[1]), torch.inf)
+    limit[searched] = chosen
     return limit
 
 
-def _round_gptq(
+def _round(
     weights: Mapping[str, Tensor],
     grids: Mapping[str, Grid],
-    choice: ScaleChoice,
+    input_scale: Tensor | None,
     limits: Mapping[str, Tensor | None],
-    clipped: Mapping[str, float],
-    hessian: Tensor,
+    known: RoleInput,
     quant: QuantSection,
-) -> RoleResult:
-    """Round linears of the same grid together: they share the Hessian, and rows are independent."""
-    s = choice.input_scale
-    if s is not None:
-        hessian = hessian / torch.outer(s, s)
-    linears: dict[str, QuantizedLinear] = {}
-    damping, condition = {}, {}
+) -> dict[str, Rounded]:
+    """Round linears of the same grid together: they share their input, and rows are independent."""
+    rounding = method_of(quant)["round"]
+    call, seen = call_of(rounding), _round_input(known, input_scale, rounding.reads)
+    rounded: dict[str, Rounded] = {}
     for grid in dict.fromkeys(grids.values()):
         names = [n for n in weights if grids[n] == grid]
-        stacked = torch.cat([weights[n] if s is None else weights[n] * s for n in names])
+        scaled = [weights[n] if input_scale is None else weights[n] * input_scale for n in names]
         limit = _stacked_limits([limits[n] for n in names], [weights[n] for n in names], grid)
-        result = gptq_round(stacked, hessian, grid, quant.gptq, limit)
+        result: Rounded = call(torch.cat(scaled), seen, grid, quant, limit)
         sizes = [len(weights[n]) for n in names]
         zeros = result.parameters.zero_point
         parts = zip(
@@ -179,16 +197,26 @@ def _round_gptq(
         )
         for name, codes, scale, zero in parts:
             parameters = GroupParameters(scale=scale.clone(), zero_point=zero)
-            linears[name] = pack_codes(codes, parameters, grid, s)
-            damping[name], condition[name] = result.damping, result.condition
-    return RoleResult(
-        linears={name: linears[name] for name in weights},
-        alpha=choice.alpha,
-        limits=limits,
-        clipped_frac=clipped,
-        damping=damping,
-        condition=condition,
-    )
+            rounded[name] = replace(result, codes=codes, parameters=parameters)
+    return {name: rounded[name] for name in weights}
+
+
+def _round_input(
+    known: RoleInput, input_scale: Tensor | None, reads: frozenset[Reads]
+) -> RoundInput:
+    """Return what a rounding reads of the scaled input."""
+
+    def scaled(gram: Tensor) -> Tensor:
+        return gram if input_scale is None else gram / torch.outer(input_scale, input_scale)
+
+    gram = hessian = None
+    if Reads.GRAM in reads:
+        assert known.search is not None
+        gram = scaled(known.search.gram)
+    if Reads.HESSIAN in reads:
+        assert known.hessian is not None
+        hessian = scaled(known.hessian)
+    return RoundInput(gram=gram, hessian=hessian)
 
 
 def scale_statistic(
@@ -207,10 +235,10 @@ def scale_statistic(
         architecture: tells whether o's scale has linear rows to fold into.
         quant: the method.
     """
-    if quant.scale == "none" or skipped_scale(role, architecture, quant) is not None:
+    scale = method_of(quant)["scale"]
+    if scale.is_idle or skipped_scale(role, architecture, quant) is not None:
         return None
-    previews = quant.scale == "faq" and (quant.preview.roles == "all" or role.residual)
-    statistic = preview_statistic(current, later, quant.preview) if previews else current
+    statistic: Tensor = call_of(scale)(current, later, role, quant)
     if role.name == "o" and architecture.is_grouped_query:
         return _shared_by_kv_head(statistic, architecture)
     return statistic
@@ -218,7 +246,8 @@ def scale_statistic(
 
 def skipped_scale(role: Role, architecture: Architecture, quant: QuantSection) -> str | None:
     """Say why a role gets no scale, or return None when it gets one."""
-    if quant.scale == "none" or role.name != "o" or not architecture.is_grouped_query:
+    idle = method_of(quant)["scale"].is_idle
+    if idle or role.name != "o" or not architecture.is_grouped_query:
         return None
     if quant.search.gqa_scale == "repeat":
         return None
@@ -242,10 +271,14 @@ def relative_errors(weight: Tensor, stand_ins: Sequence[Tensor], gram: Tensor) -
     return [error / size if size > 0 else error for error in errors]
 
 
+def fixed_alpha(quant: QuantSection) -> float | None:
+    """Return the exponent that a method takes without a search; None when it searches one."""
+    return quant.preview.alpha if method_of(quant).owns("preview") else None
+
+
 def _alphas(quant: QuantSection) -> list[float]:
-    if quant.scale == "faq" and quant.preview.alpha is not None:
-        return [quant.preview.alpha]
-    return alpha_grid(quant.search.n_grid)
+    fixed = fixed_alpha(quant)
+    return alpha_grid(quant.search.n_grid) if fixed is None else [fixed]
 
 
 def _shared_by_kv_head(statistic: Tensor, architecture: Architecture) -> Tensor:

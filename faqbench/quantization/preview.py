@@ -38,7 +38,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from faqbench.config.experiment import PreviewSection
+from faqbench.config.experiment import PreviewSection, QuantSection
+from faqbench.models import Role
 
 # How the blocks of the window are weighted, before normalisation; j counts from 1, the next block.
 WEIGHTS: dict[str, Callable[[int], float]] = {
@@ -72,6 +73,28 @@ FUSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "geometric": _geometric,
     "max": _max,
 }
+
+
+def current_statistic(
+    current: Tensor, later: Sequence[Tensor], role: Role, quant: QuantSection
+) -> Tensor:
+    """Return AWQ's statistic [in_features] of one role: mean|x| of this block and nothing else.
+
+    The value `scale=awq` of the table in `config/method.py`.
+    """
+    del later, role, quant
+    return current
+
+
+def blended_statistic(
+    current: Tensor, later: Sequence[Tensor], role: Role, quant: QuantSection
+) -> Tensor:
+    """Return FAQ's statistic [in_features] of one role, AWQ's for a role that `preview.roles` leaves out.
+
+    The value `scale=faq` of the table in `config/method.py`.
+    """
+    previews = quant.preview.roles == "all" or role.residual
+    return preview_statistic(current, later, quant.preview) if previews else current
 
 
 def preview_statistic(current: Tensor, later: Sequence[Tensor], preview: PreviewSection) -> Tensor:

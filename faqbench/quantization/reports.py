@@ -32,8 +32,8 @@ class LinearReport:
         clipped_error: the same after correction, scale and clip, rounded to nearest.
         relative_error: the same of the result.
         correction_damping: that the correction needed; None when uncorrected.
-        gptq_damping: that GPTQ needed; None when rounded to nearest.
-        condition: of GPTQ's damped Hessian.
+        gptq_damping: that the rounding needed to factor a Hessian; None for one that factors none.
+        condition: of that damped Hessian.
         storage_bits: of codes, scales and zero points.
         n_weights: out_features times in_features.
         seconds: of the linear's role, shared equally among its linears.
@@ -169,15 +169,15 @@ def _stage_errors(
     """Return the relative output error after each stage; one that is off leaves things as they were."""
     quantized, limit = result.linears[name], result.limits[name]
     grid, scale = quantized.grid, quantized.input_scale
-    is_gptq = name in result.damping
+    is_nearest = result.rounds_to_nearest
     outcomes: dict[str, Tensor | None] = {"nearest": fake_quantize(original, grid)}
     outcomes["scaled"] = outcomes["clipped"] = outcomes["final"] = None
     if scale is not None or corrected is not original:
         outcomes["scaled"] = fake_quantize(corrected, grid, scale)
     if limit is not None:
-        clipped = quantize(corrected, grid, input_scale=scale, limit=limit) if is_gptq else None
+        clipped = None if is_nearest else quantize(corrected, grid, input_scale=scale, limit=limit)
         outcomes["clipped"] = final if clipped is None else clipped.dequantize()
-    if is_gptq:
+    if not is_nearest:
         outcomes["final"] = final
     stand_ins = [outcome for outcome in outcomes.values() if outcome is not None]
     measured = iter(relative_errors(original, stand_ins, gram))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
+from faqbench.config.method import Reads, method_of
 from faqbench.models import BlockStream, LoadedModel, Role, open_stream
 from faqbench.quantization.activations import (
     Accumulator,
@@ -26,6 +27,7 @@ from faqbench.quantization.activations import (
     select_tokens,
 )
 from faqbench.quantization.correct import Correction, CorrectionAccumulator
+from faqbench.quantization.method import call_of, fixed_alpha
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.sample import Sample, Searched
@@ -50,7 +52,7 @@ class Calibration:
 
 def reads_quantized(quant: QuantSection) -> bool:
     """Say whether a method reads what earlier quantization did to a linear's input."""
-    return quant.round == "gptq" or corrects(quant)
+    return Reads.HESSIAN in method_of(quant).reads or corrects(quant)
 
 
 def reads_full(quant: QuantSection) -> bool:
@@ -63,32 +65,41 @@ def reads_sample(quant: QuantSection) -> bool:
     return _searches_alpha(quant) and quant.search.loss == "attention"
 
 
-def _runs_modules(quant: QuantSection) -> bool:
-    return _searches_alpha(quant) and quant.search.loss == "module"
-
-
-def _searches_alpha(quant: QuantSection) -> bool:
-    return (
-        quant.scale != "none"
-        and quant.search.n_grid > 0
-        and (quant.scale == "awq" or quant.preview.alpha is None)
-    )
-
-
 def reads_store(quant: QuantSection) -> bool:
     """Say whether a method reads the statistics of the full precision pass."""
-    searches = quant.scale != "none" or quant.clip != "none"
-    return quant.scale == "faq" or (searches and not corrects(quant))
+    reads = method_of(quant).reads
+    if Reads.LATER_MEANS in reads:
+        return True
+    # A corrected weight is fitted to the quantized stream: all else is then measured there.
+    return bool(reads & {Reads.MEANS, Reads.GRAM}) and not corrects(quant)
+
+
+def reads_inputs(quant: QuantSection) -> bool:
+    """Say whether any stage after the correction reads statistics of a linear's input."""
+    return bool(method_of(quant).reads & {Reads.MEANS, Reads.GRAM, Reads.HESSIAN})
 
 
 def corrects(quant: QuantSection) -> bool:
     """Say whether any weight is moved; at strength 0 the method is the uncorrected one."""
     settings = quant.correction
-    if quant.correct == "none":
+    if method_of(quant)["correct"].is_idle:
         return False
-    uses_residual = quant.correct == "loaq" and settings.variant != "linear"
-    moved_by_residual = _RESIDUAL_ROLES if uses_residual and settings.residual_strength > 0 else ()
+    moves_by_residual = _reads_residuals(quant) and settings.residual_strength > 0
+    moved_by_residual = _RESIDUAL_ROLES if moves_by_residual else ()
     return any(settings.strength_of(r) > 0 or r in moved_by_residual for r in settings.roles)
+
+
+def _runs_modules(quant: QuantSection) -> bool:
+    return _searches_alpha(quant) and quant.search.loss == "module"
+
+
+def _searches_alpha(quant: QuantSection) -> bool:
+    scales = not method_of(quant)["scale"].is_idle
+    return scales and quant.search.n_grid > 0 and fixed_alpha(quant) is None
+
+
+def _reads_residuals(quant: QuantSection) -> bool:
+    return Reads.RESIDUALS in method_of(quant).reads and quant.correction.variant != "linear"
 
 
 class Streams:
@@ -166,12 +177,11 @@ class Streams:
         assert self._full is not None and self._quantized is not None
         settings = self._quant.correction
         settings = settings.model_copy(update={"strength": settings.strength_of(role.name)})
-        uses_residual = (
-            self._quant.correct == "loaq"
-            and settings.variant != "linear"
-            and role.name in _RESIDUAL_ROLES
+        uses_residual = _reads_residuals(self._quant) and role.name in _RESIDUAL_ROLES
+        make = call_of(method_of(self._quant)["correct"])
+        accumulator: CorrectionAccumulator = make(
+            dict(weights), settings, uses_residual=uses_residual
         )
-        accumulator = CorrectionAccumulator(dict(weights), settings, uses_residual=uses_residual)
         name = role.linears[0]
         full = self._full.inputs_of(self._original, name)
         quantized = self._quantized.inputs_of(self._block, name)
@@ -211,7 +221,7 @@ def check_correction(quant: QuantSection, roles: tuple[Role, ...]) -> None:
     Raises:
         UserError: naming the variant that works.
     """
-    if quant.correct != "loaq" or quant.correction.variant == "linear" or not corrects(quant):
+    if not _reads_residuals(quant) or not corrects(quant):
         return
     writers = [r for r in roles if r.name in _RESIDUAL_ROLES & set(quant.correction.roles)]
     if any(role.adds_to is None for role in writers):

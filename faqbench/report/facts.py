@@ -10,14 +10,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from faqbench.config.identity import deciding_config, identity_of, needs_calibration, quantizes
+from faqbench.config.identity import (
+    deciding_config,
+    identity_of,
+    method_in,
+    needs_calibration,
+    quantizes,
+)
+from faqbench.config.method import LABELS
 from faqbench.records import RunRecord, truncated_requests
 
 # Of the setting of a comparison: a draw is one of several, a name says nothing that other keys do not.
 _NOT_OF_SETTING = {"calibration.seed"}
 _ADDED_LATER = {"model", "tokenizer"}  # fingerprints that records did not always have
-_NAMES = {"fp": "full precision", "loaq": "LoaQ"}
-_KNOWN = {"rtn", "awq", "faq", "gptq", "qep", "loaq", "lrquant"}
 
 
 def config_value(config: Mapping[str, Any], key: str) -> str | None:
@@ -79,17 +84,13 @@ def method_name(record: RunRecord) -> str:
 
 def display_method(name: str) -> str:
     """Return a method's name as papers write it."""
-    if name in _NAMES:
-        return _NAMES[name]
     parts = name.split("-")
-    if all(p in _KNOWN for p in parts):
-        return "-".join(_NAMES.get(p, p.upper()) for p in parts)
-    return name
+    return "-".join(LABELS[p] for p in parts) if all(p in LABELS for p in parts) else name
 
 
 def method_order(name: str) -> tuple[int, str]:
     """Return the sort key that puts methods in the order in which a reader expects them."""
-    order = ["fp", "rtn", "awq", "faq", "gptq", "qep", "loaq"]
+    order = list(LABELS)
     head = name.split("-")[0]
     return (order.index(head) if head in order else len(order), name)
 
@@ -165,7 +166,7 @@ def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:
         keys += ["bits", "group_size", "symmetric"]
     if is_calibrated(record):
         keys += ["scenario", "calibration.domain", "calibration.n_samples", "calibration.seq_len"]
-        keys += ["window", "gamma"] if config_value(record.config, "quant.scale") == "faq" else []
+        keys += ["window", "gamma"] if method_in(record.config).owns("preview") else []
         keys += ["seed"]
     keys += ["limit", "dtype"]
     spelled = {k: config_value(record.config, k) for k in keys}

@@ -15,7 +15,6 @@ from faqbench.records import RunRecord
 from faqbench.report import facts, formatting
 from faqbench.report.columns import Column, Kind, build_columns
 
-_STAGES = ("quant.scale", "quant.clip", "quant.correct", "quant.round")
 _PRINT = "fingerprint."  # before the keys of what a run was made of
 _GRID = {"quant.bits", "quant.group_size", "quant.symmetric", "quant.skip", "quant.overrides"}
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from faqbench.config.method import Reads, method_of
 from faqbench.pipeline.planning.rate import MachineRate, measure_rate
 from faqbench.pipeline.planning.shape import ModelShape
 from faqbench.records import RunRecord
@@ -297,12 +298,13 @@ def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> f
     cubes = blocks * sum(width**3 for width, _ in shape.linears.values())
     forward = 2.0 * shape.n_block_weights
     operations = _ROUNDING * shape.n_block_weights
-    if quant["scale"] != "none":
+    method = method_of(quant)
+    if not method["scale"].is_idle:
         operations += quant["search"]["n_grid"] * products
-    if quant["clip"] != "none":
+    if not method["clip"].is_idle:
         operations += quant["search"]["clip_steps"] * shape.n_block_weights * 400.0
-    if quant["correct"] != "none":
+    if Reads.BOTH_STREAMS in method.reads:
         operations += tokens * (8 * forward + 4 * blocks * shape.n_gram_elements) + cubes + products
-    if quant["round"] == "gptq":
+    if Reads.HESSIAN in method.reads:
         operations += tokens * (forward + blocks * shape.n_gram_elements) + cubes + products
     return operations

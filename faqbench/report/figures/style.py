@@ -11,6 +11,8 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from faqbench.config.method import LABELS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -20,13 +22,10 @@ if TYPE_CHECKING:
 INK, QUIET, RULE = "#1c1d21", "#5f636b", "#dcdee2"
 PAGE_COLORS = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", "#ffffff": "--paper"}
 
-_COLORS = {
-    "fp": QUIET, "rtn": "#d55e00", "awq": "#0072b2", "faq": "#009e73", "gptq": "#cc79a7",
-    "qep": "#e69f00", "loaq": "#56b4e9",
-}  # fmt: skip
-_MARKERS = {
-    "fp": "|", "rtn": "s", "awq": "o", "faq": "D", "gptq": "^", "qep": "v", "loaq": "P",
-}  # fmt: skip
+# In the order of the table of methods; a method beyond these takes a spare look by its name.
+_COLOR_OF = (QUIET, "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_COLORS = dict(zip(LABELS, _COLOR_OF, strict=False))
+_MARKERS = dict(zip(LABELS, "|soD^vP", strict=False))
 _SPARE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SPARE_MARKERS = ("X", "p", "h", "<", ">", "*")
 LINE_STYLES = ("-", "--", ":", "-.")

@@ -1,0 +1,307 @@
+"""The stages of a method and the values that each can take: one table, and all that follows from it.
+
+A method is a composition of stages, `scale` x `clip` x `correct` x `round`, and a value of a stage is one
+row here. The row says what the value reads of the model's activations, which options of `quant` it owns,
+and the function that does its work. Nobody else compares a stage's value with a name: whether a method
+needs calibration, which statistics are gathered, which options are part of an identity, what a report
+calls calibrated or a baseline, and what a plan expects, are asked of the `Method` that `method_of` makes
+of a `quant` section, of an experiment or of a record alike.
+
+To add a value: write its function of tensors in a file of `faqbench/quantization/`, add a row to the
+stage's values below, and a preset that uses it to `conf/quant/`. What a function is given:
+
+    scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, of later ones
+    clip      (weight, gram, grid, input_scale, quant) -> limit [out, n_groups]
+    correct   a class as `quantization.correct.CorrectionAccumulator`
+    round     (weight, known, grid, quant, limit) -> `quantization.grid.Rounded`; the weight is scaled,
+              `known` a `quantization.grid.RoundInput`
+
+An option is part of an identity while a value that owns it is active and it is not at its neutral value.
+`ALWAYS` stands for no neutral value. An option that is added later gets one, so that the identities of
+what was run before stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+
+class Reads(Enum):
+    """What a stage reads of the activations."""
+
+    MEANS = "mean|x| of a linear's input, of the full precision pass"
+    LATER_MEANS = "the same of the blocks or linears that follow"
+    GRAM = "X'X / n of a linear's input, of the full precision pass or, corrected, of the quantized stream"
+    HESSIAN = "X'X / n of a linear's input on the quantized stream"
+    BOTH_STREAMS = "a linear's input in full precision and on the quantized stream, token by token"
+    RESIDUALS = (
+        "the residual stream that a linear adds to, in full precision and on the quantized stream"
+    )
+
+
+class _Always(Enum):
+    ALWAYS = "has no neutral value"
+
+
+ALWAYS: Final = _Always.ALWAYS
+Options = Mapping[str, object]  # a dotted path under `quant`, and its neutral value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StageValue:
+    """One value of a stage.
+
+    Attributes:
+        name: as the configuration spells it.
+        label: the word that tables and figures name a method by; None for a value that gives none.
+        is_idle: whether the stage then leaves everything as it was.
+        reads: what it needs of the activations.
+        options: that it owns.
+        call: `module:function`, what does the work; None for an idle value.
+    """
+
+    name: str
+    label: str | None = None
+    is_idle: bool = False
+    reads: frozenset[Reads] = frozenset()
+    options: Options = field(default_factory=dict)
+    call: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage, and its values in the order in which readers expect them.
+
+    Attributes:
+        name: its field of `quant`.
+        values: by name.
+        is_always_named: whether an idle value is part of an identity too. So it is for the first four
+            stages; a later one is named where it does something.
+    """
+
+    name: str
+    values: Mapping[str, StageValue]
+    is_always_named: bool = False
+
+
+def _stage(name: str, *values: StageValue, is_always_named: bool = False) -> Stage:
+    return Stage(name=name, values={v.name: v for v in values}, is_always_named=is_always_named)
+
+
+def _always(section: str, *leaves: str) -> dict[str, object]:
+    return {f"{section}.{leaf}": ALWAYS for leaf in leaves}
+
+
+_SEARCH = _always("search", "n_grid", "loss", "gqa_scale", "clip_steps", "clip_max_shrink")
+_PREVIEW = _always(
+    "preview", "window", "gamma", "roles", "source", "weights", "norm", "fuse", "alpha"
+)
+_CORRECTION = _always("correction", "strength", "damping", "roles")
+
+_IDLE = StageValue(name="none", is_idle=True)
+_UNKNOWN = StageValue(name="unknown")
+
+SCALE = _stage(
+    "scale",
+    _IDLE,
+    StageValue(
+        name="awq",
+        label="AWQ",
+        reads=frozenset({Reads.MEANS, Reads.GRAM}),
+        options=_SEARCH,
+        call="faqbench.quantization.preview:current_statistic",
+    ),
+    StageValue(
+        name="faq",
+        label="FAQ",
+        reads=frozenset({Reads.MEANS, Reads.LATER_MEANS, Reads.GRAM}),
+        options={**_SEARCH, **_PREVIEW},
+        call="faqbench.quantization.preview:blended_statistic",
+    ),
+    is_always_named=True,
+)
+
+CLIP = _stage(
+    "clip",
+    _IDLE,
+    StageValue(
+        name="search",
+        reads=frozenset({Reads.GRAM}),
+        options=_SEARCH,
+        call="faqbench.quantization.clip:searched_limit",
+    ),
+    is_always_named=True,
+)
+
+ROUND = _stage(
+    "round",
+    _IDLE,
+    StageValue(name="nearest", label="RTN", call="faqbench.quantization.grid:round_nearest"),
+    StageValue(
+        name="gptq",
+        label="GPTQ",
+        reads=frozenset({Reads.HESSIAN}),
+        options=_always("gptq", "damping", "act_order", "block_size"),
+        call="faqbench.quantization.gptq:round_gptq",
+    ),
+    is_always_named=True,
+)
+
+CORRECT = _stage(
+    "correct",
+    _IDLE,
+    StageValue(
+        name="qep",
+        label="QEP",
+        reads=frozenset({Reads.BOTH_STREAMS}),
+        options=_CORRECTION,
+        call="faqbench.quantization.correct:CorrectionAccumulator",
+    ),
+    StageValue(
+        name="loaq",
+        label="LoaQ",
+        reads=frozenset({Reads.BOTH_STREAMS, Reads.RESIDUALS}),
+        options={**_CORRECTION, **_always("correction", "variant", "residual_strength")},
+        call="faqbench.quantization.correct:CorrectionAccumulator",
+    ),
+    is_always_named=True,
+)
+
+# In the order in which readers expect methods: scales, roundings, corrections.
+STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT)}
+
+# The words that presets' names are made of, and how tables write them, in the order of the stages.
+LABELS: Mapping[str, str] = {"fp": "full precision", "rtn": "RTN"} | {
+    value.name: value.label
+    for stage in STAGES.values()
+    for value in stage.values.values()
+    if value.label is not None and value.label != "RTN"
+}
+
+# Options of the grid itself, which every method that rounds has.
+_GRID: Options = {
+    "bits": ALWAYS,
+    "group_size": ALWAYS,
+    "symmetric": ALWAYS,
+    "skip": ALWAYS,
+    "overrides": ALWAYS,
+}
+OWNED = frozenset(_GRID) | {
+    path for stage in STAGES.values() for value in stage.values.values() for path in value.options
+}
+# What decides no weight: the preset's name, and how much of the result is traced for the reader.
+UNDECIDING: Final = frozenset({"name", "trace_windows"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The values of all stages of one method.
+
+    Attributes:
+        values: by stage, in the order of `STAGES`.
+    """
+
+    values: Mapping[str, StageValue]
+
+    def __getitem__(self, stage: str) -> StageValue:
+        """Return the value of a stage."""
+        return self.values[stage]
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether weights are put on a grid; false for the full precision baseline."""
+        return not self["round"].is_idle
+
+    @property
+    def reads(self) -> frozenset[Reads]:
+        """What all stages together need of the activations; nothing where nothing is quantized."""
+        if not self.quantizes:
+            return frozenset()
+        return frozenset().union(*(value.reads for value in self.values.values()))
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether any stage reads activations; false for the baseline and for plain rounding."""
+        return bool(self.reads)
+
+    @property
+    def is_plain_rounding(self) -> bool:
+        """Whether it is RTN: plain rounding with every other stage idle."""
+        return self.rounds_to_nearest and all(
+            value.is_idle for stage, value in self.values.items() if stage != "round"
+        )
+
+    @property
+    def rounds_to_nearest(self) -> bool:
+        """Whether each weight goes to the nearest code by itself, whatever else is known."""
+        return self["round"] is ROUND.values["nearest"]
+
+    def owns(self, section: str) -> bool:
+        """Say whether a section of options under `quant` decides anything of this method."""
+        return any(path.startswith(f"{section}.") for path in self._options())
+
+    def identity(self, quant: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a `quant` section that decides the quantized weights.
+
+        Args:
+            quant: the section as plain data, whose stages are this method's. An option that no row of the
+                table knows, as of a record by a newer version, counts always.
+        """
+        if not self.quantizes:
+            return {"round": self["round"].name}
+        result: dict[str, Any] = {
+            stage: value.name
+            for stage, value in self.values.items()
+            if STAGES[stage].is_always_named or not value.is_idle
+        }
+        active = self._options()
+        for section, leaf, value in _leaves(quant):
+            path = f"{section}.{leaf}" if leaf else section
+            if value == active[path] if path in active else path in OWNED:
+                continue
+            if leaf:
+                result.setdefault(section, {})[leaf] = value
+            else:
+                result[section] = value
+        return result
+
+    def _options(self) -> dict[str, object]:
+        owned = dict(_GRID) if self.quantizes else {}
+        for value in self.values.values() if self.quantizes else ():
+            owned |= value.options
+        return owned
+
+
+def method_of(quant: object) -> Method:
+    """Return the method of a `quant` section.
+
+    Args:
+        quant: a `QuantSection`, or a mapping as records hold it. A stage that it lacks is idle, but for a
+            rounding, of which nothing is then known; a value that the table does not know, as of a newer
+            version, counts as one that reads activations.
+    """
+    return Method(values=dict(_values(quant)))
+
+
+def _values(quant: object) -> Iterator[tuple[str, StageValue]]:
+    for stage in STAGES.values():
+        name = quant.get(stage.name) if isinstance(quant, Mapping) else getattr(quant, stage.name)
+        if name is None:
+            yield stage.name, _UNKNOWN if stage is ROUND else _IDLE
+            continue
+        value = stage.values.get(str(name))
+        yield stage.name, value or StageValue(name=str(name), reads=frozenset({Reads.MEANS}))
+
+
+def _leaves(quant: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (section, option, value) of all options, and (option, "", value) of those in no section."""
+    for key, value in quant.items():
+        if key in STAGES or key in UNDECIDING:
+            continue
+        if isinstance(value, Mapping):
+            yield from ((key, leaf, inner) for leaf, inner in value.items())
+        else:
+            yield key, "", value

@@ -1,0 +1,152 @@
+"""How to add a stage value, as README tells it, followed to the letter: a function, a row, a yaml."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import faqbench
+from faqbench.config import run_id
+
+ROOT = Path(faqbench.__file__).parents[1]
+
+FUNCTION = '''"""Rounding on the range that the Gram matrix likes best, whole or shrunken: a toy."""
+
+import torch
+
+from faqbench.quantization.grid import Rounded, pack_codes, round_nearest
+
+
+def round_by_choice(weight, known, grid, quant, limit):
+    """Round [rows, in_features] to nearest, every group clamped or not, whichever errs less."""
+    largest = weight.view(len(weight), -1, grid.group_width(weight.shape[1])).abs().amax(dim=-1)
+    options = [round_nearest(weight, known, grid, quant, largest * s) for s in quant.choice.shrinks]
+
+    def loss(option: Rounded) -> float:
+        error = weight - pack_codes(option.codes, option.parameters, grid, None).dequantize()
+        return float(torch.einsum("ri,ij,rj->", error, known.gram, error))
+
+    return min(options, key=loss)
+'''
+
+ROW = """    StageValue(
+        name="choice",
+        label="Choice",
+        reads=frozenset({Reads.GRAM}),
+        options={"choice.shrinks": (1.0, 0.9)},
+        call="faqbench.quantization.choice:round_by_choice",
+    ),
+"""
+
+SECTION = '''class ChoiceSection(Section):
+    """Ranges tried."""
+
+    shrinks: tuple[float, ...]
+
+
+'''
+
+YAML = """# A toy: the better of two ranges.
+defaults: [_stages, _self_]
+name: choice
+round: choice
+"""
+
+SCRIPT = """
+import json, sys
+from faqbench.cli import main
+for line in json.loads(sys.argv[1]):
+    code = main(line)
+    assert code == 0, (code, line)
+"""
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of the package and its yamls, with the toy added."""
+    ignore = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "faqbench", tmp_path / "house" / "faqbench", ignore=ignore)
+    shutil.copytree(ROOT / "conf", tmp_path / "house" / "conf", ignore=ignore)
+    house = tmp_path / "house"
+    (house / "faqbench" / "quantization" / "choice.py").write_text(FUNCTION)
+    add(
+        house / "faqbench" / "config" / "method.py",
+        before='    StageValue(\n        name="gptq",',
+        text=ROW,
+    )
+    (house / "conf" / "quant" / "choice.yaml").write_text(YAML)
+    # The toy has an option of its own, so that its section is one more part of the configuration.
+    experiment = house / "faqbench" / "config" / "experiment.py"
+    add(experiment, before="    trace_windows:", text="    choice: ChoiceSection\n")
+    add(experiment, before="class LinearOverride", text=SECTION)
+    stages = house / "conf" / "quant" / "_stages.yaml"
+    add(stages, before="trace_windows:", text="choice:\n  shrinks: [1.0, 0.9]\n\n")
+    return house
+
+
+def add(path: Path, *, before: str, text: str) -> None:
+    whole = path.read_text()
+    assert whole.count(before) == 1
+    path.write_text(whole.replace(before, text + before))
+
+
+def run(house: Path, *lines: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, json.dumps(lines)],
+        cwd=house.parent,
+        env=os.environ | {"PYTHONPATH": str(house), "FAQBENCH_CACHE": str(house.parent / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_a_new_value_is_calibrated_quantized_evaluated_planned_and_reported(
+    house: Path, toy_cell: list[str], tmp_path: Path
+) -> None:
+    cells = [
+        "-m", *toy_cell, "model=tiny-llama", "evaluation.protocols=[wikitext2-64]",
+        "quant=choice,rtn", "scenario=matched,shuffled-tokens",
+    ]  # fmt: skip
+    paths = [f"runs={tmp_path}/runs", f"reports={tmp_path}/reports"]
+    done = run(house, cells, ["plan", *cells], ["report", *paths, "name=toy"])
+    assert done.returncode == 0, done.stderr
+    records = {
+        (r["config"]["quant"]["name"], r["config"]["scenario"]["name"]): r
+        for r in (json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/record.json"))
+    }
+    matched, shuffled = records["choice", "matched"], records["choice", "shuffled-tokens"]
+    assert matched["fingerprints"]["calibration"] != shuffled["fingerprints"]["calibration"]
+    assert "statistics" in matched["stages"]
+    # RTN reads no calibration, so its two cells are one; the toy's are two, in the report as well.
+    assert len(records) == 3
+    rows = (tmp_path / "reports" / "toy" / "report.md").read_text()
+    assert rows.count("| Choice") + rows.count("| choice") >= 2
+
+
+def test_a_new_section_of_options_leaves_the_run_ids_of_all_other_methods_as_they_were(
+    house: Path, compose
+) -> None:
+    quants = ("fp", "rtn", "awq", "faq", "gptq", "qep", "loaq")
+    script = (
+        "import sys\nfrom faqbench.cli.composing import compose_cells, parse_flags\n"
+        "from faqbench.config import run_id\n"
+        "cells = compose_cells(parse_flags(sys.argv[1:])).experiments\n"
+        "print(*[run_id(e) for e in cells])"
+    )
+    common = ["model=tiny-llama", "dtype=float32"]
+    line = ["-m", *common, f"quant={','.join(quants)}"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *line],
+        env=os.environ | {"PYTHONPATH": str(house)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout.split() == [run_id(compose(*common, f"quant={q}")) for q in quants]
