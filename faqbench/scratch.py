@@ -20,7 +20,8 @@ import socket
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from faqbench.foreign import read_json
@@ -35,16 +36,12 @@ def scratch_beside(target: Path) -> Iterator[Path]:
     """Yield a scratch folder beside a target; it is removed at the end, and what was set aside put back."""
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
-    owner = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "started": _start_of(os.getpid()),
-        "target": target.name,
-    }
-    with (scratch / _OWNER).open("w") as file:
-        _try_lock(file.fileno())
-        file.write(json.dumps(owner))
-        file.flush()
+    try:
+        marker = _mark(scratch, target)
+    except BaseException:  # a full disk: without its marker nobody would know the folder as ours
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    with marker:
         try:
             yield scratch
         finally:
@@ -92,6 +89,22 @@ def remove_leftovers(folder: Path, target: str | None = None) -> int:
                 shutil.rmtree(path)
             removed += 1
     return removed
+
+
+def _mark(scratch: Path, target: Path) -> FileIO:
+    """Write who owns a scratch folder, and return the file with its lock."""
+    owner = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": _start_of(os.getpid()),
+        "target": target.name,
+    }
+    with ExitStack() as stack:
+        file = stack.enter_context(FileIO(scratch / _OWNER, "w"))
+        _try_lock(file.fileno())
+        file.write(json.dumps(owner).encode())
+        stack.pop_all()
+    return file
 
 
 def _is_own_folder(path: Path) -> bool:

@@ -47,25 +47,40 @@ def test_a_cell_that_was_fully_cached_loads_no_model(forks, workplace):
         assert differences(one, two) == []
 
 
-ISOLATED = ["isolate=process", "memory_limit_gigabytes=1.5"]
+# Memory runs out while a model that would fit is made.
+STARVED = """
+import torch
+import faqbench.models.loading as loading
+make = loading.random_model
+def starved(settings):
+    return torch.empty(10**16) if settings["vocab_size"] == 4000000 else make(settings)
+loading.random_model = starved
+"""
 
 
 @pytest.mark.parametrize(
-    ("options", "too_large"), [(["isolate=none"], [HUGE]), (ISOLATED, [HUGE, 4_000_000])]
+    ("options", "prelude"),
+    [(["isolate=none"], STARVED), (["isolate=process", "memory_limit_gigabytes=1.5"], "")],
 )
 def test_a_cell_without_memory_or_above_its_limit_has_failed_and_the_sweep_goes_on(
-    forks, workplace, options, too_large
+    forks, workplace, options, prelude
 ):
-    sizes = ",".join(str(size) for size in [*too_large, 257])
-    sweep = ["-m", "quant=rtn", f"model.random.vocab_size={sizes}"]
-    done = forks.run(workplace, *sweep, *workplace.cell, *options)
+    sweep = ["-m", "quant=rtn", "model.random.vocab_size=4000000,257"]
+    done = forks.run(workplace, *sweep, *workplace.cell, *options, prelude=prelude)
     assert done.wait() == 1, done.output
     by_size = {r.config["model"]["random"]["vocab_size"]: r for r in find_runs(workplace.runs)[0]}
-    assert by_size[257].status == "finished" and len(by_size) == len(too_large) + 1
-    assert all(by_size[size].status == "failed" for size in too_large)
-    assert all("memory" in by_size[size].error for size in too_large)
-    assert 1 < len(by_size[HUGE].error.splitlines()) <= 12
+    assert by_size[257].status == "finished" and by_size[4000000].status == "failed"
+    error = by_size[4000000].error
+    assert "memory" in error and 1 < len(error.splitlines()) <= 12
     assert done.output.count("failed cell") == 1
+
+
+def test_a_cell_that_no_machine_has_the_memory_for_is_refused_before_any_runs(forks, workplace):
+    sweep = ["-m", "quant=rtn", f"model.random.vocab_size={HUGE},257"]
+    done = forks.run(workplace, *sweep, *workplace.cell)
+    assert done.wait() == 2 and "Traceback" not in done.output
+    assert "its weights take 256000 GB" in done.output
+    assert find_runs(workplace.runs) == ([], [])
 
 
 def child_of(process):
