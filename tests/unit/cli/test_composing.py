@@ -280,7 +280,7 @@ def test_a_cell_keeps_its_dtype_on_a_machine_that_multiplies_another_fast(
          "Did you mean 'bfloat16'?"),
         ("dtype=fp16", "Did you mean 'float16'?"),
         ("device=cpuu", "device=cpuu cannot be used here"),
-        ("device=3", "device=3 is not allowed: it should be a valid string."),
+        ("device=3", "device=3 is not allowed: it should be a text"),
     ],
 )  # fmt: skip
 def test_a_dtype_or_device_that_is_none_is_one_mistake(line, expected, capsys):
