@@ -32,6 +32,7 @@ from faqbench.calibration.scenarios import change_tokens, draw_random_tokens, dr
 from faqbench.calibration.scenarios.texts import DrawnTexts
 from faqbench.config import UserError
 from faqbench.corpora import Corpus
+from faqbench.models import encode
 
 CODE_VERSION = 1  # raise it when the same settings would draw other tokens
 SEPARATOR = "\n\n"
@@ -177,15 +178,10 @@ class _Piece:
 def _draw_corpus(corpus: Corpus, tokenizer: Tokenizer, request: Request, n_windows: int) -> _Piece:
     end = "" if request.apart else SEPARATOR
 
-    def encode(text: str) -> list[int]:
-        # verbose=False: a text longer than the model's context is no mistake here.
-        ids: list[int] = tokenizer(text + end, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
     width = request.width
     drawn = draw_texts(
         corpus.texts,
-        encode,
+        lambda text: encode(tokenizer, text + end),
         request.scenario,
         seed=request.seed,
         n_needed=n_windows * width,

@@ -20,7 +20,7 @@ import yaml
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.protocols import Protocol
 from faqbench.evaluation.texts import protocol_text
-from faqbench.models import bos_of
+from faqbench.models import bos_of, encode
 from faqbench.stages import Progress, hash_json, hash_text
 
 _C4_WINDOWS = 256
@@ -72,8 +72,7 @@ def protocol_tokens(
     width = protocol.seq_len - (bos is not None)
     with progress.stage(f"{protocol.name}: tokenise", 1) as advance:
         text = protocol_text(protocol, experiment, progress)
-        ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        stream = torch.tensor(ids, dtype=torch.int64)
+        stream = torch.tensor(encode(tokenizer, text), dtype=torch.int64)
         advance()
     n_windows = stream.numel() // width
     if n_windows == 0:

@@ -22,7 +22,7 @@ from faqbench.models.loading import (
     load_tokenizer,
 )
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
-from faqbench.models.tokenizers import bos_of, check_ids, fingerprint_tokenizer
+from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
 
 __all__ = [
     "Architecture",
@@ -36,6 +36,7 @@ __all__ = [
     "bos_of",
     "cast_parameters",
     "check_ids",
+    "encode",
     "fingerprint_model",
     "fingerprint_tokenizer",
     "inspect_model",

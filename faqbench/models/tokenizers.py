@@ -7,6 +7,7 @@ without special tokens everywhere, and where BOS is wanted its id is put in fron
 
 from __future__ import annotations
 
+from threading import Thread
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,6 +16,7 @@ from faqbench.stages import hash_json
 
 # What a tokenizer does besides its own serialisation.
 _SETTINGS = ("model_max_length", "add_bos_token", "add_eos_token")
+_SECONDS, _CHARACTERS_PER_SECOND = 120.0, 1_000.0
 _known: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
@@ -31,6 +33,40 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
         parts = [type(tokenizer).__name__, content, tokenizer.special_tokens_map, settings]
         _known[tokenizer] = hash_json(parts)
     return _known[tokenizer]
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Return a text's token ids, without special tokens; its length is no matter here.
+
+    A tokenizer is a program that came with a model, and a pathological one never ends: it gets two minutes
+    and a millisecond for each character, which the slowest of honest tokenizers does not take.
+
+    Raises:
+        UserError: naming the tokenizer, when it does not answer in that time.
+    """
+    answer: list[list[int]] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            # verbose=False: a text longer than the model's context is no mistake here.
+            answer.append(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        except BaseException as error:  # noqa: BLE001 - it is raised where the answer is waited for
+            failure.append(error)
+
+    bound = _SECONDS + len(text) / _CHARACTERS_PER_SECOND
+    worker = Thread(target=work, name="tokenizer", daemon=True)  # it may never end
+    worker.start()
+    worker.join(bound)
+    if worker.is_alive():
+        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+        raise UserError(
+            f"The tokenizer {name} did not answer within {bound:.0f} s on a text of {len(text):,} "
+            "characters; choose another with model.tokenizer, or a shorter text."
+        )
+    if failure:
+        raise failure[0]
+    return answer[0]
 
 
 def bos_of(tokenizer: Any, key: str) -> int:
