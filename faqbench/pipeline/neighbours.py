@@ -19,11 +19,11 @@ import numpy as np
 
 from faqbench.config.identity import method_in
 from faqbench.pipeline.evaluating import Evaluated
-from faqbench.records import Gate, RunData, RunRecord, find_heads, read_run, same_model
+from faqbench.records import Gate, RunRecord, find_heads, read_items, read_scores, same_model
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
 
 _GRID = ("group_size", "symmetric", "skip", "overrides")
-_MOST_COMPARED = 24  # each is read with its tables, and chance alone marks one comparison in forty
+_MOST_COMPARED = 24  # the scores of each are read, and chance alone marks one comparison in forty
 
 
 class Neighbours:
@@ -106,11 +106,10 @@ class Neighbours:
         latest = sorted(zip(others, should_win, strict=True), key=lambda o: o[0].started)
         for other, wins in latest[-_MOST_COMPARED:]:
             try:
-                tables = read_run(self._runs / other.run_id)
+                found = _worse(record, evaluated, other, self._runs / other.run_id)
             except ValueError as error:
                 unread.append(f"; {other.run_id} is left out: {error}")
                 continue
-            found = _worse(record, evaluated, tables)
             if found is None:
                 continue
             is_worse, is_better, numbers = found
@@ -126,17 +125,25 @@ class Neighbours:
 
 
 def _worse(
-    record: RunRecord, evaluated: Evaluated, other: RunData
+    record: RunRecord, evaluated: Evaluated, other: RunRecord, folder: Path
 ) -> tuple[bool, bool, str] | None:
-    """Return whether the cell is worse, whether it is better, and the numbers; None without common ones."""
+    """Return whether the cell is worse, whether it is better, and the numbers; None without common ones.
+
+    Only what is compared is read from the other's folder.
+
+    Raises:
+        ValueError: when that is damaged.
+    """
     rng = np.random.default_rng(0)
     common = {
         key for key, value in record.fingerprints.items()
-        if other.record.fingerprints.get(key) == value
+        if other.fingerprints.get(key) == value
     }  # fmt: skip
-    for name in record.config["evaluation"]["protocols"]:
-        both = evaluated.tokens.get(name), other.tokens.get(name)
-        if f"protocol/{name}" in common and both[0] is not None and both[1] is not None:
+    protocols = [p for p in record.config["evaluation"]["protocols"] if f"protocol/{p}" in common]
+    scores = read_scores(folder) if protocols else {}
+    for name in protocols:
+        both = evaluated.tokens.get(name), scores.get(name)
+        if both[0] is not None and both[1] is not None:
             a, b = (_window_means(values) for values in both)
             if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
                 continue
@@ -145,12 +152,9 @@ def _worse(
                 f"perplexity ratio {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] on {name}"
             )
             return ratio.low > 1, ratio.high < 1, numbers
-    pairs = [
-        pair
-        for task in record.config["evaluation"]["tasks"]
-        if f"task/{task}" in common
-        for pair in _accuracies(evaluated.items, other.items, task)
-    ]
+    tasks = [task for task in record.config["evaluation"]["tasks"] if f"task/{task}" in common]
+    items = read_items(folder) if tasks else None
+    pairs = [pair for task in tasks for pair in _accuracies(evaluated.items, items, task)]
     if not pairs:
         return None
     found = mean_accuracy_difference(pairs, rng=rng)

@@ -6,7 +6,8 @@ A head is a record without `stages` and without all of `extra` but `evaluation`,
 its bytes and seldom asked for. The index is never trusted: a head counts only while the file is in the very
 state in which it was read (size, times, inode), it goes through the same checks as a record, and an index
 that cannot be read is made anew. It may be deleted at any time, and where it cannot be written the records
-are read.
+are read. A process remembers the heads that it has seen, under the same condition: a sweep's next cell asks
+for the state of each file, and reads only what is new.
 
 What records have in common, such as the sections of their configurations, is stored once: records refer to
 it by number.
@@ -20,11 +21,13 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from faqbench.files import atomic_write
 from faqbench.foreign import read_json
+from faqbench.garbage import uncollected
 from faqbench.records.run_record import RunRecord
 from faqbench.records.store import RECORD, find_with, read_written
 
@@ -37,54 +40,77 @@ _WHOLE = ("schema_version", "status", "error", "bits_per_weight", "checkpoint_by
           "peak_memory_bytes", "warnings", "skipped_scales", "started", "seconds", "run_id")  # fmt: skip
 
 State = list[int]
+Heads = dict[str, tuple[State, RunRecord]]
 
 
 def find_heads(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
     """Return what `find_runs` does, the records without what their heads leave out."""
     index = _Index(runs)
-    found = find_with(runs, index.head)
-    index.keep()
+    with uncollected():
+        found = find_with(runs, index.head)
+        index.keep()
     return found
 
 
+@lru_cache(maxsize=2)
+def remembered(folder: str) -> Heads:
+    """Return the heads that this process has seen in a folder, to be added to."""
+    return {}
+
+
 class _Index:
-    """The heads of a folder's records as the index knows them, and those that it does not know."""
+    """The heads of a folder's records: what the process and the index know of them, and what is new."""
 
     def __init__(self, runs: Path) -> None:
         self._path = runs / _INDEX
-        self._shared: list[Any] = []
-        self._known: dict[str, tuple[State, Any]] = {}
-        self._heads: dict[str, tuple[State, RunRecord]] = {}
+        self._remembered = remembered(str(runs.absolute()))
+        self._heads: Heads = {}
         self._n_read = 0
+
+    @cached_property
+    def _stored(self) -> tuple[list[Any], dict[str, tuple[State, Any]]]:
+        """What heads share, and their states and folded selves; nothing where there is no index."""
         with suppress(ValueError, KeyError, TypeError, AttributeError):  # then all records are read
             raw = read_json(self._path, _MOST_MEGABYTES)
             if raw["version"] == _VERSION:
-                self._shared = raw["shared"]
-                self._known = {name: (state, head) for name, (state, head) in raw["heads"].items()}
+                return raw["shared"], {
+                    name: (state, h) for name, (state, h) in raw["heads"].items()
+                }
+        return [], {}
 
     def head(self, folder: Path) -> RunRecord:
-        """Return a record's head, from the index where that is up to date.
+        """Return a record's head, from memory or the index where these are up to date.
 
         Raises:
             ValueError: with the reason, for a damaged record.
         """
-        state = _state_of(folder)
-        known = self._known.get(folder.name)
-        if state is not None and known is not None and known[0] == state:
-            with suppress(ValueError, KeyError, TypeError, IndexError):
-                head = RunRecord.from_json(_expanded(known[1], self._shared))
-                if head.run_id == folder.name:  # else the reader has something to say of it
-                    self._heads[folder.name] = state, head
-                    return head
-        head = _head_of(read_written(folder))
-        if state is not None and state == _state_of(folder):
-            self._n_read += 1
-            self._heads[folder.name] = state, head
+        state, name = _state_of(folder), folder.name
+        head = self._known(name, state) if state is not None else None
+        if head is None:
+            head = _head_of(read_written(folder))
+            state = state if state == _state_of(folder) else None
+            self._n_read += state is not None
+        if state is not None:
+            self._heads[name] = state, head
         return head
 
+    def _known(self, name: str, state: State) -> RunRecord | None:
+        seen = self._remembered.get(name)
+        if seen is not None and seen[0] == state:
+            return seen[1]
+        shared, stored = self._stored
+        if name in stored and stored[name][0] == state:
+            with suppress(ValueError, KeyError, TypeError, IndexError):
+                head = RunRecord.from_json(_expanded(stored[name][1], shared))
+                if head.run_id == name:  # else the reader has something to say of it
+                    return head
+        return None
+
     def keep(self) -> None:
-        """Write the index where it has missed many records, or knows of many that are gone."""
-        n_gone = len(self._known.keys() - self._heads.keys())
+        """Remember the heads; write the index where it missed many records, or knows many that are gone."""
+        self._remembered.clear()
+        self._remembered.update(self._heads)
+        n_gone = len(self._stored[1].keys() - self._heads.keys()) if "_stored" in vars(self) else 0
         if max(self._n_read, n_gone) < _WORTH_WRITING:
             return
         shared = _Shared()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
@@ -148,7 +148,11 @@ class RunRecord:
 
     def metric(self, task: str, name: str) -> Metric | None:
         """Return one metric, or None when the run did not measure it."""
-        return next((m for m in self.metrics if (m.task, m.name) == (task, name)), None)
+        return self._metrics_by_name.get((task, name))
+
+    @cached_property
+    def _metrics_by_name(self) -> dict[tuple[str, str], Metric]:
+        return {(m.task, m.name): m for m in self.metrics}
 
 
 @cache

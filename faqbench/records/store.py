@@ -115,10 +115,37 @@ def read_run(folder: Path) -> RunData:
     """
     return RunData(
         record=read_record(folder),
-        items=read_table(folder / "items.parquet", ("task", "item", "metric", "value")),
-        tokens=read_tokens(folder / "tokens.npz"),
-        layers=read_table(folder / "layers.parquet"),
+        items=read_items(folder),
+        tokens=read_scores(folder),
+        layers=read_layers(folder),
     )
+
+
+def read_items(folder: Path) -> pd.DataFrame:
+    """Read the scores of a run's task items alone, as `RunData.items` has them.
+
+    Raises:
+        ValueError: with the reason, for a damaged table.
+    """
+    return read_table(folder / "items.parquet", ("task", "item", "metric", "value"))
+
+
+def read_layers(folder: Path) -> pd.DataFrame:
+    """Read a run's quantized linears alone, as `RunData.layers` has them.
+
+    Raises:
+        ValueError: with the reason, for a damaged table.
+    """
+    return read_table(folder / "layers.parquet")
+
+
+def read_scores(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Read a run's scores per token alone, as `RunData.tokens` has them.
+
+    Raises:
+        ValueError: with the reason, for a damaged file.
+    """
+    return read_tokens(folder / "tokens.npz")
 
 
 def finished_record(experiment: Experiment) -> RunRecord | None:

@@ -39,11 +39,12 @@ def read_table(path: Path, required: Sequence[str] = ()) -> pd.DataFrame:
         return pd.DataFrame()
     data = read_file(path, _MOST_MEGABYTES)
     with _reader_may_raise(path.name):
-        about = pq.ParquetFile(io.BytesIO(data)).metadata
+        file = pq.ParquetFile(io.BytesIO(data))
+        about = file.metadata
         n_bytes = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
         if about.num_rows > _MOST_ROWS or n_bytes > _MOST_MEGABYTES * 1_000_000:
             raise ValueError(f"{about.num_rows:,} rows of {n_bytes:,} bytes are too many")
-        table = pd.read_parquet(io.BytesIO(data))
+        table: pd.DataFrame = file.read(use_threads=False).to_pandas()
         if len(table) and (missing := set(required) - set(table)):
             raise ValueError(f"it has no column {sorted(missing)[0]}")
         for name, column in table.items():

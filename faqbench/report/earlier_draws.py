@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from faqbench.records import RunRecord, find_runs, same_model
+from faqbench.records import RunRecord, find_heads, same_model
 from faqbench.report import facts
 from faqbench.report.columns import Column
 from faqbench.report.panels import Row
@@ -66,7 +66,7 @@ class EarlierDraws:
         folders = [self._runs, *sorted(p for p in self._runs.glob("[!._]*/") if p.is_dir())]
         found = {}
         for folder in folders:
-            records = [r for r in find_runs(folder)[0] if r.status == "finished"]
+            records = [r for r in find_heads(folder)[0] if r.status == "finished"]
             if records:
                 found[folder.name] = records
         return found

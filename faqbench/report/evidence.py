@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from faqbench.records import read_run
+from faqbench.records import read_items, read_layers, read_scores
 from faqbench.report.earlier_draws import EarlierDraws
 
 if TYPE_CHECKING:
@@ -60,16 +60,25 @@ class EvidenceStore:
 
 def _read(folder: Path) -> Evidence:
     try:
-        data = read_run(folder)
         windows = {
-            name: nll.mean(axis=1, dtype=np.float64)[:, None] for name, nll in data.tokens.items()
+            name: nll.mean(axis=1, dtype=np.float64)[:, None]
+            for name, nll in read_scores(folder).items()
         }
-        items = {}
-        if len(data.items):
-            for (task, metric), rows in data.items.groupby(["task", "metric"]):
-                rows = rows.sort_values("item")
-                values = rows["value"].to_numpy(dtype=np.float64)
-                items[str(task), str(metric)] = (rows["item"].to_numpy(), values)
-        return Evidence(windows=windows, items=items, layers=data.layers)
+        return Evidence(
+            windows=windows, items=_by_task(read_items(folder)), layers=read_layers(folder)
+        )
     except ValueError as error:
         return Evidence(damage=str(error))
+
+
+def _by_task(items: pd.DataFrame) -> dict[tuple[str, str], tuple[Array, Array]]:
+    if not len(items):
+        return {}
+    numbers, values = items["item"].to_numpy(), items["value"].to_numpy(dtype=np.float64)
+    places = items["item"].to_numpy(dtype=np.float64)
+    found = {}
+    for name, rows in items.groupby(["task", "metric"]).indices.items():
+        task, metric = cast("tuple[object, object]", name)
+        ordered = rows[np.argsort(places[rows], kind="stable")]
+        found[str(task), str(metric)] = (numbers[ordered], values[ordered])
+    return found

@@ -6,6 +6,7 @@ own section shows what is its own, and a report of hundreds of runs stays small.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -163,10 +164,13 @@ def _role_means(run: RunRecord, store: EvidenceStore) -> dict[str, dict[int, flo
     layers = store.of(run.run_id).layers
     if layers is None or not {"block", "role", "relative_error"} <= set(layers):
         return {}
-    known = layers.dropna(subset=["relative_error"])
-    means = known.groupby(["role", "block"])["relative_error"].mean()
+    errors: dict[tuple[str, int], list[float]] = {}
+    columns = (layers[name].tolist() for name in ("role", "block", "relative_error"))
+    for role, block, error in zip(*columns, strict=True):
+        if error is not None and not math.isnan(error) and role is not None:
+            errors.setdefault((str(role), int(block)), []).append(float(error))
     found: dict[str, dict[int, float]] = {}
-    for (role, block), value in zip(means.index.tolist(), means.tolist(), strict=True):
-        found.setdefault(str(role), {})[int(block)] = float(value)
+    for (role, block), values in sorted(errors.items()):
+        found.setdefault(role, {})[block] = math.fsum(values) / len(values)
     order = {role: i for i, role in enumerate(_ROLES)}
     return {r: found[r] for r in sorted(found, key=lambda r: (order.get(r, 9), r))}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
+from faqbench.garbage import uncollected
 from faqbench.report import markup
 from faqbench.report.columnar import to_parquet
 from faqbench.report.content import ReportContent, build_content
@@ -37,6 +38,11 @@ def write_report(request: ReportRequest) -> ReportPaths:
             name, the folder holds something that is no report, or it cannot be written.
     """
     target = _target(request)
+    with uncollected():
+        return _write_report(request, target)
+
+
+def _write_report(request: ReportRequest, target: Path) -> ReportPaths:
     selection = select_runs(request)
     if selection.is_empty:
         pages = {

@@ -73,11 +73,12 @@ def to_png(drawing: Drawing, dpi: int = 200) -> bytes:
 
 
 def _settle(figure: Figure) -> None:
-    """Lay a figure out once, for all the formats that it is written in."""
+    """Lay a figure out once, for all the formats that it is written in, and without drawing it yet."""
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    if isinstance(figure.get_layout_engine(), ConstrainedLayoutEngine):
-        figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.execute(figure)
         figure.set_layout_engine("none")
 
 

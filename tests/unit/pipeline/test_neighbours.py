@@ -194,11 +194,39 @@ def test_tokens_that_nobody_knows_pass_and_are_said_to_be_unverified(make, runs)
     assert found.passed and f"no count and hash are known for {NAME}" in found.detail
 
 
-@pytest.mark.parametrize("name", ["tokens.npz", "items.parquet", "layers.parquet"])
-def test_damaged_tables_of_another_run_are_a_note_and_the_cell_keeps_its_work(make, runs, name):
-    rtn, awq = make(0.0, "quant=rtn"), make(0.2, "quant=awq")
+def with_items_alone(data):
+    """The same run, scored on a task's items and no protocol."""
+    record = data.record
+    section = record.config["evaluation"] | {"protocols": [], "tasks": ["quiz"]}
+    record = dataclasses.replace(
+        record,
+        config=record.config | {"evaluation": section},
+        fingerprints=record.fingerprints | {"task/quiz": "q"},
+    )
+    rows = [{"task": "quiz", "item": i, "metric": "acc", "value": float(i % 2)} for i in range(40)]
+    return dataclasses.replace(data, record=record, items=pd.DataFrame(rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "scored"),
+    [("tokens.npz", lambda data: data), ("items.parquet", with_items_alone)],
+)
+def test_damaged_scores_of_another_run_are_a_note_and_the_cell_keeps_its_work(
+    make, runs, name, scored
+):
+    rtn, awq = scored(make(0.0, "quant=rtn")), scored(make(0.2, "quant=awq"))
     neighbours = keep(runs, rtn)
+    assert neighbours.not_worse_than_rtn(*seen(awq)).detail != "nothing to compare with"
     (runs / rtn.record.run_id / name).write_bytes(b"PAR1 torn PAR1")
     found = neighbours.not_worse_than_rtn(*seen(awq))
     assert found.passed
     assert f"{rtn.record.run_id} is left out: {name} cannot be read" in found.detail
+
+
+def test_tables_that_no_gate_compares_are_not_read(make, runs):
+    rtn, awq = make(0.0, "quant=rtn"), make(0.2, "quant=awq")
+    neighbours = keep(runs, rtn)
+    before = neighbours.not_worse_than_rtn(*seen(awq))
+    for name in ("items.parquet", "layers.parquet", "record.json"):
+        (runs / rtn.record.run_id / name).write_bytes(b"PAR1 torn PAR1")
+    assert neighbours.not_worse_than_rtn(*seen(awq)) == before and not before.passed

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,11 @@ def reads(monkeypatch):
     return names
 
 
+def next_process():
+    """Forget what a process remembers."""
+    index.remembered.cache_clear()
+
+
 def heads_of(runs):
     """Return what the index should say, without it."""
     records, damaged = find_runs(runs)
@@ -48,6 +54,23 @@ def test_a_second_look_reads_no_record_and_finds_the_same(runs, reads):
     first = find_heads(runs)
     assert first == heads_of(runs) and len(reads) == 6
     assert find_heads(runs) == first and len(reads) == 6
+    next_process()
+    assert find_heads(runs) == first and len(reads) == 6
+
+
+def test_a_process_checks_a_head_once_and_then_asks_for_its_file_alone(runs, monkeypatch):
+    first = find_heads(runs)
+    (runs / "_index.json").unlink()
+    monkeypatch.setattr(index.RunRecord, "from_json", None)
+    assert find_heads(runs) == first
+    assert all(a is b for a, b in zip(find_heads(runs)[0], first[0], strict=True))
+
+
+def test_two_folders_of_one_relative_name_are_not_taken_for_each_other(runs, data, monkeypatch):
+    write_run(runs.parent / "b" / "runs", data(run_id="toy-rtn-1", seconds=7.0), "bits: 3\n")
+    for folder in (runs.parent, runs.parent / "b"):
+        monkeypatch.chdir(folder)
+        assert find_heads(Path("runs")) == heads_of(Path("runs"))
 
 
 def test_one_new_run_among_many_is_the_only_one_that_is_read(runs, reads, data):
@@ -84,12 +107,20 @@ def test_whatever_happens_to_a_run_is_seen(runs, change):
     assert find_heads(runs) == heads_of(runs) and heads_of(runs) != before
 
 
+def test_whatever_happens_to_a_run_is_seen_by_the_next_process_too(runs):
+    before = find_heads(runs)
+    rewrite(runs / "toy-rtn-3" / "record.json")
+    next_process()
+    assert find_heads(runs) == heads_of(runs) and heads_of(runs) != before
+
+
 def planted(runs, change):
     path = runs / "_index.json"
     content = json.loads(path.read_text())
     change(content)
     path.unlink()
     path.write_text(json.dumps(content))
+    next_process()
 
 
 @pytest.mark.parametrize(
@@ -117,6 +148,7 @@ def test_an_index_that_somebody_damaged_changes_nothing(runs, change):
 def test_an_index_that_cannot_be_read_is_made_anew(runs, content, reads):
     find_heads(runs)
     (runs / "_index.json").write_bytes(content)
+    next_process()
     reads.clear()
     assert find_heads(runs) == heads_of(runs) and len(reads) == 6
     assert json.loads((runs / "_index.json").read_text())["version"] == 1
@@ -125,6 +157,7 @@ def test_an_index_that_cannot_be_read_is_made_anew(runs, content, reads):
 def test_an_index_that_is_a_pipe_or_cannot_be_written_is_not_waited_for(runs):
     os.mkfifo(runs / "_index.json")
     assert find_heads(runs) == heads_of(runs)
+    next_process()
     (runs / "_index.json").unlink()
     (runs / "_index.json").mkdir()
     assert find_heads(runs) == heads_of(runs)
