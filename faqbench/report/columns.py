@@ -103,8 +103,8 @@ class Column:
 
 def fingerprint_of(run: RunRecord, metric: Metric) -> str | None:
     """Return the fingerprint of what a metric was measured on."""
-    found = (run.fingerprints.get(f"{kind}/{metric.task}") for kind in ("protocol", "task"))
-    return next((f for f in found if f), None)
+    prints = run.fingerprints
+    return prints.get(f"protocol/{metric.task}") or prints.get(f"task/{metric.task}") or None
 
 
 @dataclass(frozen=True, kw_only=True)

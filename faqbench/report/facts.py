@@ -41,6 +41,10 @@ def as_text(value: object) -> str:
     """Return a config value the way Hydra's command line spells it."""
     if isinstance(value, str):
         return value
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return f"{value:.1f}"
     return json.dumps(value, ensure_ascii=False, default=str)

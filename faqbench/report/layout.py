@@ -40,6 +40,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
+@functools.lru_cache(maxsize=100_000)  # keys and values of configurations, the same for all runs
 def break_words(text: str) -> Markup:
     """Return escaped text that may break after underscores, hyphens and slashes."""
     escaped = str(Markup.escape(text))
