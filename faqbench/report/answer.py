@@ -12,7 +12,7 @@ from faqbench.report.overview import overview_table
 from faqbench.report.panels import build_panels
 from faqbench.report.request import ReportRequest
 from faqbench.report.result_tables import results_table
-from faqbench.report.selection import select_runs
+from faqbench.report.selection import select_draws
 from faqbench.report.verdicts import question, verdicts
 
 
@@ -39,7 +39,7 @@ def answer(request: ReportRequest) -> Answer:
     Raises:
         UserError: as `write_report` does.
     """
-    selection = select_runs(request)
+    selection = select_draws(request)
     panels = build_panels(selection.finished)
     baseline = resolve_baseline(panels, request.baseline) if panels else None
     store = EvidenceStore(request.runs)

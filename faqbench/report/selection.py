@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Selection:
         failed: records of cells that ended with an error.
         missing: run ids that were asked for and are not on disk.
         damaged: (folder, reason) of records that cannot be read.
-        repeated: (run ids, sentence) of finished runs that are one draw, of which none is taken.
+        repeated: (run ids, sentence) of finished runs that are one draw, where none of them is taken.
     """
 
     finished: tuple[RunRecord, ...]
@@ -65,14 +65,26 @@ def select_runs(request: ReportRequest, find: Finder = find_runs) -> Selection:
     if request.select and records:
         records = _narrow(records, request.select)
         missing = [i for i in missing if _matches_pattern(i, _patterns(request.select))]
-    finished, repeated = without_repeats([r for r in records if r.status == "finished"])
     return Selection(
-        finished=tuple(finished),
-        repeated=tuple(repeated),
+        finished=tuple(r for r in records if r.status == "finished"),
         failed=tuple(r for r in records if r.status != "finished"),
         missing=tuple(dict.fromkeys(missing)),
         damaged=tuple((n, reason.replace(str(request.runs), "runs")) for n, reason in damaged),
     )
+
+
+def select_draws(request: ReportRequest) -> Selection:
+    """Read the records that a request asks for, less those that are one draw twice.
+
+    Which of two such runs is right nobody can tell, so a table or a comparison takes neither; whoever
+    lists, copies, sends or removes runs takes them all, with `select_runs`.
+
+    Raises:
+        UserError: as `select_runs`.
+    """
+    selection = select_runs(request)
+    finished, repeated = without_repeats(selection.finished)
+    return replace(selection, finished=tuple(finished), repeated=tuple(repeated))
 
 
 def _narrow(records: list[RunRecord], select: Sequence[str]) -> list[RunRecord]:

@@ -17,7 +17,7 @@ from faqbench.report.content import ReportContent, build_content
 from faqbench.report.layout import GENERATOR, render
 from faqbench.report.request import ReportPaths, ReportRequest
 from faqbench.report.run_tables import metrics_table, runs_table
-from faqbench.report.selection import Selection, select_runs
+from faqbench.report.selection import Selection, select_draws
 from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
 
 _MOST_FIGURE_ROWS = 240
@@ -43,7 +43,7 @@ def write_report(request: ReportRequest) -> ReportPaths:
 
 
 def _write_report(request: ReportRequest, target: Path) -> ReportPaths:
-    selection = select_runs(request)
+    selection = select_draws(request)
     if selection.is_empty:
         pages = {
             "index.html": render("empty.html.j2", name=request.name, selection=selection),

@@ -18,7 +18,10 @@ from faqbench.records import (
 def runs(tmp_path):
     import pandas as pd
 
-    for name, value in (("toy-fp-0123456789", 20.0), ("toy-rtn-w3-0123456789", 25.5)):
+    for name, value, rounding in (
+        ("toy-fp-0123456789", 20.0, "none"),
+        ("toy-rtn-w3-0123456789", 25.5, "nearest"),
+    ):
         metric = Metric(
             task="wikitext2-64", name="perplexity", value=value, stderr=0.5, n=63,
             unit="perplexity", higher_is_better=False,
@@ -28,7 +31,7 @@ def runs(tmp_path):
             run_id=name,
             status="finished",
             error=None,
-            config={},
+            config={"quant": {"round": rounding}},
             environment={},
             fingerprints={},
             stages={"load": StageTiming(seconds=1.5, cached=True)},
@@ -66,6 +69,16 @@ def test_ls_lists_runs_with_their_first_result(runs, capsys):
     assert main(["ls", f"runs={runs}"]) == 0
     text = capsys.readouterr().out
     assert "toy-fp-0123456789" in text and "25.5" in text
+
+
+def test_ls_lists_two_runs_of_one_draw_which_a_report_leaves_out(runs, capsys):
+    copy = runs / "toy-fp-again"
+    copy.mkdir()
+    text = (runs / "toy-fp-0123456789" / "record.json").read_text()
+    (copy / "record.json").write_text(text.replace("toy-fp-0123456789", "toy-fp-again"))
+    assert main(["ls", f"runs={runs}"]) == 0
+    listed = capsys.readouterr().out
+    assert "toy-fp-0123456789" in listed and "toy-fp-again" in listed
 
 
 def test_ls_says_which_records_are_damaged(runs, capsys):
