@@ -22,7 +22,8 @@ def test_two_runs_are_compared_in_the_terminal_and_on_a_page(runs, tmp_path, cap
     assert main(["compare", "toy-faq", "toy-awq", f"runs={runs}", f"reports={tmp_path}"]) == 0
     out = capsys.readouterr().out
     for words in ("ahead on this one calibration set in perplexity", "Keys that differ",
-                  "Metrics, A - B", "Items that flipped", "Linears: where A errs more", "Windows whose loss"):  # fmt: skip
+                  "Metrics, A - B", "Items that flipped", "Linears: where A errs more",
+                  "Windows whose loss"):  # fmt: skip
         assert words in out
     assert "quant.scale" in out and "calibration.n_samples" not in out
     assert (tmp_path / "compare" / "toy-faq--toy-awq.html").is_file()
