@@ -129,3 +129,10 @@ def test_an_infinite_perplexity_is_a_failed_cell_and_breaks_no_report(workplace)
     assert main(["quant=rtn", *workplace.cell]) == 0
     assert main(["report"]) == 0 and main(["ls"]) == 0 and main(["show", record.run_id]) == 0
     assert "| RTN | 3 |" in (workplace.reports / "all" / "report.md").read_text()
+
+
+def test_a_run_of_the_longest_names_keeps_its_record(workplace):
+    long = [f"model.name={'m' * 80}", f"quant.name={'q' * 80}", f"scenario.name={'s' * 80}"]
+    assert main([*workplace.cell, "quant=awq", *long]) == 0
+    ((record,), damaged) = find_runs(workplace.runs)
+    assert record.status == "finished" and not damaged
