@@ -112,3 +112,17 @@ def evaluation_of(seed, n_windows, n_items, n_truncated=0):
     return {PROTOCOL: protocol | notes} | {
         name: task | {"seconds": round(own.uniform(5, 9), 3)} for name in TASKS
     }
+
+
+# A llama of a second: what `random_model` takes.
+LLAMA_SHAPE = {
+    "model_type": "llama",
+    "seed": 0,
+    "vocab_size": 257,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}

@@ -5,26 +5,15 @@ import os
 import shutil
 
 import pytest
+from toy_parts import LLAMA_SHAPE
 
 from faqbench.cli import main
 from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.records import find_runs
 
-SHAPE = {
-    "model_type": "llama",
-    "seed": 0,
-    "vocab_size": 257,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
-
 
 def save(folder, **changes):
-    random_model(SHAPE | changes).save_pretrained(folder)
+    random_model(LLAMA_SHAPE | changes).save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
 
 
@@ -116,7 +105,7 @@ def test_equal_weights_under_another_configuration_have_numbers_of_their_own(wor
 
 def test_an_infinite_perplexity_is_a_failed_cell_and_breaks_no_report(workplace):
     folder = workplace.root / "broken"
-    model = random_model(SHAPE | {"tie_word_embeddings": False})
+    model = random_model(LLAMA_SHAPE | {"tie_word_embeddings": False})
     model.lm_head.weight.data *= 1e5
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)

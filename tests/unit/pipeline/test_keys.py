@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from toy_parts import LLAMA_SHAPE
 
 from faqbench.assets import packaged
 from faqbench.models import fingerprint_tokenizer, load_model
@@ -19,17 +20,6 @@ PRINTS = {
     "weights": "not in any key: the model's fingerprint has it",
 }
 SCORED = ("evaluation.protocols=[wikitext2-64]", "evaluation.tasks=[arc_easy_validation]")
-SHAPE = {
-    "model_type": "llama",
-    "seed": 0,
-    "vocab_size": 257,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
 
 
 @pytest.fixture
@@ -132,7 +122,7 @@ def model_print(compose, tmp_path):
     def make(name="saved", generation=None, **changes):
         folder = tmp_path / name
         if not folder.is_dir():
-            random_model(SHAPE).save_pretrained(folder)
+            random_model(LLAMA_SHAPE).save_pretrained(folder)
             byte_tokenizer().save_pretrained(folder)
         for file, new in (("config.json", changes), ("generation_config.json", generation or {})):
             path = folder / file
