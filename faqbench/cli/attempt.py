@@ -6,7 +6,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from faqbench.cli.console import console_progress
-from faqbench.cli.fault import told
+from faqbench.cli.fault import told, without_paths
 from faqbench.cli.memory import lift_memory_limit
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.interrupts import must_pass, raise_if_interrupted
@@ -88,7 +88,12 @@ def _run(experiment: Experiment, estimate: Estimate | None, progress: Progress) 
             )
     except UserError as error:
         raise_if_interrupted()
-        return record_failure(experiment, str(error))
+        told_to_all = without_paths(str(error))
+        if told_to_all != str(
+            error
+        ):  # the record is for others too, the sentence for whoever can mend it
+            progress.note(f"{run_id(experiment)}: failed: {error}")
+        return record_failure(experiment, told_to_all)
     except BaseException as error:  # a failing cell is a failed record, and its sweep goes on
         if must_pass(error):
             raise

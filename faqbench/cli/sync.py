@@ -47,6 +47,7 @@ def run(arguments: list[str]) -> int:
         folder = Path(values.get("reports", "reports")) / values["report"]
         if not is_name(values["report"]) or not (folder / "index.html").is_file():
             raise UserError(f"There is no report in {folder}; `faqbench report` writes one.")
+        _check_report(folder)
         return _code([tracker(_section({}, values), runs).show_report(folder)], "reports")
     records = _records(runs, words, values)
     sections = [_section(record.config.get("tracking") or {}, values) for record in records]
@@ -62,6 +63,17 @@ def run(arguments: list[str]) -> int:
                 shown.append(tracker(section, runs).show(data))
             advance()
     return _code(shown, "runs")
+
+
+def _check_report(folder: Path) -> None:
+    """Refuse a report with links or devices in its folder: what they lead to is no part of it.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is no regular file, so the report is not shown; move it away.")
 
 
 def _code(shown: Sequence[bool], what: str) -> int:

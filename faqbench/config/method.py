@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 
@@ -215,7 +216,7 @@ class Method:
         """Whether weights are put on a grid; false for the full precision baseline."""
         return not self["round"].is_idle
 
-    @property
+    @cached_property
     def reads(self) -> frozenset[Reads]:
         """What all stages together need of the activations; nothing where nothing is quantized."""
         if not self.quantizes:
@@ -241,7 +242,7 @@ class Method:
 
     def owns(self, section: str) -> bool:
         """Say whether a section of options under `quant` decides anything of this method."""
-        return any(path.startswith(f"{section}.") for path in self._options())
+        return any(path.startswith(f"{section}.") for path in self._options)
 
     def identity(self, quant: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of a `quant` section that decides the quantized weights.
@@ -257,7 +258,7 @@ class Method:
             for stage, value in self.values.items()
             if STAGES[stage].is_always_named or not value.is_idle
         }
-        active = self._options()
+        active = self._options
         for section, leaf, value in _leaves(quant):
             path = f"{section}.{leaf}" if leaf else section
             if value == active[path] if path in active else path in OWNED:
@@ -268,6 +269,7 @@ class Method:
                 result[section] = value
         return result
 
+    @cached_property
     def _options(self) -> dict[str, object]:
         owned = dict(_GRID) if self.quantizes else {}
         for value in self.values.values() if self.quantizes else ():
@@ -283,17 +285,20 @@ def method_of(quant: object) -> Method:
             rounding, of which nothing is then known; a value that the table does not know, as of a newer
             version, counts as one that reads activations.
     """
-    return Method(values=dict(_values(quant)))
+    raw = quant if isinstance(quant, Mapping) else vars(quant)
+    return _method(tuple(_value(stage, raw.get(name)) for name, stage in STAGES.items()))
 
 
-def _values(quant: object) -> Iterator[tuple[str, StageValue]]:
-    for stage in STAGES.values():
-        name = quant.get(stage.name) if isinstance(quant, Mapping) else getattr(quant, stage.name)
-        if name is None:
-            yield stage.name, _UNKNOWN if stage is ROUND else _IDLE
-            continue
-        value = stage.values.get(str(name))
-        yield stage.name, value or StageValue(name=str(name), reads=frozenset({Reads.MEANS}))
+@lru_cache(maxsize=1024)  # a report asks for the methods of thousands of records
+def _method(values: tuple[StageValue, ...]) -> Method:
+    return Method(values=dict(zip(STAGES, values, strict=True)))
+
+
+def _value(stage: Stage, name: object) -> StageValue:
+    if name is None:
+        return _UNKNOWN if stage is ROUND else _IDLE
+    value = stage.values.get(str(name))
+    return value or StageValue(name=str(name), reads=frozenset({Reads.MEANS}))
 
 
 def _leaves(quant: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -71,13 +71,14 @@ class Neighbours:
 
     def not_worse_than_fewer_bits(self, record: RunRecord, evaluated: Evaluated) -> Gate:
         """Compare a cell with those that differ in their bits alone."""
-        others = [
+        calibration, own = record.fingerprints.get("calibration"), _but_bits(record)
+        others = [  # what is quickly told comes first, since thousands may be asked
             other
             for other in self._of_same_model(record)
-            if _quantizes(other)
+            if other.fingerprints.get("calibration") == calibration
             and _quant(other, "bits") not in (None, _quant(record, "bits"))
-            and _but_bits(other) == _but_bits(record)
-            and other.fingerprints.get("calibration") == record.fingerprints.get("calibration")
+            and _quantizes(other)
+            and _but_bits(other) == own
         ]
         wins = [bool(_quant(record, "bits") > _quant(other, "bits")) for other in others]
         return self._compare("not_worse_than_fewer_bits", record, evaluated, others, wins)

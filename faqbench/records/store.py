@@ -205,13 +205,13 @@ def run_folders(runs: Path) -> list[Path]:
     with explain_os_error(
         "list the runs", runs, "name another folder, or ask for rights to this one"
     ):
-        folders = sorted(runs.iterdir(), key=lambda p: p.name) if runs.is_dir() else []
-    return [f for f in folders if f.name[0] not in "._" and _has_record(f)]
+        names = sorted(p.name for p in runs.iterdir()) if runs.is_dir() else []
+    return [runs / n for n in names if n[0] not in "._" and _has_record(f"{runs}/{n}")]
 
 
-def _has_record(folder: Path) -> bool:
+def _has_record(folder: str) -> bool:
     try:
-        (folder / RECORD).lstat()
+        os.lstat(f"{folder}/{RECORD}")
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:

@@ -18,6 +18,7 @@ from faqbench.report.layout import GENERATOR, render
 from faqbench.report.request import ReportPaths, ReportRequest
 from faqbench.report.run_tables import metrics_table, runs_table
 from faqbench.report.selection import Selection, select_draws
+from faqbench.stages.hashing import hash_file
 from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
 
 _MOST_FIGURE_ROWS = 240
@@ -142,7 +143,7 @@ def _earlier_files(target: Path) -> frozenset[str]:
             raise UserError(no_report)
         for name, facts in manifest["files"].items():
             path = target / name
-            if path.is_file() and path.stat().st_size != facts["size"]:
+            if path.is_file() and hash_file(path) != facts["sha256"]:
                 raise UserError(
                     f"{path} was edited since the report was written; move it away, or choose another name."
                 )

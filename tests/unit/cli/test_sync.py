@@ -42,6 +42,13 @@ def test_a_report_is_shown_as_a_run_of_its_own(runs, tmp_path, monkeypatch):
     assert only(logged(runs, "report-study"), "run")[0]["job_type"] == "report"
 
 
+def test_a_report_with_a_link_in_its_folder_is_not_shown(runs, tmp_path, capsys):
+    write_report(ReportRequest(runs=runs, reports=tmp_path, name="study", select=("*rtn",)))
+    (tmp_path / "study" / "keys.html").symlink_to("/etc/hostname")
+    assert main(["sync", "report=study", f"runs={runs}", f"reports={tmp_path}"]) == 2
+    assert "keys.html is no regular file, so the report is not shown" in capsys.readouterr().err
+
+
 def test_what_is_not_shown_is_counted_and_no_success(runs, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert main(["sync", "toy-rtn", f"runs={runs}"]) == 1

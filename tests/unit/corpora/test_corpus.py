@@ -169,6 +169,16 @@ def test_a_small_parquet_of_endless_text_is_read_no_further_than_the_bound(
         assert "unpacks to 20 MB in one group of rows; write it with smaller groups" in sentence
 
 
+def test_six_gigabytes_in_some_hundred_bytes_are_read_no_further_than_the_bound(read, tmp_path):
+    text = next(t for n in range(50) if part_of(t := "a b " * (150_000 + n)) == "calibration")
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), pa.array([text]))
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"text": column}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 2_000
+    found = read(path, max_characters=2_000_000)
+    assert found.texts == (text,) and found.is_cut
+
+
 def test_half_a_surrogate_pair_is_one_sentence(read, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"text": "good"}\n{"text": "b\\ud83d ad"}')
     text = mistake(read, tmp_path / "odd.jsonl")

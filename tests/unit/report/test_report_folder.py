@@ -45,10 +45,12 @@ def test_a_users_files_beside_a_report_stay_whatever_they_are_called(write):
 
 def test_a_report_that_was_edited_is_refused_before_the_work_and_stays(write):
     paths = write()
-    paths.markdown.write_text("my conclusions, of another length")
-    with pytest.raises(UserError, match=r"report\.md was edited since"):
-        write()
-    assert paths.markdown.read_text().startswith("my conclusions")
+    text = paths.markdown.read_text()
+    for edited in ("my conclusions, of another length", text.swapcase()):
+        paths.markdown.write_text(edited)
+        with pytest.raises(UserError, match=r"report\.md was edited since"):
+            write()
+        assert paths.markdown.read_text() == edited
 
 
 def test_a_report_of_before_manifests_is_replaced_and_the_users_page_kept(write):
