@@ -12,6 +12,7 @@ that both runs share, and finds what unpaired tests miss.
                     accuracy.mean_accuracy_difference (unweighted over several tasks)
     a whole table   multiplicity.holm
     several draws   draws.aggregate_draws (variance split into draw, item and residual)
+    while it runs   sequential.look_at (an interval that may be looked at after every draw)
     before a run    power: the smallest difference that a given n can show
 
 Arrays in, frozen values out; every random function takes its Generator. numpy is imported at once,
@@ -40,6 +41,13 @@ from faqbench.statistics.power import (
     detectable_difference,
     detectable_from_stderr,
 )
+from faqbench.statistics.sequential import (
+    Look,
+    Verdict,
+    draws_needed,
+    fewest_draws,
+    look_at,
+)
 from faqbench.statistics.windows import (
     WindowDifference,
     block_length_for,
@@ -50,8 +58,10 @@ from faqbench.statistics.windows import (
 __all__ = [
     "AccuracyDifference",
     "DrawSummary",
+    "Look",
     "McNemar",
     "PerplexityRatio",
+    "Verdict",
     "WidenedDraw",
     "WindowDifference",
     "accuracy_difference",
@@ -61,8 +71,11 @@ __all__ = [
     "detectable_accuracy_difference",
     "detectable_difference",
     "detectable_from_stderr",
+    "draws_needed",
     "exp",
+    "fewest_draws",
     "holm",
+    "look_at",
     "mcnemar",
     "mean_accuracy_difference",
     "mean_difference",
