@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -121,7 +122,7 @@ class Estimator:
         seen = self._seen.get((kind, title)) or [
             o for (k, _), all_seen in self._seen.items() if k == kind for o in all_seen
         ]
-        work = _work(kind, config)
+        work = _work(kind, title, config)
         if seen:
             return Cost(
                 seconds=work * median(o.seconds_per_work for o in seen),
@@ -157,7 +158,7 @@ class Estimator:
             return int(median(peaks))
         if self._shape is None:
             return _PROCESS_BYTES
-        tokens = _work("statistics", config)
+        tokens = _work("statistics", "", config)
         streams = 0 if config["quant"]["round"] == "none" else 2
         return int(
             _PROCESS_BYTES
@@ -174,7 +175,7 @@ class Estimator:
             spent += use["seconds"]
             if not use["cached"]:
                 kind = use["entry"].partition("/")[0]
-                work = _work(kind, record.config)
+                work = _work(kind, use["title"], record.config)
                 self._seen[kind, use["title"]].append(
                     _Observation(
                         seconds_per_work=use["seconds"] / work,
@@ -213,8 +214,8 @@ def _usual_gpu(shape: ModelShape) -> MachineRate:
     )
 
 
-def _work(kind: str, config: Mapping[str, Any]) -> float:
-    """Return the amount of a stage's work: tokens, documents, or one."""
+def _work(kind: str, title: str, config: Mapping[str, Any]) -> float:
+    """Return the amount of a stage's work: tokens, windows, documents, or one."""
     evaluation, limit = config["evaluation"], config["limit"]
     if kind == "means":
         return float(config["calibration"]["n_reference"] * config["calibration"]["seq_len"])
@@ -223,8 +224,8 @@ def _work(kind: str, config: Mapping[str, Any]) -> float:
         n_samples = scenario.get("n_samples") or calibration["n_samples"]
         return float(n_samples * calibration["seq_len"])
     if kind in ("perplexity", "reference"):
-        caps = [n for n in (evaluation["n_windows"], limit) if n is not None]
-        return float(min(caps)) if caps else _TOKENS_OF_A_TEXT / 512
+        caps = [float(n) for n in (evaluation["n_windows"], limit) if n is not None]
+        return min([*caps, max(1.0, _tokens_of_a_text(title, config) / _window(title))])
     if kind == "tasks":
         caps = [n for n in (evaluation["n_documents"], limit) if n is not None]
         return float(min(caps)) if caps else float(_DOCUMENTS_OF_A_TASK)
@@ -256,7 +257,7 @@ def _seconds_of_shape(
         tokens = work * _tokens_per_document(title, config)
         return tokens * forward + rate.python_seconds * _BUILDING_A_TASK
     if kind == "quantized":
-        counted = _quantizing(shape, config["quant"], _work("statistics", config))
+        counted = _quantizing(shape, config["quant"], _work("statistics", "", config))
         return _SEARCHING * counted / operations + rate.python_seconds * shape.n_blocks
     return 0.0
 
@@ -277,6 +278,18 @@ def _bytes_of_shape(
         per_weight = 0.25 if bits == 2 else 0.5 if bits <= 4 else 1.0
         return 1.2 * shape.n_block_weights * per_weight
     return 1e5 if kind == "tasks" else 1e3 if kind == "weights" else 0.0
+
+
+def _tokens_of_a_text(title: str, config: Mapping[str, Any]) -> float:
+    """Return the tokens of a protocol's whole text; those of a local file are told by its size."""
+    path = (config.get("data") or {}).get("wikitext2_path")
+    if path is None or not title.startswith("wikitext2"):
+        return _TOKENS_OF_A_TEXT
+    try:
+        n_bytes = Path(path).stat().st_size
+    except (OSError, ValueError):  # moved since, or of another machine
+        return _TOKENS_OF_A_TEXT
+    return n_bytes if config["model"]["tokenizer"] == "bytes" else n_bytes / _BYTES_PER_TOKEN
 
 
 def _window(title: str) -> int:

@@ -27,6 +27,7 @@ _N_WINDOWS = 4  # in one forward: what lies between products no longer fits a co
 _N_SCORED = 128  # rows of logits at once, as evaluation takes them
 _HEAD_WIDTH = 64
 _LARGEST = 2**26  # weights of one product; a larger one is timed in part
+_MOST_LOGITS = 2**24  # of one log-softmax; of a larger vocabulary a part is timed
 _COUNTS = 200_000
 _REPEATS = 3
 
@@ -103,9 +104,11 @@ def _block_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) 
 
 
 def _head_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
-    logits = torch.ones(_N_SCORED, shape.vocab_size, device=device)
+    vocab = min(shape.vocab_size, _MOST_LOGITS // _N_SCORED)
+    logits = torch.ones(_N_SCORED, vocab, device=device)
     product = _product_seconds(shape.hidden_size, shape.vocab_size, _N_SCORED, device, dtype)
-    return product + _seconds(lambda: functional.log_softmax(logits, dim=-1), device) / _N_SCORED
+    seconds = _seconds(lambda: functional.log_softmax(logits, dim=-1), device)
+    return product + seconds / _N_SCORED * shape.vocab_size / vocab
 
 
 def _operations_per_second(shape: ModelShape, device: torch.device) -> float:
