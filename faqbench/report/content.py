@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from faqbench.records import RunRecord
 from faqbench.report import facts, formatting
 from faqbench.report.analysis import Analysis, analyse, resolve_baseline
 from faqbench.report.difference_tables import differences_table
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.figures import draw_figures
-from faqbench.report.figures.drawing import Drawing, to_inline, to_png, to_svg
+from faqbench.report.figures import finished_figures
+from faqbench.report.figures.drawing import FigureContent
 from faqbench.report.method_notes import how_measured
 from faqbench.report.overview import overview_table
-from faqbench.report.pages import Pages, TablePart, lay_out, split_table
+from faqbench.report.pages import PagedTable, Pages, lay_out, paged
 from faqbench.report.panels import build_panels
 from faqbench.report.published import is_published, published_table
 from faqbench.report.request import ReportRequest
@@ -23,18 +23,6 @@ from faqbench.report.run_section import RunSection, Shared, run_section, shared_
 from faqbench.report.selection import Selection
 from faqbench.report.tables import Table
 from faqbench.report.verdicts import Verdict, draws_note, question, verdicts
-
-
-@dataclass(frozen=True, kw_only=True)
-class FigureContent:
-    """A figure in the forms that the page and the folder need."""
-
-    name: str
-    title: str
-    drawing: Drawing
-    svg: str
-    inline: str
-    png: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,20 +35,31 @@ class PanelContent:
     overview: Table | None
     verdicts: tuple[Verdict, ...]
     draws_note: str
-    results: tuple[TablePart, ...]
-    comparisons: tuple[TablePart, ...]
-    fidelity: Table | None
-    fidelity_comparisons: tuple[TablePart, ...]
-    further: Table | None
-    tables: tuple[Table, ...]
-    figures: tuple[FigureContent, ...]
+    results: PagedTable
+    comparisons: PagedTable | None
+    fidelity: PagedTable | None
+    fidelity_comparisons: PagedTable | None
+    further: PagedTable | None
     measured: tuple[tuple[str, str], ...]
     has_marks: bool
+    figures: tuple[FigureContent, ...] = ()
 
     @property
-    def differences(self) -> Table | None:
-        """The whole table of paired differences."""
-        return next((t for t in self.tables if t.name.startswith("differences")), None)
+    def paged(self) -> list[PagedTable]:
+        """The tables that may go on, on pages of their own."""
+        tables = (
+            self.results,
+            self.comparisons,
+            self.fidelity,
+            self.fidelity_comparisons,
+            self.further,
+        )
+        return [table for table in tables if table is not None]
+
+    @property
+    def tables(self) -> list[Table]:
+        """All tables, whole."""
+        return [t.whole for t in self.paged] + ([self.overview] if self.overview else [])
 
     @property
     def verdict_groups(self) -> list[tuple[str, list[Verdict]]]:
@@ -104,16 +103,19 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
         UserError: when the baseline asked for is not among the runs.
     """
     store = EvidenceStore(request.runs)
+    store.read_all([run.run_id for run in selection.finished])
     panels = build_panels(selection.finished)
     baseline = resolve_baseline(panels, request.baseline) if panels else None
-    contents, sections = [], []
-    shared = shared_facts(selection.finished)
-    for panel in panels:
-        analysis = analyse(panel, store, baseline)
-        contents.append(_panel_content(analysis, store, several=len(panels) > 1))
-        for row in panel.rows:
-            sections += [run_section(run, row, store, shared) for run in row.runs]
     models = [panel.model for panel in panels]
+    ends = [f"-{slug_of(model)}" if len(panels) > 1 else "" for model in models]
+    analyses = [(analyse(p, store, baseline), e) for p, e in zip(panels, ends, strict=True)]
+    with finished_figures(analyses, store) as figures:
+        shared = shared_facts(selection.finished)
+        rows = [row for panel in panels for row in panel.rows]
+        sections = [run_section(run, row, store, shared) for row in rows for run in row.runs]
+        contents = [_panel_content(analysis, end) for analysis, end in analyses]
+        drawn = figures()
+    contents = [replace(c, figures=f) for c, f in zip(contents, drawn, strict=True)]
     return ReportContent(
         title=request.title or report_title(models, request.name),
         name=request.name,
@@ -138,53 +140,31 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
     )
 
 
-def _panel_content(analysis: Analysis, store: EvidenceStore, *, several: bool) -> PanelContent:
-    slug = slug_of(analysis.panel.model)
-    end = f"-{slug}" if several else ""
-    figures = [
-        draw_content(f"{name}{end}", title, drawing)
-        for name, title, drawing in draw_figures(analysis, store)
-    ]
-    results = results_table(analysis, f"results{end}")
-    differences = differences_table(analysis, analysis.main, f"differences{end}")
-    fidelity = fidelity_table(analysis, f"fidelity{end}")
-    fidelity_differences = differences_table(
-        analysis, analysis.fidelity, f"fidelity-differences{end}"
-    )
-    further = further_table(analysis, f"further-metrics{end}")
-    over = overview_table(analysis, f"overview{end}")
-    tables = (results, over, differences, fidelity, fidelity_differences, further)
+def _panel_content(analysis: Analysis, end: str) -> PanelContent:
+    """Return a panel's part, its figures left out.
+
+    Args:
+        analysis: of the panel.
+        end: of the names of its files.
+    """
+    results = paged(results_table(analysis, f"results{end}"))
+    assert results is not None, "there are runs, so there are results"
     return PanelContent(
         model=analysis.panel.model,
-        slug=slug,
+        slug=slug_of(analysis.panel.model),
         question=question(analysis),
-        overview=over,
+        overview=overview_table(analysis, f"overview{end}"),
         verdicts=tuple(verdicts(analysis)),
         draws_note=draws_note(analysis),
-        results=split_table(results),
-        comparisons=() if differences is None else split_table(differences),
-        fidelity=fidelity,
-        fidelity_comparisons=()
-        if fidelity_differences is None
-        else split_table(fidelity_differences),
-        further=further,
-        tables=tuple(t for t in tables if t is not None),
-        figures=tuple(figures),
+        results=results,
+        comparisons=paged(differences_table(analysis, analysis.main, f"differences{end}")),
+        fidelity=paged(fidelity_table(analysis, f"fidelity{end}")),
+        fidelity_comparisons=paged(
+            differences_table(analysis, analysis.fidelity, f"fidelity-differences{end}")
+        ),
+        further=paged(further_table(analysis, f"further-metrics{end}")),
         measured=tuple(how_measured(analysis.panel)),
         has_marks=bool(analysis.main.marks),
-    )
-
-
-def draw_content(name: str, title: str, drawing: Drawing) -> FigureContent:
-    """Return a drawing in the forms that a page and a folder need."""
-    svg = to_svg(drawing)
-    return FigureContent(
-        name=name,
-        title=title,
-        drawing=drawing,
-        svg=svg,
-        inline=to_inline(svg, f"fig-{name}"),
-        png=to_png(drawing),
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from faqbench.forked import in_forks
 from faqbench.records import read_items, read_layers, read_scores
 from faqbench.report.earlier_draws import EarlierDraws
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_PART = 50  # runs that a process reads before it takes the next
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -52,6 +55,15 @@ class EvidenceStore:
         if run_id not in self._known:
             self._known[run_id] = _read(self._runs / run_id)
         return self._known[run_id]
+
+    def read_all(self, run_ids: Sequence[str]) -> None:
+        """Read the evidence of runs that will all be asked for, on all the cores there are."""
+        parts = [run_ids[i : i + _PART] for i in range(0, len(run_ids), _PART)]
+        with in_forks([partial(self._read_part, part) for part in parts]) as results:
+            self._known |= {k: v for part in results() for k, v in part.items()}
+
+    def _read_part(self, run_ids: Sequence[str]) -> dict[str, Evidence]:
+        return {run_id: _read(self._runs / run_id) for run_id in run_ids}
 
     def damaged(self) -> list[tuple[str, str]]:
         """Return (run id, reason) of the runs whose tables could not be read."""

@@ -67,8 +67,18 @@ def lay_out(runs: Sequence[RunSection]) -> Pages:
     return Pages(run_pages=pages, where=where)
 
 
-def split_table(table: Table) -> tuple[TablePart, ...]:
-    """Cut a table into the part on the index and those on further pages."""
+@dataclass(frozen=True, kw_only=True)
+class PagedTable:
+    """A whole table, and its parts: the first on the index, the others on further pages."""
+
+    whole: Table
+    parts: tuple[TablePart, ...]
+
+
+def paged(table: Table | None) -> PagedTable | None:
+    """Cut a table into its parts; None where there is no table."""
+    if table is None:
+        return None
     parts = []
     for start in range(0, max(len(table.rows), 1), _ROWS_PER_PAGE):
         rows = table.rows[start : start + _ROWS_PER_PAGE]
@@ -82,4 +92,4 @@ def split_table(table: Table) -> tuple[TablePart, ...]:
                 last=start + len(rows),
             )
         )
-    return tuple(parts)
+    return PagedTable(whole=table, parts=tuple(parts))

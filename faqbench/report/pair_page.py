@@ -8,11 +8,10 @@ from pathlib import Path
 from faqbench.config import UserError
 from faqbench.files import atomic_write, explain_os_error
 from faqbench.report.block_errors import block_curves, linear_errors
-from faqbench.report.content import FigureContent, draw_content
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.facts import repeat_command
 from faqbench.report.figures import depth, linears
-from faqbench.report.figures.drawing import Drawing, drawing_rules
+from faqbench.report.figures.drawing import Drawing, FigureContent, drawing_rules, finish
 from faqbench.report.layout import GENERATOR, render
 from faqbench.report.pair_tables import pair_tables
 from faqbench.report.run_pair import RunPair
@@ -68,4 +67,4 @@ def _figures(pair: RunPair, store: EvidenceStore) -> list[FigureContent]:
                 linears.draw_maps(errors, "of each run") if errors else None,
             ),
         ]
-    return [draw_content(name, title, d) for name, title, d in drawings if d is not None]
+    return [finish(name, title, d) for name, title, d in drawings if d is not None]

@@ -81,7 +81,7 @@ def _files(content: ReportContent, selection: Selection) -> dict[str, bytes]:
     for figure in (figure for panel in content.panels for figure in panel.figures):
         files[f"figures/{figure.name}.svg"] = figure.svg.encode()
         files[f"figures/{figure.name}.png"] = figure.png
-        data = markup.plain_csv(figure.drawing.header, figure.drawing.rows)
+        data = markup.plain_csv(figure.header, figure.rows)
         files[f"figures/{figure.name}.csv"] = data.encode()
     return files
 
@@ -96,10 +96,10 @@ def _pages(content: ReportContent) -> dict[str, bytes]:
         files[file] = render("runs_page.html.j2", report=content, file=file, runs=runs, first=first)
         first += len(runs)
     for panel in content.panels:
-        for parts in (panel.results, panel.comparisons, panel.fidelity_comparisons):
-            for part in parts[1:]:
+        for table in panel.paged:
+            for part in table.parts[1:]:
                 files[part.file] = render(
-                    "table_page.html.j2", report=content, part=part, parts=parts
+                    "table_page.html.j2", report=content, part=part, parts=table.parts
                 )
     return {name: text.encode() for name, text in files.items()}
 

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import cast
 
+from faqbench.forked import in_forks
 from faqbench.report.analysis import Analysis
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.figures.drawing import Drawing, drawing_rules
+from faqbench.report.figures.drawing import Drawing, FigureContent, drawing_rules, finish
 
 FIGURES = (
     "perplexity",
@@ -47,3 +50,31 @@ def draw_figures(
             drawing = draw(analysis, store)
         if drawing is not None:
             yield name, str(module.TITLE), drawing
+
+
+@contextmanager
+def finished_figures(
+    analyses: Sequence[tuple[Analysis, str]], store: EvidenceStore
+) -> Iterator[Callable[[], list[tuple[FigureContent, ...]]]]:
+    """Begin to draw the plots of some panels, and give a function that waits for them.
+
+    Args:
+        analyses: what is known of a panel, and the ending of its figures' names.
+        store: where the runs' tables are read.
+    """
+    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_svg  # noqa: F401 (once here, not in each fork)
+
+    work = [partial(_finished, a, store, name, end) for a, end in analyses for name in FIGURES]
+    with in_forks(work) as results:
+
+        def by_panel() -> list[tuple[FigureContent, ...]]:
+            finished = iter(results())
+            return [tuple(f for _ in FIGURES for f in next(finished)) for _ in analyses]
+
+        yield by_panel
+
+
+def _finished(analysis: Analysis, store: EvidenceStore, name: str, end: str) -> list[FigureContent]:
+    drawn = draw_figures(analysis, store, [name])
+    return [finish(f"{name}{end}", title, drawing) for name, title, drawing in drawn]

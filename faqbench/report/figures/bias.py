@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 TITLE = "Quality against bias distance"
 _MOST_BITS = 3
+_MOST_DOTS = (
+    900  # beyond, the dots of a map hide each other, and weigh more than the rest of the page
+)
 # Scenarios nearer to each other than this part of the axis would be named on top of each other.
 _CLOSE_FRAC = 0.08
 _KINDS = (
@@ -59,13 +62,14 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     there = sorted({p.row.bits for p in points if p.row.bits})
     bits = there[:_MOST_BITS]
     kinds = [(by, words) for by, words in _KINDS if any(math.isfinite(p.by(by)) for p in points)]
+    dots = len(points) <= _MOST_DOTS
     figure, all_axes = style.new_figure(
         style.WIDTH, 2.7 * len(bits), len(bits), len(kinds), sharex="col"
     )
     for i, axes in enumerate(all_axes):
         n_bits, (by, words) = bits[i // len(kinds)], kinds[i % len(kinds)]
         own = [p for p in points if p.row.bits == n_bits]
-        _plot(axes, panel, column, own, by, n_bits)
+        _plot(axes, panel, column, own, by, n_bits, dots=dots)
         if i % len(kinds):
             axes.set_ylim(all_axes[i - 1].get_ylim())
             axes.set_yticklabels([])
@@ -78,10 +82,11 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     style.add_legend(figure, all_axes)
     return Drawing(
         figure=figure,
-        caption="Every dot is one run, every line joins a method's scenario means; the further "
-        "right, the less the calibration set resembles the reference. The flatter a line, the less "
-        "the method minds. Horizontal: methods that read no calibration data, and full precision, "
-        "dashed." + how_many(len(bits), len(there), "bit-widths"),
+        caption=("Every dot is one run, every" if dots else "Every")
+        + " line joins a method's scenario means; the further right, the less the calibration set "
+        "resembles the reference. The flatter a line, the less the method minds. Horizontal: methods "
+        "that read no calibration data, and full precision, dashed."
+        + how_many(len(bits), len(there), "bit-widths"),
         alt=_alt(points, column),
         header=(
             "method",
@@ -128,7 +133,7 @@ def bias_distance(run: RunRecord) -> Mapping[str, Any] | None:
 
 
 def _plot(
-    axes: Axes, panel: Panel, column: Column, points: list[Point], by: str, bits: int
+    axes: Axes, panel: Panel, column: Column, points: list[Point], by: str, bits: int, *, dots: bool
 ) -> None:
     scale, _ = metric_scale(column)
     series: dict[str, list[Point]] = {}
@@ -139,14 +144,14 @@ def _plot(
         method = own[0].row.method
         used[method] = used.get(method, -1) + 1
         look = style.look(method, used[method])
-        xs = [p.by(by) for p in own]
-        axes.plot(
-            xs,
-            [p.value * scale for p in own],
-            **look | {"linestyle": "none"},
-            markersize=3.5,
-            alpha=0.6,
-        )
+        if dots:
+            axes.plot(
+                [p.by(by) for p in own],
+                [p.value * scale for p in own],
+                **look | {"linestyle": "none"},
+                markersize=3.5,
+                alpha=0.6,
+            )
         means = sorted(_means([p for p in own if math.isfinite(p.by(by))], by))
         axes.plot(
             [x for x, _ in means],

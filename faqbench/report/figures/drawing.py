@@ -3,6 +3,9 @@
 matplotlib writes ids and dates into its files; here ids come from a fixed salt and all metadata is
 left out. For the page, an SVG's dark strokes and texts are turned into the page's own colours, so
 one drawing serves the light and the dark page, and its ids get a prefix, since one page holds many.
+
+Layout and writing take a second or two a figure. So each figure is laid out once for all its formats, and a
+canvas is asked to print itself: `Figure.savefig` draws everything once more, for nothing, beforehand.
 """
 
 from __future__ import annotations
@@ -13,12 +16,39 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from faqbench.report.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class FigureContent:
+    """A finished figure in the forms that a page and a folder need; it holds no matplotlib object.
+
+    Attributes:
+        name: of its files.
+        title: its heading.
+        caption: what is drawn and how to read it.
+        alt: the figure's message for those who do not see it.
+        header: the heads of its data table.
+        rows: its data, as text.
+        svg: the file.
+        inline: the element for the page.
+        png: the file.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    svg: str
+    inline: str
+    png: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,26 +79,47 @@ def drawing_rules() -> Iterator[None]:
         yield
 
 
+def finish(name: str, title: str, drawing: Drawing) -> FigureContent:
+    """Return a drawing in all its forms."""
+    svg = to_svg(drawing)
+    return FigureContent(
+        name=name,
+        title=title,
+        caption=drawing.caption,
+        alt=drawing.alt,
+        header=drawing.header,
+        rows=drawing.rows,
+        svg=svg,
+        inline=to_inline(svg, f"fig-{name}"),
+        png=to_png(drawing),
+    )
+
+
 def to_svg(drawing: Drawing) -> str:
     """Return the figure as SVG with its texts as text, equal for equal figures."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with matplotlib.rc_context(style.RC), _any_glyph():
         _settle(drawing.figure)
-        drawing.figure.savefig(out, format="svg", metadata=nothing)
+        canvas: Any = FigureCanvasSVG(drawing.figure)
+        canvas.print_svg(out, metadata=nothing)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
 
 
 def to_png(drawing: Drawing, dpi: int = 200) -> bytes:
     """Return the figure as PNG, at twice the page's resolution unless another is given."""
     import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     out = io.BytesIO()
     with matplotlib.rc_context(style.RC), _any_glyph():
         _settle(drawing.figure)
-        drawing.figure.savefig(out, format="png", dpi=dpi, metadata={"Software": None})
+        drawing.figure.set_dpi(dpi)
+        canvas: Any = FigureCanvasAgg(drawing.figure)
+        canvas.print_png(out, metadata={"Software": None})
     return out.getvalue()
 
 

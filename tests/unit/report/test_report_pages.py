@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from faqbench.report import ReportRequest, content, pages, write_report
+from faqbench.report import ReportRequest, figures, pages, write_report
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,8 @@ def large(make_run, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "MOST_RUNS", 5)
         patch.setattr(pages, "_RUNS_PER_PAGE", 4)
-        patch.setattr(pages, "_ROWS_PER_PAGE", 6)
-        patch.setattr(content, "draw_figures", lambda *_: iter(()))  # no matter here
+        patch.setattr(pages, "_ROWS_PER_PAGE", 5)
+        patch.setattr(figures, "FIGURES", ())  # no matter here
         request = ReportRequest(runs=root / "runs", reports=root / "reports", name="large")
         return write_report(request)
 
@@ -54,6 +54,11 @@ def test_long_tables_go_on_without_losing_or_repeating_a_row(large):
     csv = next(p for p in large.tables if p.name == "differences.csv").read_text()
     assert len(parts) > 2
     assert len(rows) == len(csv.splitlines()) - 1
+
+
+def test_every_table_that_grows_with_the_runs_goes_on_beside_the_first_page(large):
+    for name in ("results", "fidelity", "fidelity-differences"):
+        assert (large.folder / f"{name}-2.html").is_file(), name
 
 
 def test_every_page_is_self_contained(large):
