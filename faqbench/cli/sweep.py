@@ -8,7 +8,7 @@ failed, and the others finish.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -41,11 +41,33 @@ def run_sweep(request: Request, overrides: list[str], task: Task) -> int:
     Raises:
         UserError: for records that must not be replaced, and folders that cannot be written.
     """
-    cells = list({run_id(c.experiment): c for c in request.cells}.values())
-    run_ids = [run_id(c.experiment) for c in cells]
-    first = cells[0].experiment
-    runs = first.paths.runs
+    run_ids = list(dict.fromkeys(run_id(c.experiment) for c in request.cells))
+    first = request.cells[0].experiment
     name = first.tracking.group or first.report.name or f"sweep-{hash_json(run_ids)[:10]}"
+    planned, problems = launch_cells(request, overrides, task, name=name, run_ids=run_ids)
+    return conclude(first, run_ids, is_sweep=True, planned=planned, problems=problems)
+
+
+def launch_cells(
+    request: Request, overrides: list[str], task: Task, *, name: str, run_ids: Sequence[str]
+) -> tuple[Collection[str], list[str]]:
+    """Run the cells of a request that did not finish before, each until it has a record.
+
+    Args:
+        request: with at least one cell.
+        overrides: of the command line, which choose the launcher.
+        task: run for each cell.
+        name: of the sweep.
+        run_ids: of all its cells, of which these may be some.
+
+    Returns:
+        The run ids that were planned, and why cells left no record, one sentence each.
+
+    Raises:
+        UserError: for records that must not be replaced, and folders that cannot be written.
+    """
+    cells = list({run_id(c.experiment): c for c in request.cells}.values())
+    runs = cells[0].experiment.paths.runs
     left = in_order(_unfinished(cells))
     check_unfinished([c.experiment for c in left])
     write_sweep(runs, name, run_ids)
@@ -55,7 +77,7 @@ def run_sweep(request: Request, overrides: list[str], task: Task) -> int:
     estimates = estimates_of([c.experiment for c in left], n_workers(request.hydra.launcher))
     planned = partial(task, estimates=estimates, started_by=os.getpid())
     problems = _launch_all(left, overrides, name, planned, can_launch_again=can_launch_again)
-    return conclude(first, run_ids, is_sweep=True, planned=estimates, problems=problems)
+    return estimates, problems
 
 
 def _unfinished(cells: Sequence[Cell]) -> list[Cell]:

@@ -220,19 +220,27 @@ def _items(store: EvidenceStore, run: RunRecord, column: Column) -> tuple[Array,
     return found
 
 
+def paired_differences(store: EvidenceStore, a: Row, b: Row, column: Column) -> Array:
+    """Return A - B on every draw that the rows share and every item, [n_draws, n_items].
+
+    Windows are taken in blocks, since neighbours may depend on each other; items of several tasks are
+    weighted so that their plain mean is the unweighted mean over tasks.
+
+    Raises:
+        RefusalError: when the rows cannot be paired.
+    """
+    pairs = _shared_draws(a, b)
+    if column.array is None:
+        return _item_differences([_tasks_of(store, *pair, column) for pair in pairs])
+    return _in_blocks(_window_differences([_losses_of(store, *pair, column) for pair in pairs]))
+
+
 def _compare_windows(
     store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
 ) -> Comparison:
-    column, arrays = empty.column, []
-    for a, b in pairs:
-        _check_fingerprints(a, b, column)
-        losses = _windows(store, a, column), _windows(store, b, column)
-        if losses[0].shape != losses[1].shape:
-            raise RefusalError("different numbers of windows")
-        arrays.append(losses)
-    n_windows = len(arrays[0][0])
-    if n_windows < 2:
-        raise RefusalError("a single window has no error")
+    arrays = [_losses_of(store, a, b, empty.column) for a, b in pairs]
+    differences = _window_differences(arrays)
+    n_windows = differences.shape[1]
     if len(arrays) == 1:
         # The logarithm of the ratio is the mean difference of the windows, in any unit.
         result = perplexity_ratio(*arrays[0], rng=_generator(empty))
@@ -246,23 +254,42 @@ def _compare_windows(
             n=n_windows,
             n_draws=1,
         )
-    differences = np.stack([a[:, 0] - b[:, 0] for a, b in arrays])
+    return _over_draws(empty, _in_blocks(differences), n_windows)
+
+
+def _losses_of(
+    store: EvidenceStore, a: RunRecord, b: RunRecord, column: Column
+) -> tuple[Array, Array]:
+    _check_fingerprints(a, b, column)
+    losses = _windows(store, a, column), _windows(store, b, column)
+    if losses[0].shape != losses[1].shape:
+        raise RefusalError("different numbers of windows")
+    return losses
+
+
+def _window_differences(arrays: Sequence[tuple[Array, Array]]) -> Array:
+    if len(arrays[0][0]) < 2:
+        raise RefusalError("a single window has no error")
+    if len({len(a) for a, _ in arrays}) > 1:
+        raise RefusalError("different numbers of windows between draws")
+    return np.stack([a[:, 0] - b[:, 0] for a, b in arrays])
+
+
+def _in_blocks(differences: Array) -> Array:
+    n_windows = differences.shape[1]
     n_blocks = max(2, n_windows // block_length_for(n_windows))
     blocks = np.array_split(differences, n_blocks, axis=1)
-    return _over_draws(empty, np.stack([b.mean(axis=1) for b in blocks], axis=1), n_windows)
+    return np.stack([b.mean(axis=1) for b in blocks], axis=1)
 
 
 def _compare_accuracy(
     store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
 ) -> Comparison:
-    tasks = empty.column.parts or (empty.column,)
-    per_draw = []
-    for a, b in pairs:
-        per_draw.append([_paired_items(store, a, b, task) for task in tasks])
+    per_draw = [_tasks_of(store, *pair, empty.column) for pair in pairs]
     n_items = sum(len(x) for x, _ in per_draw[0])
     if len(pairs) == 1:
         rng = _generator(empty)
-        if len(tasks) == 1:
+        if len(per_draw[0]) == 1:
             result = accuracy_difference(*per_draw[0][0], rng=rng)
         else:
             result = mean_accuracy_difference(per_draw[0], rng=rng)
@@ -276,14 +303,24 @@ def _compare_accuracy(
             n=n_items,
             n_draws=1,
         )
+    return _over_draws(empty, _item_differences(per_draw), n_items)
+
+
+def _tasks_of(
+    store: EvidenceStore, a: RunRecord, b: RunRecord, column: Column
+) -> list[tuple[Array, Array]]:
+    return [_paired_items(store, a, b, task) for task in column.parts or (column,)]
+
+
+def _item_differences(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Array:
     if len({tuple(len(x) for x, _ in draw) for draw in per_draw}) > 1:
         raise RefusalError("different numbers of items between draws")
-    # Items weighted so that their plain mean is the unweighted mean over tasks.
+    n_items, n_tasks = sum(len(x) for x, _ in per_draw[0]), len(per_draw[0])
     rows = [
-        np.concatenate([(x - y) * n_items / (len(x) * len(tasks)) for x, y in draw])
+        np.concatenate([(x - y) * n_items / (len(x) * n_tasks) for x, y in draw])
         for draw in per_draw
     ]
-    return _over_draws(empty, np.stack(rows), n_items)
+    return np.stack(rows)
 
 
 def _paired_items(

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from faqbench.config import UserError
@@ -104,7 +105,12 @@ def _pages(content: ReportContent) -> dict[str, bytes]:
     return {name: text.encode() for name, text in files.items()}
 
 
-def _write(target: Path, files: dict[str, bytes], n_runs: int, selection: Selection) -> ReportPaths:
+def write_folder(target: Path, files: Mapping[str, bytes]) -> None:
+    """Write a report's files and their manifest, all of it or nothing; what is not of a report stays.
+
+    Raises:
+        UserError: when the folder holds something that is no report, or cannot be written.
+    """
     ours = _earlier_files(target)
     with explain_os_error("write the report", target, _REMEDY), atomic_directory(target) as folder:
         for name, data in files.items():
@@ -113,6 +119,10 @@ def _write(target: Path, files: dict[str, bytes], n_runs: int, selection: Select
             path.write_bytes(data)
         write_manifest(folder, _KEY)
         _keep_what_is_not_ours(target, folder, ours)
+
+
+def _write(target: Path, files: dict[str, bytes], n_runs: int, selection: Selection) -> ReportPaths:
+    write_folder(target, files)
     return ReportPaths(
         folder=target,
         html=target / "index.html",
