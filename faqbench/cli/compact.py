@@ -15,7 +15,14 @@ from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_damaged
 from faqbench.config import UserError
 from faqbench.foreign import is_name
-from faqbench.records import RunRecord, read_run, write_compact_run, write_sweep
+from faqbench.records import (
+    RunData,
+    RunRecord,
+    compact_run,
+    read_run,
+    write_pack,
+    write_sweep,
+)
 from faqbench.report.facts import config_value
 from faqbench.report.request import ReportRequest
 from faqbench.report.selection import select_runs
@@ -49,25 +56,30 @@ def run(arguments: list[str]) -> int:
     print_damaged(selection.damaged)
     if not selection.finished:
         raise UserError(f"There is no finished run to copy in {runs}.")
-    copied = []
-    for record in selection.finished:
-        try:
-            write_compact_run(into, read_run(runs / record.run_id))
-        except UserError:
-            raise
-        except ValueError as error:  # a damaged table
-            print_damaged([(record.run_id, str(error))])
-        else:
-            copied.append(record.run_id)
+    copies = _read(runs, selection.finished)
+    if not copies:
+        raise UserError(f"No finished run in {runs} can be read whole.")
+    write_pack(into, copies.values())
     if name is not None:
-        write_sweep(into, name, copied)
+        write_sweep(into, name, list(copies))
     _say_where_models_lie(selection.finished)
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
-    n_runs = len(selection.finished)
+    n_runs = len(copies)
     print(
         f"{n_runs} runs copied; {into} holds {size / 1e6:.2f} MB ({size / n_runs / 1e3:.0f} kB a run)"
     )
     return 0
+
+
+def _read(runs: Path, records: Sequence[RunRecord]) -> dict[str, RunData]:
+    """Return compact runs by their ids; one with a damaged table is named and left out."""
+    copies = {}
+    for record in records:
+        try:
+            copies[record.run_id] = compact_run(read_run(runs / record.run_id))
+        except ValueError as error:
+            print_damaged([(record.run_id, str(error))])
+    return copies
 
 
 def _say_where_models_lie(records: Sequence[RunRecord]) -> None:

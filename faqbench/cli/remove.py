@@ -23,7 +23,7 @@ from faqbench.config import UserError, did_you_mean
 from faqbench.config.identity import needs_calibration, quantizes
 from faqbench.files import explain_os_error
 from faqbench.foreign import visible
-from faqbench.records import find_heads
+from faqbench.records import find_heads, is_packed
 from faqbench.report import ReportRequest
 from faqbench.report.selection import select_runs
 
@@ -53,6 +53,12 @@ def run(arguments: list[str]) -> int:
         names += _selected(runs, values["select"])
     if not names and "select" not in values:
         raise UserError("rm needs the name of a run, or select=…; `faqbench ls` lists the runs.")
+    packed = [name for name in names if is_packed(runs / name)]
+    if packed:
+        raise UserError(
+            f"{packed[0]} lies in a pack of runs, of which none is removed by itself; "
+            "`faqbench compact` with select= writes a pack of the others."
+        )
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     trash = _trash(runs)
     with explain_os_error("move runs to the trash", trash, _REMEDY):

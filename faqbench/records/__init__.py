@@ -5,14 +5,16 @@
                   items.parquet    one row per task item: task, item, name of the metric, value
                   tokens.npz       per protocol, negative log-likelihoods [n_windows, seq_len - 1]
                   layers.parquet   one row per quantized linear: errors, alpha, seconds, ...
+    runs/<study>/_pack             many runs in four files, to be committed
 
 This package imports no torch. A record of a newer schema is refused, a damaged one is skipped and
 listed, and a run folder appears by one rename.
 """
 
 from faqbench.records.claims import claimed, drop_claim, find_dead_claims
-from faqbench.records.compact import compact_run, write_compact_run
+from faqbench.records.compact import compact_run, write_pack
 from faqbench.records.index import find_heads
+from faqbench.records.packed import is_packed
 from faqbench.records.results import differences, result_of, same_model, truncated_requests
 from faqbench.records.run_record import (
     SCHEMA_VERSION,
@@ -59,6 +61,7 @@ __all__ = [
     "find_heads",
     "find_runs",
     "finished_record",
+    "is_packed",
     "is_stopped",
     "note_cell",
     "noted_cells",
@@ -73,7 +76,7 @@ __all__ = [
     "same_model",
     "stop_sweep",
     "truncated_requests",
-    "write_compact_run",
+    "write_pack",
     "write_run",
     "write_sweep",
 ]

@@ -1,31 +1,29 @@
-"""Compact run folders: small enough to be committed, whole enough for every table, plot and paired test.
+"""Compact runs: small enough to be committed, whole enough for every table, plot and paired test.
 
-    record.json      without indentation and without the keys of the cache's stages
-    items.parquet    as it was
-    tokens.npz       per protocol, means over each window [n_windows, 1], which is all that pairing reads
-    layers.parquet   its numbers in float32
-
-`config.yaml` is left out: `record.json` holds the same configuration. A compact run reads like any other;
-a report made from compact runs is the same from every clone, and compacting twice changes nothing.
+A compact run has the means over each window in the place of tokens, which is all that pairing reads, its
+linears' numbers in float32, and a record without the keys of the cache's stages. `config.yaml` is left
+out: a record holds the same configuration. Compact runs lie together in a pack, see `packed.py`. A report
+made from them is the same from every clone, and compacting twice changes nothing.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
-from faqbench.records.store import RunData, without_nan
+from faqbench.records.packed import PACK, RECORDS, TABLES, pack_of
+from faqbench.records.store import RunData, read_run, without_nan
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _REMEDY = "free some space, or set into to a folder that can be written"
-_FILES = {"record.json", "items.parquet", "layers.parquet", "tokens.npz"}
+_FILES = {RECORDS, *(f"{table}.parquet" for table in TABLES)}
 _DROPPED = ("stage_keys",)
 
 
@@ -43,34 +41,78 @@ def compact_run(data: RunData) -> RunData:
     )
 
 
-def write_compact_run(runs: Path, data: RunData) -> Path:
-    """Write a compact run's folder atomically, replacing an earlier one, and return it.
+def write_pack(runs: Path, new: Iterable[RunData]) -> Path:
+    """Pack runs, beside those that the folder's pack holds, of which equal ids are replaced.
+
+    Args:
+        runs: the folder whose pack is written, all of it or nothing.
+        new: whole or compact runs.
+
+    Returns:
+        The pack's folder.
 
     Raises:
-        UserError: when the folder cannot be written, or holds more than a compact run.
+        UserError: when it cannot be written, or holds a damaged run or what no pack does.
     """
-    import numpy as np
-
-    small = compact_run(data)
-    target = runs / small.record.run_id
-    if target.exists() and (others := {p.name for p in target.iterdir()} - _FILES):
+    target, pack = runs / PACK, pack_of(runs)
+    others = {p.name for p in target.iterdir()} - _FILES if target.is_dir() else set()
+    if others:
         raise UserError(
-            f"{target} holds {sorted(others)[0]}, which no compact run does, so it is left as it is; set "
-            "into to another folder."
+            f"{target} holds {min(others)}, which no pack does, so it is left as it is; set into to "
+            "another folder."
         )
-    with (
-        explain_os_error("write the compact run", target, _REMEDY),
-        atomic_directory(target) as folder,
-    ):
-        raw = without_nan(small.record.to_json())
-        text = json.dumps(raw, separators=(",", ":"), allow_nan=False)
-        (folder / "record.json").write_text(text)
-        for name, table in (("items", small.items), ("layers", small.layers)):
-            (folder / f"{name}.parquet").write_bytes(_parquet(table))
-        arrays = io.BytesIO()
-        np.savez_compressed(arrays, allow_pickle=False, **dict(small.tokens))
-        (folder / "tokens.npz").write_bytes(arrays.getvalue())
+    by_name = {data.record.run_id: compact_run(data) for data in new}
+    for name in pack.records if pack is not None else ():
+        if name not in by_name:
+            by_name[name] = _packed_run(runs / name)
+    packed = [by_name[name] for name in sorted(by_name)]
+    with explain_os_error("write the pack", target, _REMEDY):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(target) as folder:
+            (folder / RECORDS).write_text("".join(map(_line, packed)))
+            for kind, table in _tables(packed).items():
+                _write_parquet(table, folder / f"{kind}.parquet")
     return target
+
+
+def _packed_run(folder: Path) -> RunData:
+    try:
+        return compact_run(read_run(folder))
+    except ValueError as error:
+        raise UserError(
+            f"{folder.parent} holds a damaged run, {folder.name} ({error}), so it is left as it is; "
+            "set into to another folder."
+        ) from error
+
+
+def _line(data: RunData) -> str:
+    raw = without_nan(data.record.to_json())
+    return json.dumps(raw, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _tables(packed: list[RunData]) -> dict[str, pd.DataFrame]:
+    """Return the tables of all runs, each with the run's id in front of its rows."""
+    import pandas as pd
+
+    windows = [
+        pd.DataFrame({"run": d.record.run_id, "scores": scores, "value": means[:, 0]})
+        for d in packed
+        for scores, means in d.tokens.items()
+    ]
+    parts = {
+        "items": [_of_run(d, d.items) for d in packed],
+        "layers": [_of_run(d, d.layers) for d in packed],
+        "windows": windows,
+    }
+    filled = {kind: [t for t in tables if len(t)] for kind, tables in parts.items()}
+    return {
+        kind: pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        for kind, tables in filled.items()
+    }
+
+
+def _of_run(data: RunData, table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(run=data.record.run_id)[["run", *table.columns]]
 
 
 def _float32(table: pd.DataFrame) -> pd.DataFrame:
@@ -85,16 +127,15 @@ def _float32(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{str(name): column for name, column in changed.items()})
 
 
-def _parquet(table: pd.DataFrame) -> bytes:
-    """Return a table as Parquet without the statistics and schemas that small tables do not need."""
+def _write_parquet(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as Parquet without the statistics and schemas that small tables do not need."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    out = io.BytesIO()
     plain = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(
         plain,
-        out,
+        path,
         compression="zstd",
         compression_level=19,
         write_statistics=False,
@@ -103,4 +144,3 @@ def _parquet(table: pd.DataFrame) -> bytes:
             n for n in plain.column_names if not pa.types.is_floating(plain.schema.field(n).type)
         ],
     )
-    return out.getvalue()

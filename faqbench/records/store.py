@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.foreign import is_name, read_json, visible
+from faqbench.records.packed import PACK, Pack, is_packed, pack_of
 from faqbench.records.run_record import NewerSchemaError, RunRecord
 from faqbench.records.tables import read_table, read_tokens
 
@@ -93,7 +94,9 @@ def read_written(folder: Path) -> RunRecord:
     """Read a record as it was written; its `run_id` differs where the folder was renamed or copied."""
     if not is_name(folder.name):
         raise ValueError("its folder's name is no run's: letters, digits and . _ + - only")
-    record = RunRecord.from_json(read_json(folder / RECORD, _MOST_MEGABYTES))
+    pack = _pack_with(folder)
+    raw = pack.record(folder.name) if pack else read_json(folder / RECORD, _MOST_MEGABYTES)
+    record = RunRecord.from_json(raw)
     if not is_name(record.run_id):
         raise ValueError(f"malformed record: run_id {record.run_id!r:.80} is no run's name")
     return record
@@ -127,6 +130,8 @@ def read_items(folder: Path) -> pd.DataFrame:
     Raises:
         ValueError: with the reason, for a damaged table.
     """
+    if pack := _pack_with(folder):
+        return pack.table("items", folder.name)
     return read_table(folder / "items.parquet", ("task", "item", "metric", "value"))
 
 
@@ -136,6 +141,8 @@ def read_layers(folder: Path) -> pd.DataFrame:
     Raises:
         ValueError: with the reason, for a damaged table.
     """
+    if pack := _pack_with(folder):
+        return pack.table("layers", folder.name)
     return read_table(folder / "layers.parquet")
 
 
@@ -145,7 +152,14 @@ def read_scores(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     Raises:
         ValueError: with the reason, for a damaged file.
     """
+    if pack := _pack_with(folder):
+        return pack.tokens(folder.name)
     return read_tokens(folder / "tokens.npz")
+
+
+def _pack_with(folder: Path) -> Pack | None:
+    """Return the pack that holds a run; None for a run with a folder of its own, or none at all."""
+    return None if os.path.lexists(folder) or not is_packed(folder) else pack_of(folder.parent)
 
 
 def finished_record(experiment: Experiment) -> RunRecord | None:
@@ -155,7 +169,7 @@ def finished_record(experiment: Experiment) -> RunRecord | None:
         UserError: when a later faqbench wrote the record: running the cell would replace it.
     """
     folder = experiment.paths.runs / run_id(experiment)
-    if not (folder / RECORD).is_file():
+    if not (folder / RECORD).is_file() and not is_packed(folder):
         return None
     try:
         record = read_written(folder)
@@ -200,13 +214,17 @@ def find_with(
 def run_folders(runs: Path) -> list[Path]:
     """Return the folders that hold a record, readable or not, in the order of their names.
 
-    Names with a dot or an underscore in front are ours: scratch folders, the trash, sweeps, progress.
+    A packed run is among them, as the folder that it would have. Names with a dot or an underscore in front
+    are ours: scratch folders, the trash, packs, sweeps, progress.
     """
     with explain_os_error(
         "list the runs", runs, "name another folder, or ask for rights to this one"
     ):
         names = sorted(p.name for p in runs.iterdir()) if runs.is_dir() else []
-    return [runs / n for n in names if n[0] not in "._" and _has_record(f"{runs}/{n}")]
+    held = [n for n in names if n[0] not in "._" and _has_record(f"{runs}/{n}")]
+    if PACK in names and (pack := pack_of(runs)) is not None:
+        held = sorted({*held, *(n for n in pack.records if n not in names)})
+    return [runs / name for name in held]
 
 
 def _has_record(folder: str) -> bool:

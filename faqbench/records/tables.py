@@ -19,7 +19,7 @@ _MOST_MEGABYTES = 1000  # of a file, and of what it unpacks to
 _MOST_ROWS = 50_000_000
 _TEXTS = {"string", "empty", "boolean"}  # as pandas calls the values of a column of objects
 _KINDS = {"task": "O", "metric": "O", "item": "iu", "value": "fiub", "role": "O", "linear": "O",
-          "block": "iu", "relative_error": "fiu"}  # fmt: skip
+          "block": "iu", "relative_error": "fiu", "run": "O", "scores": "O"}  # fmt: skip
 
 
 def read_table(path: Path, required: Sequence[str] = ()) -> pd.DataFrame:

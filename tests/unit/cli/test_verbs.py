@@ -10,6 +10,7 @@ from faqbench.records import (
     RunData,
     RunRecord,
     StageTiming,
+    run_folders,
     write_run,
 )
 
@@ -172,4 +173,4 @@ def test_compact_copies_finished_runs_and_the_report_finds_them_by_name(
 
 def test_compact_copies_what_is_selected(runs, tmp_path, capsys):
     assert main(["compact", f"runs={runs}", f"into={tmp_path / 'c'}", "select=rtn"]) == 0
-    assert [p.name for p in (tmp_path / "c").iterdir()] == ["toy-rtn-w3-0123456789"]
+    assert [p.name for p in run_folders(tmp_path / "c")] == ["toy-rtn-w3-0123456789"]
