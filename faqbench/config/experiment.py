@@ -87,6 +87,28 @@ class GPTQSection(Section):
     block_size: Positive
 
 
+class GPTAQSection(Section):
+    """`quant.gptaq`: what GPTAQ, FOEM and ResComp add to GPTQ's update."""
+
+    alpha: Fraction
+    beta: Fraction
+    original: Fraction
+
+
+class QronosSection(Section):
+    """`quant.qronos`: rounding by Qronos."""
+
+    alpha: Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+class MSESection(Section):
+    """`quant.mse`: the search for the range that is closest to the weights."""
+
+    p: Annotated[float, Field(gt=0.0, le=10.0)]
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    max_shrink: Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
 class CorrectionSection(Section):
     """`quant.correction`: QEP and LoaQ."""
 
@@ -124,9 +146,13 @@ class QuantSection(Section):
     bits: Annotated[int, Field(ge=2, le=8)]
     group_size: int
     symmetric: bool
+    symmetric_grid: Literal["signed", "half_range", "full_range"]
     search: SearchSection
     preview: PreviewSection
+    mse: MSESection
     gptq: GPTQSection
+    gptaq: GPTAQSection
+    qronos: QronosSection
     correction: CorrectionSection
     trace_windows: Annotated[int, Field(ge=0)]
     skip: tuple[str, ...]

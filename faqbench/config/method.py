@@ -11,7 +11,7 @@ To add a value: write its function of tensors in a file of `faqbench/quantizatio
 stage's values below, and a preset that uses it to `conf/quant/`. What a function is given:
 
     scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, of later ones
-    clip      (weight, gram, grid, input_scale, quant) -> limit [out, n_groups]
+    clip      (weight, gram, grid, input_scale, quant) -> limit [out, n_groups]; gram None unless read
     correct   a class as `quantization.correct.CorrectionAccumulator`
     round     (weight, known, grid, quant, limit) -> `quantization.grid.Rounded`; the weight is scaled,
               `known` a `quantization.grid.RoundInput`
@@ -62,6 +62,7 @@ class StageValue:
         reads: what it needs of the activations.
         options: that it owns.
         call: `module:function`, what does the work; None for an idle value.
+        spares_attention: a clip's: whether it leaves the rows of q and k alone.
     """
 
     name: str
@@ -70,6 +71,7 @@ class StageValue:
     reads: frozenset[Reads] = frozenset()
     options: Options = field(default_factory=dict)
     call: str | None = None
+    spares_attention: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,8 @@ _SEARCH = _always("search", "n_grid", "loss", "gqa_scale", "clip_steps", "clip_m
 _PREVIEW = _always(
     "preview", "window", "gamma", "roles", "source", "weights", "norm", "fuse", "alpha"
 )
+_GPTQ = _always("gptq", "damping", "act_order", "block_size")
+_MSE = _always("mse", "p", "steps", "max_shrink")
 _CORRECTION = _always("correction", "strength", "damping", "roles")
 
 _IDLE = StageValue(name="none", is_idle=True)
@@ -133,6 +137,18 @@ CLIP = _stage(
         reads=frozenset({Reads.GRAM}),
         options=_SEARCH,
         call="faqbench.quantization.clip:searched_limit",
+        spares_attention=True,
+    ),
+    StageValue(
+        name="mse",
+        reads=frozenset({Reads.HESSIAN}),
+        options=_MSE,
+        call="faqbench.quantization.clip:closest_limit",
+    ),
+    StageValue(
+        name="mse_unweighted",
+        options=_MSE,
+        call="faqbench.quantization.clip:closest_limit",
     ),
     is_always_named=True,
 )
@@ -145,8 +161,36 @@ ROUND = _stage(
         name="gptq",
         label="GPTQ",
         reads=frozenset({Reads.HESSIAN}),
-        options=_always("gptq", "damping", "act_order", "block_size"),
+        options=_GPTQ,
         call="faqbench.quantization.gptq:round_gptq",
+    ),
+    StageValue(
+        name="gptaq",
+        label="GPTAQ",
+        reads=frozenset({Reads.HESSIAN, Reads.BOTH_STREAMS}),
+        options={**_GPTQ, "gptaq.alpha": ALWAYS, "gptaq.beta": 0.0},
+        call="faqbench.quantization.gptq:round_gptaq",
+    ),
+    StageValue(
+        name="foem",
+        label="FOEM",
+        reads=frozenset({Reads.HESSIAN}),
+        options={**_GPTQ, "gptaq.beta": ALWAYS},
+        call="faqbench.quantization.gptq:round_foem",
+    ),
+    StageValue(
+        name="rescomp",
+        label="ResComp",
+        reads=frozenset({Reads.HESSIAN, Reads.BOTH_STREAMS}),
+        options={**_GPTQ, "gptaq.alpha": ALWAYS, "gptaq.original": ALWAYS, "gptaq.beta": 0.0},
+        call="faqbench.quantization.gptq:round_rescomp",
+    ),
+    StageValue(
+        name="qronos",
+        label="Qronos",
+        reads=frozenset({Reads.HESSIAN, Reads.BOTH_STREAMS}),
+        options=_always("qronos", "alpha") | _always("gptq", "act_order", "block_size"),
+        call="faqbench.quantization.qronos:round_qronos",
     ),
     is_always_named=True,
 )
@@ -175,18 +219,24 @@ CORRECT = _stage(
 STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT)}
 
 # The words that presets' names are made of, and how tables write them, in the order of the stages.
-LABELS: Mapping[str, str] = {"fp": "full precision", "rtn": "RTN"} | {
-    value.name: value.label
-    for stage in STAGES.values()
-    for value in stage.values.values()
-    if value.label is not None and value.label != "RTN"
-}
+LABELS: Mapping[str, str] = (
+    {"fp": "full precision", "rtn": "RTN"}
+    | {
+        value.name: value.label
+        for stage in STAGES.values()
+        for value in stage.values.values()
+        if value.label is not None and value.label != "RTN"
+    }
+    # What a preset's name says of its options.
+    | {"strong": "strong", "onecompression": "OneCompression"}
+)
 
 # Options of the grid itself, which every method that rounds has.
 _GRID: Options = {
     "bits": ALWAYS,
     "group_size": ALWAYS,
     "symmetric": ALWAYS,
+    "symmetric_grid": "signed",
     "skip": ALWAYS,
     "overrides": ALWAYS,
 }

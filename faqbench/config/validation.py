@@ -18,6 +18,7 @@ from faqbench.config.experiment import (
     CorrectionSection,
     Experiment,
     LinearOverride,
+    QuantSection,
     RoleName,
     TrackingSection,
 )
@@ -49,6 +50,7 @@ def _check_combination(experiment: Experiment) -> None:
     quant, model = experiment.quant, experiment.model
     _check_group_size("group_size", quant.group_size)
     _check_stages(experiment.method)
+    _check_grid(quant)
     _check_correction(quant.correction)
     check_calibration(experiment.calibration, experiment.scenario)
     check_presearch(experiment.presearch)
@@ -98,6 +100,20 @@ def _check_stages(method: Method) -> None:
             f"quant.round=none leaves weights as they are, so {' and '.join(busy)} must be none too."
         )
 
+    if method.owns("qronos") and not method["correct"].is_idle:
+        raise UserError(
+            f"quant.round={method['round'].name} solves for the weights anew, so nothing is left of "
+            f"quant.correct={method['correct'].name}: set one of them to another value."
+        )
+
+
+def _check_grid(quant: QuantSection) -> None:
+    if quant.symmetric_grid != "signed" and not quant.symmetric:
+        raise UserError(
+            f"quant.symmetric_grid={quant.symmetric_grid} is a way to spread symmetric codes; it needs "
+            "symmetric=true."
+        )
+
 
 def _check_group_size(key: str, group_size: int) -> None:
     if group_size != -1 and group_size < 1:
@@ -143,6 +159,10 @@ def _paths_and_tuples(value: Any) -> Any:
             "strength",
             "residual_strength",
             "damping",
+            "beta",
+            "original",
+            "p",
+            "max_shrink",
             "clip_max_shrink",
             "skew",
             "length_power",

@@ -22,7 +22,7 @@ from faqbench.pipeline.evaluating import Evaluated
 from faqbench.records import Gate, RunRecord, find_heads, read_items, read_scores, same_model
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
 
-_GRID = ("group_size", "symmetric", "skip", "overrides")
+_GRID = ("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides")
 _MOST_COMPARED = 24  # the scores of each are read, and chance alone marks one comparison in forty
 
 
@@ -61,9 +61,7 @@ class Neighbours:
         others = [
             other
             for other in self._of_same_model(record)
-            if _is_rtn(other) != is_rtn
-            and _quantizes(other)
-            and all(_quant(other, k) == _quant(record, k) for k in ("bits", *_GRID))
+            if _is_rtn(other) != is_rtn and _quantizes(other) and _grid(other) == _grid(record)
         ]
         return self._compare(
             "not_worse_than_rtn", record, evaluated, others, should_win=[not is_rtn] * len(others)
@@ -187,6 +185,11 @@ def _n_windows(record: RunRecord, fingerprint: str) -> Any:
 
 def _quant(record: RunRecord, key: str) -> Any:
     return record.config.get("quant", {}).get(key)
+
+
+def _grid(record: RunRecord) -> dict[str, Any]:
+    identity = method_in(record.config).identity(record.config.get("quant", {}))
+    return {key: identity.get(key) for key in _GRID}
 
 
 def _quantizes(record: RunRecord) -> bool:

@@ -8,10 +8,11 @@ of the four. Where each lives:
     scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
     lookahead.py    where FAQ's preview takes its vectors from: later blocks, or the next linears
     module_loss.py  the reference's objective for the same search, on every token or on a sample of them
-    clip.py         AWQ's search for shrunken ranges
+    clip.py         searches for shrunken ranges: AWQ's, and the closest
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role
     correct.py      QEP and LoaQ: weights moved to make up for the error made upstream
-    gptq.py         rounding column by column
+    gptq.py         rounding column by column: GPTQ, GPTAQ, FOEM, ResComp
+    qronos.py       weights solved for anew, then GPTQ: Qronos
     method.py       one role of one block through scale, clip and round: read this first
     streams.py      the model in full precision and as quantized so far, block by block
     sample.py       the same for the beginnings of a few windows, for tracing and `loss=attention`

@@ -71,21 +71,21 @@ class Accumulator:
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._abs = torch.zeros(in_features, dtype=torch.float64, device=device)
         self._gram = GramSum(in_features, device)
-        self._n_tokens = 0
+        self.n_tokens = 0
 
     def add(self, x: Tensor) -> None:
         """Add tokens [n_tokens, in_features]."""
         x = x.float()
         self._abs += x.abs().sum(dim=0)
         self._gram.add(x)
-        self._n_tokens += len(x)
+        self.n_tokens += len(x)
 
     def result(self) -> RoleStatistics:
         """Return the means so far."""
         return RoleStatistics(
-            mean_abs=(self._abs / self._n_tokens).float(),
-            gram=self._gram.result() / self._n_tokens,
-            n_tokens=self._n_tokens,
+            mean_abs=(self._abs / self.n_tokens).float(),
+            gram=self._gram.result() / self.n_tokens,
+            n_tokens=self.n_tokens,
         )
 
 

@@ -46,4 +46,9 @@ def _grid(name: str, quant: QuantSection) -> Grid:
     if matches:
         bits = matches[0].bits or bits
         group_size = matches[0].group_size or group_size
-    return Grid(bits=bits, group_size=group_size, symmetric=quant.symmetric)
+    return Grid(
+        bits=bits,
+        group_size=group_size,
+        symmetric=quant.symmetric,
+        symmetric_grid=quant.symmetric_grid,
+    )

@@ -5,7 +5,8 @@
         scale        float32 [out_features, n_groups]
         zero_point   uint8 [out_features, n_groups]; absent when symmetric
         input_scale  float32 [in_features]; absent when unscaled
-        metadata: bits, group_size, symmetric, out_features, in_features
+        metadata: bits, group_size, symmetric, out_features, in_features, and symmetric_grid where it is
+        not signed
 
 Codes of 2 bits lie four to a byte, those of 3 and 4 bits two, wider ones alone, the first in the lowest
 bits. Reading gives back the tensors that were written, so a weight dequantized from them is the same to
@@ -37,13 +38,15 @@ def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
     if linear.input_scale is not None:
         tensors["input_scale"] = linear.input_scale
     out_features, in_features = linear.qvalue.shape
-    metadata = {
+    metadata: dict[str, int | str] = {
         "bits": grid.bits,
         "group_size": grid.group_size,
         "symmetric": int(grid.symmetric),
         "out_features": out_features,
         "in_features": in_features,
     }
+    if grid.symmetric_grid != "signed":
+        metadata["symmetric_grid"] = grid.symmetric_grid
     save_file(
         {key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
         folder / f"{name}{_SUFFIX}",
@@ -54,14 +57,15 @@ def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
 def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinear:
     """Read one quantized linear by its full name."""
     with safe_open(folder / f"{name}{_SUFFIX}", framework="pt", device=str(device)) as file:
-        metadata = {key: int(value) for key, value in file.metadata().items()}
+        text = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     grid = Grid(
-        bits=metadata["bits"],
-        group_size=metadata["group_size"],
-        symmetric=bool(metadata["symmetric"]),
+        bits=int(text["bits"]),
+        group_size=int(text["group_size"]),
+        symmetric=bool(int(text["symmetric"])),
+        symmetric_grid=text.get("symmetric_grid", "signed"),
     )
-    shape = (metadata["out_features"], metadata["in_features"])
+    shape = (int(text["out_features"]), int(text["in_features"]))
     return QuantizedLinear(
         qvalue=unpack(tensors["qvalue"], grid, shape),
         scale=tensors["scale"],

@@ -41,10 +41,12 @@ class Correction:
     Attributes:
         weight: [out_features, in_features].
         damping: relative to the mean of the Hessian's diagonal.
+        strength: of the correction.
     """
 
     weight: Tensor
     damping: float
+    strength: float
 
 
 class CorrectionAccumulator:
@@ -115,7 +117,7 @@ class CorrectionAccumulator:
             hessian = self._weighted.result() / seen.n_tokens
         if not hessian.any():  # an input that is always zero: nothing that it meets can make up
             damping = self._settings.damping
-            return {n: Correction(weight=w, damping=damping) for n, w in self._weights.items()}
+            return {n: self._as(w, damping) for n, w in self._weights.items()}
         hessian, mean = hessian.double(), float(hessian.diagonal().double().mean())
         lower, damping = damped_cholesky(hessian, self._settings.damping)
         corrected = {}
@@ -123,8 +125,33 @@ class CorrectionAccumulator:
             wanted = cross if self._uses_residual else cross @ weight.T
             with one_thread(lower.device):
                 moved = torch.cholesky_solve(wanted.double() / mean, lower).T
-            corrected[name] = Correction(weight=(weight.double() + moved).float(), damping=damping)
+            corrected[name] = self._as((weight.double() + moved).float(), damping)
         return corrected
+
+    def _as(self, weight: Tensor, damping: float) -> Correction:
+        return Correction(weight=weight, damping=damping, strength=self._strength)
+
+
+class CrossAccumulator:
+    """Sums up Ĥ and D = (X - X̂)'X̂ over batches of tokens, for roundings that read both streams."""
+
+    def __init__(self, in_features: int, device: torch.device) -> None:
+        self._seen = Accumulator(in_features, device)
+        self._cross = torch.zeros(in_features, in_features, device=device)
+
+    def add(self, x: Tensor, x_hat: Tensor, *residuals: Tensor | None) -> None:
+        """Add tokens: inputs [n, in_features] of both streams; residuals are not read."""
+        x_hat = x_hat.float()
+        self._seen.add(x_hat)
+        self._cross.addmm_((x.float() - x_hat).T, x_hat)
+
+    def statistics(self) -> RoleStatistics:
+        """Return the statistics of X̂ so far."""
+        return self._seen.result()
+
+    def cross(self) -> Tensor:
+        """Return the mean D so far, [in_features, in_features]."""
+        return self._cross / self._seen.n_tokens
 
 
 def _rms(x: Tensor) -> Tensor:

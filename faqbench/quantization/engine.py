@@ -2,10 +2,10 @@
 
 Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
-once per block; QEP and LoaQ gather anew before each role, since quantizing one changes the next one's
-input; `loss=module` runs the full precision block once per candidate, and `loss=attention` its attention
-on a sample of the windows. Weights are replaced in place by their dequantized stand-ins, in the model's
-dtype; embeddings and lm_head are never touched, so tied weights stay tied.
+once per block; QEP, LoaQ, GPTAQ and Qronos gather anew before each role, since quantizing one changes the
+next one's input; `loss=module` runs the full precision block once per candidate, and `loss=attention` its
+attention on a sample of the windows. Weights are replaced in place by their dequantized stand-ins, in the
+model's dtype; embeddings and lm_head are never touched, so tied weights stay tied.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from faqbench.quantization.method import RoleInput, quantize_role, scale_statist
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
 from faqbench.quantization.streams import (
     Calibration,
+    Gathered,
     Streams,
     check_correction,
     corrects,
+    gathers_by_role,
     reads_full,
     reads_inputs,
     reads_quantized,
@@ -120,7 +122,7 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
     quant, streams = walk.quant, walk.streams
     full = walk.store.block(index) if walk.store is not None else {}
     quantized: Mapping[str, RoleStatistics] = {}
-    if reads_quantized(quant) and not corrects(quant):
+    if reads_quantized(quant) and not gathers_by_role(quant):
         assert streams is not None
         quantized = streams.observe(walk.architecture.roles)
     reports: list[LinearReport] = []
@@ -160,17 +162,12 @@ def _quantize_linears(
     quant, start = walk.quant, time.perf_counter()
     grids = {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in linears}
     originals = {name: _weight(linear, name, index) for name, linear in linears.items()}
-    weights, correction_damping = originals, None
-    if corrects(quant):
-        # The corrected weight is fitted to the quantized stream: all that follows is measured there.
+    gathered = Gathered(statistics=quantized)
+    if gathers_by_role(quant):
         assert walk.streams is not None
-        if role.name in quant.correction.roles:
-            corrected, quantized = walk.streams.correct(role, originals)
-            weights = {name: c.weight for name, c in corrected.items()}
-            correction_damping = max(c.damping for c in corrected.values())
-        elif reads_inputs(quant):
-            quantized = walk.streams.observe_role(role)
-    known = _known(walk, index, role, full, quantized)
+        gathered = walk.streams.gather(role, originals)
+    weights = originals | {name: c.weight for name, c in gathered.corrections.items()}
+    known = _known(walk, index, role, full, gathered)
     result = quantize_role(role, weights, grids, known, quant)
     stand_ins = {name: result.linears[name].dequantize() for name in linears}
     for name, linear in linears.items():
@@ -178,10 +175,10 @@ def _quantize_linears(
         if walk.keep is not None:
             walk.keep(f"{walk.architecture.blocks}.{index}.{name}", result.linears[name])
     seconds = (time.perf_counter() - start) / len(linears)
-    measured = full or quantized
+    measured = full or gathered.statistics
     gram = measured.gram if measured is not None else None
     return report_role(
-        index, role, result, originals, weights, stand_ins, gram, correction_damping, seconds
+        index, role, result, originals, gathered.corrections, stand_ins, gram, seconds
     )
 
 
@@ -190,10 +187,11 @@ def _known(
     index: int,
     role: Role,
     full: RoleStatistics | None,
-    quantized: RoleStatistics | None,
+    gathered: Gathered,
 ) -> RoleInput:
     """Gather what the stages after the correction need to know of a role's input."""
-    quant = walk.quant
+    quant, quantized = walk.quant, gathered.statistics
+    # A corrected weight is fitted to the quantized stream: all that follows is measured there.
     search = quantized if corrects(quant) else full
     if not reads_inputs(quant):
         return RoleInput()
@@ -213,6 +211,7 @@ def _known(
     return RoleInput(
         search=search,
         hessian=None if quantized is None else quantized.gram,
+        cross=gathered.cross,
         statistic=statistic,
         objective=objective,
     )

@@ -5,10 +5,16 @@ Legend: W [out, in] weight, n_groups = in / group_size, qmax the largest code.
     asymmetric   scale = max(max(W) - min(W), 1e-5) / (2^bits - 1)
                  zero  = clamp(-round(min(W) / scale), 0, 2^bits - 1)
                  q     = clamp(round(W / scale) + zero, 0, 2^bits - 1)
-    symmetric    scale = max(max|W|, 1e-5) / (2^(bits-1) - 1)
+    symmetric    scale = max(max|W|, 1e-5) / range
                  q     = clamp(round(W / scale), -2^(bits-1), 2^(bits-1) - 1)
 
-The asymmetric form is llm-awq's, the symmetric one AutoAWQ's. With asymmetric codes a group whose
+    range of     signed      2^(bits-1) - 1    of 4 bits 7: the lowest code is not used
+    symmetric    half_range  2^(bits-1) - 1/2  of 4 bits 7.5: every code is, and the highest is clamped
+    codes        full_range  -2^(bits-1) where the largest value is positive, else 2^(bits-1): of 4 bits
+                             8, the largest value always on the lowest code, by a scale of either sign
+
+The asymmetric form is llm-awq's; signed symmetric codes are AutoAWQ's and GPTQ's, half_range is
+compressed-tensors', full_range auto-round's. With asymmetric codes a group whose
 values all have one sign still stretches its range to hold zero only as far as the clamp of `zero` does,
 as in the reference.
 """
@@ -16,6 +22,7 @@ as in the reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,15 +31,20 @@ from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 
 MIN_RANGE = 1e-5
+SymmetricGrid = Literal["signed", "half_range", "full_range"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Bits, group size and symmetry of one linear's grid; group_size -1 is one group per row."""
+    """Bits, group size and symmetry of one linear's grid; group_size -1 is one group per row.
+
+    `symmetric_grid` says how symmetric codes are spread over a group's range; it decides scales only.
+    """
 
     bits: int
     group_size: int
     symmetric: bool
+    symmetric_grid: SymmetricGrid = "signed"
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -65,7 +77,7 @@ class GroupParameters:
     """Scale and zero point of every group.
 
     Attributes:
-        scale: [..., n_groups], positive.
+        scale: [..., n_groups], positive but for `full_range` codes.
         zero_point: [..., n_groups], whole numbers in a float tensor; None when symmetric.
     """
 
@@ -113,10 +125,13 @@ class RoundInput:
     Attributes:
         gram: [in_features, in_features] of the scaled input, in full precision.
         hessian: the same on the quantized stream.
+        cross: D [in_features, in_features] = (X - X̂)'X̂ / n of the scaled input X̂ on the quantized stream
+            and X in full precision, as far as no correction has made up for it.
     """
 
     gram: Tensor | None = None
     hessian: Tensor | None = None
+    cross: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +170,10 @@ def range_parameters(low: Tensor, high: Tensor, grid: Grid) -> GroupParameters:
     divisor = low.new_full((), qmax)
     if grid.symmetric:
         largest = torch.maximum(high, -low).clamp_(min=MIN_RANGE)
+        if grid.symmetric_grid == "half_range":
+            divisor += 0.5
+        elif grid.symmetric_grid == "full_range":
+            divisor = torch.where(high > -low, -(divisor + 1), divisor + 1)
         return GroupParameters(scale=largest.div_(divisor), zero_point=None)
     scale = (high - low).clamp_(min=MIN_RANGE).div_(divisor)
     zero_point = low.div(scale).round_().neg_().clamp_(0, qmax)

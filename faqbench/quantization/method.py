@@ -45,13 +45,15 @@ class RoleInput:
 
     Attributes:
         search: statistics that the scale and clip searches measure their loss with.
-        hessian: [in_features, in_features] on the quantized stream, for roundings that read it.
+        hessian: [in_features, in_features] on the quantized stream, for clips and roundings that read it.
+        cross: `RoundInput.cross` of the unscaled input, for roundings that read both streams.
         statistic: [in_features] that the scales are made of; None leaves the role unscaled.
         objective: what the scale search measures instead of the Gram loss; None for the Gram loss.
     """
 
     search: RoleStatistics | None = None
     hessian: Tensor | None = None
+    cross: Tensor | None = None
     statistic: Tensor | None = None
     objective: ModuleObjective | None = None
 
@@ -155,14 +157,21 @@ def _choose_limit(
 ) -> Tensor | None:
     """Return the limits of one linear's groups, infinite for rows that are not to be clipped."""
     clip = method_of(quant)["clip"]
-    unclipped = [rows.cut for rows in role.unclipped if rows.linear == name]
+    unclipped = [
+        rows.cut for rows in role.unclipped if rows.linear == name and clip.spares_attention
+    ]
     if clip.is_idle or slice(0, None) in unclipped:
         return None
-    assert known.search is not None
     searched = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
     for cut in unclipped:
         searched[cut] = False
-    gram, scale = known.search.gram, choice.input_scale
+    gram, scale = None, choice.input_scale
+    if Reads.GRAM in clip.reads:
+        assert known.search is not None
+        gram = known.search.gram
+    elif Reads.HESSIAN in clip.reads:
+        assert known.hessian is not None
+        gram = known.hessian
     chosen: Tensor = call_of(clip)(weight[searched], gram, grid, scale, quant)
     limit = chosen.new_full((len(weight), chosen.shape[1]), torch.inf)
     limit[searched] = chosen
@@ -209,14 +218,17 @@ def _round_input(
     def scaled(gram: Tensor) -> Tensor:
         return gram if input_scale is None else gram / torch.outer(input_scale, input_scale)
 
-    gram = hessian = None
+    gram = hessian = cross = None
     if Reads.GRAM in reads:
         assert known.search is not None
         gram = scaled(known.search.gram)
     if Reads.HESSIAN in reads:
         assert known.hessian is not None
         hessian = scaled(known.hessian)
-    return RoundInput(gram=gram, hessian=hessian)
+    if Reads.BOTH_STREAMS in reads:
+        assert known.cross is not None
+        cross = scaled(known.cross)
+    return RoundInput(gram=gram, hessian=hessian, cross=cross)
 
 
 def scale_statistic(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from faqbench.models import Role
+from faqbench.quantization.correct import Correction
 from faqbench.quantization.grid import fake_quantize, quantize
 from faqbench.quantization.method import RoleResult, relative_errors
 
@@ -32,6 +33,7 @@ class LinearReport:
         clipped_error: the same after correction, scale and clip, rounded to nearest.
         relative_error: the same of the result.
         correction_damping: that the correction needed; None when uncorrected.
+        correction_strength: of the correction, given or searched; None likewise.
         gptq_damping: that the rounding needed to factor a Hessian; None for one that factors none.
         condition: of that damped Hessian.
         storage_bits: of codes, scales and zero points.
@@ -52,6 +54,7 @@ class LinearReport:
     clipped_error: float | None
     relative_error: float | None
     correction_damping: float | None
+    correction_strength: float | None = None
     gptq_damping: float | None
     condition: float | None
     storage_bits: int
@@ -108,10 +111,9 @@ def report_role(
     role: Role,
     result: RoleResult,
     originals: Mapping[str, Tensor],
-    corrected: Mapping[str, Tensor],
+    corrections: Mapping[str, Correction],
     stand_ins: Mapping[str, Tensor],
     gram: Tensor | None,
-    correction_damping: float | None,
     seconds: float,
 ) -> list[LinearReport]:
     """Return the reports of one role's linears.
@@ -121,18 +123,18 @@ def report_role(
         role: the role.
         result: its quantized linears.
         originals: their full precision weights, before any correction.
-        corrected: the weights that were scaled, clipped and rounded.
+        corrections: what was scaled, clipped and rounded in their place; of a corrected role alone.
         stand_ins: the weights that came of it, dequantized.
         gram: of the role's full precision input; None when no activations were read.
-        correction_damping: the largest that a correction needed; None without one.
         seconds: per linear.
     """
     reports = []
     for name, quantized in result.linears.items():
-        scale, weight = quantized.input_scale, originals[name]
+        scale, weight, correction = quantized.input_scale, originals[name], corrections.get(name)
+        corrected = weight if correction is None else correction.weight
         errors: Mapping[str, float] = {}
         if gram is not None:
-            errors = _stage_errors(name, weight, corrected[name], stand_ins[name], result, gram)
+            errors = _stage_errors(name, weight, corrected, stand_ins[name], result, gram)
         reports.append(
             LinearReport(
                 block=block,
@@ -147,7 +149,8 @@ def report_role(
                 scaled_error=errors.get("scaled"),
                 clipped_error=errors.get("clipped"),
                 relative_error=errors.get("final"),
-                correction_damping=correction_damping,
+                correction_damping=None if correction is None else correction.damping,
+                correction_strength=None if correction is None else correction.strength,
                 gptq_damping=result.damping.get(name),
                 condition=result.condition.get(name),
                 storage_bits=quantized.storage_bits(),

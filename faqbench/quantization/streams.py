@@ -1,16 +1,16 @@
 """Two streams through a model: full precision, and quantized so far.
 
 Both move block by block. Methods that read what earlier quantization did to a linear's input (GPTQ, QEP,
-LoaQ) get all calibration windows on it, and those that read full precision activations (QEP, LoaQ, the
-module objective) on the other; a stream that is not read is not there. A `Sample` of the windows
-goes along both for tracing and for searches that need no more.
+LoaQ) get all calibration windows on it, and those that read full precision activations (QEP, LoaQ, GPTAQ,
+Qronos, the module objective) on the other; a stream that is not read is not there. A `Sample` of the
+windows goes along both for tracing and for searches that need no more.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -26,13 +26,14 @@ from faqbench.quantization.activations import (
     observe_block,
     select_tokens,
 )
-from faqbench.quantization.correct import Correction, CorrectionAccumulator
+from faqbench.quantization.correct import Correction, CorrectionAccumulator, CrossAccumulator
 from faqbench.quantization.method import call_of, fixed_alpha
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.sample import Sample, Searched
 
 _RESIDUAL_ROLES = {"o", "down"}  # those whose output is added to the residual stream
+_BothStreams = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,21 @@ class Calibration:
     select: Tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What both streams told of one role's input.
+
+    Attributes:
+        statistics: of it on the quantized stream; None where nothing is read.
+        corrections: of the role's weights by linear; none for a role that is not corrected.
+        cross: `RoundInput.cross` of the unscaled input; None where no rounding reads it.
+    """
+
+    statistics: RoleStatistics | None
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+    cross: Tensor | None = None
+
+
 def reads_quantized(quant: QuantSection) -> bool:
     """Say whether a method reads what earlier quantization did to a linear's input."""
     return Reads.HESSIAN in method_of(quant).reads or corrects(quant)
@@ -57,7 +73,12 @@ def reads_quantized(quant: QuantSection) -> bool:
 
 def reads_full(quant: QuantSection) -> bool:
     """Say whether a method reads all windows' activations in full precision, which no statistic holds."""
-    return corrects(quant) or _runs_modules(quant)
+    return gathers_by_role(quant) or _runs_modules(quant)
+
+
+def gathers_by_role(quant: QuantSection) -> bool:
+    """Say whether statistics are gathered role by role, each with the roles before it quantized."""
+    return corrects(quant) or _aligns(quant)
 
 
 def reads_sample(quant: QuantSection) -> bool:
@@ -87,6 +108,10 @@ def corrects(quant: QuantSection) -> bool:
     moves_by_residual = _reads_residuals(quant) and settings.residual_strength > 0
     moved_by_residual = _RESIDUAL_ROLES if moves_by_residual else ()
     return any(settings.strength_of(r) > 0 or r in moved_by_residual for r in settings.roles)
+
+
+def _aligns(quant: QuantSection) -> bool:
+    return Reads.BOTH_STREAMS in method_of(quant)["round"].reads
 
 
 def _runs_modules(quant: QuantSection) -> bool:
@@ -137,17 +162,34 @@ class Streams:
         assert self._quantized is not None
         return observe_block(self._quantized, self._block, roles, self._select, advance=False)
 
-    def observe_role(self, role: Role) -> RoleStatistics:
-        """Return the statistics of one role's input, with the roles before it quantized."""
-        assert self._quantized is not None
-        linear = self._block.get_submodule(role.linears[0])
-        assert isinstance(linear, nn.Linear)
-        accumulator = Accumulator(linear.in_features, linear.weight.device)
-        for _, x in self._quantized.inputs_of(self._block, role.linears[0]):
-            accumulator.add(select_tokens(x, self._select))
-        statistics = accumulator.result()
-        check_finite(statistics, self._quantized.index, role)
-        return statistics
+    def gather(self, role: Role, weights: Mapping[str, Tensor]) -> Gathered:
+        """Return what is read of one role's input with the roles before it quantized, in one pass.
+
+        Args:
+            role: the role.
+            weights: of its linears, float32 [out_features, in_features].
+        """
+        quant, first = self._quant, next(iter(weights.values()))
+        is_corrected = corrects(quant) and role.name in quant.correction.roles
+        uses_residual = is_corrected and _reads_residuals(quant) and role.name in _RESIDUAL_ROLES
+        correction = self._correction(role, weights, uses_residual) if is_corrected else None
+        cross = CrossAccumulator(first.shape[1], first.device) if _aligns(quant) else None
+        gathering = [a for a in (correction, cross) if a is not None]
+        if not gathering:
+            return Gathered(statistics=self._observe_role(role) if reads_inputs(quant) else None)
+        for tokens in self._tokens(role, uses_residual):
+            for accumulator in gathering:
+                accumulator.add(*tokens)
+        statistics = gathering[0].statistics()
+        self._check_finite(statistics, role)
+        corrections = {} if correction is None else correction.corrected()
+        # What a correction has made up for, a rounding is not to make up for again.
+        left = 1.0 - max((c.strength for c in corrections.values()), default=0.0)
+        return Gathered(
+            statistics=statistics,
+            corrections=corrections,
+            cross=None if cross is None else left * cross.cross(),
+        )
 
     def objective(self, role: Role) -> ModuleObjective | None:
         """Return what the scale search of a role runs, on the stream that its searches measure on.
@@ -167,37 +209,6 @@ class Streams:
         assert self._full is not None
         return ModuleObjective(stream=self._full, block=self._original, role=role)
 
-    def correct(
-        self, role: Role, weights: Mapping[str, Tensor]
-    ) -> tuple[Mapping[str, Correction], RoleStatistics]:
-        """Return the role's weights, moved to make up for what is wrong with its input.
-
-        The statistics of that input, on the quantized stream, come with them.
-        """
-        assert self._full is not None and self._quantized is not None
-        settings = self._quant.correction
-        settings = settings.model_copy(update={"strength": settings.strength_of(role.name)})
-        uses_residual = _reads_residuals(self._quant) and role.name in _RESIDUAL_ROLES
-        make = call_of(method_of(self._quant)["correct"])
-        accumulator: CorrectionAccumulator = make(
-            dict(weights), settings, uses_residual=uses_residual
-        )
-        name = role.linears[0]
-        full = self._full.inputs_of(self._original, name)
-        quantized = self._quantized.inputs_of(self._block, name)
-        residuals = self._residuals(role) if uses_residual else None
-        for (_, x), (_, x_hat) in zip(full, quantized, strict=True):
-            r, r_hat = next(residuals) if residuals is not None else (None, None)
-            accumulator.add(
-                select_tokens(x, self._select),
-                select_tokens(x_hat, self._select),
-                None if r is None else select_tokens(r, self._select),
-                None if r_hat is None else select_tokens(r_hat, self._select),
-            )
-        statistics = accumulator.statistics()
-        check_finite(statistics, self._quantized.index, role)
-        return accumulator.corrected(), statistics
-
     def release(self) -> BlockReport | None:
         """Move all streams past the block and report its error; None when nothing is traced."""
         if self._full is not None:
@@ -206,6 +217,44 @@ class Streams:
             self._quantized.advance(self._block)
         return self._sample.release(self._block) if self._sample is not None else None
 
+    def _observe_role(self, role: Role) -> RoleStatistics:
+        """Return the statistics of one role's input, with the roles before it quantized."""
+        assert self._quantized is not None
+        linear = self._block.get_submodule(role.linears[0])
+        assert isinstance(linear, nn.Linear)
+        accumulator = Accumulator(linear.in_features, linear.weight.device)
+        for _, x in self._quantized.inputs_of(self._block, role.linears[0]):
+            accumulator.add(select_tokens(x, self._select))
+        statistics = accumulator.result()
+        self._check_finite(statistics, role)
+        return statistics
+
+    def _correction(
+        self, role: Role, weights: Mapping[str, Tensor], uses_residual: bool
+    ) -> CorrectionAccumulator:
+        settings = self._quant.correction
+        settings = settings.model_copy(update={"strength": settings.strength_of(role.name)})
+        make = call_of(method_of(self._quant)["correct"])
+        accumulator: CorrectionAccumulator = make(
+            dict(weights), settings, uses_residual=uses_residual
+        )
+        return accumulator
+
+    def _tokens(self, role: Role, uses_residual: bool) -> Iterator[_BothStreams]:
+        """Yield the tokens that count of a role's input on both streams, and of the residuals, or None."""
+        assert self._full is not None and self._quantized is not None
+        full = self._full.inputs_of(self._original, role.linears[0])
+        quantized = self._quantized.inputs_of(self._block, role.linears[0])
+        residuals = self._residuals(role) if uses_residual else None
+        for (_, x), (_, x_hat) in zip(full, quantized, strict=True):
+            r, r_hat = next(residuals) if residuals is not None else (None, None)
+            yield (
+                select_tokens(x, self._select),
+                select_tokens(x_hat, self._select),
+                None if r is None else select_tokens(r, self._select),
+                None if r_hat is None else select_tokens(r_hat, self._select),
+            )
+
     def _residuals(self, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
         assert role.adds_to is not None
         assert self._full is not None and self._quantized is not None
@@ -213,6 +262,10 @@ class Streams:
         quantized = self._quantized.inputs_of(self._block, role.adds_to)
         for (_, r), (_, r_hat) in zip(full, quantized, strict=True):
             yield r, r_hat
+
+    def _check_finite(self, statistics: RoleStatistics, role: Role) -> None:
+        assert self._quantized is not None
+        check_finite(statistics, self._quantized.index, role)
 
 
 def check_correction(quant: QuantSection, roles: tuple[Role, ...]) -> None:

@@ -39,7 +39,10 @@ class _Quant(TypedDict, total=False):
     overrides: list[_Free]
     search: _Free
     preview: _Free
+    mse: _Free
     gptq: _Free
+    gptaq: _Free
+    qronos: _Free
     correction: _Free
 
 

@@ -160,6 +160,15 @@ def truncation_notes(records: Sequence[RunRecord]) -> tuple[str, ...]:
     )
 
 
+def grid_kind(record: RunRecord) -> str:
+    """Return whether codes are symmetric, and how symmetric ones are spread over a group's range."""
+    symmetric = config_value(record.config, "quant.symmetric")
+    if symmetric != "true":
+        return {"false": "asymmetric"}.get(symmetric or "", symmetric or "unknown")
+    spread = config_value(record.config, "quant.symmetric_grid") or "signed"
+    return f"symmetric ({spread.replace('_', ' ')})"
+
+
 def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:
     """Return the command that repeats a run, the keys that vary within the report included.
 

@@ -47,9 +47,8 @@ def how_measured(panel: Panel) -> Iterator[tuple[str, str]]:
 def _grid(runs: list[RunRecord]) -> Iterator[tuple[str, str]]:
     if runs:
         groups = [("per row" if g == "-1" else g) for g in _values(runs, "quant.group_size")]
-        kinds = {"true": "symmetric", "false": "asymmetric"}
-        symmetric = [kinds.get(s, s) for s in _values(runs, "quant.symmetric")]
-        yield "Grid", f"{', '.join(symmetric)}, group size {', '.join(groups)}"
+        kinds = dict.fromkeys(facts.grid_kind(run) for run in runs)
+        yield "Grid", f"{', '.join(kinds)}, group size {', '.join(groups)}"
 
 
 def _calibration(runs: list[RunRecord]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,10 @@ from faqbench.report import facts, formatting
 from faqbench.report.columns import Column, Kind, build_columns
 
 _PRINT = "fingerprint."  # before the keys of what a run was made of
-_GRID = {"quant.bits", "quant.group_size", "quant.symmetric", "quant.skip", "quant.overrides"}
+_GRID = {
+    f"quant.{option}"
+    for option in ("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides")
+}
 
 
 @dataclass(frozen=True, kw_only=True)

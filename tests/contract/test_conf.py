@@ -48,7 +48,7 @@ def test_every_yaml_says_in_its_first_lines_what_it_is(file):
 def test_a_preset_changes_stages_and_their_options_only(choice):
     raw = yaml.safe_load((conf_dir() / f"{choice}.yaml").read_text())
     stages = {"scale", "clip", "correct", "round"}
-    options = {"search", "preview", "gptq", "correction"}
+    options = {"search", "preview", "gptq", "gptaq", "qronos", "mse", "correction"}
     assert set(raw) <= {"defaults", "name"} | stages | options
 
 

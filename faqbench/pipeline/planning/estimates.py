@@ -315,7 +315,8 @@ def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> f
     if not method["scale"].is_idle:
         operations += quant["search"]["n_grid"] * products
     if not method["clip"].is_idle:
-        operations += quant["search"]["clip_steps"] * shape.n_block_weights * 400.0
+        section, steps = ("mse", "steps") if method.owns("mse") else ("search", "clip_steps")
+        operations += quant[section][steps] * shape.n_block_weights * 400.0
     if Reads.BOTH_STREAMS in method.reads:
         operations += tokens * (8 * forward + 4 * blocks * shape.n_gram_elements) + cubes + products
     if Reads.HESSIAN in method.reads:

@@ -11,8 +11,6 @@ import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from faqbench.config.method import LABELS
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
@@ -22,10 +20,15 @@ if TYPE_CHECKING:
 INK, QUIET, RULE = "#1c1d21", "#5f636b", "#dcdee2"
 PAGE_COLORS = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", "#ffffff": "--paper"}
 
-# In the order of the table of methods; a method beyond these takes a spare look by its name.
-_COLOR_OF = (QUIET, "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_COLORS = dict(zip(LABELS, _COLOR_OF, strict=False))
-_MARKERS = dict(zip(LABELS, "|soD^vP", strict=False))
+# By the words of the table of methods; a method without one takes a spare look by its name.
+_LOOKS = {
+    "fp": (QUIET, "|"), "rtn": ("#d55e00", "s"), "awq": ("#0072b2", "o"), "faq": ("#009e73", "D"),
+    "gptq": ("#cc79a7", "^"), "qep": ("#e69f00", "v"), "loaq": ("#56b4e9", "P"),
+    "gptaq": ("#882255", ">"), "foem": ("#999933", "<"), "rescomp": ("#332288", "p"),
+    "qronos": ("#44aa99", "X"),
+}  # fmt: skip
+_COLORS = {word: color for word, (color, _) in _LOOKS.items()}
+_MARKERS = {word: marker for word, (_, marker) in _LOOKS.items()}
 _SPARE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SPARE_MARKERS = ("X", "p", "h", "<", ">", "*")
 LINE_STYLES = ("-", "--", ":", "-.")

@@ -79,6 +79,11 @@ def test_rtn_ignores_calibration_and_awq_does_not(id_of, override):
         ("awq", "quant.correction.strength=0.1"),
         ("gptq", "quant.search.n_grid=10"),
         ("qep", "quant.gptq.damping=0.1"),
+        ("gptq", "quant.gptaq.beta=0.5"),
+        ("foem", "quant.gptaq.alpha=0.5"),
+        ("gptaq", "quant.gptaq.original=0.5"),
+        ("qronos", "quant.gptq.damping=0.1"),
+        ("gptq", "quant.mse.p=2"),
     ],
 )
 def test_options_of_idle_stages_do_not_count(id_of, quant, override):
@@ -110,10 +115,21 @@ def test_options_of_idle_stages_do_not_count(id_of, quant, override):
         ("faq", "quant.preview.roles=residual"),
         ("gptq", "quant.gptq.act_order=true"),
         ("qep", "quant.correction.strength=0.1"),
+        ("gptaq", "quant.gptaq.beta=0.1"),
+        ("rescomp", "quant.gptaq.original=0.1"),
+        ("qronos", "quant.gptq.act_order=false"),
+        ("gptq-strong", "quant.mse.steps=20"),
+        ("gptq-strong", "quant.clip=mse_unweighted"),
     ],
 )
 def test_whatever_decides_the_result_counts(id_of, quant, override):
     assert not same(id_of, [f"quant={quant}"], [f"quant={quant}", override])
+
+
+def test_the_usual_symmetric_grid_is_no_part_of_an_identity_and_another_is(id_of):
+    symmetric = ["quant=rtn", "symmetric=true"]
+    assert same(id_of, symmetric, [*symmetric, "quant.symmetric_grid=signed"])
+    assert not same(id_of, symmetric, [*symmetric, "quant.symmetric_grid=half_range"])
 
 
 def test_a_preset_and_the_same_stages_spelled_out_differ_in_name_alone(compose):

@@ -76,6 +76,13 @@ def test_an_unknown_key_is_named_with_its_nearest_spelling(change, key, offered)
         ("limit", 0, "limit=0 is not allowed"),
         ("quant.gptq.damping", 0, "quant.gptq.damping=0.0 is not allowed"),
         ("quant.search.clip_max_shrink", 1, "quant.search.clip_max_shrink=1.0 is not allowed"),
+        ("quant.gptaq.alpha", 2, "alpha=2.0 is not allowed: it should be less than or equal to 1."),
+        ("quant.gptaq.beta", -1, "quant.gptaq.beta=-1.0 is not allowed"),
+        ("quant.gptaq.original", 1.5, "quant.gptaq.original=1.5 is not allowed"),
+        ("quant.qronos.alpha", 0, "quant.qronos.alpha=0.0 is not allowed: it should be greater"),
+        ("quant.mse.p", 0, "quant.mse.p=0.0 is not allowed: it should be greater than 0."),
+        ("quant.mse.steps", 0, "quant.mse.steps=0 is not allowed: it should be greater than or"),
+        ("quant.mse.max_shrink", 1, "quant.mse.max_shrink=1.0 is not allowed: it should be less"),
     ],
 )
 def test_a_value_out_of_range_names_the_knob_and_the_bound(change, key, value, expected):
@@ -88,6 +95,7 @@ def test_a_value_out_of_range_names_the_knob_and_the_bound(change, key, value, e
         ("quant.scale", "awk", "awq"),
         ("quant.round", "nearst", "nearest"),
         ("quant.correct", "qpe", "qep"),
+        ("quant.symmetric_grid", "halfrange", "half_range"),
         ("quant.preview.weights", "unifrom", "uniform"),
         ("dtype", "bfloat", "bfloat16"),
         ("calibration.tokens", "dropfirst", "drop_first"),
@@ -101,6 +109,16 @@ def test_a_word_that_is_not_one_of_a_few_gets_all_of_them_and_the_nearest(
     assert text.startswith(f"{key}={value} is not allowed: it is ")
     assert f"'{offered}'" in text.split("Did you mean")[0]
     assert text.endswith(f"Did you mean '{offered}'?")
+
+
+def test_qronos_beside_a_correction_is_refused(compose):
+    with pytest.raises(UserError, match=r"solves for the weights anew.*quant\.correct=qep"):
+        compose("model=tiny-llama", "quant=qronos", "quant.correct=qep")
+
+
+def test_a_symmetric_grid_of_asymmetric_codes_is_refused(compose):
+    with pytest.raises(UserError, match=r"symmetric_grid=full_range .*needs symmetric=true\."):
+        compose("model=tiny-llama", "quant=rtn", "quant.symmetric_grid=full_range")
 
 
 def test_a_correction_of_a_role_that_does_not_exist_is_refused(change):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from faqbench.quantization import Grid, fake_quantize
-from faqbench.quantization.clip import group_grams, search_clip
+from faqbench.quantization import Grid, fake_quantize, quantize
+from faqbench.quantization.clip import closest_limit, group_grams, search_clip
 
 WIDTH, STEPS, MAX_SHRINK = 8, 10, 0.5
 
@@ -96,3 +96,70 @@ def test_group_grams_are_those_of_the_scaled_tokens():
     s = torch.rand(24, generator=torch.Generator().manual_seed(0)) + 0.5
     scaled = (x / s)[:, 8:16]
     torch.testing.assert_close(group_grams(gram, s, 8)[1], scaled.T @ scaled / len(x))
+
+
+@pytest.fixture
+def mse(compose):
+    section = compose("model=tiny-llama", "quant=gptq-strong", "quant.mse.steps=16").quant
+
+    def make(p):
+        return section.model_copy(update={"mse": section.mse.model_copy(update={"p": p})})
+
+    return make
+
+
+def naive_mse(weight, weights, grid, p):
+    """The grid search of the smallest sum of weighted errors, in float64."""
+    limits = torch.zeros(len(weight), weight.shape[1] // WIDTH, dtype=torch.float64)
+    for row in range(len(weight)):
+        for group in range(limits.shape[1]):
+            cut = slice(group * WIDTH, (group + 1) * WIDTH)
+            w, best = weight[row, cut].double(), None
+            for i in range(16):
+                limit = float(w.abs().max()) * (1 - i * 0.8 / 16)
+                error = fake_quantize(w.clamp(-limit, limit).unsqueeze(0), grid)[0] - w
+                loss = float((weights[cut].double() * error.abs() ** p).sum())
+                if best is None or loss < best:
+                    best, limits[row, group] = loss, limit
+    return limits.float()
+
+
+@pytest.mark.parametrize("p", [2.0, 2.4])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Grid(bits=3, group_size=WIDTH, symmetric=False),
+        Grid(bits=2, group_size=WIDTH, symmetric=True),
+        Grid(bits=4, group_size=WIDTH, symmetric=True, symmetric_grid="full_range"),
+    ],
+)
+def test_the_closest_range_is_that_of_a_loop_over_rows_and_groups(mse, grid, weighted, p):
+    _, weight, gram = problem(6)
+    weights = gram.diagonal() if weighted else torch.ones(24)
+    found = closest_limit(weight, gram if weighted else None, grid, None, mse(p))
+    torch.testing.assert_close(found, naive_mse(weight, weights, grid, p), rtol=1e-5, atol=0)
+
+
+def test_the_closest_range_of_a_scaled_weight_is_that_of_the_scaled_problem(mse):
+    _, weight, gram = problem(7)
+    grid = Grid(bits=3, group_size=WIDTH, symmetric=False)
+    s = torch.rand(24, generator=torch.Generator().manual_seed(0)) + 0.5
+    found = closest_limit(weight, gram, grid, s, mse(2.4))
+    scaled = closest_limit(weight * s, gram / torch.outer(s, s), grid, None, mse(2.4))
+    torch.testing.assert_close(found, scaled)
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_the_closest_range_is_closer_than_the_full_one(mse, bits):
+    _, weight, _ = problem(8)
+    grid = Grid(bits=bits, group_size=WIDTH, symmetric=False)
+    limit = closest_limit(weight, None, grid, None, mse(2.0))
+    clipped = (quantize(weight, grid, limit=limit).dequantize() - weight).square().sum()
+    assert clipped < (fake_quantize(weight, grid) - weight).square().sum()
+
+
+def test_awqs_search_alone_leaves_q_and_k_as_they_are(quantized):
+    awq, strong = quantized("awq", "bits=2"), quantized("gptq-strong", "bits=2")
+    assert awq.report("self_attn.q_proj").clipped_frac == 0 < awq.report("mlp.up_proj").clipped_frac
+    assert strong.report("self_attn.q_proj").clipped_frac > 0

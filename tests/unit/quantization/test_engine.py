@@ -183,6 +183,32 @@ def test_a_correction_of_strength_zero_is_the_uncorrected_method(
     assert quantized(preset, override).same_as(quantized(plain))
 
 
+@pytest.mark.parametrize("override", ["gptq.act_order=false", "gptq.act_order=true"])
+def test_gptaq_at_zero_is_gptq_on_statistics_taken_role_by_role(quantized, override):
+    by_role = quantized("qep-gptq", "quant.correction.roles=[]", f"quant.{override}")
+    gptaq = quantized("gptaq", "quant.gptaq.alpha=0", f"quant.{override}")
+    # The first role's statistics are the same either way.
+    assert gptaq.same_as(by_role, "layers.0.self_attn.q_proj")
+    assert not gptaq.same_as(by_role)
+
+
+def test_what_a_correction_has_made_up_for_is_not_made_up_for_again(quantized):
+    everything = "quant.correction={strength: 1.0, roles: [qkv, o, gate_up, down]}"
+    assert quantized("qep-gptq", everything, "quant.round=gptaq").same_as(
+        quantized("qep-gptq", everything)
+    )
+    half = everything.replace("1.0", "0.5")
+    assert not quantized("qep-gptq", half, "quant.round=gptaq").same_as(quantized("qep-gptq", half))
+
+
+@pytest.mark.parametrize("preset", ["gptaq", "rescomp", "qronos"])
+def test_output_aligned_rounding_knows_of_the_error_upstream(quantized, preset):
+    outcome = quantized(preset, "bits=2")
+    assert outcome.same_as(quantized(preset, "bits=2"))
+    plain = quantized("gptq", "bits=2", f"quant.gptq.act_order={preset == 'qronos'}")
+    assert not outcome.same_as(plain, "layers.1.")
+
+
 def test_loaq_of_the_linear_variant_at_qeps_settings_is_qep(quantized):
     settings = "{strength: 0.5, damping: 1.0, roles: [qkv, o, gate_up], variant: linear}"
     loaq = quantized("loaq", f"quant.correction={settings}")

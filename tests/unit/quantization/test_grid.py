@@ -13,6 +13,7 @@ grids = st.builds(
     bits=st.integers(2, 8),
     group_size=st.sampled_from([-1, 8, 16, 32]),
     symmetric=st.booleans(),
+    symmetric_grid=st.sampled_from(["signed", "half_range", "full_range"]),
 )
 seeds = st.integers(0, 2**20)
 few = settings(max_examples=40, deadline=None)
@@ -22,7 +23,7 @@ def random_weight(seed, rows=6, columns=32):
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def naive(weight, bits, group_size, symmetric):
+def naive(weight, bits, group_size, symmetric, symmetric_grid="signed"):
     """METHODS.md, "Grid", one group at a time in numpy."""
     weight = weight.astype(np.float64)
     codes, values = np.zeros_like(weight), np.zeros_like(weight)
@@ -32,8 +33,11 @@ def naive(weight, bits, group_size, symmetric):
             cut = slice(start, start + width)
             w = weight[row, cut]
             if symmetric:
-                scale, zero = max(abs(w).max(), 1e-5) / (2 ** (bits - 1) - 1), 0
                 low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+                steps = {"signed": high, "half_range": high + 0.5, "full_range": -low}
+                scale, zero = max(abs(w).max(), 1e-5) / steps[symmetric_grid], 0
+                if symmetric_grid == "full_range" and w.max() > -w.min():
+                    scale = -scale
             else:
                 scale = max(w.max() - w.min(), 1e-5) / (2**bits - 1)
                 low, high = 0, 2**bits - 1
@@ -47,15 +51,44 @@ def naive(weight, bits, group_size, symmetric):
 @given(seeds, grids)
 def test_the_grid_is_the_one_of_the_methods_page(seed, grid):
     weight = random_weight(seed).double()
-    _, values = naive(weight.numpy(), grid.bits, grid.group_size, grid.symmetric)
+    _, values = naive(
+        weight.numpy(), grid.bits, grid.group_size, grid.symmetric, grid.symmetric_grid
+    )
     np.testing.assert_allclose(fake_quantize(weight, grid).numpy(), values, rtol=1e-12, atol=1e-15)
+
+
+@few
+@given(seeds, grids.filter(lambda g: not g.symmetric or g.symmetric_grid == "signed"))
+def test_asymmetric_codes_and_signed_ones_do_not_know_of_other_symmetric_grids(seed, grid):
+    plain = Grid(bits=grid.bits, group_size=grid.group_size, symmetric=grid.symmetric)
+    weight = random_weight(seed)
+    assert torch.equal(fake_quantize(weight, grid), fake_quantize(weight, plain))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_symmetric_grids_differ_in_the_code_of_the_largest_weight(bits, sign):
+    weight, n = sign * torch.tensor([[1.0, -0.3, 0.2, 0.1]]), 2 ** (bits - 1)
+
+    def on(kind):
+        grid = Grid(bits=bits, group_size=-1, symmetric=True, symmetric_grid=kind)
+        q = quantize(weight, grid)
+        return int(q.qvalue[0, 0]), float(q.dequantize()[0, 0])
+
+    assert on("signed") == (sign * (n - 1), pytest.approx(sign))
+    assert on("full_range") == (-n, pytest.approx(sign))
+    code, value = on("half_range")
+    assert code == n - 1 if sign > 0 else code in (-n, 1 - n)
+    assert value == pytest.approx(code / (n - 0.5))
 
 
 @few
 @given(seeds, grids, st.sampled_from([-3.0, 0.0, 3.0]))
 def test_groups_of_one_sign_follow_the_reference_too(seed, grid, shift):
     weight = random_weight(seed).double() + shift
-    _, values = naive(weight.numpy(), grid.bits, grid.group_size, grid.symmetric)
+    _, values = naive(
+        weight.numpy(), grid.bits, grid.group_size, grid.symmetric, grid.symmetric_grid
+    )
     np.testing.assert_allclose(fake_quantize(weight, grid).numpy(), values, rtol=1e-12, atol=1e-15)
 
 
@@ -72,7 +105,7 @@ def test_float32_and_float64_agree_on_codes_for_all_but_a_handful():
 
 
 @few
-@given(seeds, grids)
+@given(seeds, grids.filter(lambda g: not g.symmetric or g.symmetric_grid != "half_range"))
 def test_quantizing_twice_is_quantizing_once_where_groups_have_both_signs(seed, grid):
     weight = random_weight(seed)
     weight[:, ::8], weight[:, 1::8] = weight[:, ::8].abs(), -weight[:, 1::8].abs()

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from faqbench.config.method import STAGES
 from faqbench.records import find_runs
 from faqbench.report.analysis import analyse
 from faqbench.report.evidence import EvidenceStore
@@ -137,6 +138,14 @@ def test_a_method_has_one_colour_everywhere_and_compositions_are_hollow():
     assert style.look("faq")["color"] == style.look("qep-faq")["color"] == style.color("faq")
     assert style.look("faq")["markerfacecolor"] != style.look("qep-faq")["markerfacecolor"]
     assert style.look("faq")["linestyle"] != style.look("qep-faq")["linestyle"]
+
+
+def test_every_method_of_the_table_has_a_look_of_its_own():
+    words = ["fp", "rtn"]
+    for stage in STAGES.values():
+        words += [v.name for v in stage.values.values() if v.label not in (None, "RTN")]
+    looks = [(style.color(word), style.marker(word)) for word in words]
+    assert len(set(looks)) == len(words)
 
 
 def test_an_inlined_drawing_has_ids_of_its_own_and_the_pages_colours(figures):
