@@ -22,11 +22,12 @@ from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments, read_flag, read_number
 from faqbench.cli.console import print_damaged, print_table
-from faqbench.cli.quantities import ago, n_bytes, plural
 from faqbench.config import UserError, did_you_mean
+from faqbench.formatting import ago, count, n_bytes
 from faqbench.records import find_runs
 from faqbench.stages import StoredEntry, find_damaged, list_entries, oldest_over, remove_entry, tidy
 from faqbench.stages.cache import cache_root
+from faqbench.tables import Table
 
 _KEYS = {
     "stage": "one stage only, such as statistics",
@@ -85,12 +86,12 @@ def _list(
             "size": n_bytes(sum(e.n_bytes for e in group)),
             "made": ago(now - min(e.made for e in group)),
             "last used": ago(now - max(e.used for e in group)),
-            "used by": _used_by(runs) if in_detail else plural(len(runs), "run") if runs else "",
+            "used by": _used_by(runs) if in_detail else count(len(runs), "run") if runs else "",
         }
         rows.append(row)
-    print_table(rows)
+    print_table(Table.of(rows))
     total = sum(e.n_bytes for e in entries)
-    print(f"{plural(len(entries), 'entry')}, {n_bytes(total)} in {root}")
+    print(f"{count(len(entries), 'entry')}, {n_bytes(total)} in {root}")
 
 
 def _verify(root: Path, stage: str | None) -> int:
@@ -103,7 +104,7 @@ def _verify(root: Path, stage: str | None) -> int:
             damaged += 1
             print(f"{entry.title}: {damage}")
     print(
-        f"{plural(n_checked, 'entry')} checked, {damaged} damaged"
+        f"{count(n_checked, 'entry')} checked, {damaged} damaged"
         + ("; they are computed again when they are needed." if damaged else ".")
     )
     return int(damaged > 0)
@@ -133,16 +134,16 @@ def _prune(
         for entry in doomed.values():
             print(f"{entry.title}  {n_bytes(entry.n_bytes)}")
         freed = sum(e.n_bytes for e in doomed.values())
-        print(f"{plural(len(doomed), 'entry')} would go, {n_bytes(freed)}.")
+        print(f"{count(len(doomed), 'entry')} would go, {n_bytes(freed)}.")
         return 0
     gone = [e for e in doomed.values() if remove_entry(e)]
     n_left = tidy(root)
     print(
-        f"Removed {plural(len(gone), 'entry')}, {n_bytes(sum(e.n_bytes for e in gone))}, and "
-        f"{plural(n_left, 'leftover')} of processes that were killed."
+        f"Removed {count(len(gone), 'entry')}, {n_bytes(sum(e.n_bytes for e in gone))}, and "
+        f"{count(n_left, 'leftover')} of processes that were killed."
     )
     if len(gone) < len(doomed):
-        print(f"{plural(len(doomed) - len(gone), 'entry')} stayed: a running cell holds them.")
+        print(f"{count(len(doomed) - len(gone), 'entry')} stayed: a running cell holds them.")
     return 0
 
 

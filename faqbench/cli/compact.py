@@ -15,6 +15,7 @@ from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_damaged
 from faqbench.config import UserError
 from faqbench.foreign import is_name
+from faqbench.formatting import n_bytes
 from faqbench.records import (
     RunData,
     RunRecord,
@@ -24,8 +25,7 @@ from faqbench.records import (
     write_sweep,
 )
 from faqbench.report.facts import config_value
-from faqbench.report.request import ReportRequest
-from faqbench.report.selection import select_runs
+from faqbench.report.selection import ReportRequest, select_runs
 
 _KEYS = {
     "into": "the folder that the compact runs are written to",
@@ -65,9 +65,7 @@ def run(arguments: list[str]) -> int:
     _say_where_models_lie(selection.finished)
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
     n_runs = len(copies)
-    print(
-        f"{n_runs} runs copied; {into} holds {size / 1e6:.2f} MB ({size / n_runs / 1e3:.0f} kB a run)"
-    )
+    print(f"{n_runs} runs copied; {into} holds {n_bytes(size)} ({n_bytes(size / n_runs)} a run)")
     return 0
 
 

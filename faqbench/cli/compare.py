@@ -35,8 +35,7 @@ def run(arguments: list[str]) -> int:
     for run_id, reason in pair.damaged:
         print(f"damaged: {run_id}: {reason}")
     for table in pair_tables(pair):
-        rows = [dict(zip(table.heads, row, strict=True)) for row in table.rows[: table.shown]]
-        print_table(rows, title=table.title)
+        print_table(table)
     if values.get("html") != "none":
         default = Path(values.get("reports", "reports")) / "compare" / _name(a.run_id, b.run_id)
         target = Path(values["html"]) if "html" in values else default

@@ -12,11 +12,12 @@ from faqbench.config.experiment import Experiment
 from faqbench.records import RunRecord, read_record
 from faqbench.report import (
     ReportRequest,
-    summary_rows,
+    summary_table,
     truncation_notes,
     without_repeats,
     write_report,
 )
+from faqbench.tables import Table
 
 
 def conclude(
@@ -43,7 +44,7 @@ def conclude(
     records, missing = _read(runs, run_ids)
     failed = [r for r in records if r.status == "failed"]
     finished, repeated = without_repeats([r for r in records if r.status == "finished"])
-    print_table(summary_rows(finished))
+    print_table(summary_table(finished))
     for note in truncation_notes(finished):
         print(f"Note: {note}")
     for names, sentence in repeated:
@@ -62,7 +63,7 @@ def conclude(
     if is_sweep:
         rows = [{"failed cell": r.run_id, "error": r.error_line} for r in failed]
         rows += [{"failed cell": name, "error": "not run"} for name in missing]
-        print_table(rows)
+        print_table(Table.of(rows))
         code = 2 if problems else int(bool(rows))
     else:
         for record in failed:

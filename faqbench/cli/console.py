@@ -19,12 +19,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as RichBars
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from faqbench.cli.verbosity import current_verbosity
+from faqbench.formatting import n_bytes, seconds
 from faqbench.stages import PlainProgress, Progress
 from faqbench.stages.progress import Advance
+from faqbench.tables import Table
 
 _LONGEST_WHOLE = 24
 _NARROW = 72
@@ -41,8 +43,8 @@ class MemoryColumn(ProgressColumn):
         self._process = psutil.Process()
 
     def render(self, task: Task) -> Text:
-        """Return the resident set in GB."""
-        return Text(f"{self._process.memory_info().rss / 1e9:.1f} GB", style="dim")
+        """Return the resident set."""
+        return Text(n_bytes(self._process.memory_info().rss), style="dim")
 
 
 class RichProgress:
@@ -75,9 +77,9 @@ class RichProgress:
 
         try:
             yield advance
-            seconds = self._bars.tasks[self._bars.task_ids.index(task)].elapsed or 0.0
+            elapsed = self._bars.tasks[self._bars.task_ids.index(task)].elapsed or 0.0
             self._bars.console.print(
-                Text(f"  {title} ").append(f"{seconds:.1f} s", style="dim"), highlight=False
+                Text(f"  {title} ").append(seconds(elapsed), style="dim"), highlight=False
             )
         finally:
             self._bars.remove_task(task)
@@ -126,7 +128,7 @@ class VerboseProgress:
         self._plain.note(text)
 
     def _memory(self) -> str:
-        return f"memory {self._process.memory_info().rss / 1e9:.2f} GB"
+        return f"memory {n_bytes(self._process.memory_info().rss)}"
 
 
 class _StandardError(logging.Handler):
@@ -154,20 +156,21 @@ def console_progress() -> Progress:
     return RichProgress(console) if console.is_terminal else PlainProgress()
 
 
-def print_table(rows: Sequence[Mapping[str, str]], title: str | None = None) -> None:
-    """Print rows as a table; columns are the keys of the first row, in their order.
+def print_table(table: Table) -> None:
+    """Print a table under its caption, as many rows as it shows at a glance; an empty one not at all.
 
     Where the terminal is too narrow for that many columns, every row is a paragraph of its own. A file or
     a pipe gets one plain line per row with every value whole, so that `grep` and `awk` find it.
     """
+    rows = table.texts()[: table.shown]
     if not rows:
         return
     console = Console()
     if not console.is_terminal:
-        print(*([title] if title else []), *_plain_lines(rows), sep="\n")
+        print(*([table.caption] if table.caption else []), *_plain_lines(rows), sep="\n")
         return
-    if title:
-        console.print(title, style="bold", markup=False, highlight=False)
+    if table.caption:
+        console.print(table.caption, style="bold", markup=False, highlight=False)
     console.print(make_table(rows, console.width), markup=False)
 
 
@@ -181,7 +184,7 @@ def make_table(rows: Sequence[Mapping[str, str]], width: int) -> RenderableType:
     """Return rows as a table, or as paragraphs where so many columns do not fit."""
     if _least_width(rows) > width:
         return _paragraphs(rows)
-    table = Table(header_style="bold")
+    table = RichTable(header_style="bold")
     for index, column in enumerate(rows[0]):
         # A space lets a long header wrap between a task and its split.
         header = Text(column.replace("_validation", " validation"))

@@ -21,10 +21,11 @@ import psutil
 import faqbench
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_table
-from faqbench.cli.quantities import n_bytes, plural
 from faqbench.cli.workers import n_cores, visible_gpus
+from faqbench.formatting import count, n_bytes
 from faqbench.stages import list_entries
 from faqbench.stages.cache import cache_root
+from faqbench.tables import Table
 
 _PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "wandb")
 _LAUNCHERS = {
@@ -71,10 +72,10 @@ def run(arguments: list[str]) -> int:
         _hub,
     ]
     findings = [finding for check in checks for finding in check()]
-    print_table([{"": f.what, "found": f.found, "means": f.means} for f in findings])
+    print_table(Table.of([{"": f.what, "found": f.found, "means": f.means} for f in findings]))
     fatal = [f for f in findings if f.is_fatal]
     print(
-        f"{plural(len(fatal), 'thing')} would stop a run: {', '.join(f.what for f in fatal)}."
+        f"{count(len(fatal), 'thing')} would stop a run: {', '.join(f.what for f in fatal)}."
         if fatal
         else "Nothing would stop a run."
     )
@@ -125,7 +126,7 @@ def _gpu() -> Iterator[Finding]:
     found = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     yield Finding(
         what="GPU",
-        found=found if usable else f"{plural(len(names), 'GPU')} that this torch cannot use",
+        found=found if usable else f"{count(len(names), 'GPU')} that this torch cannot use",
         means="device=auto uses the first; with launchers each cell gets one"
         if usable
         else "device=auto runs on the CPU; install a torch that is built for CUDA",
@@ -169,7 +170,7 @@ def _cache() -> Iterator[Finding]:
     assets = [e.name for e in entries if e.stage == "assets"]
     yield Finding(
         what="cached",
-        found=f"{plural(len(entries), 'entry')}, {n_bytes(sum(e.n_bytes for e in entries))}",
+        found=f"{count(len(entries), 'entry')}, {n_bytes(sum(e.n_bytes for e in entries))}",
         means="`faqbench cache ls` says what; cache.max_gigabytes limits it",
     )
     yield Finding(

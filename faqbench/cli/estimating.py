@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faqbench.cli.console import console_progress
-from faqbench.cli.quantities import plural, seconds
 from faqbench.config import Experiment, UserError
+from faqbench.formatting import count, seconds
 from faqbench.records import RunRecord, read_record
-from faqbench.report import summary_rows
+from faqbench.report import summary_table
 from faqbench.stages import StageCache
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def estimates_of(experiments: Sequence[Experiment], n_workers: int = 1) -> Mappi
         return {}  # a number that nothing stands behind is no estimate
     due = [cell for cell in plan.cells if cell.status != "finished"]
     whence = (
-        f"as {plural(plan.n_records, 'earlier run')} took"
+        f"as {count(plan.n_records, 'earlier run')} took"
         if plan.n_records
         else "as a short measurement says"
     )
     left = seconds(plan.seconds / max(1, min(n_workers, len(due))))
-    progress.note(f"{plural(len(due), 'cell')} to run: about {left} on this machine, {whence}")
+    progress.note(f"{count(len(due), 'cell')} to run: about {left} on this machine, {whence}")
     now = _stamp(time.time())
     shared = {"planned": now, "n_workers": n_workers}
     return {cell.run_id: {**cell.estimate(), **shared} for cell in due}
@@ -63,9 +63,9 @@ def tell_progress(runs: Path, estimates: Mapping[str, Estimate], record: RunReco
     ended = [r for r in ended if r.started >= own["planned"]]
     progress = console_progress()
     if record.status == "finished":
-        (row,) = summary_rows([record])
+        (row,) = summary_table([record]).texts()
         progress.note(", ".join(f"{key} {value}" for key, value in row.items() if value))
-    done = f"{len(ended)} of {plural(len(estimates), 'cell')} done"
+    done = f"{len(ended)} of {count(len(estimates), 'cell')} done"
     left = seconds_left(estimates, ended, own["n_workers"])
     progress.note(f"{done}, about {seconds(left)} left" if len(ended) < len(estimates) else done)
 

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from faqbench.cli.arguments import read_number
 from faqbench.cli.console import print_damaged, print_table
-from faqbench.cli.quantities import n_bytes
 from faqbench.config import Experiment, UserError, did_you_mean
+from faqbench.formatting import n_bytes
 from faqbench.records import RunRecord, find_heads
 from faqbench.report import ReportRequest
 from faqbench.report.facts import config_value
 from faqbench.report.selection import select_runs
+from faqbench.tables import Table
 
 _OWN = ("columns", "sort", "limit", "runs")
 _DEFAULT = ("run", "status", "started", "seconds", "result")
@@ -44,7 +45,8 @@ def run(arguments: list[str]) -> int:
     if "limit" in own:
         n = int(read_number("ls", "limit", own["limit"]))
         records = records[:n] if order.startswith("-") else records[max(0, len(records) - n) :]
-    print_table([{column: _text(_value(r, column), column) for column in columns} for r in records])
+    rows = [{column: _text(_value(r, column), column) for column in columns} for r in records]
+    print_table(Table.of(rows))
     print_damaged(selection.damaged)
     if selection.is_empty and not selection.damaged:
         print("No runs yet; `python -m faqbench experiment=quickstart` makes some.")

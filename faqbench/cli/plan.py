@@ -19,9 +19,10 @@ from faqbench.cli.checking import check_unfinished
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.launching import check_launcher, in_order
-from faqbench.cli.quantities import n_bytes, plural, seconds
 from faqbench.cli.workers import kind_of, n_workers
+from faqbench.formatting import count, n_bytes, seconds
 from faqbench.stages import StageCache
+from faqbench.tables import Table
 
 if TYPE_CHECKING:
     from faqbench.pipeline.planning import Plan, PlannedCell, PlannedStage
@@ -40,8 +41,8 @@ def run(arguments: list[str]) -> int:
     print_damaged(damaged)
     with StageCache() as cache:
         plan = make_plan([c.experiment for c in cells], records, cache)
-        print_table(_cells(plan), title="cells, in the order in which they start")
-        print_table(_stages(plan.stages), title="stages of the cells that are left")
+        print_table(Table.of(_cells(plan), "cells, in the order in which they start"))
+        print_table(Table.of(_stages(plan.stages), "stages of the cells that are left"))
         launcher = request.hydra.launcher
         print(_summary(plan, kind_of(launcher), n_workers(launcher)))
         for warning in _warnings(plan, cache.root, n_workers(launcher)):
@@ -95,15 +96,15 @@ def _stages(stages: Sequence[PlannedStage]) -> list[dict[str, str]]:
 
 
 def _summary(plan: Plan, kind: str, workers: int) -> str:
-    count = {
+    n = {
         status: sum(c.status == status for c in plan.cells)
         for status in ("finished", "failed", "new")
     }
-    parts = [f"{count['new']} new"]
-    parts += [f"{count['failed']} failed before and tried again"] if count["failed"] else []
-    parts += [f"{count['finished']} finished before and skipped"] if count["finished"] else []
-    cells = f"{plural(len(plan.cells), 'cell')}: {', '.join(parts)}."
-    n_left = count["new"] + count["failed"]
+    parts = [f"{n['new']} new"]
+    parts += [f"{n['failed']} failed before and tried again"] if n["failed"] else []
+    parts += [f"{n['finished']} finished before and skipped"] if n["finished"] else []
+    cells = f"{count(len(plan.cells), 'cell')}: {', '.join(parts)}."
+    n_left = n["new"] + n["failed"]
     if n_left == 0:
         return f"{cells} Nothing is left to run."
     if plan.is_blind:
@@ -113,7 +114,7 @@ def _summary(plan: Plan, kind: str, workers: int) -> str:
         )
     where = f" on {min(workers, n_left)} processes" if kind != "basic" and workers > 1 else ""
     whence = (
-        f"from {plural(plan.n_records, 'earlier run')}"
+        f"from {count(plan.n_records, 'earlier run')}"
         if plan.n_records
         else "from the model's shape and a short measurement of this machine"
     )

@@ -15,6 +15,7 @@ from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress, print_table
 from faqbench.config import UserError
 from faqbench.statistics import percent_of_log
+from faqbench.tables import Table
 
 
 def run(arguments: list[str]) -> int:
@@ -37,20 +38,22 @@ def run(arguments: list[str]) -> int:
     result = search(experiment, cache=StageCache(), progress=progress)
     preset = write_search(result, datetime.now(UTC).date())
     print_table(
-        [
-            {
-                "candidate": e.name,
-                "perplexity": f"{e.perplexity:.3f}",
-                "against AWQ": "" if e.name == "awq" else _percent(e.log_ratio),
-                "95 % interval": ""
-                if e.name == "awq"
-                else f"{_percent(e.low)} to {_percent(e.high)}",
-                "output error": f"{e.output_error:.5f}",
-                "": "chosen" if index == 0 else "tied" if e.tied else "",
-            }
-            for index, e in enumerate(result.evidence)
-        ],
-        title=f"Judged on {result.selection}",
+        Table.of(
+            [
+                {
+                    "candidate": e.name,
+                    "perplexity": f"{e.perplexity:.3f}",
+                    "against AWQ": "" if e.name == "awq" else _percent(e.log_ratio),
+                    "95 % interval": ""
+                    if e.name == "awq"
+                    else f"{_percent(e.low)} to {_percent(e.high)}",
+                    "output error": f"{e.output_error:.5f}",
+                    "": "chosen" if index == 0 else "tied" if e.tied else "",
+                }
+                for index, e in enumerate(result.evidence)
+            ],
+            f"Judged on {result.selection}",
+        )
     )
     print(f"{result.chosen.name}: {verdict(result.evidence[0])}.")
     folder = preset.parent.parent

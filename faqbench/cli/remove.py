@@ -17,12 +17,12 @@ from typing import Any
 
 from faqbench.cli.arguments import read_arguments, read_flag
 from faqbench.cli.console import print_damaged
-from faqbench.cli.quantities import plural
 from faqbench.cli.show import find_name
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.identity import needs_calibration, quantizes
 from faqbench.files import explain_os_error
 from faqbench.foreign import visible
+from faqbench.formatting import count
 from faqbench.records import find_heads, is_packed
 from faqbench.report import ReportRequest
 from faqbench.report.selection import select_runs
@@ -123,7 +123,7 @@ def _empty(runs: Path) -> int:
                 shutil.rmtree(path)
             else:  # a link to a folder elsewhere, which is not followed
                 path.unlink()
-    print(f"Deleted {plural(len(removed), 'run')} for good.")
+    print(f"Deleted {count(len(removed), 'run')} for good.")
     for path in inside:
         if path not in removed:
             print(f"{visible(path.name)} in {folder} was not put there by rm and stays.")

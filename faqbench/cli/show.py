@@ -7,11 +7,12 @@ from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import print_table
-from faqbench.cli.quantities import n_bytes, seconds
 from faqbench.config import UserError, did_you_mean
 from faqbench.foreign import is_name
+from faqbench.formatting import n_bytes, seconds
 from faqbench.records import RunRecord, read_record, run_folders
 from faqbench.report import truncation_notes
+from faqbench.tables import Table
 
 
 def run(arguments: list[str]) -> int:
@@ -20,32 +21,38 @@ def run(arguments: list[str]) -> int:
     if not words:
         raise UserError("show needs the name of a run; `faqbench ls` lists them.")
     record = find_record(Path(values.get("runs", "runs")), words[0])
-    print(f"{record.run_id}: {record.status}, started {record.started}, {record.seconds:.0f} s")
+    print(f"{record.run_id}: {record.status}, started {record.started}, {seconds(record.seconds)}")
     if record.error:
         print(record.error)
     print_table(
-        [
-            {
-                "task": m.task,
-                "metric": m.name,
-                "value": "" if m.value is None else f"{m.value:.5g}",
-                "stderr": "" if m.stderr is None else f"{m.stderr:.2g}",
-                "n": str(m.n),
-            }
-            for m in record.metrics
-        ]
+        Table.of(
+            [
+                {
+                    "task": m.task,
+                    "metric": m.name,
+                    "value": "" if m.value is None else f"{m.value:.5g}",
+                    "stderr": "" if m.stderr is None else f"{m.stderr:.2g}",
+                    "n": str(m.n),
+                }
+                for m in record.metrics
+            ]
+        )
     )
     print_table(
-        [
-            {"stage": name, "seconds": f"{s.seconds:.1f}", "cached": "yes" if s.cached else ""}
-            for name, s in record.stages.items()
-        ]
+        Table.of(
+            [
+                {"stage": name, "time": seconds(s.seconds), "cached": "yes" if s.cached else ""}
+                for name, s in record.stages.items()
+            ]
+        )
     )
     print_table(
-        [
-            {"gate": g.name, "passed": "yes" if g.passed else "NO", "detail": g.detail}
-            for g in record.gates
-        ]
+        Table.of(
+            [
+                {"gate": g.name, "passed": "yes" if g.passed else "NO", "detail": g.detail}
+                for g in record.gates
+            ]
+        )
     )
     if (plan := record.extra.get("plan")) is not None:
         print(_plan(plan))

@@ -12,12 +12,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from faqbench import formatting
 from faqbench.cli.arguments import read_arguments
 from faqbench.cli.console import make_table, print_damaged
 from faqbench.config import UserError, did_you_mean
 from faqbench.foreign import is_name
 from faqbench.records import RunRecord, find_heads, read_sweep
-from faqbench.report import formatting
 from faqbench.tracking import ProgressLog, find_progress
 
 _KEYS = {
@@ -174,7 +174,7 @@ def _view(name: str, found: Sequence[Status], console: Console | None = None) ->
             "state": s.state,
             "": s.detail,
             "time": "" if s.seconds is None else formatting.seconds(s.seconds),
-            "memory": "" if s.memory_bytes is None else formatting.bytes_(s.memory_bytes),
+            "memory": "" if s.memory_bytes is None else formatting.n_bytes(s.memory_bytes),
         }
         for s in shown
     ]

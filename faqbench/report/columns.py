@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from faqbench import formatting
 from faqbench.records import Metric, RunRecord
+from faqbench.tables import Cell, Heading
 
 if TYPE_CHECKING:
     from faqbench.report.panels import Row
@@ -165,3 +167,47 @@ def _mean_of(tasks: Sequence[Column]) -> Column:
         higher_is_better=True,
         parts=tuple(tasks),
     )
+
+
+def estimate_cell(
+    column: Column, estimate: Estimate | None, mark: str = "", href: str = ""
+) -> Cell:
+    """Return a metric's cell: fractions in percent, perplexities and divergences as they are."""
+    if estimate is None:
+        return Cell(text=formatting.NONE)
+    scale, decimals = metric_scale(column)
+    value, stderr = estimate.value * scale, estimate.stderr * scale
+    error = "" if math.isnan(stderr) else formatting.number(stderr, decimals)
+    return Cell(
+        text=formatting.number(value, decimals),
+        error=error,
+        raw=estimate.value,
+        raw_error=None if math.isnan(estimate.stderr) else estimate.stderr,
+        mark=mark,
+        href=href,
+    )
+
+
+def metric_scale(column: Column) -> tuple[float, int]:
+    """Return the factor and the decimals that a column's numbers are shown with."""
+    if column.kind == "perplexity":
+        return 1.0, 2
+    return (100.0, 1) if column.is_percent else (1.0, 4)
+
+
+def metric_unit(column: Column) -> str:
+    """Return what a column's numbers are called on an axis or in a head."""
+    names = {"perplexity": "perplexity", "kl": "KL, nats", "agreement": "agreement, %"}
+    return names.get(column.kind, "acc, %" if column.is_percent else column.metric)
+
+
+def metric_heading(column: Column) -> Heading:
+    """Return a metric's head: where it was measured, in what unit, and which way is good."""
+    arrow = "↑" if column.higher_is_better else "↓"
+    task = column.label if column.kind in ("perplexity", "acc", "mean_acc") else column.task
+    if column.kind == "other":
+        return Heading(
+            text=task, sub=f"{column.metric} {arrow}", has_error=True, csv=f"{task} {column.metric}"
+        )
+    name = f"{column.label} {column.metric}" if task == column.label else f"{task} {column.metric}"
+    return Heading(text=task, sub=f"{metric_unit(column)} {arrow}", has_error=True, csv=name)

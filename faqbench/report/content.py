@@ -1,28 +1,29 @@
-"""Everything a report says, as one value that the templates lay out and do not interpret."""
+"""Everything a report says, as one value that the templates lay out and do not interpret.
+
+`answer` says the same in words alone, for those who show it in their own way.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from faqbench import formatting
 from faqbench.records import RunRecord
-from faqbench.report import facts, formatting
+from faqbench.report import facts
 from faqbench.report.analysis import Analysis, analyse, resolve_baseline
 from faqbench.report.difference_tables import differences_table
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import finished_figures
 from faqbench.report.figures.drawing import FigureContent
-from faqbench.report.method_notes import how_measured
-from faqbench.report.overview import overview_table
-from faqbench.report.pages import PagedTable, Pages, lay_out, paged
+from faqbench.report.layout import PagedTable, Pages, lay_out, paged, slug_of
+from faqbench.report.notes import how_measured, is_published, published_table
 from faqbench.report.panels import build_panels
-from faqbench.report.published import is_published, published_table
-from faqbench.report.request import ReportRequest
 from faqbench.report.result_tables import fidelity_table, further_table, results_table
 from faqbench.report.run_section import RunSection, Shared, run_section, shared_facts
-from faqbench.report.selection import Selection
-from faqbench.report.tables import Table
-from faqbench.report.verdicts import Verdict, draws_note, question, verdicts
+from faqbench.report.selection import ReportRequest, Selection, select_draws
+from faqbench.report.verdicts import Verdict, draws_note, overview_table, question, verdicts
+from faqbench.tables import Table, escape_markdown, to_markdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,12 +169,6 @@ def _panel_content(analysis: Analysis, end: str) -> PanelContent:
     )
 
 
-def slug_of(text: str) -> str:
-    """Return a name that is safe in a file's name and in an id."""
-    kept = "".join(c if c.isascii() and c.isalnum() else "-" for c in text.lower())
-    return "-".join(part for part in kept.split("-") if part) or "unnamed"
-
-
 def report_title(models: Sequence[str], name: str) -> str:
     """Return the title of a report that was given none."""
     if len(models) == 1:
@@ -214,3 +209,55 @@ def _details(details: Sequence[str]) -> str:
     if len(set(details)) == 1:
         return details[0]
     return f"In {formatting.count(len(details), 'run')}, in the first: {details[0]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a report says, in Markdown.
+
+    Attributes:
+        title: of the whole.
+        text: question, sentences and results table of every model.
+        metrics: (task, metric, whether higher is better) of the main columns, each once.
+        n_runs: finished runs behind it.
+    """
+
+    title: str
+    text: str
+    metrics: tuple[tuple[str, str, bool], ...]
+    n_runs: int
+
+
+def answer(request: ReportRequest) -> Answer:
+    """Return what a report says, without drawing or writing anything.
+
+    Raises:
+        UserError: as `write_report` does.
+    """
+    selection = select_draws(request)
+    panels = build_panels(selection.finished)
+    baseline = resolve_baseline(panels, request.baseline) if panels else None
+    store = EvidenceStore(request.runs)
+    parts, metrics = [], []
+    for panel in panels:
+        analysis = analyse(panel, store, baseline)
+        parts.append(f"## {escape_markdown(panel.model)}\n\n{escape_markdown(question(analysis))}")
+        over = overview_table(analysis, "overview")
+        parts += [to_markdown(over)] if over else []
+        lines = []
+        for v in verdicts(analysis):
+            if over and not v.decided:
+                continue  # the table says how many those are
+            lead = escape_markdown(v.lead)
+            claim = f"**{lead}.**" if v.decided else f"{lead}."
+            lines.append(f"At {escape_markdown(v.setting)}: {claim} {escape_markdown(v.evidence)}")
+        parts += ["\n".join(f"* {line}" for line in lines)] if lines else []
+        parts.append(to_markdown(results_table(analysis, "results")))
+        columns = (*panel.columns, *panel.fidelity)
+        metrics += [(c.task, c.metric, c.higher_is_better) for c in columns if not c.parts]
+    return Answer(
+        title=request.title or report_title([p.model for p in panels], request.name),
+        text="\n\n".join(parts),
+        metrics=tuple(dict.fromkeys(metrics)),
+        n_runs=len(selection.finished),
+    )

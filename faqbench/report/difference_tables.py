@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from faqbench.report import facts, formatting
+from faqbench import formatting
+from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Family
 from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison
-from faqbench.report.tables import Cell, Heading, Table, text_cell
 from faqbench.statistics import percent_of_log
+from faqbench.tables import Cell, Heading, Table, text_cell
 
 
 def differences_table(analysis: Analysis, family: Family, name: str) -> Table | None:

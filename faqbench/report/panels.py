@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from faqbench import formatting
 from faqbench.records import RunRecord
-from faqbench.report import facts, formatting
+from faqbench.report import facts
 from faqbench.report.columns import Column, Kind, build_columns
 
 _PRINT = "fingerprint."  # before the keys of what a run was made of

@@ -1,21 +1,16 @@
-"""The tables with a row per method and setting: results, fidelity to full precision, the rest."""
+"""The tables with a row per method and setting, for page and terminal, and those with a line per run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from faqbench.report import facts, formatting
+from faqbench import formatting
+from faqbench.records import RunRecord
+from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Family
-from faqbench.report.columns import Column
-from faqbench.report.panels import Panel, Row
-from faqbench.report.tables import (
-    Cell,
-    Heading,
-    Table,
-    estimate_cell,
-    metric_heading,
-    text_cell,
-)
+from faqbench.report.columns import Column, estimate_cell, metric_heading
+from faqbench.report.panels import Panel, Row, build_panels
+from faqbench.tables import Cell, Heading, Table, text_cell
 
 _MOST_SEED_LINKS = 6
 
@@ -156,3 +151,77 @@ def _bits_per_weight_cell(row: Row) -> Cell:
 def _time_cell(row: Row) -> Cell:
     mean = sum(run.seconds for run in row.runs) / len(row.runs)
     return Cell(text=formatting.seconds(mean), raw=mean, href=row.runs[0].run_id)
+
+
+def runs_table(records: Sequence[RunRecord]) -> Table:
+    """Return one line per run, with every config key that differs between runs."""
+    flat = [facts.flatten(r.config) for r in records]
+    hidden = ("paths.", "tracking.", "report.", "model.notes")
+    keys = list(dict.fromkeys(k for f in flat for k in f if not k.startswith(hidden)))
+    keys = [k for k in keys if len({f.get(k) for f in flat}) > 1]
+    names = ("run_id", "model", "method", *keys, "bits_per_weight", "seconds", "peak_memory_bytes")
+    rows = tuple(
+        (
+            *map(text_cell, (r.run_id, facts.model_name(r), facts.method_name(r))),
+            *(text_cell(f.get(k, "")) for k in keys),
+            *(Cell(text="", raw=x) for x in (r.bits_per_weight, r.seconds, r.peak_memory_bytes)),
+        )
+        for r, f in zip(records, flat, strict=True)
+    )
+    return Table(
+        name="runs", caption="runs", headings=tuple(Heading(text=n) for n in names), rows=rows
+    )
+
+
+def metrics_table(records: Sequence[RunRecord]) -> Table:
+    """Return one line per run and metric, at full precision."""
+    names = ("run_id", "task", "name", "value", "stderr", "n", "unit")
+    rows = tuple(
+        (
+            *map(text_cell, (r.run_id, m.task, m.name)),
+            *(Cell(text="", raw=x) for x in (m.value, m.stderr, m.n)),
+            text_cell(m.unit),
+        )
+        for r in records
+        for m in r.metrics
+    )
+    return Table(
+        name="metrics", caption="metrics", headings=tuple(Heading(text=n) for n in names), rows=rows
+    )
+
+
+def summary_table(records: Sequence[RunRecord]) -> Table:
+    """Return the table that a sweep shows in the terminal when it ends, one row per method and setting.
+
+    What a row does not have is an empty text. Failed records come last, with their error in the column
+    `gates`.
+    """
+    rows: list[dict[str, str]] = []
+    panels = build_panels([r for r in records if r.status == "finished"])
+    for panel in panels:
+        for row in panel.rows:
+            cells = {"model": panel.model} if len(panels) > 1 else {}
+            cells |= {"method": facts.display_method(row.method), "bits": str(row.bits or "")}
+            cells |= {facts.key_label(k): v for k, v in row.shown.items()}
+            if any(len(r.runs) > 1 for r in panel.rows):
+                cells["draws"] = str(len(row.runs))
+            for column in panel.columns:
+                cell = estimate_cell(column, column.estimate(row), "")
+                unit = "" if column.kind == "perplexity" else " %"
+                cells[f"{column.label}{unit}"] = cell.whole_text
+            bits_per_weight = row.runs[0].bits_per_weight
+            cells["bits/weight"] = formatting.number(bits_per_weight, 2) if bits_per_weight else ""
+            cells["time"] = formatting.seconds(sum(r.seconds for r in row.runs) / len(row.runs))
+            cells["gates"] = gates_cell(row).text
+            rows.append(cells)
+    for record in records:
+        if record.status != "finished":
+            error = record.error_line
+            name = facts.display_method(facts.method_name(record))
+            bits = (
+                "" if facts.is_baseline(record) else facts.config_value(record.config, "quant.bits")
+            )
+            rows.append({"method": name, "bits": bits or "", "gates": f"failed: {error}"})
+    last = ["bits/weight", "time", "gates"]
+    keys = list(dict.fromkeys(k for row in rows for k in row if k not in last)) + last
+    return Table.of([{k: row.get(k, "") for k in keys} for row in rows])

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
+from faqbench import formatting
 from faqbench.records import RunRecord
-from faqbench.report import facts, formatting
-from faqbench.report.block_errors import ALONE, block_curves, linear_errors
+from faqbench.report import facts
 from faqbench.report.columns import Column, Estimate, build_columns
 from faqbench.report.comparisons import Comparison, compare_runs, with_holm
-from faqbench.report.evidence import EvidenceStore
+from faqbench.report.evidence import ALONE, EvidenceStore, block_curves, linear_errors
 from faqbench.report.panels import Row
 from faqbench.report.verdicts import describe, measure
 
@@ -256,7 +256,7 @@ def _costs(a: RunRecord, b: RunRecord) -> tuple[tuple[str, str, str], ...]:
         both("bits per weight", lambda run: formatting.number(run.bits_per_weight, 3)),
         both("time", lambda run: formatting.seconds(run.seconds)),
         *((f"stage {name}", stage(a, name), stage(b, name)) for name in stages),
-        both("peak memory", lambda run: formatting.bytes_(run.peak_memory_bytes)),
+        both("peak memory", lambda run: formatting.n_bytes(run.peak_memory_bytes)),
     )
 
 

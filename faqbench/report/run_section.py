@@ -1,7 +1,7 @@
-"""The section of one run: how to repeat it, what it cost, what was checked, where it errs.
+"""What is said of one run: its section in a report, and its comparison and plots for a dashboard.
 
-What all runs of a report share (most of the configuration, the machine) is told once, so that a run's
-own section shows what is its own, and a report of hundreds of runs stays small.
+What all runs of a report share (most of the configuration, the machine) is told once, so that a run's own
+section shows what is its own, and a report of hundreds of runs stays small.
 """
 
 from __future__ import annotations
@@ -9,12 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from faqbench import formatting
 from faqbench.records import RunRecord
-from faqbench.report import facts, formatting
-from faqbench.report.block_errors import ADDED_UP, ALONE, COSINE, traced_blocks
-from faqbench.report.evidence import EvidenceStore
-from faqbench.report.panels import Row
+from faqbench.report import facts
+from faqbench.report.analysis import analyse
+from faqbench.report.difference_tables import difference, difference_unit
+from faqbench.report.evidence import ADDED_UP, ALONE, COSINE, EvidenceStore, traced_blocks
+from faqbench.report.figures import draw_figures
+from faqbench.report.figures.drawing import to_png
+from faqbench.report.panels import Row, build_panels
+from faqbench.report.run_pair import Delta, pair_runs
+from faqbench.tables import Table, text_table
 
 _HIDDEN = ("paths.", "tracking.", "report.", "evaluation.protocols.", "rerun")
 _TOLD_ELSEWHERE = {"blocks", "stage_keys"}
@@ -35,7 +42,7 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """What is shown of a run; tables are (heads, rows) of text.
+    """What is shown of a run.
 
     Attributes:
         siblings: (seed, run id) of the other draws of the same method and setting.
@@ -49,16 +56,15 @@ class RunSection:
     command: str
     siblings: Pairs
     facts: Pairs
-    metrics: tuple[tuple[str, ...], ...]
-    stages: tuple[tuple[str, str, str], ...]
+    metrics: Table
+    stages: Table
     gates: tuple[tuple[bool, str, str], ...]
     warnings: tuple[str, ...]
     skipped_scales: tuple[str, ...]
     config: Pairs
     environment: Pairs
     details: Pairs
-    block_heads: tuple[str, ...]
-    blocks: tuple[tuple[str, ...], ...]
+    blocks: Table
 
 
 def shared_facts(runs: Sequence[RunRecord]) -> Shared:
@@ -72,7 +78,6 @@ def shared_facts(runs: Sequence[RunRecord]) -> Shared:
 
 def run_section(run: RunRecord, row: Row, store: EvidenceStore, shared: Shared) -> RunSection:
     """Return a run's section."""
-    heads, blocks = _block_errors(run, store)
     heading = row.name if row.bits is None else f"{row.name}, {row.bits} bits"
     if row.is_calibrated:
         heading += f", seed {facts.seed(run)}"
@@ -83,23 +88,27 @@ def run_section(run: RunRecord, row: Row, store: EvidenceStore, shared: Shared) 
         command=facts.repeat_command(run, row.shown),
         siblings=tuple((facts.seed(r), r.run_id) for r in row.runs if r is not run),
         facts=_facts(run),
-        metrics=tuple(
-            (
-                m.task,
-                m.name,
-                formatting.number(m.value, 4),
-                formatting.number(m.stderr, 4),
-                f"{m.n:,}",
-            )
-            for m in run.metrics
+        metrics=text_table(
+            f"Metrics of {run.run_id}",
+            ("task", "metric", "value", "stderr", "n"),
+            [
+                (
+                    m.task,
+                    m.name,
+                    *(formatting.number(x, 4) for x in (m.value, m.stderr)),
+                    f"{m.n:,}",
+                )
+                for m in run.metrics
+            ],
+            n_names=2,
         ),
-        stages=tuple(
-            (
-                name,
-                formatting.seconds(timing.seconds),
-                "from the cache" if timing.cached else "computed",
-            )
-            for name, timing in run.stages.items()
+        stages=text_table(
+            f"Stages of {run.run_id}",
+            ("stage", "time", "result"),
+            [
+                (name, formatting.seconds(t.seconds), "from the cache" if t.cached else "computed")
+                for name, t in run.stages.items()
+            ],
         ),
         gates=tuple((gate.passed, gate.name.replace("_", " "), gate.detail) for gate in run.gates),
         warnings=run.warnings,
@@ -107,8 +116,7 @@ def run_section(run: RunRecord, row: Row, store: EvidenceStore, shared: Shared) 
         config=_own(_config(run), shared.config),
         environment=_own(facts.flatten(run.environment), shared.environment),
         details=(*_own(_details(run), shared.details), *prints.items()),
-        block_heads=heads,
-        blocks=blocks,
+        blocks=_block_errors(run, store),
     )
 
 
@@ -139,24 +147,22 @@ def _own(flat: Mapping[str, str], shared: Pairs) -> Pairs:
 def _facts(run: RunRecord) -> Pairs:
     return (
         ("bits per weight", formatting.number(run.bits_per_weight, 3)),
-        ("checkpoint", formatting.bytes_(run.checkpoint_bytes)),
-        ("peak memory", formatting.bytes_(run.peak_memory_bytes)),
+        ("checkpoint", formatting.n_bytes(run.checkpoint_bytes)),
+        ("peak memory", formatting.n_bytes(run.peak_memory_bytes)),
         ("time", formatting.seconds(run.seconds)),
         ("started", run.started or formatting.NONE),
     )
 
 
-def _block_errors(
-    run: RunRecord, store: EvidenceStore
-) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _block_errors(run: RunRecord, store: EvidenceStore) -> Table:
     traces = {_TRACES[kind]: curve for kind, curve in traced_blocks(run).items()}
     columns = _role_means(run, store) | traces
     blocks = sorted({block for column in columns.values() for block in column})
-    rows = tuple(
+    rows = (
         (str(block), *(formatting.number(column.get(block), 4) for column in columns.values()))
         for block in blocks
     )
-    return (("block", *columns), rows) if columns else ((), ())
+    return text_table(f"Relative error per block of {run.run_id}", ("block", *columns), rows)
 
 
 def _role_means(run: RunRecord, store: EvidenceStore) -> dict[str, dict[int, float]]:
@@ -174,3 +180,52 @@ def _role_means(run: RunRecord, store: EvidenceStore) -> dict[str, dict[int, flo
         found.setdefault(role, {})[block] = math.fsum(values) / len(values)
     order = {role: i for i, role in enumerate(_ROLES)}
     return {r: found[r] for r in sorted(found, key=lambda r: (order.get(r, 9), r))}
+
+
+_DPI = 120  # every cell of a sweep draws these
+_FIGURES = ("differences", "depth", "linears", "exponents")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEvidence:
+    """A run's comparison with its baseline as rows, and its plots as (name, caption, PNG)."""
+
+    comparison: tuple[dict[str, float | str | bool | None], ...]
+    images: tuple[tuple[str, str, bytes], ...]
+
+
+def run_evidence(runs: Path, run: RunRecord, baseline: RunRecord | None) -> RunEvidence:
+    """Return what there is to say about a run; of a failed one, nothing."""
+    if run.status != "finished":
+        return RunEvidence(comparison=(), images=())
+    store = EvidenceStore(runs)
+    rows = () if baseline is None else pair_runs(runs, run, baseline).metrics
+    (panel,) = build_panels([run, *([baseline] if baseline else [])])
+    named = facts.method_name(baseline) if baseline else None
+    analysis = analyse(panel, store, named)
+    figures = draw_figures(analysis, store, _FIGURES)
+    return RunEvidence(
+        comparison=tuple(_comparison_row(delta) for delta in rows if delta.a and delta.b),
+        images=tuple(
+            (name, f"{title}. {d.caption}", to_png(d, _DPI)) for name, title, d in figures
+        ),
+    )
+
+
+def _comparison_row(delta: Delta) -> dict[str, float | str | bool | None]:
+    c = delta.comparison
+    assert delta.a is not None and delta.b is not None, "only metrics of both are compared"
+    value, low, high = difference(c)
+    return {
+        "metric": f"{delta.column.task}/{delta.column.metric}",
+        "value": delta.a.value,
+        "baseline": delta.b.value,
+        "difference": value,
+        "unit": difference_unit(delta.column),
+        "low": low,
+        "high": high,
+        "p_holm": c.p_holm,
+        "is_significant": c.is_significant,
+        "verdict": c.verdict,
+        "not_paired": c.refused,
+    }

@@ -1,4 +1,7 @@
-"""Which runs a report is about: a sweep's list or all runs, narrowed by patterns and filters."""
+"""What a report is asked for, and which runs it is about.
+
+These are a sweep's list or all runs, narrowed by patterns and filters.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,45 @@ from faqbench.config import UserError, did_you_mean
 from faqbench.records import RunRecord, find_runs, read_sweep
 from faqbench.report.facts import config_value
 from faqbench.report.panels import without_repeats
-from faqbench.report.request import ReportRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRequest:
+    """One report.
+
+    Attributes:
+        runs: the folder with the run folders.
+        reports: the folder below which `<name>/` is written.
+        name: the report's folder; also the sweep whose list of runs is used when there is one.
+        select: patterns on run ids (`*faq*`) and filters on the config (`quant=awq,faq`, `bits=3`,
+            `calibration.n_samples=32`). A run must match one of the patterns and all filters.
+        run_ids: exactly these runs; None takes the sweep's list, or all runs.
+        baseline: the method, or the run, that others are compared with; None takes AWQ, else RTN.
+        title: the page's title; None makes one.
+    """
+
+    runs: Path
+    reports: Path
+    name: str
+    select: tuple[str, ...] = ()
+    run_ids: tuple[str, ...] | None = None
+    baseline: str | None = None
+    title: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportPaths:
+    """The files of a written report, (run id, reason) of damaged runs, a sentence on each left out."""
+
+    folder: Path
+    html: Path
+    markdown: Path
+    tables: tuple[Path, ...]
+    figures: tuple[Path, ...]
+    n_runs: int
+    damaged: tuple[tuple[str, str], ...] = ()
+    left_out: tuple[str, ...] = ()
+
 
 Finder = Callable[[Path], tuple[list[RunRecord], list[tuple[str, str]]]]
 

@@ -2,8 +2,9 @@
 
 The words follow three rules. A difference that does not stand after Holm's correction is called not
 decidable, with the smallest difference that these data would have shown. One calibration draw supports no
-claim about methods: the words speak of "this one calibration set", and of what a second draw would have to
-show. Nothing is claimed about pairs that cannot be paired.
+claim about methods: the words speak of "this one calibration set", and of what a second draw would have
+to show. Nothing is claimed about pairs that cannot be paired. Above many settings stands an overview: how
+often each method wins, loses or cannot be told apart.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from faqbench.report import facts, formatting
+from faqbench import formatting
+from faqbench.report import facts
 from faqbench.report.analysis import BEST, Analysis, Contest, best_of
 from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
 from faqbench.statistics import detectable_from_stderr, exp, percent_of_log
+from faqbench.tables import Cell, Heading, Table, text_cell
 
 _SOME_DRAWS = 5
+_MANY_SETTINGS = 4
+_Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,3 +235,55 @@ def _would_show(c: Comparison) -> str:
     elif c.column.is_percent:
         size = f"{100 * least:.1f} points"
     return f"Before correction, a difference of {size} would be found four times in five."
+
+
+def overview_table(analysis: Analysis, name: str) -> Table | None:
+    """Return one row per pair of methods and one column per metric, or None for few settings."""
+    if len(analysis.contests) < _MANY_SETTINGS:
+        return None
+    kinds = telling_kinds(analysis)
+    columns = [column for column in analysis.panel.columns if column.kind in kinds]
+    tallies: dict[_Pair, dict[Column, list[Comparison]]] = {}
+    for _, c in analysis.main.comparisons:
+        if c.column in columns and not c.refused:
+            row = tallies.setdefault((c.a.short_name, c.b.short_name), {})
+            row.setdefault(c.column, []).append(c)
+    if not tallies:
+        return None
+    return Table(
+        name=name,
+        caption="Over all settings",
+        headings=(
+            Heading(text="method", numeric=False),
+            Heading(text="against", numeric=False),
+            *(Heading(text=measure(c), sub=difference_unit(c), numeric=False) for c in columns),
+        ),
+        rows=tuple(
+            (text_cell(a), text_cell(b), *(_tally(found.get(column, [])) for column in columns))
+            for (a, b), found in tallies.items()
+        ),
+    )
+
+
+def _tally(found: list[Comparison]) -> Cell:
+    if not found:
+        return Cell(text=formatting.NONE)
+    n_better = sum(c.is_significant and c.a_is_better for c in found)
+    n_worse = sum(c.is_significant and not c.a_is_better for c in found)
+    one_draw = [c for c in found if c.stands and c.is_of_one_draw]
+    n_ahead = sum(c.a_is_better for c in one_draw)
+    n_behind = len(one_draw) - n_ahead
+    counts = (
+        f"{n} {word}"
+        for n, word in (
+            (n_better, "better"),
+            (n_worse, "worse"),
+            (n_ahead, "ahead on one calibration set"),
+            (n_behind, "behind on one calibration set"),
+            (sum(not c.stands for c in found), "not decidable"),
+        )
+        if n
+    )
+    values = [difference(c)[0] for c in found]
+    low, high = (formatting.signed(value, 1) for value in (min(values), max(values)))
+    return text_cell(f"{', '.join(counts)}; {low} to {high}")

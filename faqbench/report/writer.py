@@ -12,15 +12,13 @@ from pathlib import Path
 from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.garbage import uncollected
-from faqbench.report import markup
-from faqbench.report.columnar import to_parquet
 from faqbench.report.content import ReportContent, build_content
 from faqbench.report.layout import GENERATOR, render
-from faqbench.report.request import ReportPaths, ReportRequest
-from faqbench.report.run_tables import metrics_table, runs_table
-from faqbench.report.selection import Selection, select_draws
+from faqbench.report.result_tables import metrics_table, runs_table
+from faqbench.report.selection import ReportPaths, ReportRequest, Selection, select_draws
 from faqbench.stages.hashing import hash_file
 from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
+from faqbench.tables import to_csv, to_latex, to_parquet
 
 _MOST_FIGURE_ROWS = 240
 _MOST_SETTINGS = 12
@@ -75,15 +73,14 @@ def _files(content: ReportContent, selection: Selection) -> dict[str, bytes]:
     files["report.md"] = render("report.md.j2", report=content).encode()
     shown = [*(table for panel in content.panels for table in panel.tables), content.published]
     for table in shown:
-        files[f"tables/{table.name}.tex"] = markup.to_latex(table).encode()
+        files[f"tables/{table.name}.tex"] = to_latex(table).encode()
     for table in (*shown, runs_table(selection.finished), metrics_table(selection.finished)):
-        files[f"tables/{table.name}.csv"] = markup.to_csv(table).encode()
+        files[f"tables/{table.name}.csv"] = to_csv(table).encode()
         files[f"tables/{table.name}.parquet"] = to_parquet(table)
     for figure in (figure for panel in content.panels for figure in panel.figures):
         files[f"figures/{figure.name}.svg"] = figure.svg.encode()
         files[f"figures/{figure.name}.png"] = figure.png
-        data = markup.plain_csv(figure.header, figure.rows)
-        files[f"figures/{figure.name}.csv"] = data.encode()
+        files[f"figures/{figure.name}.csv"] = to_csv(figure.data).encode()
     return files
 
 

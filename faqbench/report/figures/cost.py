@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from faqbench.report import formatting
+from faqbench import formatting
 from faqbench.report.analysis import Analysis
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
@@ -55,7 +55,7 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
             (
                 _name(row),
                 *(_stage_text(row, stage) for stage in stages),
-                formatting.bytes_(_memory(row)),
+                formatting.n_bytes(_memory(row)),
             )
             for row in there
         ),

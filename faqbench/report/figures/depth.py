@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from faqbench.report.analysis import Analysis
-from faqbench.report.block_errors import ADDED_UP, ALONE, Curves, block_curves
-from faqbench.report.evidence import EvidenceStore
+from faqbench.report.evidence import ADDED_UP, ALONE, Curves, EvidenceStore, block_curves
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import facets, how_many, representatives

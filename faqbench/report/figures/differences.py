@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from faqbench.report import facts, formatting
+from faqbench import formatting
+from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Contest
 from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from faqbench.report.figures import style
+from faqbench.tables import Table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,8 +34,7 @@ class FigureContent:
         title: its heading.
         caption: what is drawn and how to read it.
         alt: the figure's message for those who do not see it.
-        header: the heads of its data table.
-        rows: its data, as text.
+        data: its numbers, as texts.
         svg: the file.
         inline: the element for the page.
         png: the file.
@@ -44,8 +44,7 @@ class FigureContent:
     title: str
     caption: str
     alt: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+    data: Table
     svg: str
     inline: str
     png: bytes
@@ -87,8 +86,7 @@ def finish(name: str, title: str, drawing: Drawing) -> FigureContent:
         title=title,
         caption=drawing.caption,
         alt=drawing.alt,
-        header=drawing.header,
-        rows=drawing.rows,
+        data=text_table(f"{title}, data", drawing.header, drawing.rows),
         svg=svg,
         inline=to_inline(svg, f"fig-{name}"),
         png=to_png(drawing),

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faqbench.report.analysis import Analysis
-from faqbench.report.block_errors import LinearErrors, linear_errors
-from faqbench.report.evidence import Array, EvidenceStore
+from faqbench.report.evidence import Array, EvidenceStore, LinearErrors, linear_errors
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import facets

@@ -4,17 +4,18 @@ import pytest
 from rich.console import Console
 
 from faqbench.cli.console import RichProgress, print_table
+from faqbench.tables import Table
 
 
 def test_a_table_has_a_column_per_key_and_shows_brackets_as_they_are(capsys):
-    print_table([{"run": "[bold]x[/bold]", "value": "1"}, {"run": "y", "value": "2"}])
+    print_table(Table.of([{"run": "[bold]x[/bold]", "value": "1"}, {"run": "y", "value": "2"}]))
     text = capsys.readouterr().out
     assert "[bold]x[/bold]" in text
     assert "run" in text and "value" in text
 
 
 def test_no_rows_print_nothing(capsys):
-    print_table([])
+    print_table(Table.of([]))
     assert capsys.readouterr().out == ""
 
 
@@ -50,7 +51,7 @@ def printed(monkeypatch, rows, width, **kwargs):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=width, no_color=True)
     monkeypatch.setattr("faqbench.cli.console.Console", lambda **_: console)
-    print_table(rows, **kwargs)
+    print_table(Table.of(rows, **kwargs))
     return stream.getvalue()
 
 
@@ -65,13 +66,13 @@ def test_a_wide_table_is_paragraphs_on_a_narrow_terminal(monkeypatch):
 
 
 def test_a_title_stands_above_its_table_on_a_line_of_its_own(monkeypatch):
-    text = printed(monkeypatch, [{"a": "1"}], 80, title="A title longer than the table [x]")
+    text = printed(monkeypatch, [{"a": "1"}], 80, caption="A title longer than the table [x]")
     assert "A title longer than the table [x]" in text.splitlines()[0]
 
 
 def test_a_pipe_gets_one_line_per_row_and_every_value_whole(capsys):
     rows = [{"run": "r" * 150, "result": "perplexity 21.5"}, {"run": "s", "result": ""}]
-    print_table(rows, title="runs")
+    print_table(Table.of(rows, "runs"))
     title, head, first, second = capsys.readouterr().out.splitlines()
     assert title == "runs" and head.split() == ["run", "result"]
     assert first == f"{'r' * 150}  perplexity 21.5" and second == "s"

@@ -163,7 +163,7 @@ def test_compact_copies_finished_runs_and_the_report_finds_them_by_name(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["compact", "into=runs/study", "name=all"]) == 0
-    assert "2 runs copied; runs/study holds 0.0" in capsys.readouterr().out
+    assert "2 runs copied; runs/study holds 1." in capsys.readouterr().out
     (runs / "toy-fp-0123456789" / "record.json").unlink()
     assert main(["report", "name=study"]) == 0
     assert "over 2 runs: reports/study/index.html" in capsys.readouterr().out

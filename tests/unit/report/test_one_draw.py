@@ -7,7 +7,7 @@ import pytest
 
 from faqbench.cli import main
 from faqbench.report import ReportRequest, answer, run_evidence
-from faqbench.report.earlier_draws import EarlierDraws
+from faqbench.report.evidence import EarlierDraws
 from faqbench.report.panels import build_panels
 
 SET = "on this one calibration set"

@@ -7,15 +7,15 @@ import pytest
 from faqbench.cli import main
 from faqbench.config import UserError
 from faqbench.records import Metric, find_runs, write_sweep
-from faqbench.report import ReportRequest, summary_rows
+from faqbench.report import ReportRequest, summary_table
 from faqbench.report.analysis import BEST, TIED, analyse, resolve_baseline
 from faqbench.report.comparisons import compare_rows
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.facts import as_text, display_method, repeat_command
-from faqbench.report.markup import escape_markdown, escape_tex
 from faqbench.report.panels import build_panels
 from faqbench.report.selection import select_runs
 from faqbench.report.verdicts import verdicts
+from faqbench.tables import escape_markdown, escape_tex
 
 
 def finished(runs):
@@ -213,14 +213,14 @@ def test_an_infinite_perplexity_is_shown_and_breaks_nothing(make_run, tmp_path):
             ),
         ),
     )
-    assert summary_rows([broken])[0]["p"] == "—"
+    assert summary_table([broken]).texts()[0]["p"] == "—"
 
 
 def test_the_terminal_table_has_equal_keys_and_shows_failures_last(make_run, tmp_path):
     for method in ("fp", "awq"):
         make_run(tmp_path, method)
     make_run(tmp_path, "faq", run_id="z", status="failed", error="line one\nout of memory")
-    rows = summary_rows(find_runs(tmp_path)[0])
+    rows = summary_table(find_runs(tmp_path)[0]).texts()
     assert len({tuple(row) for row in rows}) == 1
     assert [row["method"] for row in rows] == ["full precision", "AWQ", "FAQ"]
     assert rows[0]["bits"] == ""

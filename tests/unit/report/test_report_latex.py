@@ -9,10 +9,10 @@ from faqbench.records import find_runs
 from faqbench.report.analysis import analyse
 from faqbench.report.difference_tables import differences_table
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.markup import escape_tex, to_latex
+from faqbench.report.notes import published_table
 from faqbench.report.panels import build_panels
-from faqbench.report.published import published_table
 from faqbench.report.result_tables import fidelity_table, further_table, results_table
+from faqbench.tables import escape_tex, to_latex
 
 HOSTILE = "\\input{/etc/passwd} % & # _ ^ ~ { } $x$ <b> |`'\" -- ± — é Ł 漢字 \x00 \\end{tabular}"
 DOCUMENT = r"""\documentclass{article}

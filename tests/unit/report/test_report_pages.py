@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from faqbench.report import ReportRequest, figures, pages, write_report
+from faqbench.report import ReportRequest, figures, layout, write_report
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +17,9 @@ def large(make_run, tmp_path_factory):
             for seed in (0, 1) if method != "rtn" else (0,):
                 make_run(root / "runs", method, bits, seed, n_items=20)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "MOST_RUNS", 5)
-        patch.setattr(pages, "_RUNS_PER_PAGE", 4)
-        patch.setattr(pages, "_ROWS_PER_PAGE", 5)
+        patch.setattr(layout, "MOST_RUNS", 5)
+        patch.setattr(layout, "_RUNS_PER_PAGE", 4)
+        patch.setattr(layout, "_ROWS_PER_PAGE", 5)
         patch.setattr(figures, "FIGURES", ())  # no matter here
         request = ReportRequest(runs=root / "runs", reports=root / "reports", name="large")
         return write_report(request)

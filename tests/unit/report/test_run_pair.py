@@ -19,7 +19,7 @@ def pair(make_run, tmp_path_factory):
 
 
 def table(pair, title):
-    return next(t for t in pair_tables(pair) if t.title.startswith(title))
+    return next(t for t in pair_tables(pair) if t.caption.startswith(title))
 
 
 def test_the_keys_that_differ_are_listed_and_no_other(pair):
@@ -90,7 +90,7 @@ def test_runs_on_different_texts_are_not_paired_and_say_so(make_run, tmp_path):
     perplexities = [d for d in found.metrics if d.column.kind == "perplexity"]
     assert all(math.isnan(d.comparison.effect) for d in perplexities)
     assert not found.windows
-    assert "different texts" in table(found, "Metrics").rows[0][-1]
+    assert "different texts" in table(found, "Metrics").rows[0][-1].text
 
 
 def test_full_precision_has_no_linears_to_blame(make_run, tmp_path):

@@ -1,8 +1,13 @@
-"""Numbers as a reader wants them: few digits, the same everywhere, a true minus sign."""
+"""Numbers as a reader wants them: few digits, the same everywhere, a true minus sign.
+
+Every duration, size, count, share and measured number that a person reads, on a page, in a table or on a
+terminal, is written by the one function here that is for its kind.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EM DASH}"
@@ -26,6 +31,12 @@ def signed(value: float | None, decimals: int) -> str:
     return f"+{text}" if positive else text
 
 
+def percent(share: float | None, decimals: int = 0) -> str:
+    """Return a share of 1 in percent."""
+    text = number(None if share is None else 100 * share, decimals)
+    return text if text == NONE else f"{text}\N{NO-BREAK SPACE}%"
+
+
 def p_value(p: float | None) -> str:
     """Return a p-value with three decimals, or that it is below them."""
     if p is None or math.isnan(p):
@@ -34,7 +45,7 @@ def p_value(p: float | None) -> str:
 
 
 def seconds(value: float) -> str:
-    """Return a duration in the two units that matter."""
+    """Return a duration in the two units that matter, as in `3 min 20 s`."""
     if value < 10:
         return f"{value:.1f} s"
     if value < 120:
@@ -42,10 +53,20 @@ def seconds(value: float) -> str:
     minutes, rest = divmod(round(value), 60)
     if minutes < 120:
         return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // (24 * 60)} d {minutes // 60 % 24:02d} h"
 
 
-def bytes_(value: float | None) -> str:
+def ago(seconds_ago: float) -> str:
+    """Return how long ago something was, in one unit."""
+    for name, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds_ago >= size:
+            return f"{seconds_ago / size:.0f} {name} ago"
+    return "now"
+
+
+def n_bytes(value: float | None) -> str:
     """Return a size with three digits in decimal units."""
     if value is None:
         return NONE
@@ -57,10 +78,12 @@ def bytes_(value: float | None) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """Return "1 run", "2 runs"."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+    """Return a count with its noun, as in `1 run`, `2 runs` and `2 entries`."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n:,} {noun[:-1]}ies" if noun.endswith("y") else f"{n:,} {noun}s"
 
 
-def listing(words: list[str]) -> str:
+def listing(words: Sequence[str]) -> str:
     """Return "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
