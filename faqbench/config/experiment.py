@@ -21,8 +21,18 @@ from faqbench.config.section import DType, Fraction, Positive, Section, Slug
 RoleName = Literal["qkv", "o", "gate_up", "down"]
 # A number for all roles, or one for each. The tags keep errors to the form that the user wrote.
 PerRole = Annotated[
-    Annotated[Fraction, Tag("number")] | Annotated[dict[RoleName, Fraction], Tag("per role")],
-    Discriminator(lambda value: "per role" if isinstance(value, dict) else "number"),
+    Annotated[Fraction, Tag("number")]
+    | Annotated[dict[RoleName, Fraction], Tag("per role")]
+    | Annotated[Literal["search"], Tag("word")],
+    Discriminator(
+        lambda value: (
+            "per role"
+            if isinstance(value, dict)
+            else "word"
+            if isinstance(value, str)
+            else "number"
+        )
+    ),
 ]
 
 
@@ -118,7 +128,7 @@ class CorrectionSection(Section):
     roles: tuple[RoleName, ...]
     variant: Literal["linear", "residual", "norm_aware"]
 
-    def strength_of(self, role: str) -> float:
+    def strength_of(self, role: str) -> float | Literal["search"]:
         """Return how far a role's weights are moved; 0 for a role that is not corrected."""
         if role not in self.roles:
             return 0.0

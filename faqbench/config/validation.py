@@ -28,7 +28,7 @@ from faqbench.config.presearch import check_presearch
 # Keys for which the command line takes `auto` too, and puts what it means here in its place.
 _RESOLVED_BEFORE = ("dtype",)
 # What pydantic puts into an error's location that the user did not write.
-_NOT_KEYS = ("number", "per role", "[key]")
+_NOT_KEYS = ("number", "per role", "word", "[key]")
 _LONGEST_TAG, _LONGEST_PROJECT, _NOT_IN_PROJECTS = 64, 128, "/\\#?%:"  # W&B's
 
 
@@ -52,6 +52,8 @@ def _check_combination(experiment: Experiment) -> None:
     _check_stages(experiment.method)
     _check_grid(quant)
     _check_correction(quant.correction)
+    if experiment.method.owns("correction"):
+        _check_held_out(quant.correction, experiment.n_calibration_samples)
     check_calibration(experiment.calibration, experiment.scenario)
     check_presearch(experiment.presearch)
     check_tracking(experiment.tracking)
@@ -142,6 +144,14 @@ def _check_correction(correction: CorrectionSection) -> None:
         )
 
 
+def _check_held_out(correction: CorrectionSection, n_samples: int) -> None:
+    if correction.strength == "search" and n_samples < 2:
+        raise UserError(
+            "quant.correction.strength=search holds out calibration windows to choose by, and "
+            f"calibration.n_samples={n_samples} leaves none; it needs at least 2."
+        )
+
+
 def _paths_and_tuples(value: Any) -> Any:
     """Give strict pydantic the types it wants where YAML has none: tuples for lists, paths for texts."""
     if isinstance(value, Mapping):
@@ -195,7 +205,9 @@ def _sentence(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{key} is missing."
     if error["type"] == "literal_error":
-        expected = ("'auto', " if key in _RESOLVED_BEFORE else "") + error["ctx"]["expected"]
+        also = "'auto', " if key in _RESOLVED_BEFORE else ""
+        also = "a number or " if "word" in error["loc"] else also
+        expected = also + error["ctx"]["expected"]
         known = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
         return f"{key}={value} is not allowed: it is {expected}.{did_you_mean(str(value), known)}"
     if error["type"] == "string_pattern_mismatch":

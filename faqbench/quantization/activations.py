@@ -12,6 +12,7 @@ they are all that FAQ needs of the future.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,12 @@ class GramSum:
             rows = slice(start, start + _GRAM_BLOCK)
             self._upper[rows, start:].addmm_(x[:, rows].T, x[:, start:])
 
+    def plus(self, other: GramSum) -> GramSum:
+        """Return the sum over both's tokens."""
+        result = copy.copy(self)
+        result._upper = self._upper + other._upper
+        return result
+
     def result(self) -> Tensor:
         """Return the whole sum [in_features, in_features]."""
         return self._upper.triu() + self._upper.triu(diagonal=1).T
@@ -79,6 +86,13 @@ class Accumulator:
         self._abs += x.abs().sum(dim=0)
         self._gram.add(x)
         self.n_tokens += len(x)
+
+    def plus(self, other: Accumulator) -> Accumulator:
+        """Return the sums over both's tokens."""
+        result = copy.copy(self)
+        result._abs, result._gram = self._abs + other._abs, self._gram.plus(other._gram)
+        result.n_tokens = self.n_tokens + other.n_tokens
+        return result
 
     def result(self) -> RoleStatistics:
         """Return the means so far."""

@@ -15,12 +15,19 @@ differ in the part T of the full precision output that is still to be made up fo
                      R + X W' and R̂ + X̂ W', both frozen, which keeps it least squares
     LoaQ, linear     QEP for every role
 
+`strength: search` takes, for every role of every block, the strength between 0 and 1 with the smallest
+output error on every fourth calibration window, the correction fitted to the others; then it is fitted to
+all of them at that strength.
+
 Reference: QEP, arXiv 2504.09629; LoaQ, arXiv 2509.06297, as restated in arXiv 2512.01546. The weighting
-of the norm-aware variant is our reading of "freezes both RMS factors".
+of the norm-aware variant is our reading of "freezes both RMS factors". The search is ours: papers choose
+strengths on a small model.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,9 +36,11 @@ from torch import Tensor
 from faqbench.config.experiment import CorrectionSection
 from faqbench.quantization.activations import Accumulator, GramSum, RoleStatistics
 from faqbench.quantization.damping import damped_cholesky
-from faqbench.quantization.reproducible import one_thread
+from faqbench.quantization.reproducible import dot, one_thread
 
 _EPSILON = 1e-6  # of the norms
+_START, _WHOLE = 0.0, 1.0  # the strengths between which one is searched
+_HELD_EVERY = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,56 +63,66 @@ class CorrectionAccumulator:
 
     Args:
         weights: of each linear, float32 [out_features, in_features].
-        settings: strengths and variant; `strength` is the role's own number here.
+        settings: strengths and variant; `strength` is the role's own number here, or `search`.
         uses_residual: whether T has a residual part: LoaQ's o and down.
     """
 
     def __init__(
         self, weights: dict[str, Tensor], settings: CorrectionSection, *, uses_residual: bool
     ) -> None:
-        assert isinstance(settings.strength, float)
+        assert not isinstance(settings.strength, dict)
         self._weights = weights
         self._settings = settings
-        self._strength = settings.strength
         self._uses_residual = uses_residual
-        first = next(iter(weights.values()))
-        in_features = first.shape[1]
-        norm_aware = uses_residual and settings.variant == "norm_aware"
-        # X̂ itself: the stages after a correction measure on it, and unweighted its Gram matrix is Ĥ.
-        self._seen = Accumulator(in_features, first.device)
-        self._weighted = GramSum(in_features, first.device) if norm_aware else None
+        strengths: tuple[float, ...] = (_START, _WHOLE) if uses_residual else (_WHOLE,)
+        if settings.strength != "search":
+            strengths = (settings.strength,)
+        first, norm_aware = next(iter(weights.values())), settings.variant == "norm_aware"
         # Without a residual part, T = (X - X̂) W', and one [in, in] cross product serves all linears.
-        n_columns = first.shape[0] if uses_residual else in_features
-        self._cross = torch.zeros(in_features, n_columns, device=first.device)
+        shape = (first.shape[1], first.shape[0] if uses_residual else first.shape[1])
+        self._fitted, self._held = (
+            _Sums(shape, strengths, first.device, weighs=uses_residual and norm_aware)
+            for _ in range(2)
+        )
 
     def add(
-        self, x: Tensor, x_hat: Tensor, residual: Tensor | None, residual_hat: Tensor | None
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        residual: Tensor | None,
+        residual_hat: Tensor | None,
+        *,
+        is_held: bool = False,
     ) -> None:
-        """Add tokens: inputs [n, in_features], and for a residual part the residuals [n, hidden]."""
+        """Add tokens: inputs [n, in_features], and for a residual part the residuals [n, hidden].
+
+        Those that are held out choose the strength.
+        """
         x, x_hat = x.float(), x_hat.float()
-        weighted = x_hat
+        sums = self._held if is_held else self._fitted
+        sums.seen.add(x_hat)
+        own, weighted, through, rest = x - x_hat, x_hat, None, None
         if self._uses_residual:
             assert residual is not None and residual_hat is not None
             (weight,) = self._weights.values()
             before, before_hat = residual.float(), residual_hat.float()
-            if self._weighted is not None:
+            if sums.weighted is None:
+                through = weight.T
+            else:
                 output, output_hat = x @ weight.T, x_hat @ weight.T
                 rms, rms_hat = _rms(before + output), _rms(before_hat + output_hat)
                 gain = rms_hat / rms
-                weighted, before = x_hat / rms_hat.square(), before * gain
-                target = self._strength * (output * gain - output_hat)
-                self._weighted.add(x_hat / rms_hat)
-            else:
-                target = (self._strength * (x - x_hat)) @ weight.T
-            target += self._settings.residual_strength * (before - before_hat)
-        else:
-            target = self._strength * (x - x_hat)
-        self._seen.add(x_hat)
-        self._cross.addmm_(weighted.T, target)
+                own, before = output * gain - output_hat, before * gain
+                weighted = x_hat / rms_hat.square()
+                sums.weighted.add(x_hat / rms_hat)
+            rest = self._settings.residual_strength * (before - before_hat)
+        for strength, cross in sums.crosses.items():
+            target = strength * own if through is None else (strength * own) @ through
+            cross.addmm_(weighted.T, target if rest is None else target + rest)
 
     def statistics(self) -> RoleStatistics:
         """Return the statistics of X̂ so far."""
-        return self._seen.result()
+        return self._everything().seen.result()
 
     def corrected(self) -> dict[str, Correction]:
         """Return the corrected weight of every linear.
@@ -111,25 +130,112 @@ class CorrectionAccumulator:
         Raises:
             HessianError: when no damping makes Ĥ factorable.
         """
-        seen = self._seen.result()
-        hessian, cross = seen.gram, self._cross / seen.n_tokens
-        if self._weighted is not None:
-            hessian = self._weighted.result() / seen.n_tokens
-        if not hessian.any():  # an input that is always zero: nothing that it meets can make up
-            damping = self._settings.damping
-            return {n: self._as(w, damping) for n, w in self._weights.items()}
+        strength = self._settings.strength
+        if strength == "search":
+            strength = self._searched()
+        assert isinstance(strength, float)
+        moved, damping = self._moved(self._everything(), strength)
+        return {
+            name: Correction(
+                weight=weight if name not in moved else (weight.double() + moved[name].T).float(),
+                damping=damping,
+                strength=strength,
+            )
+            for name, weight in self._weights.items()
+        }
+
+    def _everything(self) -> _Sums:
+        return self._fitted.plus(self._held) if self._held.seen.n_tokens else self._fitted
+
+    def _moved(self, sums: _Sums, strength: float) -> tuple[dict[str, Tensor], float]:
+        """Return how far each linear's weight moves, float64 [in_features, out_features], and the damping.
+
+        Nothing moves for an input that is always zero: nothing that it meets can make up.
+        """
+        hessian = sums.hessian()
+        if not hessian.any():
+            return {}, self._settings.damping
         hessian, mean = hessian.double(), float(hessian.diagonal().double().mean())
         lower, damping = damped_cholesky(hessian, self._settings.damping)
-        corrected = {}
-        for name, weight in self._weights.items():
-            wanted = cross if self._uses_residual else cross @ weight.T
+        moved = {}
+        for name in self._weights:
+            wanted = self._wanted(sums, name, strength)
             with one_thread(lower.device):
-                moved = torch.cholesky_solve(wanted.double() / mean, lower).T
-            corrected[name] = self._as((weight.double() + moved).float(), damping)
-        return corrected
+                moved[name] = torch.cholesky_solve(wanted.double() / mean, lower)
+        return moved, damping
 
-    def _as(self, weight: Tensor, damping: float) -> Correction:
-        return Correction(weight=weight, damping=damping, strength=self._strength)
+    def _wanted(self, sums: _Sums, name: str, strength: float) -> Tensor:
+        """Return a linear's C [in_features, out_features]."""
+        cross = sums.cross(strength)
+        return cross if self._uses_residual else cross @ self._weights[name].T
+
+    def _searched(self) -> float:
+        """Return the strength with the smallest output error on the windows held out.
+
+        M = W* - W is M_0 + s (M_1 - M_0) at strength s, so |X̂ M' - T|² with T at its whole is a parabola.
+        """
+        start, _ = self._moved(self._fitted, _START)
+        whole, _ = self._moved(self._fitted, _WHOLE)
+        hessian, slope, curvature = self._held.hessian().double(), 0.0, 0.0
+        for name in whole:
+            step = whole[name] - start[name]
+            left = self._wanted(self._held, name, _WHOLE).double() - hessian @ start[name]
+            slope += float(dot(step, left))
+            curvature += float(dot(step, hessian @ step))
+        return min(max(slope / curvature, _START), _WHOLE) if curvature > 0 else _START
+
+
+class _Sums:
+    """Ĥ and C over some tokens, C at each of some strengths.
+
+    Attributes:
+        seen: X̂ itself: the stages after a correction measure on it, and unweighted its Gram matrix is Ĥ.
+        weighted: Ĥ of the norm-aware variant; None for the others.
+        crosses: C times n by strength, each [in_features, in_features or out_features].
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        strengths: Sequence[float],
+        device: torch.device,
+        *,
+        weighs: bool,
+    ) -> None:
+        self.seen = Accumulator(shape[0], device)
+        self.weighted = GramSum(shape[0], device) if weighs else None
+        self.crosses = {s: torch.zeros(shape, device=device) for s in strengths}
+
+    def hessian(self) -> Tensor:
+        """Return Ĥ."""
+        if self.weighted is not None:
+            return self.weighted.result() / self.seen.n_tokens
+        return self.seen.result().gram
+
+    def cross(self, strength: float) -> Tensor:
+        """Return C at a strength: one that was summed up, or one between those that were, or and zero."""
+        n_tokens = self.seen.n_tokens
+        if strength in self.crosses:
+            return self.crosses[strength] / n_tokens
+        whole = self.crosses[_WHOLE] / n_tokens
+        if _START not in self.crosses:
+            return strength * whole
+        return torch.lerp(self.crosses[_START] / n_tokens, whole, strength)
+
+    def plus(self, other: _Sums) -> _Sums:
+        """Return the sums over both's tokens."""
+        result = copy.copy(self)
+        result.seen = self.seen.plus(other.seen)
+        if self.weighted is not None and other.weighted is not None:
+            result.weighted = self.weighted.plus(other.weighted)
+        result.crosses = {s: cross + other.crosses[s] for s, cross in self.crosses.items()}
+        return result
+
+
+def is_held_out(window: int, n_windows: int) -> bool:
+    """Say whether a calibration window chooses a searched strength: every fourth, and at least one."""
+    every = min(_HELD_EVERY, n_windows)
+    return window % every == every - 1
 
 
 class CrossAccumulator:

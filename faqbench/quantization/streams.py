@@ -12,6 +12,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from faqbench.config import UserError
@@ -26,7 +27,12 @@ from faqbench.quantization.activations import (
     observe_block,
     select_tokens,
 )
-from faqbench.quantization.correct import Correction, CorrectionAccumulator, CrossAccumulator
+from faqbench.quantization.correct import (
+    Correction,
+    CorrectionAccumulator,
+    CrossAccumulator,
+    is_held_out,
+)
 from faqbench.quantization.method import call_of, fixed_alpha
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.reports import BlockReport
@@ -107,7 +113,7 @@ def corrects(quant: QuantSection) -> bool:
         return False
     moves_by_residual = _reads_residuals(quant) and settings.residual_strength > 0
     moved_by_residual = _RESIDUAL_ROLES if moves_by_residual else ()
-    return any(settings.strength_of(r) > 0 or r in moved_by_residual for r in settings.roles)
+    return any(settings.strength_of(r) != 0 or r in moved_by_residual for r in settings.roles)
 
 
 def _aligns(quant: QuantSection) -> bool:
@@ -177,9 +183,11 @@ class Streams:
         gathering = [a for a in (correction, cross) if a is not None]
         if not gathering:
             return Gathered(statistics=self._observe_role(role) if reads_inputs(quant) else None)
-        for tokens in self._tokens(role, uses_residual):
-            for accumulator in gathering:
-                accumulator.add(*tokens)
+        for is_held, tokens in self._tokens(role, uses_residual):
+            if correction is not None:
+                correction.add(*tokens, is_held=is_held)
+            if cross is not None:
+                cross.add(*tokens)
         statistics = gathering[0].statistics()
         self._check_finite(statistics, role)
         corrections = {} if correction is None else correction.corrected()
@@ -240,20 +248,28 @@ class Streams:
         )
         return accumulator
 
-    def _tokens(self, role: Role, uses_residual: bool) -> Iterator[_BothStreams]:
-        """Yield the tokens that count of a role's input on both streams, and of the residuals, or None."""
+    def _tokens(self, role: Role, uses_residual: bool) -> Iterator[tuple[bool, _BothStreams]]:
+        """Yield the tokens that count of a role's input on both streams, and of the residuals, or None.
+
+        Before them stands whether a search of the correction's strength holds them out.
+        """
         assert self._full is not None and self._quantized is not None
+        searches = self._quant.correction.strength_of(role.name) == "search"
+        n_windows = len(self._full.hidden)
         full = self._full.inputs_of(self._original, role.linears[0])
         quantized = self._quantized.inputs_of(self._block, role.linears[0])
         residuals = self._residuals(role) if uses_residual else None
-        for (_, x), (_, x_hat) in zip(full, quantized, strict=True):
+        for (rows, x), (_, x_hat) in zip(full, quantized, strict=True):
             r, r_hat = next(residuals) if residuals is not None else (None, None)
-            yield (
-                select_tokens(x, self._select),
-                select_tokens(x_hat, self._select),
-                None if r is None else select_tokens(r, self._select),
-                None if r_hat is None else select_tokens(r_hat, self._select),
-            )
+            held = [searches and is_held_out(w, n_windows) for w in range(n_windows)[rows]]
+            for is_held in dict.fromkeys(held):
+                cut = torch.tensor([own == is_held for own in held], device=x.device)
+                x_part, x_hat_part, r_part, r_hat_part = (
+                    None if h is None else select_tokens(h[cut] if searches else h, self._select)
+                    for h in (x, x_hat, r, r_hat)
+                )
+                assert x_part is not None and x_hat_part is not None
+                yield is_held, (x_part, x_hat_part, r_part, r_hat_part)
 
     def _residuals(self, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
         assert role.adds_to is not None

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from faqbench.quantization.correct import CorrectionAccumulator
+from faqbench.quantization.correct import CorrectionAccumulator, is_held_out
 
 
 @pytest.fixture
@@ -103,3 +103,86 @@ def test_a_singular_hessian_gets_more_damping_and_says_so(settings):
     found = toy.corrected(settings(damping=1e-20))
     assert found.weight.isfinite().all()
     assert found.damping >= 1e-20
+
+
+def searched(toy, section, *, uses_residual, is_held):
+    accumulator = CorrectionAccumulator({"w": toy.weight}, section, uses_residual=uses_residual)
+    for held in (False, True):
+        rows = is_held == held
+        streams = (toy.x[rows], toy.x_hat[rows], toy.r[rows], toy.r_hat[rows])
+        accumulator.add(*streams, is_held=held)
+    return accumulator
+
+
+@pytest.mark.parametrize("variant", [None, "residual", "norm_aware"])
+def test_a_searched_strength_has_the_smallest_error_of_all_on_what_is_held_out(settings, variant):
+    toy = Toy(n_tokens=60)  # few enough to fit noise
+    is_held = torch.arange(60) % 4 == 3
+    changes = {} if variant is None else {"variant": variant, "residual_strength": 0.5}
+    section, uses_residual = settings(damping=0.01, **changes), variant is not None
+
+    def at(strength):
+        return section.model_copy(update={"strength": strength})
+
+    found = searched(toy, at("search"), uses_residual=uses_residual, is_held=is_held).corrected()
+    chosen = found["w"].strength
+    held, fitted = Toy(n_tokens=60), Toy(n_tokens=60)
+    for part, rows in ((held, is_held), (fitted, ~is_held)):
+        for name in ("x", "x_hat", "r", "r_hat"):
+            setattr(part, name, getattr(toy, name)[rows])
+
+    def error(strength):
+        moved = fitted.corrected(at(strength), uses_residual=uses_residual).weight
+        return wanted_of(held, variant, moved)
+
+    errors = {i / 50: error(i / 50) for i in range(51)}
+    best = min(errors, key=errors.__getitem__)
+    assert 0 < best < 1
+    assert abs(chosen - best) <= 0.021
+    # Then all windows count.
+    everything = toy.corrected(at(chosen), uses_residual=uses_residual).weight
+    torch.testing.assert_close(found["w"].weight, everything, rtol=1e-3, atol=1e-4)
+
+
+def wanted_of(toy, variant, moved):
+    """Return the squared error that a variant minimises, of the whole output, on a toy's tokens."""
+    output, output_hat = toy.x @ toy.weight.T, toy.x_hat @ moved.T
+    if variant is None:
+        return float((output - output_hat).square().sum())
+    if variant == "residual":
+        rest = 0.5 * (toy.r - toy.r_hat)
+        return float((output + rest - output_hat).square().sum())
+    rms = (toy.r + output).square().mean(dim=-1, keepdim=True).sqrt()
+    frozen = (toy.r_hat + toy.x_hat @ toy.weight.T).square().mean(dim=-1, keepdim=True).sqrt()
+    gain = frozen / rms
+    left = output * gain + 0.5 * (toy.r * gain - toy.r_hat) - output_hat
+    return float((left / frozen).square().sum())
+
+
+def test_streams_that_agree_ask_for_no_strength(settings):
+    toy = Toy()
+    toy.x_hat = toy.x
+    accumulator = searched(
+        toy,
+        settings(strength="search"),
+        uses_residual=False,
+        is_held=torch.arange(200) % 4 == 3,
+    )
+    found = accumulator.corrected()["w"]
+    assert found.strength == 0 and torch.equal(found.weight, toy.weight)
+
+
+def test_statistics_are_of_all_windows_also_where_some_are_held_out(settings):
+    toy, is_held = Toy(), torch.arange(200) % 4 == 3
+    accumulator = searched(toy, settings(strength="search"), uses_residual=False, is_held=is_held)
+    seen = accumulator.statistics()
+    assert seen.n_tokens == 200
+    torch.testing.assert_close(seen.gram, toy.x_hat.T @ toy.x_hat / 200)
+    torch.testing.assert_close(seen.mean_abs, toy.x_hat.abs().mean(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("n_windows", "held"), [(2, [1]), (3, [2]), (4, [3]), (9, [3, 7]), (32, list(range(3, 32, 4)))]
+)
+def test_every_fourth_window_is_held_out_and_at_least_one(n_windows, held):
+    assert [w for w in range(n_windows) if is_held_out(w, n_windows)] == held

@@ -110,6 +110,24 @@ def test_the_linear_variant_of_strength_zero_does_not_read_the_residual_strength
 
 
 @pytest.mark.parametrize("preset", ["qep", "loaq"])
+def test_a_searched_strength_is_each_roles_own_and_stands_in_the_report(quantized, preset):
+    search = ["bits=2", "quant.correction={strength: search, damping: 0.01}"]
+    found = quantized(preset, *search)
+    roles = {"qep": {"qkv", "o", "gate_up"}}.get(preset, {"qkv", "o", "gate_up", "down"})
+    chosen = {(r.block, r.role): r.correction_strength for r in found.result.linears}
+    given = {key for key, strength in chosen.items() if strength is not None}
+    assert given == {(block, role) for block in (0, 1, 2, 3) for role in roles}
+    assert all(0 <= chosen[key] <= 1 for key in given) and len({chosen[key] for key in given}) > 4
+    assert found.same_as(quantized(preset, *search))
+
+
+def test_a_given_strength_stands_in_the_report(quantized):
+    found = quantized("qep", "quant.correction.strength={qkv: 0.25, o: 0.5, gate_up: 1}")
+    chosen = {r.role: r.correction_strength for r in found.result.linears}
+    assert chosen == {"qkv": 0.25, "o": 0.5, "gate_up": 1.0, "down": None}
+
+
+@pytest.mark.parametrize("preset", ["qep", "loaq"])
 def test_corrections_bring_the_blocks_outputs_closer_to_full_precision(quantized, preset):
     strong = "quant.correction={strength: 1, damping: 0.01, roles: [qkv, o, gate_up, down]}"
     ours = quantized(preset, "bits=2", "quant.trace_windows=5", strong).result.blocks
@@ -125,7 +143,8 @@ def test_corrections_bring_the_blocks_outputs_closer_to_full_precision(quantized
         ("quant.correction.strength={qkv: 0.5}", ["given for qkv", "lists qkv, o, gate_up"]),
         ("quant.correction.strength={qkv: 2, o: 0, gate_up: 0}", ["strength.qkv=2", "equal to 1"]),
         ("quant.correction.strength=-0.5", ["strength=-0.5", "equal to 0"]),
-        ("quant.correction.strength=much", ["strength=much", "number"]),
+        ("quant.correction.strength=much", ["strength=much", "a number or 'search'"]),
+        ("quant.correction.strength=serch", ["Did you mean 'search'?"]),
         ("quant.correction.roles=[o,o]", ["names a role twice"]),
         ("gamma=-0.1", ["gamma=-0.1", "equal to 0"]),
         ("window=-1", ["window=-1", "equal to 0"]),
@@ -141,3 +160,10 @@ def test_what_cannot_be_asked_for_is_refused_in_one_sentence(compose, override, 
     text = str(caught.value)
     assert all(word in text for word in words)
     assert "\n" not in text
+
+
+def test_a_search_of_the_strength_needs_a_window_to_hold_out(compose):
+    one = ("model=tiny-llama", "calibration.n_samples=1", "quant.correction.strength=search")
+    with pytest.raises(UserError, match=r"n_samples=1 leaves none; it needs at least 2\."):
+        compose(*one, "quant=qep")
+    assert compose(*one, "quant=rtn").quant.correction.strength == "search"
