@@ -72,6 +72,14 @@ def bring_config(repo_id: str, revision: str | None) -> None:
     hf_hub_download(repo_id, "config.json", revision=revision)
 
 
+def bring_weights(repo_id: str, revision: str | None) -> None:
+    """Have a model's weights, and what describes them, in the local copy."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "model*.safetensors"]
+    snapshot_download(repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"])
+
+
 def local_snapshot(repo_id: str, revision: str | None, file: str) -> Path | None:
     """Return the local copy of a model's revision that holds a file; its name is the commit."""
     from huggingface_hub import try_to_load_from_cache

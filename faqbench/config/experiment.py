@@ -217,6 +217,13 @@ class ReportSection(Section):
     title: str | None
 
 
+class MemorySection(Section):
+    """`memory`: what weights, streams and statistics may take; null is what is free."""
+
+    device_gigabytes: Annotated[float, Field(gt=0.0)] | None
+    host_gigabytes: Annotated[float, Field(gt=0.0)] | None
+
+
 class CacheSection(Section):
     """`cache`: how much of it is kept."""
 
@@ -255,6 +262,7 @@ class Experiment(Section):
     on_error: Literal["continue", "stop"]
     isolate: Literal["none", "process"]
     memory_limit_gigabytes: Annotated[float, Field(gt=0.0)] | None
+    memory: MemorySection
     cache: CacheSection
 
     @property

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from faqbench.models import device_of
+
 _NAME = "faqbench_stacked"
 _BLOCK = 64
 # Rows up to here are not cut: their products are too few.
@@ -33,7 +35,7 @@ _SHORT = 128
 def stacked_attention(model: Any) -> Iterator[None]:
     """Let a model on a CPU whose attention is `sdpa` use the attention above meanwhile."""
     config = model.config.get_text_config()
-    on_cpu = next(model.parameters()).device.type == "cpu"
+    on_cpu = device_of(model).type == "cpu"
     if not on_cpu or config._attn_implementation != "sdpa":
         yield
         return

@@ -10,7 +10,7 @@ where it takes a fifth of the time:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from faqbench.evaluation.attention import stacked_attention
+from faqbench.models import Inputs, Model, last_hidden_states
 
 # Float32 logits of one application of the head: on a CPU so many rows that reading the head's weights is
 # little beside multiplying them (SmolLM2-135M with AVX2: 122 rows 60, 244 rows 73 GFLOP/s a core); on
@@ -36,6 +37,26 @@ def hidden_states(model: Any, tokens: torch.Tensor, **kwargs: Any) -> torch.Tens
         output = model.get_decoder()(input_ids=tokens, use_cache=False, **kwargs)
     hidden: torch.Tensor = output.last_hidden_state
     return hidden
+
+
+def decoded(model: Any, inputs: Sequence[Inputs], view: Model | None = None) -> Iterator[Tensor]:
+    """Yield what `hidden_states` returns for each of many inputs, in order.
+
+    Args:
+        model: a causal language model of transformers.
+        inputs: give `tokens` and the other arguments of `hidden_states`.
+        view: the model as a view, where it may be streamed: it then reads every block once.
+    """
+    if view is None or view.is_resident:
+        for make in inputs:
+            yield hidden_states(model, **make())
+        return
+
+    def renamed(make: Inputs) -> Inputs:
+        return lambda: {"input_ids" if k == "tokens" else k: v for k, v in make().items()}
+
+    with stacked_attention(model):
+        yield from last_hidden_states(view, [renamed(make) for make in inputs])
 
 
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
-from faqbench.evaluation.head import hidden_states, log_probabilities, splits, top_token
+from faqbench.evaluation.head import decoded, hidden_states, log_probabilities, splits, top_token
 from faqbench.evaluation.packing import Array, Pack, Request, pack
+from faqbench.models import Model, device_of
 from faqbench.stages.progress import Advance
 
 _ATTENTION = ("sdpa", "eager")
@@ -29,9 +31,13 @@ _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _PROBE_RATIO = 0.2
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_packs(
-    model: Any, packs: Sequence[Pack], n_requests: int, advance: Advance
+    model: Any,
+    packs: Sequence[Pack],
+    n_requests: int,
+    advance: Advance,
+    view: Model | None = None,
 ) -> tuple[Array, Array]:
     """Return each request's log-likelihood, float64 nats, and whether greedy decoding would give it.
 
@@ -40,11 +46,13 @@ def score_packs(
         packs: all packs of `n_requests` requests.
         n_requests: how many requests they answer.
         advance: told of finished requests.
+        view: the model as a view, where it may be streamed.
     """
     loglikelihood = np.zeros(n_requests)
     is_greedy = np.ones(n_requests, dtype=bool)
-    for one in packs:
-        hidden = _run(model, one).flatten(0, 1)
+    outputs = decoded(model, [partial(_inputs, model, one) for one in packs], view)
+    for one, output in zip(packs, outputs, strict=True):
+        hidden = output.flatten(0, 1)
         requests = np.concatenate([np.full(len(s.nodes), s.request) for s in one.scored])
         targets = np.concatenate([s.targets for s in one.scored])
         nodes, rows = np.unique(np.concatenate([s.nodes for s in one.scored]), return_inverse=True)
@@ -86,23 +94,22 @@ def refused_by_config(model: Any, longest: int) -> str | None:
 
 def refused_by_probe(model: Any) -> str | None:
     """Say by running it why a model's requests cannot be packed, in words, or return None."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     vocabulary = model.config.get_text_config().vocab_size
     if not splits(model, torch.arange(8, device=device)[None] % vocabulary):
         return "the model does more than its head after its decoder"
     return None if _probe(model) else "a small pack does not score as its requests do one by one"
 
 
-def _run(model: Any, one: Pack) -> torch.Tensor:
-    device = next(model.parameters()).device
+def _inputs(model: Any, one: Pack) -> dict[str, Any]:
+    """Return the arguments of `hidden_states` for a pack."""
+    device = device_of(model)
     tokens = torch.from_numpy(one.tokens).to(device)
     if one.is_chain:
-        return hidden_states(model, tokens)
+        return {"tokens": tokens}
     positions = torch.from_numpy(one.positions).to(device)
-    ends = torch.from_numpy(one.ends).to(device)
-    return hidden_states(
-        model, tokens, position_ids=positions, attention_mask=_masks(model, positions, ends)
-    )
+    masks = _masks(model, positions, torch.from_numpy(one.ends).to(device))
+    return {"tokens": tokens, "position_ids": positions, "attention_mask": masks}
 
 
 def _masks(model: Any, positions: torch.Tensor, ends: torch.Tensor) -> Any:
@@ -146,7 +153,7 @@ def _context_of_ropes(config: Any) -> dict[str, int]:
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _probe(model: Any) -> bool:
     """Compare three requests in one row with the same requests in rows of their own."""
     vocabulary = model.config.get_text_config().vocab_size
@@ -155,7 +162,7 @@ def _probe(model: Any) -> bool:
     n_scored = 4
     requests = [Request(tokens=tuple(path), n_scored=n_scored) for path in paths]
     (together,) = pack(requests, 128)
-    device = next(model.parameters()).device
+    device = device_of(model)
     inputs = torch.tensor([request.inputs for request in requests], device=device)
     nodes = torch.from_numpy(
         np.stack([s.nodes for s in sorted(together.scored, key=lambda s: s.request)])
@@ -165,7 +172,7 @@ def _probe(model: Any) -> bool:
         return hidden_states(model, inputs)[:, -n_scored:].float()
 
     alone = scored_alone()
-    packed = _run(model, together).flatten(0, 1)[nodes].float()
+    packed = hidden_states(model, **_inputs(model, together)).flatten(0, 1)[nodes].float()
     tokens = torch.from_numpy(together.tokens).to(device)
     unmasked = hidden_states(model, tokens).flatten(0, 1)[nodes].float()
     error = (packed - alone).norm()

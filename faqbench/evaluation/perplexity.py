@@ -15,6 +15,7 @@ at a time, and has no divergence.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from faqbench.config import UserError
-from faqbench.evaluation.head import hidden_states, log_probabilities, splits, top_token
+from faqbench.evaluation.head import decoded, log_probabilities, splits, top_token
 from faqbench.evaluation.protocols import Protocol
 from faqbench.evaluation.reference import HiddenStates, HiddenWriter
+from faqbench.models import Model, device_of
 from faqbench.records import Metric
 from faqbench.stages import Progress
 from faqbench.statistics import mean_with_stderr, perplexity_with_stderr
@@ -48,7 +50,7 @@ class TokenScores:
     agrees: NDArray[np.uint8] | None = None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score_tokens(
     model: Any,
     tokens: torch.Tensor,
@@ -58,6 +60,7 @@ def score_tokens(
     *,
     reference: HiddenStates | None = None,
     keep: HiddenWriter | None = None,
+    view: Model | None = None,
 ) -> TokenScores:
     """Score every token of every window but its first.
 
@@ -70,6 +73,7 @@ def score_tokens(
         title: what the progress is called.
         reference: hidden states of the full precision model on the same windows.
         keep: where to write this model's hidden states, as a later reference.
+        view: the model as a view, where it may be streamed.
 
     Raises:
         UserError: when a window is longer than the model's context, and when a reference is given or
@@ -77,7 +81,7 @@ def score_tokens(
     """
     n_windows, seq_len = tokens.shape
     check_context(getattr(model.config.get_text_config(), "max_position_embeddings", None), seq_len)
-    device = next(model.parameters()).device
+    device = device_of(model)
     in_parts = splits(model, tokens[:1].to(device))
     if not in_parts and (reference is not None or keep is not None):
         raise UserError(
@@ -85,15 +89,19 @@ def score_tokens(
             "evaluation.kl=false."
         )
     rows = max(1, batch_tokens // seq_len) if in_parts else 1
+    batches = torch.split(tokens, rows)
     found: list[tuple[torch.Tensor, ...]] = []
     with progress.stage(title, n_windows) as advance:
-        for start in range(0, n_windows, rows):
-            batch = tokens[start : start + rows].to(device)
-            if in_parts:
-                found.append(_score_in_parts(model, batch, start, reference, keep))
-            else:
-                found.append(_score_whole(model, batch))
-            advance(len(batch))
+        if in_parts:
+            inputs = [partial(_on_device, batch, device) for batch in batches]
+            for number, hidden in enumerate(decoded(model, inputs, view)):
+                batch, start = batches[number].to(device), number * rows
+                found.append(_score_in_parts(model, batch, hidden, start, reference, keep))
+                advance(len(batch))
+        else:
+            for batch in batches:
+                found.append(_score_whole(model, batch.to(device)))
+                advance(len(batch))
     arrays = [
         torch.cat(parts).view(n_windows, seq_len - 1).cpu() for parts in zip(*found, strict=True)
     ]
@@ -142,15 +150,20 @@ def check_context(context: int | None, seq_len: int) -> None:
         )
 
 
+def _on_device(batch: torch.Tensor, device: torch.device) -> dict[str, torch.Tensor]:
+    return {"tokens": batch.to(device)}
+
+
 def _score_in_parts(
     model: Any,
     batch: torch.Tensor,
+    hidden: torch.Tensor,
     start: int,
     reference: HiddenStates | None,
     keep: HiddenWriter | None,
 ) -> tuple[torch.Tensor, ...]:
     """Return flat nll, and kl and agrees with a reference, of windows `start` and following."""
-    hidden = hidden_states(model, batch)[:, :-1].flatten(0, 1)
+    hidden = hidden[:, :-1].flatten(0, 1)
     if keep is not None:
         keep.append(hidden)
     targets = batch[:, 1:].flatten()

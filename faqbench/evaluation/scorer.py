@@ -27,7 +27,7 @@ from typing import Any
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.packed_scoring import refused_by_config, refused_by_probe, score_packs
 from faqbench.evaluation.packing import Request, n_unshared_tokens, pack
-from faqbench.models import bos_of, check_ids
+from faqbench.models import Model, bos_of, check_ids, device_of
 from faqbench.stages import Progress
 
 # (context and continuation as text), tokens of the context, tokens of the continuation
@@ -38,11 +38,13 @@ class TaskModel:
     """A model as all tasks of a cell see it: what takes long to find out is found out once.
 
     Attributes:
-        model: in its dtype, on its device; nobody changes its weights while this is in use.
+        model: in its dtype, on its device.
+        view: the same as a view, where it may be streamed.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, view: Model | None = None) -> None:
         self.model = model
+        self.view = view
         self._tokenizer = tokenizer
 
     @cached_property
@@ -165,7 +167,7 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
             self.facts.scorers["packed"] = None
             self.facts.n_tokens += sum(p.n_nodes for p in packs)
             with progress.stage(title, len(asked)) as advance:
-                sums, greedy = score_packs(self.model, packs, len(asked), advance)
+                sums, greedy = score_packs(self.model, packs, len(asked), advance, model.view)
             return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
         @contextmanager
@@ -181,6 +183,9 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
         batch_size=settings.batch_size,
         softmax_dtype="float32",
     )
+    scorer._device = device_of(
+        model.model
+    )  # HFLM believes the first weight, which may not be there
     scorer.in_front = bos
     scorer.facts = ScorerFacts()
     return scorer

@@ -11,40 +11,45 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 """
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
-from faqbench.models.blocks import BlockStream, Call, open_stream
+from faqbench.models.blocks import BlockStream, Call, Inputs, last_hidden_states, open_stream
 from faqbench.models.forward import fingerprint_model
 from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
-from faqbench.models.loading import (
-    LoadedModel,
-    cast_parameters,
-    load_model,
-    load_tokenizer,
-)
+from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
+from faqbench.models.memory import Budget, budget_of
+from faqbench.models.model import Model, device_of, twin
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
+from faqbench.models.tensors import Tensors
 from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
 
 __all__ = [
     "Architecture",
     "BlockStream",
+    "Budget",
     "Call",
+    "Inputs",
     "LoadedModel",
+    "Model",
     "ModelHolder",
     "Role",
     "Rows",
+    "Tensors",
     "architecture_of",
     "bos_of",
-    "cast_parameters",
+    "budget_of",
     "check_ids",
+    "device_of",
     "encode",
     "fingerprint_model",
     "fingerprint_tokenizer",
     "inspect_model",
+    "last_hidden_states",
     "load_model",
     "load_tokenizer",
     "model_config",
     "open_stream",
     "pinned",
     "tokenizer_source",
+    "twin",
     "weights_source",
 ]

@@ -13,7 +13,7 @@ corrupt every later call of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from faqbench.models.architecture import Architecture
+from faqbench.models.model import Model, device_of
+
+Inputs = Callable[[], Mapping[str, Any]]
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it was called with and returns its hidden states unchanged."""
+    """Stands in for a block: keeps what it was called with, and returns that or what it is given."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -34,11 +37,12 @@ class _Recorder(nn.Module):
         self.__dict__.update(plain)
         self.hidden: Tensor | None = None
         self.kwargs: dict[str, Any] = {}
+        self.given: Tensor | None = None
 
     def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         assert not args, "decoder blocks are called with keywords in transformers 5"
         self.hidden, self.kwargs = hidden_states, kwargs
-        return hidden_states
+        return hidden_states if self.given is None else self.given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,7 @@ class BlockStream:
                 handle.remove()
             yield rows, call
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def advance(self, block: nn.Module) -> None:
         """Replace the hidden states by the block's outputs and move on to the next block."""
         for rows, output in self.batches(block):
@@ -120,7 +124,7 @@ class BlockStream:
         )
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def open_stream(
     model: nn.Module, architecture: Architecture, tokens: Tensor, batch_size: int
 ) -> BlockStream:
@@ -134,7 +138,7 @@ def open_stream(
     """
     hidden = []
     kwargs: tuple[dict[str, Any], ...] = ()
-    device = next(model.parameters()).device
+    device = device_of(model)
     with _recorders(model, architecture) as recorders:
         for batch in torch.split(tokens, batch_size):
             model.get_decoder()(input_ids=batch.to(device), use_cache=False)  # type: ignore[operator]
@@ -145,6 +149,35 @@ def open_stream(
                 {k: _first_row(v) for k, v in r.kwargs.items()} for r in recorders
             )
     return BlockStream(hidden=torch.cat(hidden), kwargs=kwargs, batch_size=batch_size)
+
+
+@torch.no_grad()
+def last_hidden_states(model: Model, inputs: Sequence[Inputs]) -> Iterator[Tensor]:
+    """Yield the decoder's output for each of many inputs, reading every block once.
+
+    All inputs go through one block before the next is read. Masks and positions are made anew for each
+    of them, by the model's own forward. While an output is looked at, the head's weights are there.
+
+    Args:
+        model: of any size.
+        inputs: give the arguments of the decoder's forward.
+    """
+    decoder, hidden = model.module.get_decoder(), list[Tensor]()
+    blocks = list(model.architecture.block_modules(model.module))
+    with _recorders(model.module, model.architecture) as recorders:
+        for index, (block, recorder) in enumerate(zip(blocks, recorders, strict=True)):
+            with model.there(block):
+                for number, make in enumerate(inputs):
+                    decoder(**make(), use_cache=False)
+                    if index == 0:
+                        assert recorder.hidden is not None
+                        hidden.append(recorder.hidden)
+                    output = block(hidden[number], **recorder.kwargs)
+                    hidden[number] = output[0] if isinstance(output, tuple) else output
+        with model.there(model.module.get_output_embeddings()):
+            for number, make in enumerate(inputs):
+                recorders[-1].given = hidden[number]
+                yield decoder(**make(), use_cache=False).last_hidden_state
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from faqbench.models.architecture import Architecture, architecture_of
 from faqbench.models.checkpoint import TensorHeader, read_config, read_headers, weight_files
 from faqbench.models.random_model import random_config
 from faqbench.models.sources import checkpoint_folder, tokenizer_files, weights_source
-from faqbench.models.tensors import open_stored
+from faqbench.models.tensors import Stored
 from faqbench.stages import hash_json
 
 _FULL_PRECISION = ("F64", "F32", "F16", "BF16")
@@ -191,8 +191,7 @@ def _check_tied(architecture: Architecture, headers: Mapping[str, TensorHeader])
     names = [f"{part}.weight" for part in (architecture.embedding, architecture.head)]
     if not architecture.is_tied or not all(name in headers for name in names):
         return
-    with open_stored(headers) as tensors:
-        embedding, head = (tensors.read(name) for name in names)
+    embedding, head = (Stored(headers).read(name) for name in names)
     if embedding.dtype != head.dtype or not torch.equal(embedding, head):
         raise UserError(TIED_BUT_HEAD)
 

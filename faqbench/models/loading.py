@@ -1,15 +1,16 @@
 """Loading a model and its tokenizer: packaged, from the hub, from a folder, or of random weights.
 
-One loader for all sources: each is turned into something that transformers' `from_pretrained` takes.
-Only safetensors are read. Code that comes with a checkpoint runs only where the user says so
-(`model.trust_remote_code=true`). A load is exact or refused: transformers would fill what it does not find
-with random numbers, and leave out what it does not know.
+A model is opened, not read: see `model.py`. Its skeleton is what its config describes, and its tensors are
+read from its files when they are used. Only safetensors are read. Code that comes with a checkpoint runs
+only where the user says so (`model.trust_remote_code=true`). A load is exact or refused: transformers would
+fill what it does not find with random numbers, and leave out what it does not know.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,13 +24,19 @@ from torch import nn
 from faqbench.assets import packaged_model
 from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
-from faqbench.hub import bring_config, hub_errors, hub_or_local_copies
+from faqbench.hub import bring_config, bring_weights, hub_errors, hub_or_local_copies
 from faqbench.models.architecture import Architecture, architecture_of
+from faqbench.models.checkpoint import CONFIG, read_headers, weight_files
 from faqbench.models.forward import fingerprint_model
 from faqbench.models.inspection import TIED_BUT_HEAD, inspect_model, lack_of, listed
+from faqbench.models.memory import Budget
+from faqbench.models.model import Model, skeleton_of, without_weights
 from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.sources import checkpoint_folder
+from faqbench.models.tensors import Held, Stored, Tensors
 from faqbench.stages import Progress
 
+_COMPUTED = "rotary_emb.inv_freq"  # a buffer that older checkpoints hold, and that is computed
 _LIBRARY_ERRORS = (
     ArithmeticError, AttributeError, ImportError, LookupError, RuntimeError, TypeError,
 )  # fmt: skip
@@ -40,23 +47,31 @@ class LoadedModel:
     """A causal language model, ready to run.
 
     Attributes:
-        model: in evaluation mode, gradients off.
+        view: of its weights as they were found.
         tokenizer: its transformers tokenizer.
-        architecture: where its blocks and linears are.
-        fingerprint: sha256 over the names, shapes and bytes of all weights, in the dtype as loaded.
+        fingerprint: sha256 over the names, shapes and bytes of all weights, in the dtype of the view.
         warnings: sentences that a record must carry: what the files hold beside the model.
     """
 
-    model: Any
+    view: Model
     tokenizer: Any
-    architecture: Architecture
     fingerprint: str
     warnings: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> Any:
+        """The model of transformers, its weights there when it runs."""
+        return self.view.fill().module
+
+    @property
+    def architecture(self) -> Architecture:
+        """Where its blocks and linears are."""
+        return self.view.architecture
 
     @cached_property
     def model_fingerprint(self) -> str:
         """Sha256 over the weights and all settings of the forward; see `fingerprint_model`."""
-        return fingerprint_model(self.fingerprint, self.model)
+        return fingerprint_model(self.fingerprint, self.view.module)
 
 
 def load_model(
@@ -65,8 +80,9 @@ def load_model(
     device: torch.device,
     progress: Progress,
     fingerprint: str | None = None,
+    budget: Budget | None = None,
 ) -> LoadedModel:
-    """Load weights, tokenizer and architecture.
+    """Open weights, tokenizer and architecture.
 
     Args:
         section: where they come from.
@@ -74,31 +90,27 @@ def load_model(
         device: where they go.
         progress: shows the loading.
         fingerprint: of these weights in this dtype, where it is known; it is taken otherwise.
+        budget: of memory; None lets the model take what it needs.
 
     Raises:
-        UserError: when the weights cannot be had or are not what the config asks for, or their
-            architecture is not supported.
+        UserError: when the weights cannot be had or are not what the config asks for, their
+            architecture is not supported, or one block of them does not fit the budget.
     """
     with progress.stage(f"load {section.name}", 1) as advance:
         warnings: tuple[str, ...] = ()
         if section.source == "random":
             inspect_model(section)
-            model = random_model(section.random or {})
+            skeleton, tensors = _in_memory(random_model(section.random or {}))
         else:
-            model, warnings = _from_pretrained(section, _location(section, progress))
-        architecture = architecture_of(model.config.to_dict())
-        _check_layout(model, architecture)
-        model = cast_parameters(model.to(device), dtype).eval().requires_grad_(False)
-        fingerprint = fingerprint or fingerprint_weights(model)
+            skeleton, tensors, warnings = _open(section, _location(section, progress))
+        architecture = architecture_of(skeleton.config.to_dict())
+        _check_layout(skeleton, architecture)
+        is_resident = budget is None or budget.holds(architecture, dtype)
+        view = Model(skeleton, architecture, tensors, (dtype,), device, is_resident=is_resident)
+        fingerprint = fingerprint or fingerprint_weights(view)
         tokenizer = load_tokenizer(section, progress)
         advance()
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        architecture=architecture,
-        fingerprint=fingerprint,
-        warnings=warnings,
-    )
+    return LoadedModel(view=view, tokenizer=tokenizer, fingerprint=fingerprint, warnings=warnings)
 
 
 def load_tokenizer(section: ModelSection, progress: Progress) -> Any:
@@ -114,24 +126,14 @@ def load_tokenizer(section: ModelSection, progress: Progress) -> Any:
         )
 
 
-def cast_parameters(model: Any, dtype: torch.dtype) -> Any:
-    """Put a model's weights into a dtype, in place, and return it; its buffers stay as they are.
-
-    `model.to(dtype)` would also round the frequencies of rotary position embeddings, which transformers
-    keeps in float32 when it loads a checkpoint in any dtype.
-    """
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-    return model
-
-
-def fingerprint_weights(model: nn.Module) -> str:
+def fingerprint_weights(view: Model) -> str:
     """Return a sha256 over the names, dtypes, shapes and bytes of a model's weights."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(view.fill().module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().contiguous().cpu().view(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
+        for piece in view.pieces(name) if tensor.is_meta else [tensor]:
+            flat = piece.detach().contiguous().cpu().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -147,16 +149,68 @@ def _location(section: ModelSection, progress: Progress) -> str:
     return section.hub_id
 
 
-def _from_pretrained(section: ModelSection, location: str) -> tuple[Any, tuple[str, ...]]:
-    """Load a model whose every tensor comes from its files, and return it with warnings."""
+def _open(section: ModelSection, location: str) -> tuple[Any, Tensors, tuple[str, ...]]:
+    """Return a model's skeleton, its tensors and warnings; its files have every tensor that it needs.
+
+    Files whose tensors have the skeleton's names and shapes are read as they lie there. Of others, and
+    of a model whose own code does the loading, transformers makes a model in memory.
+    """
+    with _explained(section):
+        if section.source == "hub":
+            # So that a model is known for what it is before its weights come.
+            bring_config(location, section.revision)
+            inspect_model(section)
+            bring_weights(location, section.revision)
+    inspect_model(section)
+    if section.trust_remote_code:
+        return _converted(section, location)
+    folder = checkpoint_folder(section)
+    assert folder is not None, "a model that was inspected has a folder"
+    tensors = Stored(headers := read_headers(weight_files(folder)))
+    with _explained(section):
+        skeleton = _skeleton(folder)
+    needed = _needed(skeleton)
+    if any(tensors.shape(n) != s for n, s in needed.items()):
+        return _converted(section, location)
+    ignored = re.compile("|".join(skeleton._keys_to_ignore_on_load_unexpected or ()) or "(?!)")
+    unexpected = headers.keys() - skeleton.state_dict().keys()
+    unexpected = {n for n in unexpected if not (n.endswith(_COMPUTED) or ignored.search(n))}
+    return skeleton, tensors, _warnings(section, unexpected)
+
+
+def _skeleton(folder: Path) -> Any:
+    """Return the model that a folder's config describes, without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    with without_weights(), torch.random.fork_rng():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    except OSError:  # it has none of its own
+        model.generation_config = GenerationConfig.from_pretrained(
+            folder, config_file_name=CONFIG, _from_model_config=True
+        )
+    return model.eval()
+
+
+def _needed(skeleton: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the tensors that a model is made of, tied ones once."""
+    parameters = dict(skeleton.named_parameters())
+    persistent = {k: b for k, b in skeleton.named_buffers() if k in skeleton.state_dict()}
+    return {name: tuple(t.shape) for name, t in (parameters | persistent).items()}
+
+
+def _in_memory(model: Any) -> tuple[Any, Tensors]:
+    model.eval().requires_grad_(False)
+    return skeleton_of(model), Held(dict(model.state_dict()))
+
+
+def _converted(section: ModelSection, location: str) -> tuple[Any, Tensors, tuple[str, ...]]:
+    """Let transformers make a model of its files, in memory."""
     from transformers import AutoModelForCausalLM
 
     with _explained(section), _no_bars():
-        if (
-            section.source == "hub"
-        ):  # so that a model is known for what it is before its weights come
-            bring_config(location, section.revision)
-        inspect_model(section)
         # float32 first: quantizers work on float32 weights, and the cast to `dtype` is ours to record.
         model, report = AutoModelForCausalLM.from_pretrained(
             location,
@@ -168,10 +222,14 @@ def _from_pretrained(section: ModelSection, location: str) -> tuple[Any, tuple[s
             output_loading_info=True,
         )
         _check_exact(section, model, report)
-    unexpected = sorted(report["unexpected_keys"])
+    return *_in_memory(model), _warnings(section, report["unexpected_keys"])
+
+
+def _warnings(section: ModelSection, unexpected: Iterable[str]) -> tuple[str, ...]:
+    unexpected = sorted(unexpected)
     if not unexpected:
-        return model, ()
-    return model, (
+        return ()
+    return (
         f"The files of model={section.name} hold tensors that the model does not have, and that were left "
         f"out: {listed(unexpected)}.",
     )

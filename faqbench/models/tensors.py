@@ -1,23 +1,21 @@
-"""A model's tensors by name, wherever they come from: the one way that weights are read again.
+"""A model's tensors by name, wherever they come from: the one way that weights are read.
 
-`open_tensors` gives those of a model as loading it found them. Reading one never holds a second copy of
-the model.
+    Stored   of safetensors files, in the dtype that they were written in
+    Held     of a model in memory: drawn, or one whose files transformers had to convert
+
+Other packages add views over these (quantized linears in the place of some). Reading a tensor never holds a
+second copy of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 from safetensors import safe_open
 from torch import Tensor
 
-from faqbench.config.experiment import ModelSection
-from faqbench.models.checkpoint import TensorHeader, read_headers, weight_files
-from faqbench.models.random_model import random_model
-from faqbench.models.sources import checkpoint_folder
+from faqbench.models.checkpoint import TensorHeader
 
 
 class Tensors(Protocol):
@@ -27,59 +25,37 @@ class Tensors(Protocol):
         """Return a tensor's shape, or None when there is no such tensor."""
 
     def read(self, name: str) -> Tensor:
-        """Return a tensor, in the dtype that it is kept in."""
+        """Return a tensor, in the dtype that it is kept in; whoever changes or keeps it takes a copy."""
 
 
-@contextmanager
-def open_tensors(section: ModelSection) -> Iterator[Tensors]:
-    """Open the tensors of a model that was loaded before.
+class Stored:
+    """The tensors of safetensors files; a file is mapped while a tensor of it is in use."""
 
-    Raises:
-        UserError: when its files are gone or damaged.
-    """
-    if section.source == "random":
-        yield _Drawn(random_model(section.random or {}).state_dict())
-        return
-    folder = checkpoint_folder(section)
-    with open_stored({} if folder is None else read_headers(weight_files(folder))) as stored:
-        yield stored
-
-
-@contextmanager
-def open_stored(headers: Mapping[str, TensorHeader]) -> Iterator[Tensors]:
-    """Open the tensors that safetensors files hold."""
-    with ExitStack() as files:
-        yield _Stored(headers, files)
-
-
-class _Stored:
-    """The tensors of safetensors files, each file opened when it is first read from."""
-
-    def __init__(self, headers: Mapping[str, TensorHeader], files: ExitStack) -> None:
+    def __init__(self, headers: Mapping[str, TensorHeader]) -> None:
         self._headers = headers
-        self._files = files
-        self._opened: dict[Path, Any] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return a tensor's shape, or None when no file holds it."""
         header = self._headers.get(name)
         return None if header is None else header.shape
 
     def read(self, name: str) -> Tensor:
-        path = self._headers[name].file
-        if path not in self._opened:
-            self._opened[path] = self._files.enter_context(safe_open(path, framework="pt"))
-        tensor: Tensor = self._opened[path].get_tensor(name)
+        """Return a tensor as it lies in its file."""
+        with safe_open(self._headers[name].file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor
 
 
-class _Drawn:
-    """The tensors of a random model, drawn anew."""
+class Held:
+    """The tensors of a model in memory."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state
 
     def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return a tensor's shape, or None when there is no such tensor."""
         return tuple(self._state[name].shape) if name in self._state else None
 
     def read(self, name: str) -> Tensor:
+        """Return a tensor, not a copy of it."""
         return self._state[name]

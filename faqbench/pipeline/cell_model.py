@@ -20,14 +20,15 @@ from faqbench.config.experiment import ModelSection
 from faqbench.models import (
     Architecture,
     LoadedModel,
+    Model,
     ModelHolder,
-    cast_parameters,
+    budget_of,
     fingerprint_tokenizer,
     pinned,
 )
 from faqbench.pipeline.keys import tokenizer_key, weights_key
 from faqbench.pipeline.timing import Timings
-from faqbench.quantization import apply_linears
+from faqbench.quantization import QuantizedTensors, StoredLinears
 from faqbench.stages import Progress, StageCache
 
 
@@ -84,7 +85,6 @@ class CellModel:
         self._timings = timings
         self._progress = progress
         self._loaded: LoadedModel | None = None
-        self._state = "absent"  # then pristine, quantized, evaluated
         self._quantized: Path | None = None
 
     def find_facts(self) -> None:
@@ -129,7 +129,7 @@ class CellModel:
         return self._holder.tokenizer(self._experiment.model, self._progress)
 
     def pristine(self) -> LoadedModel:
-        """Return the model with its weights as loaded, for those who only read them."""
+        """Return the model with its weights as loaded."""
         n_loads = self._holder.n_loads
         with self._timings.stage("load") as stage, self._cache.uncounted():
             self._loaded = self._holder.pristine(
@@ -138,36 +138,40 @@ class CellModel:
                 self.device,
                 self._progress,
                 self.facts.fingerprint or None,
+                budget_of(self._experiment.memory, self.device),
             )
             stage.cached = self._holder.n_loads == n_loads
-        self._state = "pristine"
         return self._loaded
-
-    def to_quantize(self) -> LoadedModel:
-        """Return the model with its weights as loaded, for one who replaces them by quantized ones."""
-        loaded = self.pristine()
-        self._holder.changed()
-        self._state = "quantized"
-        return loaded
 
     def use(self, quantized: Path) -> None:
         """Evaluate the quantized weights of a folder; see `quantization.checkpoint`."""
         self._quantized = quantized
 
     @property
-    def model(self) -> Any:
+    def full_precision(self) -> Model:
+        """The model as loaded, in the evaluation's dtype."""
+        return self._view(None)
+
+    @property
+    def evaluated(self) -> Model:
         """The model to evaluate: quantized where the cell quantizes, in the evaluation's dtype."""
-        if self._state != "evaluated":
-            if self._state != "quantized":
-                self.pristine()
-            assert self._loaded is not None
-            self._holder.changed()
-            if self._state == "pristine" and self._quantized is not None:
-                apply_linears(self._quantized, self._loaded.model, self.device)
-            cast_parameters(self._loaded.model, getattr(torch, self._experiment.dtype))
-            self._state = "evaluated"
-        assert self._loaded is not None
-        return self._loaded.model
+        return self._view(self._quantized)
+
+    def _view(self, quantized: Path | None) -> Model:
+        experiment = self._experiment
+        dtypes = [getattr(torch, d) for d in (experiment.calibration.dtype, experiment.dtype)]
+        if quantized is None and dtypes[0] == dtypes[1]:
+            return self.pristine().view
+
+        def make(pristine: Model) -> Model:
+            tensors = pristine.tensors
+            if quantized is not None:
+                tensors = QuantizedTensors(tensors, StoredLinears(quantized, self.device))
+            return pristine.view(tensors=tensors, dtypes=dtypes)
+
+        if self._loaded is None:
+            self.pristine()
+        return self._holder.view((self._experiment.model.name, quantized, *dtypes), make)
 
     @cached_property
     def _tokenizer_fingerprint(self) -> str:
@@ -189,7 +193,7 @@ class CellModel:
             fingerprint=loaded.fingerprint,
             model_fingerprint=loaded.model_fingerprint,
             n_linears=len(loaded.architecture.linear_names()),
-            n_parameters=sum(p.numel() for p in loaded.model.parameters()),
+            n_parameters=loaded.view.n_parameters,
             vocab_size=loaded.architecture.vocab_size,
             warnings=loaded.warnings,
         )

@@ -76,7 +76,8 @@ class _Setting:
     @cached_property
     def task_model(self) -> TaskModel:
         """The model as its tasks see it; asking for it loads the model."""
-        return TaskModel(self.model.model, self.model.tokenizer)
+        view = self.model.evaluated
+        return TaskModel(view.fill().module, self.model.tokenizer, view)
 
 
 def evaluate(
@@ -167,7 +168,7 @@ def _token_scores(
     def build(folder: Path) -> None:
         write_scores(
             folder,
-            setting.model.model,
+            setting.model.evaluated,
             windows,
             budget,
             setting.memory,

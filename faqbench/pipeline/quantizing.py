@@ -76,7 +76,7 @@ def quantized_weights(
         if while_pristine is not None:
             while_pristine()
         quantized = quantize_model(
-            model.to_quantize(),
+            pristine,
             experiment.quant,
             grids,
             store,

@@ -1,20 +1,14 @@
 """The cached stage that quantized models are compared with: the full precision model's hidden states.
 
-Quantizing replaces weights in place, so the stage runs before it, once per weights, tokens and dtype; every
-other cell of a sweep finds it in the cache, and the baseline takes its own perplexity from it.
+The stage runs once per weights, tokens and dtype; every other cell of a sweep finds it in the cache, and
+the baseline takes its own perplexity from it.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache as cache_calls
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from faqbench.config import Experiment
 from faqbench.evaluation import (
@@ -53,7 +47,7 @@ def reference_scores(
 
     Args:
         experiment: what to evaluate.
-        model: the cell's, not yet quantized.
+        model: the cell's.
         memory: of the run.
         cache: where the stage is kept and found.
         progress: told of the stage.
@@ -61,19 +55,10 @@ def reference_scores(
     Raises:
         UserError: for a protocol whose text or windows cannot be had.
     """
-    dtype = getattr(torch, experiment.dtype)
-
-    @cache_calls
-    def in_dtype() -> Any:
-        # The baseline is evaluated as it stands; another cell has yet to quantize its weights.
-        return (
-            _copy_in_dtype(model.pristine().model, dtype) if experiment.quantizes else model.model
-        )
-
     references = {}
     for name in experiment.evaluation.protocols:
         windows = protocol_windows(name, experiment, model, cache, progress)
-        build = partial(_write, windows, in_dtype, experiment, memory, progress)
+        build = partial(_write, windows, model, experiment, memory, progress)
         found = {**model.fingerprints, f"protocol/{name}": windows.fingerprint}
         key = reference_key(experiment, found, name, model.device.type)
         entry = cache.get("reference", key, build, name)
@@ -83,25 +68,15 @@ def reference_scores(
 
 def _write(
     windows: ProtocolTokens,
-    in_dtype: Callable[[], Any],
+    model: CellModel,
     experiment: Experiment,
     memory: PeakMemory,
     progress: Progress,
     folder: Path,
 ) -> None:
-    model = in_dtype()
     title = f"{windows.protocol.name}: full precision"
     budget = experiment.evaluation.batch_tokens
     with HiddenWriter(folder, windows.protocol.seq_len) as keep:
-        write_scores(folder, model, windows, budget, memory, progress, title, keep=keep)
-
-
-def _copy_in_dtype(model: Any, dtype: torch.dtype) -> Any:
-    """Return a model in another dtype; its weights are cast as they are copied, never held twice."""
-    if all(p.dtype == dtype for p in model.parameters()):
-        return model
-    memo: dict[int, Any] = {
-        id(p): torch.nn.Parameter(p.detach().to(dtype), requires_grad=False)
-        for p in model.parameters()
-    }
-    return copy.deepcopy(model, memo)
+        write_scores(
+            folder, model.full_precision, windows, budget, memory, progress, title, keep=keep
+        )

@@ -62,7 +62,7 @@ def activation_store(
     progress: Progress,
 ) -> tuple[ActivationStore, bool]:
     """Return the statistics of a calibration set of a model in hand, and whether they were cached."""
-    device = next(loaded.model.parameters()).device
+    device = loaded.view.device
     entry = _entry(
         experiment, lambda: loaded, loaded.model_fingerprint, device, calibration, cache, progress
     )

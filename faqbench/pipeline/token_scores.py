@@ -16,13 +16,14 @@ from faqbench.evaluation import (
     TokenScores,
     score_tokens,
 )
+from faqbench.models import Model
 from faqbench.pipeline.memory import PeakMemory
 from faqbench.stages import Progress
 
 
 def write_scores(
     folder: Path,
-    model: Any,
+    model: Model,
     windows: ProtocolTokens,
     batch_tokens: int,
     memory: PeakMemory,
@@ -36,7 +37,14 @@ def write_scores(
     start = time.perf_counter()
     with memory.section() as section:
         scores = score_tokens(
-            model, windows.tokens, batch_tokens, progress, title, reference=reference, keep=keep
+            model.fill().module,
+            windows.tokens,
+            batch_tokens,
+            progress,
+            title,
+            reference=reference,
+            keep=keep,
+            view=model,
         )
     seconds = time.perf_counter() - start
     for name, array in (("nll", scores.nll), ("kl", scores.kl), ("agrees", scores.agrees)):

@@ -6,12 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from faqbench.config import Experiment
-from faqbench.models import Architecture
+from faqbench.models import Model
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.keys import evaluated_key
 from faqbench.stages import StageCache
@@ -49,7 +46,7 @@ def check_weights(
     """
 
     def build(folder: Path) -> None:
-        found = look_over(model.model, model.architecture)
+        found = look_over(model.evaluated)
         (folder / "check.json").write_text(json.dumps(asdict(found)))
 
     evaluated = evaluated_key(experiment, fingerprints, model.device.type)
@@ -64,14 +61,14 @@ def check_weights(
     )
 
 
-def look_over(model: Any, architecture: Architecture) -> WeightsCheck:
-    """Look over a model as it stands in memory."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+def look_over(model: Model) -> WeightsCheck:
+    """Look over the weights of a model, one at a time."""
+    head, embedding = model.module.get_output_embeddings(), model.module.get_input_embeddings()
     return WeightsCheck(
-        linears=tuple(architecture.linear_names()),
+        linears=tuple(model.architecture.linear_names()),
         not_finite=tuple(
-            name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())
+            name for name, weight in model.named_weights() if not bool(weight.isfinite().all())
         ),
-        is_tied=head is not None and head.weight.data_ptr() == embedding.weight.data_ptr(),
-        wants_tied=bool(model.config.get_text_config().tie_word_embeddings),
+        is_tied=head is not None and head.weight is embedding.weight,
+        wants_tied=bool(model.module.config.get_text_config().tie_word_embeddings),
     )

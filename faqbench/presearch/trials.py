@@ -1,32 +1,28 @@
 """One candidate on one calibration draw: a cached stage.
 
-The full precision model stays in memory in float32; each trial quantizes it, measures the weights' error
-in weight space, copies them into a second model in the evaluation's dtype, scores the selection text
-with that, and puts the float32 weights back.
+Each trial quantizes the full precision model, measures the weights' error in weight space, and scores the
+selection text with the view that has the quantized linears in the place of its own.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
 from faqbench.config.identity import calibration_identity, quant_identity
 from faqbench.evaluation import SCORER_VERSION, score_tokens
 from faqbench.hardware import resolve_device
-from faqbench.models import LoadedModel, cast_parameters, load_model
+from faqbench.models import LoadedModel, budget_of, load_model
 from faqbench.pipeline.calibrating import calibration_set, selection_set
 from faqbench.pipeline.keys import computed_on
 from faqbench.pipeline.statistics import activation_store
@@ -35,6 +31,8 @@ from faqbench.quantization import (
     CODE_VERSION,
     ActivationStore,
     Calibration,
+    QuantizedLinear,
+    QuantizedTensors,
     assign_grids,
     quantize_model,
     reads_store,
@@ -81,7 +79,10 @@ class Bench:
         self._draws: dict[int, CalibrationSet] = {}
         device = resolve_device(experiment.device)
         dtype = getattr(torch, experiment.calibration.dtype)
-        self._loaded: LoadedModel = load_model(experiment.model, dtype, device, progress)
+        budget = budget_of(experiment.memory, device)
+        self._loaded: LoadedModel = load_model(
+            experiment.model, dtype, device, progress, budget=budget
+        )
         self._grids = assign_grids(self._loaded.architecture, experiment.quant)
         self.selection = selection_set(experiment, self._loaded.tokenizer, cache, progress)
 
@@ -117,7 +118,7 @@ class Bench:
             "selection": self.selection.fingerprint,
             "dtype": experiment.dtype,
             "batch_tokens": experiment.evaluation.batch_tokens,
-            **computed_on(next(self._loaded.model.parameters()).device.type),
+            **computed_on(self._loaded.view.device.type),
         }
         entry = self._cache.get("presearch", key, build)
         facts = json.loads((entry.path / "facts.json").read_text())
@@ -152,17 +153,6 @@ class Bench:
         )
         return store
 
-    @cached_property
-    def _originals(self) -> Mapping[str, Tensor]:
-        model = self._loaded.model
-        return {name: model.get_submodule(name).weight.clone() for name in self._grids}
-
-    @cached_property
-    def _scored(self) -> Any:
-        """The model that is scored, in the evaluation's dtype."""
-        dtype = getattr(torch, self._experiment.dtype)
-        return cast_parameters(copy.deepcopy(self._loaded.model), dtype)
-
     @torch.no_grad()
     def _run(
         self, experiment: Experiment, drawn: CalibrationSet, title: str
@@ -170,37 +160,47 @@ class Bench:
         """Return a trial's output error by role, and its windows' mean negative log-likelihoods."""
         held_out = self._store(self.selection)
         store = self._store(drawn) if reads_store(experiment.quant) else None
-        originals, scored, model = self._originals, self._scored, self._loaded.model
         settings = experiment.calibration
         calibration = Calibration(
             tokens=drawn.tokens, batch_size=settings.batch_size, select=settings.tokens
         )
-        try:
-            quantize_model(
-                self._loaded, experiment.quant, self._grids, store, calibration, self._progress
-            )
-            errors = self._errors(held_out)
-            for name in originals:
-                linear = scored.get_submodule(name)
-                linear.weight.copy_(model.get_submodule(name).weight)
-        finally:
-            for name, weight in originals.items():
-                model.get_submodule(name).weight.copy_(weight)
+        linears: dict[str, QuantizedLinear] = {}
+        quantize_model(
+            self._loaded,
+            experiment.quant,
+            self._grids,
+            store,
+            calibration,
+            self._progress,
+            keep=linears.__setitem__,
+        )
+        view = self._loaded.view
+        dtypes = (view.dtype, getattr(torch, self._experiment.dtype))
+        scored = view.view(tensors=QuantizedTensors(view.tensors, linears), dtypes=dtypes)
         budget = self._experiment.evaluation.batch_tokens
-        scores = score_tokens(scored, self.selection.tokens, budget, self._progress, title)
-        return errors, scores.nll.mean(axis=1, dtype=np.float64)
+        scores = score_tokens(
+            scored.fill().module,
+            self.selection.tokens,
+            budget,
+            self._progress,
+            title,
+            view=scored,
+        )
+        return self._errors(held_out, linears), scores.nll.mean(axis=1, dtype=np.float64)
 
-    def _errors(self, held_out: ActivationStore) -> dict[str, float]:
+    def _errors(
+        self, held_out: ActivationStore, linears: Mapping[str, QuantizedLinear]
+    ) -> dict[str, float]:
         """Return the mean over a role's linears of the relative output error on selection text."""
-        architecture, model = self._loaded.architecture, self._loaded.model
+        architecture, view = self._loaded.architecture, self._loaded.view
         found: dict[str, list[float]] = defaultdict(list)
         for index in range(architecture.n_blocks):
             statistics = held_out.block(index)
             for role in architecture.roles:
                 for linear in role.linears:
                     name = f"{architecture.blocks}.{index}.{linear}"
-                    if name in self._originals:
-                        weight, now = self._originals[name], model.get_submodule(name).weight
-                        gram = statistics[role.name].gram
+                    if name in linears:
+                        weight, gram = view.weight(f"{name}.weight"), statistics[role.name].gram
+                        now = linears[name].dequantize().to(weight.dtype)
                         found[role.name] += relative_errors(weight.float(), [now.float()], gram)
         return {role: sum(values) / len(values) for role, values in found.items()}

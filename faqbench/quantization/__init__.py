@@ -26,7 +26,12 @@ that uses it is one yaml.
 
 from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe
 from faqbench.quantization.assignment import assign_grids
-from faqbench.quantization.checkpoint import CHECKPOINT_VERSION, apply_linears, write_linear
+from faqbench.quantization.checkpoint import (
+    CHECKPOINT_VERSION,
+    QuantizedTensors,
+    StoredLinears,
+    write_linear,
+)
 from faqbench.quantization.engine import CODE_VERSION, quantize_model
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel
@@ -42,8 +47,9 @@ __all__ = [
     "LinearReport",
     "QuantizedLinear",
     "QuantizedModel",
+    "QuantizedTensors",
     "RoleStatistics",
-    "apply_linears",
+    "StoredLinears",
     "assign_grids",
     "check_correction",
     "fake_quantize",

@@ -119,7 +119,7 @@ def select_tokens(x: Tensor, tokens: Tokens) -> Tensor:
     return x.flatten(0, 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def observe_block(
     stream: BlockStream,
     block: nn.Module,
@@ -192,14 +192,14 @@ def observe(
         folder: an empty folder.
         progress: one step per block.
     """
-    architecture = loaded.architecture
-    blocks = architecture.block_modules(loaded.model)
+    architecture, view = loaded.architecture, loaded.view
     means: dict[str, Tensor] = {}
     n_tokens = 0
-    with progress.stage("activation statistics", len(blocks)) as advance:
+    with progress.stage("activation statistics", architecture.n_blocks) as advance:
         stream = open_stream(loaded.model, architecture, tokens, batch_size)
-        for index, block in enumerate(blocks):
-            results = observe_block(stream, block, architecture.roles, select, advance=True)
+        for index in range(architecture.n_blocks):
+            with view.block(index) as block:
+                results = observe_block(stream, block, architecture.roles, select, advance=True)
             save_file(
                 {name: r.gram.cpu().contiguous() for name, r in results.items()},
                 folder / f"gram-{index:03d}.safetensors",
@@ -208,7 +208,9 @@ def observe(
             n_tokens = next(iter(results.values())).n_tokens
             advance()
     save_file(means, folder / "mean_abs.safetensors")
-    (folder / "meta.json").write_text(json.dumps({"n_tokens": n_tokens, "n_blocks": len(blocks)}))
+    (folder / "meta.json").write_text(
+        json.dumps({"n_tokens": n_tokens, "n_blocks": architecture.n_blocks})
+    )
 
 
 class ActivationStore:

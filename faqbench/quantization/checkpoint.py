@@ -15,7 +15,7 @@ the bit. One file per linear lets a reader hold one linear at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from faqbench.models import Tensors
 from faqbench.quantization.grid import Grid, QuantizedLinear
 
 CHECKPOINT_VERSION = 1  # raise it when files change
@@ -75,18 +76,50 @@ def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinea
     )
 
 
-def linear_names(folder: Path) -> list[str]:
-    """Return the full names of the linears that a folder holds."""
-    return sorted(path.name.removesuffix(_SUFFIX) for path in folder.glob(f"*{_SUFFIX}"))
+class StoredLinears(Mapping[str, QuantizedLinear]):
+    """The quantized linears of a folder by full name; each is read when it is asked for."""
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        self._folder = folder
+        self._device = device
+        self._names = {p.name.removesuffix(_SUFFIX) for p in folder.glob(f"*{_SUFFIX}")}
+
+    def __getitem__(self, name: str) -> QuantizedLinear:
+        """Read a linear."""
+        if name not in self._names:
+            raise KeyError(name)
+        return read_linear(self._folder, name, self._device)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names in their order."""
+        return iter(sorted(self._names))
+
+    def __len__(self) -> int:
+        """Count the linears."""
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        """Say whether there is such a linear, without reading it."""
+        return name in self._names
 
 
-@torch.inference_mode()
-def apply_linears(folder: Path, model: nn.Module, device: torch.device) -> None:
-    """Replace the weights of a full precision model by those of a folder, as the walk does."""
-    for name in linear_names(folder):
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        linear.weight.copy_(read_linear(folder, name, device).dequantize())
+class QuantizedTensors:
+    """A model's tensors with quantized linears, dequantized, in the place of some."""
+
+    def __init__(self, base: Tensors, linears: Mapping[str, QuantizedLinear]) -> None:
+        self._base = base
+        self._linears = linears
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Return a tensor's shape, or None when there is no such tensor."""
+        return self._base.shape(name)
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor; a quantized weight is float32."""
+        linear = name.removesuffix(".weight")
+        if linear not in self._linears:
+            return self._base.read(name)
+        return self._linears[linear].dequantize()
 
 
 def pack(qvalue: Tensor, grid: Grid) -> Tensor:

@@ -4,8 +4,9 @@ Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
 once per block; QEP, LoaQ, GPTAQ and Qronos gather anew before each role, since quantizing one changes the
 next one's input; `loss=module` runs the full precision block once per candidate, and `loss=attention` its
-attention on a sample of the windows. Weights are replaced in place by their dequantized stand-ins, in the
-model's dtype; embeddings and lm_head are never touched, so tied weights stay tied.
+attention on a sample of the windows. The model's own weights stay as they are: each block has a twin, whose
+weights are replaced by their dequantized stand-ins, in the model's dtype, and that goes when the walk moves
+on. What is left is what `keep` was given.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.method import Reads, method_of
-from faqbench.models import Architecture, LoadedModel, Role
+from faqbench.models import Architecture, LoadedModel, Model, Role, twin
 from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.damping import HessianError
 from faqbench.quantization.grid import Grid, QuantizedLinear
@@ -48,16 +49,19 @@ CODE_VERSION = 9  # raise it when the same method would give other weights
 class _Walk:
     """What stays the same from block to block."""
 
-    architecture: Architecture
+    model: Model
     quant: QuantSection
     grids: Mapping[str, Grid]
     store: ActivationStore | None
     streams: Streams | None
-    blocks: nn.ModuleList
     keep: Callable[[str, QuantizedLinear], None] | None
 
+    @property
+    def architecture(self) -> Architecture:
+        return self.model.architecture
 
-@torch.inference_mode()
+
+@torch.no_grad()
 def quantize_model(
     loaded: LoadedModel,
     quant: QuantSection,
@@ -67,10 +71,10 @@ def quantize_model(
     progress: Progress,
     keep: Callable[[str, QuantizedLinear], None] | None = None,
 ) -> QuantizedModel:
-    """Quantize every linear of every decoder block in place.
+    """Quantize every linear of every decoder block.
 
     Args:
-        loaded: the full precision model; its linears' weights are replaced.
+        loaded: the full precision model, which is left as it is.
         quant: the method.
         grids: of the linears to quantize, by full name, from `assign_grids`.
         store: statistics of the full precision pass; None for methods that read none.
@@ -88,24 +92,24 @@ def quantize_model(
     if reads or (calibration is not None and quant.trace_windows > 0):
         assert calibration is not None, "this method runs the model on calibration windows"
         streams = Streams(loaded, quant, calibration)
-    blocks = architecture.block_modules(loaded.model)
     walk = _Walk(
-        architecture=architecture,
+        model=loaded.view,
         quant=quant,
         grids=grids,
         store=store,
         streams=streams,
-        blocks=blocks,
         keep=keep,
     )
     linears: list[LinearReport] = []
     traced: list[BlockReport] = []
-    with progress.stage(f"quantize {quant.name}", len(blocks)) as advance:
-        for index, block in enumerate(blocks):
-            if streams is not None:
-                streams.arrive(block)
-            linears += _quantize_block(walk, index, block)
-            report = streams.release() if streams is not None else None
+    with progress.stage(f"quantize {quant.name}", architecture.n_blocks) as advance:
+        for index in range(architecture.n_blocks):
+            with loaded.view.block(index) as original:
+                block = twin(original)
+                if streams is not None:
+                    streams.arrive(original, block)
+                linears += _quantize_block(walk, index, block)
+                report = streams.release() if streams is not None else None
             traced += [report] if report is not None else []
             advance()
     previews = Reads.LATER_MEANS in method_of(quant).reads
@@ -149,7 +153,7 @@ def _quantize_linears(
     full: RoleStatistics | None,
     quantized: RoleStatistics | None,
 ) -> list[LinearReport]:
-    """Quantize one role in place.
+    """Quantize one role of a block's twin.
 
     Args:
         walk: what stays the same from block to block.
@@ -171,7 +175,8 @@ def _quantize_linears(
     result = quantize_role(role, weights, grids, known, quant)
     stand_ins = {name: result.linears[name].dequantize() for name in linears}
     for name, linear in linears.items():
-        linear.weight.copy_(stand_ins[name])
+        stand_in = stand_ins[name].to(linear.weight.dtype)
+        linear.weight = nn.Parameter(stand_in, requires_grad=False)
         if walk.keep is not None:
             walk.keep(f"{walk.architecture.blocks}.{index}.{name}", result.linears[name])
     seconds = (time.perf_counter() - start) / len(linears)
@@ -203,7 +208,7 @@ def _known(
         if Reads.LATER_MEANS in scale.reads:
             assert walk.store is not None
             later = later_statistics(
-                role, index, walk.store, walk.architecture, list(walk.blocks), quant.preview
+                role, index, walk.store, walk.architecture, walk.model, quant.preview
             )
         statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
         if walk.streams is not None:

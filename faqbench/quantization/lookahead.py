@@ -1,18 +1,15 @@
 """What FAQ's preview reads: vectors of later blocks or linears, from the full precision pass.
 
 `preview.py` has the formulas. Here is where the vectors come from: the means that an `ActivationStore`
-keeps of all blocks, and for `source=next_linear` the weights between, which the walk has not yet replaced,
-since it quantizes front to back.
+keeps of all blocks, and for `source=next_linear` the full precision weights between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor, nn
+from torch import Tensor
 
 from faqbench.config.experiment import PreviewSection
-from faqbench.models import Architecture, Role
+from faqbench.models import Architecture, Model, Role
 from faqbench.quantization.activations import ActivationStore
 from faqbench.quantization.preview import pull_back
 
@@ -22,7 +19,7 @@ def later_statistics(
     block: int,
     store: ActivationStore,
     architecture: Architecture,
-    blocks: Sequence[nn.Module],
+    model: Model,
     preview: PreviewSection,
 ) -> list[Tensor]:
     """Return the vectors [in_features] that a role's preview blends, nearest first; at most `window`.
@@ -32,7 +29,7 @@ def later_statistics(
         block: index of its block.
         store: of the full precision pass.
         architecture: the roles in the order of the data's way through a block.
-        blocks: all decoder blocks, from this role on still in full precision.
+        model: in full precision.
         preview: source and window.
     """
     if preview.source == "same_role":
@@ -46,7 +43,7 @@ def later_statistics(
         vector = store.mean_abs(last // len(roles), roles[last % len(roles)].name)
         for step in range(last - 1, start - 1, -1):
             carrier = roles[step % len(roles)]
-            vector = _through(vector, carrier, blocks[step // len(roles)], architecture)
+            vector = _through(vector, carrier, step // len(roles), model)
         vectors.append(vector)
     return vectors
 
@@ -57,11 +54,11 @@ def n_window_cuts(architecture: Architecture, preview: PreviewSection) -> int:
     return min(-(-preview.window // per_block), architecture.n_blocks)
 
 
-def _through(vector: Tensor, role: Role, block: nn.Module, architecture: Architecture) -> Tensor:
+def _through(vector: Tensor, role: Role, block: int, model: Model) -> Tensor:
     """Bring a statistic of the next role's input back to this role's input."""
-    linear = block.get_submodule(role.feeds.linear)
-    assert isinstance(linear, nn.Linear)
-    weight = linear.weight[role.feeds.cut]
+    architecture = model.architecture
+    weight = model.weight(f"{architecture.blocks}.{block}.{role.feeds.linear}.weight")
+    weight = weight[role.feeds.cut]
     if len(vector) != len(weight):  # o's input: a value head serves several query heads
         heads = vector.view(architecture.n_kv_heads, -1, architecture.head_dim)
         vector = heads.mean(dim=1).flatten()

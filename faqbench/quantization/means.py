@@ -24,7 +24,7 @@ _FILE = "mean_abs.safetensors"  # as `activations.observe` names it
 CODE_VERSION = 2  # raise it when the numbers that `observe_means` writes change
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def observe_means(
     loaded: LoadedModel,
     tokens: Tensor,
@@ -45,13 +45,13 @@ def observe_means(
         progress: one step per block.
     """
     architecture = loaded.architecture
-    blocks = architecture.block_modules(loaded.model)
     means: dict[str, Tensor] = {}
-    with progress.stage("reference activations", len(blocks)) as advance:
+    with progress.stage("reference activations", architecture.n_blocks) as advance:
         stream = open_stream(loaded.model, architecture, tokens, batch_size)
-        for index, block in enumerate(blocks):
-            for name, mean in _block_means(stream, block, architecture.roles, select).items():
-                means[f"{index}.{name}"] = mean.cpu()
+        for index in range(architecture.n_blocks):
+            with loaded.view.block(index) as block:
+                found = _block_means(stream, block, architecture.roles, select)
+            means |= {f"{index}.{name}": mean.cpu() for name, mean in found.items()}
             advance()
     save_file(means, folder / _FILE)
 

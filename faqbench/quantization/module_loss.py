@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from faqbench.models import BlockStream, Call, Role
 from faqbench.quantization.grid import Grid, fake_quantize
@@ -51,7 +52,7 @@ class ModuleObjective:
 
     Attributes:
         stream: the windows to measure on, at the input of the block.
-        block: the block; its role's weights change while losses are taken, and are then put back.
+        block: the block.
         role: the role.
     """
 
@@ -73,21 +74,25 @@ class ModuleObjective:
             scales: [in_features] of each candidate.
         """
         module = self.block.get_submodule(self.role.inspect)
-        parameters = {name: self.block.get_parameter(f"{name}.weight") for name in weights}
-        before = {name: parameter.clone() for name, parameter in parameters.items()}
         stacks = _stacked(weights, grids)
         totals, n_values = [0.0] * len(scales), 0
         for _, call in self.stream.calls_of(self.block, self.role.inspect):
-            _put(parameters, weights)
-            wanted = _output(module, call).float()
+            wanted = self._output(module, call, weights).float()
             for index, scale in enumerate(scales):
-                for stack in stacks:
-                    _put(parameters, stack.rounded(scale))
-                error = _output(module, call).float() - wanted
+                rounded = {n: w for stack in stacks for n, w in stack.rounded(scale).items()}
+                error = self._output(module, call, rounded).float() - wanted
                 totals[index] += float(total(error.square()))
             n_values += wanted.numel()
-            _put(parameters, before)
         return [total / n_values for total in totals]
+
+    def _output(self, module: nn.Module, call: Call, weights: Mapping[str, Tensor]) -> Tensor:
+        """Run the module with other weights in the place of its own."""
+        start = len(self.role.inspect) + 1
+        dtype = next(module.parameters()).dtype
+        parameters = {f"{name}.weight"[start:]: w.to(dtype) for name, w in weights.items()}
+        output = functional_call(module, parameters, call.args, call.kwargs)
+        result: Tensor = output[0] if isinstance(output, tuple) else output
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +181,3 @@ def _stacked(weights: Mapping[str, Tensor], grids: Mapping[str, Grid]) -> list[_
         weight = torch.cat(list(own.values()))
         stacks.append(_Stack(names=tuple(own), sizes=sizes, weight=weight, grid=grid))
     return stacks
-
-
-def _put(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        parameters[name].copy_(weight)
-
-
-def _output(module: nn.Module, call: Call) -> Tensor:
-    output = module(*call.args, **call.kwargs)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
-    return result

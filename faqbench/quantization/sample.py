@@ -49,7 +49,7 @@ class Sample:
         self._entered = self._full.fork()
 
     def arrive(self, block: nn.Module) -> None:
-        """Take the next block while its weights are still those of full precision."""
+        """Take the next block in full precision."""
         self._entered = self._full.fork()
         self._full.advance(block)
 
@@ -58,7 +58,7 @@ class Sample:
         stream = self._quantized if self._searched == "quantized" else self._entered
         return stream.fork(slice(N_SEARCHED))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def release(self, block: nn.Module) -> BlockReport | None:
         """Move on past the quantized block and report its error; None when nothing is traced."""
         self._quantized.advance(block)

@@ -8,7 +8,6 @@ windows goes along both for tracing and for searches that need no more.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -155,13 +154,11 @@ class Streams:
         self._original: nn.Module = nn.Identity()
         self._block: nn.Module = nn.Identity()
 
-    def arrive(self, block: nn.Module) -> None:
-        """Take the next block, whose weights are about to be replaced."""
-        self._block = block
-        if self._full is not None:
-            self._original = copy.deepcopy(block)
+    def arrive(self, original: nn.Module, block: nn.Module) -> None:
+        """Take the next block in full precision, and its twin whose weights are about to be replaced."""
+        self._original, self._block = original, block
         if self._sample is not None:
-            self._sample.arrive(block)
+            self._sample.arrive(original)
 
     def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs on the quantized stream, in one pass."""

@@ -28,7 +28,7 @@ def look(cell):
         section = cell("quant=rtn").model
         loaded = load_model(section, torch.float32, torch.device("cpu"), PlainProgress())
         change(loaded.model)
-        return look_over(loaded.model, loaded.architecture)
+        return look_over(loaded.view)
 
     return make
 

@@ -21,7 +21,7 @@ from faqbench.pipeline.calibrating import calibration_set, selection_set
 from faqbench.pipeline.statistics import activation_store
 from faqbench.presearch import search, write_search
 from faqbench.presearch.writing import evidence_json, preset_yaml, trials_csv
-from faqbench.quantization import Calibration, assign_grids, quantize_model
+from faqbench.quantization import Calibration, QuantizedTensors, assign_grids, quantize_model
 from faqbench.stages import PlainProgress, StageCache
 
 DAY = date(2026, 11, 26)
@@ -61,9 +61,13 @@ def test_awq_in_the_search_is_awq(compose, overrides, found, tmp_path):
     store, _ = activation_store(experiment, loaded, drawn, cache, progress)
     grids = assign_grids(loaded.architecture, experiment.quant)
     calibration = Calibration(tokens=drawn.tokens, batch_size=4, select="all")
-    quantize_model(loaded, experiment.quant, grids, store, calibration, progress)
+    linears = {}
+    quantize_model(
+        loaded, experiment.quant, grids, store, calibration, progress, keep=linears.__setitem__
+    )
+    quantized = loaded.view.view(tensors=QuantizedTensors(loaded.view.tensors, linears))
     budget = experiment.evaluation.batch_tokens
-    nll = score_tokens(loaded.model, selection.tokens, budget, progress).nll
+    nll = score_tokens(quantized.fill().module, selection.tokens, budget, progress).nll
     assert np.array_equal(trial.windows, nll.mean(axis=1, dtype=np.float64))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from torch import Tensor
 
 from faqbench.config import Experiment
 from faqbench.models import LoadedModel, load_model
+from faqbench.models.tensors import Held
 from faqbench.quantization import (
     ActivationStore,
     Calibration,
     LinearReport,
+    QuantizedLinear,
     QuantizedModel,
     assign_grids,
     observe,
@@ -99,6 +101,13 @@ def observed(
     return make
 
 
+def with_weights(loaded: LoadedModel, weights: dict[str, Tensor]) -> LoadedModel:
+    """Return the model with other weights for some of its linears."""
+    state = {**loaded.model.state_dict(), **{f"{name}.weight": w for name, w in weights.items()}}
+    view = loaded.view.view(tensors=Held(state), dtypes=(next(iter(weights.values())).dtype,))
+    return replace(loaded, view=view)
+
+
 @pytest.fixture
 def quantized(
     compose: Callable[..., Experiment],
@@ -113,17 +122,27 @@ def quantized(
         experiment = compose("model=tiny-llama", f"quant={preset}", *overrides)
         names = loaded.architecture.linear_names()
 
-        def weights() -> dict[str, Tensor]:
-            return {name: loaded.model.get_submodule(name).weight.clone() for name in names}
+        def weight(name: str) -> Tensor:
+            found: Tensor = loaded.model.get_submodule(name).weight
+            return found.clone()
 
-        before = weights()
+        before = {name: weight(name) for name in names}
         grids = assign_grids(loaded.architecture, experiment.quant)
         select = experiment.calibration.tokens
         store = observed(loaded, select=select) if experiment.needs_calibration else None
         calibration = Calibration(tokens=tokens, batch_size=2, select=select)
+        linears: dict[str, QuantizedLinear] = {}
         result = quantize_model(
-            loaded, experiment.quant, grids, store, calibration, PlainProgress()
+            loaded,
+            experiment.quant,
+            grids,
+            store,
+            calibration,
+            PlainProgress(),
+            keep=linears.__setitem__,
         )
-        return Outcome(before, weights(), result, loaded)
+        assert all(torch.equal(before[name], weight(name)) for name in names)
+        after = before | {n: q.dequantize().to(before[n].dtype) for n, q in linears.items()}
+        return Outcome(before, after, result, with_weights(loaded, after))
 
     return make

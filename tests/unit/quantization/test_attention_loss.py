@@ -25,7 +25,8 @@ def arrived(load, compose):
         streams = Streams(
             loaded, quant, Calibration(tokens=tokens, batch_size=batch_size, select="all")
         )
-        streams.arrive(loaded.architecture.block_modules(loaded.model)[0])
+        block = loaded.architecture.block_modules(loaded.model)[0]
+        streams.arrive(block, block)
         return loaded, streams
 
     return make

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from faqbench.models.tensors import Held
 from faqbench.quantization import QuantizedLinear, quantize
 from faqbench.quantization.checkpoint import (
-    apply_linears,
-    linear_names,
+    QuantizedTensors,
+    StoredLinears,
     pack,
     read_linear,
     unpack,
@@ -62,15 +63,15 @@ def test_every_code_of_every_width_survives_also_when_bytes_are_left_over(bits, 
     assert torch.equal(unpack(pack(codes, grid), grid, (1, codes.shape[1])), codes)
 
 
-def test_the_weights_of_a_folder_take_their_place_in_a_model(tmp_path):
+def test_the_weights_of_a_folder_take_their_place_among_a_models_tensors(tmp_path):
     grid = Grid(bits=3, group_size=16, symmetric=False)
-    model = torch.nn.Sequential(torch.nn.Linear(48, 24), torch.nn.Linear(24, 4))
-    untouched = model[1].weight.clone()
+    base = Held({"0.weight": torch.zeros(24, 48), "1.weight": torch.ones(4, 24)})
     write_linear(tmp_path, "0", linear(grid))
-    apply_linears(tmp_path, model, CPU)
-    assert linear_names(tmp_path) == ["0"]
-    assert torch.equal(model[0].weight, linear(grid).dequantize())
-    assert torch.equal(model[1].weight, untouched)
+    stored = StoredLinears(tmp_path, CPU)
+    assert list(stored) == ["0"]
+    found = QuantizedTensors(base, stored)
+    assert torch.equal(found.read("0.weight"), linear(grid).dequantize())
+    assert torch.equal(found.read("1.weight"), torch.ones(4, 24))
 
 
 def test_the_file_holds_tensors_alone(tmp_path):

@@ -21,7 +21,7 @@ def look(load, observed, compose):
         preview = compose("model=tiny-llama", "quant=faq", f"window={window}").quant.preview
         preview = preview.model_copy(update={"source": source})
         chosen = loaded.architecture.role(role)
-        return later_statistics(chosen, block, store, loaded.architecture, blocks, preview)
+        return later_statistics(chosen, block, store, loaded.architecture, loaded.view, preview)
 
     make.store, make.blocks, make.architecture = store, blocks, loaded.architecture
     return make

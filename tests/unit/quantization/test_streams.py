@@ -53,7 +53,7 @@ def test_a_block_that_is_not_changed_has_no_error(load, quant, tokens):
     calibration = Calibration(tokens=tokens, batch_size=2, select="all")
     streams = Streams(loaded, quant("quant=qep"), calibration)
     for block in loaded.architecture.block_modules(loaded.model):
-        streams.arrive(block)
+        streams.arrive(block, block)
         report = streams.release()
         assert (report.local_error, report.relative_error) == (0, 0)
         assert report.cosine == pytest.approx(1, abs=1e-5)

@@ -1,0 +1,103 @@
+"""What a model may take of the memory, and whether its weights fit.
+
+The budget is `memory.device_gigabytes` and `memory.host_gigabytes` of the configuration; null is what is
+free when it is asked. On a CPU the device is the host. No result depends on it: a model that does not fit
+is streamed, block by block, with the same bits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+import psutil
+import torch
+
+from faqbench.config import UserError
+from faqbench.config.experiment import MemorySection
+from faqbench.models.architecture import Architecture
+
+# Of what is free, the share that is left to what the estimates here do not see.
+_SPARED = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """Bytes that weights, streams and statistics may take.
+
+    Attributes:
+        device_bytes: on the device; None is what is free.
+        host_bytes: in the host's memory; None is what is free.
+        is_cpu: whether the device is the host.
+    """
+
+    device_bytes: int | None
+    host_bytes: int | None
+    is_cpu: bool
+
+    def holds(self, architecture: Architecture, dtype: torch.dtype) -> bool:
+        """Say whether all weights fit beside what working on one block takes.
+
+        Raises:
+            UserError: when not even one block fits.
+        """
+        available, working = self.on_device, working_bytes(architecture, dtype)
+        if working > available:
+            name = "memory.host_gigabytes" if self.is_cpu else "memory.device_gigabytes"
+            raise UserError(
+                f"One block of this model takes {gigabytes(working)} of memory while it is quantized, and "
+                f"there are {gigabytes(available)} ({name}); raise the budget, or take a machine with "
+                "more."
+            )
+        weights = sum(map(prod, architecture.weight_shapes().values())) * dtype.itemsize
+        return weights + working <= available
+
+    @property
+    def on_device(self) -> int:
+        """Bytes of the device's memory."""
+        if self.is_cpu:
+            return self.on_host
+        if self.device_bytes is not None:
+            return self.device_bytes
+        free, _ = torch.cuda.mem_get_info()
+        return int(free * (1 - _SPARED))
+
+    @property
+    def on_host(self) -> int:
+        """Bytes of the host's memory."""
+        if self.host_bytes is not None:
+            return self.host_bytes
+        return int(psutil.virtual_memory().available * (1 - _SPARED))
+
+
+def budget_of(section: MemorySection, device: torch.device) -> Budget:
+    """Return the budget of a configuration."""
+
+    def n_bytes(number: float | None) -> int | None:
+        return None if number is None else int(number * 1e9)
+
+    is_cpu = device.type == "cpu"
+    return Budget(
+        device_bytes=n_bytes(section.device_gigabytes),
+        host_bytes=n_bytes(section.host_gigabytes),
+        is_cpu=is_cpu,
+    )
+
+
+def working_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Return about what quantizing one block takes: it, its quantized twin, and its largest role's.
+
+    A role takes its weights in float32 several times over, and its Gram matrix twice.
+    """
+    block = sum(map(prod, architecture.shapes.values()))
+    role = max(
+        4 * sum(prod(architecture.shapes[name]) for name in role.linears)
+        + 2 * architecture.shapes[role.linears[0]][1] ** 2
+        for role in architecture.roles
+    )
+    return 2 * dtype.itemsize * block + 4 * role
+
+
+def gigabytes(n_bytes: float) -> str:
+    """Return a number of bytes in words, small ones in megabytes."""
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.2f} MB"

@@ -1,0 +1,149 @@
+"""Views: a streamed model computes what a resident one does, and its weights go when they were used."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from faqbench.config import UserError
+from faqbench.models import Budget, Model, architecture_of, last_hidden_states, load_model, twin
+from faqbench.models.loading import fingerprint_weights
+from faqbench.models.memory import working_bytes
+from faqbench.models.model import skeleton_of
+from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.tensors import Held
+from faqbench.stages import PlainProgress
+
+CPU = torch.device("cpu")
+TINY = ["tiny-llama", "tiny-qwen3", "tiny-gemma3", "tiny-phi3"]
+TOKENS = torch.randint(0, 257, (3, 90), generator=torch.Generator().manual_seed(0))
+
+
+def streamed(loaded, **changes):
+    """The same model, streamed."""
+    view = loaded.view
+    make = {"tensors": view.tensors, "dtypes": view.dtypes, "device": CPU, **changes}
+    return Model(skeleton_of(view.module), view.architecture, **make, is_resident=False)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_streamed_forward_gives_the_same_bits_and_leaves_nothing_behind(load, name):
+    loaded = load(name)
+    view = streamed(loaded)
+    found = view.module(TOKENS, use_cache=False).logits
+    assert torch.equal(found, loaded.model(TOKENS, use_cache=False).logits)
+    assert all(p.is_meta for p in view.module.parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_walk_over_many_inputs_gives_what_each_gives_by_itself(load, name):
+    loaded = load(name)
+    rows = TOKENS[:1, :40]
+    mask = torch.full((1, 1, 40, 40), -1e9).triu(1)
+    masks = dict.fromkeys(set(getattr(loaded.model.config, "layer_types", ["all"])), mask)
+    own = {"input_ids": rows, "attention_mask": masks if len(masks) > 1 else mask}
+    own["position_ids"] = torch.arange(40)[None] // 2
+    inputs = [lambda: {"input_ids": TOKENS}, lambda: own]
+    decoder = loaded.model.get_decoder()
+    found = list(last_hidden_states(streamed(loaded), inputs))
+    for make, hidden in zip(inputs, found, strict=True):
+        assert torch.equal(hidden, decoder(**make(), use_cache=False).last_hidden_state)
+
+
+def test_a_failing_forward_leaves_no_weights_behind(load):
+    view = streamed(load())
+    with pytest.raises(IndexError):
+        view.module(TOKENS + 1000)
+    assert all(p.is_meta for p in view.module.parameters())
+
+
+def test_a_block_is_there_while_anybody_uses_it(load):
+    view = streamed(load())
+    with view.block(1) as block, view.block(1):
+        pass
+    assert all(p.is_meta for p in block.parameters())
+    with view.block(1) as block:
+        view.module(TOKENS)
+        assert not any(p.is_meta for p in block.parameters())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_fingerprint_is_the_same_without_the_weights_in_memory(load, name):
+    assert fingerprint_weights(streamed(load(name))) == load(name).fingerprint
+
+
+def test_a_weight_goes_through_every_dtype_on_its_way(load):
+    view = load().view.view(dtypes=(torch.bfloat16, torch.float32))
+    name, weight = next(view.named_weights())
+    original = load().view.weight(name)
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, original.bfloat16().float()) and not torch.equal(weight, original)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_folder_opens_as_what_transformers_loads(section, tmp_path, name):
+    random_model(section(name).random).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    changed = section(name, source="path", path=str(tmp_path), random=None, tokenizer=None)
+    ours = load_model(changed, torch.float32, CPU, PlainProgress()).model
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    for one, other in ((ours.state_dict(), theirs.state_dict()), named_buffers(ours, theirs)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) and one[k].dtype == other[k].dtype for k in one)
+    assert ours.generation_config.to_dict() == theirs.generation_config.to_dict()
+    assert ours.config._attn_implementation == theirs.config._attn_implementation
+
+
+def named_buffers(*models):
+    return [dict(model.named_buffers()) for model in models]
+
+
+def test_a_view_may_have_modules_of_its_own(load):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    def double_the_head(model, _):
+        weight, model.lm_head = model.lm_head.weight, Doubled(1, 1, bias=False)
+        model.lm_head.weight = weight
+
+    loaded = load()
+    wanted = 2 * loaded.model(TOKENS).logits
+    view = loaded.view.view(prepare=double_the_head)
+    assert torch.equal(view.fill().module(TOKENS).logits, wanted)
+    assert type(loaded.model.lm_head) is torch.nn.Linear
+
+
+def test_a_twins_weights_are_its_own_once_they_are_replaced(load):
+    block = load().architecture.block_modules(load().model)[0]
+    second = twin(block)
+    assert second.mlp.up_proj.weight is block.mlp.up_proj.weight
+    second.mlp.up_proj.weight = torch.nn.Parameter(torch.zeros_like(block.mlp.up_proj.weight))
+    assert bool(block.mlp.up_proj.weight.any())
+
+
+def budget(n_bytes):
+    return Budget(device_bytes=None, host_bytes=n_bytes, is_cpu=True)
+
+
+def test_the_budget_decides_whether_a_model_is_streamed(section):
+    tiny = section("tiny-llama")
+    architecture = architecture_of(random_model(tiny.random).config.to_dict())
+    working = working_bytes(architecture, torch.float32)
+    load = load_model(tiny, torch.float32, CPU, PlainProgress(), None, budget(10**9))
+    assert load.view.is_resident
+    load = load_model(tiny, torch.float32, CPU, PlainProgress(), None, budget(working))
+    assert not load.view.is_resident
+
+
+def test_a_budget_that_is_smaller_than_a_block_is_refused_with_both_numbers(section):
+    with pytest.raises(
+        UserError, match=r"^One block .* takes .* there are 0\.01 MB \(memory\.host_"
+    ):
+        load_model(section("tiny-llama"), torch.float32, CPU, PlainProgress(), None, budget(10**4))
+
+
+def test_tensors_of_another_model_are_not_taken(load):
+    loaded = load()
+    state = {name: w[:1] for name, w in loaded.view.named_weights()}
+    with pytest.raises(AssertionError, match=r"is .* not"):
+        loaded.view.view(tensors=Held(state)).fill()
