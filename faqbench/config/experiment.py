@@ -137,6 +137,23 @@ class CorrectionSection(Section):
         return self.strength
 
 
+class SmoothingSection(Section):
+    """`quant.smoothing`: SmoothQuant's scales."""
+
+    alpha: Fraction
+
+
+class ActivationsSection(Section):
+    """`quant.activations`: the grid of the linears' inputs; bits null leaves them as they are."""
+
+    bits: Annotated[int, Field(ge=2, le=8)] | None
+    symmetric: bool
+    granularity: Literal["token", "tensor"]
+    dynamic: bool
+    clip_ratio: Annotated[float, Field(gt=0.0, le=1.0)]
+    targets: tuple[RoleName, ...]
+
+
 class LinearOverride(Section):
     """One entry of `quant.overrides`: a grid for the linears whose names match a pattern."""
 
@@ -146,7 +163,7 @@ class LinearOverride(Section):
 
 
 class QuantSection(Section):
-    """`quant`: the four stages of a method and their options."""
+    """`quant`: the stages of a method and their options."""
 
     name: Slug
     scale: Annotated[str, _value_of("scale")]
@@ -164,6 +181,8 @@ class QuantSection(Section):
     gptaq: GPTAQSection
     qronos: QronosSection
     correction: CorrectionSection
+    smoothing: SmoothingSection
+    activations: ActivationsSection
     trace_windows: Annotated[int, Field(ge=0)]
     skip: tuple[str, ...]
     overrides: tuple[LinearOverride, ...]

@@ -175,9 +175,10 @@ def _without(section: Mapping[str, Any], keys: set[str]) -> _Json:
 
 
 def grid_slug(experiment: Experiment) -> list[str]:
-    """Return bits and group size as parts of a name, `w3` and `g64`; `grow` is one group per row."""
+    """Return bits and group size as parts of a name, `w3` or `w4a8`, and `g64`; `grow` is one per row."""
     quant = experiment.quant
-    return [f"w{quant.bits}", f"g{quant.group_size}".replace("-1", "row")]
+    activations = "" if quant.activations.bits is None else f"a{quant.activations.bits}"
+    return [f"w{quant.bits}{activations}", f"g{quant.group_size}".replace("-1", "row")]
 
 
 def run_id(experiment: Experiment) -> str:

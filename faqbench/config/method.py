@@ -1,8 +1,9 @@
 """The stages of a method and the values that each can take: one table, and all that follows from it.
 
 A method is a composition of stages, `scale` x `clip` x `correct` x `round`, and a value of a stage is one
-row here. The row says what the value reads of the model's activations, which options of `quant` it owns,
-and the function that does its work. Nobody else compares a stage's value with a name: whether a method
+row here; beside them stands what is done to activations. The row says what the value reads of the model's
+activations, which options of `quant` it owns, and the function that does its work. Nobody else compares a
+stage's value with a name: whether a method
 needs calibration, which statistics are gathered, which options are part of an identity, what a report
 calls calibrated or a baseline, and what a plan expects, are asked of the `Method` that `method_of` makes
 of a `quant` section, of an experiment or of a record alike.
@@ -10,7 +11,8 @@ of a `quant` section, of an experiment or of a record alike.
 To add a value: write its function of tensors in a file of `faqbench/quantization/`, add a row to the
 stage's values below, and a preset that uses it to `conf/quant/`. What a function is given:
 
-    scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, of later ones
+    scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, of later ones; or,
+              for a value that reads extremes, (largest, weights, quant) -> scale [in]    of max|x| [in]
     clip      (weight, gram, grid, input_scale, quant) -> limit [out, n_groups]; gram None unless read
     correct   a class as `quantization.correct.CorrectionAccumulator`
     round     (weight, known, grid, quant, limit) -> `quantization.grid.Rounded`; the weight is scaled,
@@ -35,6 +37,9 @@ class Reads(Enum):
 
     MEANS = "mean|x| of a linear's input, of the full precision pass"
     LATER_MEANS = "the same of the blocks or linears that follow"
+    EXTREMES = (
+        "the least and the largest of each channel of a linear's input, of the full precision pass"
+    )
     GRAM = "X'X / n of a linear's input, of the full precision pass or, corrected, of the quantized stream"
     HESSIAN = "X'X / n of a linear's input on the quantized stream"
     BOTH_STREAMS = "a linear's input in full precision and on the quantized stream, token by token"
@@ -125,6 +130,19 @@ SCALE = _stage(
         reads=frozenset({Reads.MEANS, Reads.LATER_MEANS, Reads.GRAM}),
         options={**_SEARCH, **_PREVIEW},
         call="faqbench.quantization.preview:blended_statistic",
+    ),
+    StageValue(
+        name="smoothquant",
+        label="SmoothQuant",
+        reads=frozenset({Reads.EXTREMES}),
+        options=_always("smoothing", "alpha"),
+        call="faqbench.quantization.smoothing:smoothquant_scale",
+    ),
+    StageValue(
+        name="lae",
+        label="LAE",
+        reads=frozenset({Reads.EXTREMES}),
+        call="faqbench.quantization.smoothing:lae_scale",
     ),
     is_always_named=True,
 )
@@ -218,6 +236,19 @@ CORRECT = _stage(
 # In the order in which readers expect methods: scales, roundings, corrections.
 STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT)}
 
+# What is done to the inputs of linears, as the section `quant.activations` says: no stage, since it changes
+# no weight.
+_ACTIVATIONS: Options = {
+    "activations.bits": None,
+    "activations.symmetric": True,
+    "activations.granularity": "token",
+    "activations.dynamic": True,
+    "activations.clip_ratio": 1.0,
+    "activations.targets": ["qkv", "o", "gate_up", "down"],
+}
+_DYNAMIC = StageValue(name="dynamic", options=_ACTIVATIONS)
+_STATIC = StageValue(name="static", reads=frozenset({Reads.EXTREMES}), options=_ACTIVATIONS)
+
 # The words that presets' names are made of, and how tables write them, in the order of the stages.
 LABELS: Mapping[str, str] = (
     {"fp": "full precision", "rtn": "RTN"}
@@ -240,9 +271,16 @@ _GRID: Options = {
     "skip": ALWAYS,
     "overrides": ALWAYS,
 }
-OWNED = frozenset(_GRID) | {
-    path for stage in STAGES.values() for value in stage.values.values() for path in value.options
-}
+OWNED = (
+    frozenset(_GRID)
+    | {
+        path
+        for stage in STAGES.values()
+        for value in stage.values.values()
+        for path in value.options
+    }
+    | frozenset(_ACTIVATIONS)
+)
 # What decides no weight: the preset's name, and how much of the result is traced for the reader.
 UNDECIDING: Final = frozenset({"name", "trace_windows"})
 
@@ -253,9 +291,11 @@ class Method:
 
     Attributes:
         values: by stage, in the order of `STAGES`.
+        activations: what is done to the inputs of linears: idle, dynamic or static.
     """
 
     values: Mapping[str, StageValue]
+    activations: StageValue = _IDLE
 
     def __getitem__(self, stage: str) -> StageValue:
         """Return the value of a stage."""
@@ -271,7 +311,7 @@ class Method:
         """What all stages together need of the activations; nothing where nothing is quantized."""
         if not self.quantizes:
             return frozenset()
-        return frozenset().union(*(value.reads for value in self.values.values()))
+        return frozenset().union(*(value.reads for value in self._all))
 
     @property
     def is_calibrated(self) -> bool:
@@ -280,7 +320,7 @@ class Method:
 
     @property
     def is_plain_rounding(self) -> bool:
-        """Whether it is RTN: plain rounding with every other stage idle."""
+        """Whether it is RTN, with activations of any kind: plain rounding with every other stage idle."""
         return self.rounds_to_nearest and all(
             value.is_idle for stage, value in self.values.items() if stage != "round"
         )
@@ -322,9 +362,13 @@ class Method:
     @cached_property
     def _options(self) -> dict[str, object]:
         owned = dict(_GRID) if self.quantizes else {}
-        for value in self.values.values() if self.quantizes else ():
+        for value in self._all if self.quantizes else ():
             owned |= value.options
         return owned
+
+    @property
+    def _all(self) -> tuple[StageValue, ...]:
+        return (*self.values.values(), self.activations)
 
 
 def method_of(quant: object) -> Method:
@@ -336,12 +380,13 @@ def method_of(quant: object) -> Method:
             version, counts as one that reads activations.
     """
     raw = quant if isinstance(quant, Mapping) else vars(quant)
-    return _method(tuple(_value(stage, raw.get(name)) for name, stage in STAGES.items()))
+    values = tuple(_value(stage, raw.get(name)) for name, stage in STAGES.items())
+    return _method(values, _activations(raw.get("activations")))
 
 
 @lru_cache(maxsize=1024)  # a report asks for the methods of thousands of records
-def _method(values: tuple[StageValue, ...]) -> Method:
-    return Method(values=dict(zip(STAGES, values, strict=True)))
+def _method(values: tuple[StageValue, ...], activations: StageValue) -> Method:
+    return Method(values=dict(zip(STAGES, values, strict=True)), activations=activations)
 
 
 def _value(stage: Stage, name: object) -> StageValue:
@@ -349,6 +394,13 @@ def _value(stage: Stage, name: object) -> StageValue:
         return _UNKNOWN if stage is ROUND else _IDLE
     value = stage.values.get(str(name))
     return value or StageValue(name=str(name), reads=frozenset({Reads.MEANS}))
+
+
+def _activations(section: object) -> StageValue:
+    raw: Any = section if isinstance(section, Mapping) else {} if section is None else vars(section)
+    if raw.get("bits") is None:
+        return _IDLE
+    return _DYNAMIC if raw.get("dynamic", True) else _STATIC
 
 
 def _leaves(quant: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -22,7 +22,7 @@ from faqbench.config.experiment import (
     RoleName,
     TrackingSection,
 )
-from faqbench.config.method import Method
+from faqbench.config.method import Method, method_of
 from faqbench.config.presearch import check_presearch
 
 # Keys for which the command line takes `auto` too, and puts what it means here in its place.
@@ -54,6 +54,7 @@ def _check_combination(experiment: Experiment) -> None:
     _check_correction(quant.correction)
     if experiment.method.owns("correction"):
         _check_held_out(quant.correction, experiment.n_calibration_samples)
+    _check_activations(quant)
     check_calibration(experiment.calibration, experiment.scenario)
     check_presearch(experiment.presearch)
     check_tracking(experiment.tracking)
@@ -152,6 +153,30 @@ def _check_held_out(correction: CorrectionSection, n_samples: int) -> None:
         )
 
 
+def _check_activations(quant: QuantSection) -> None:
+    activations, method = quant.activations, method_of(quant)
+    if len(set(activations.targets)) < len(activations.targets):
+        raise UserError(
+            f"quant.activations.targets={list(activations.targets)} names a role twice."
+        )
+    if activations.bits is None:
+        return
+    start = f"quant.activations.bits={activations.bits}"
+    if not method.quantizes:
+        raise UserError(
+            f"{start} needs quantized weights, but quant.round=none leaves them as they are."
+        )
+    if not activations.targets:
+        raise UserError(f"{start} changes nothing: quant.activations.targets is empty.")
+    if activations.dynamic != (activations.granularity == "token"):
+        raise UserError(
+            f"quant.activations.granularity={activations.granularity} with "
+            f"dynamic={str(activations.dynamic).lower()} is not allowed: a token's range is taken when "
+            "it comes (token, dynamic=true), and one range for a tensor beforehand (tensor, "
+            "dynamic=false), so that no score depends on what lies beside a request."
+        )
+
+
 def _paths_and_tuples(value: Any) -> Any:
     """Give strict pydantic the types it wants where YAML has none: tuples for lists, paths for texts."""
     if isinstance(value, Mapping):
@@ -166,6 +191,7 @@ def _paths_and_tuples(value: Any) -> Any:
         for key in (
             "gamma",
             "alpha",
+            "clip_ratio",
             "strength",
             "residual_strength",
             "damping",

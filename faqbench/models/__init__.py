@@ -18,6 +18,7 @@ from faqbench.models.inspection import inspect_model
 from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
 from faqbench.models.memory import Budget, budget_of
 from faqbench.models.model import Model, device_of, twin
+from faqbench.models.prepared import PreparedLinear, prepare, prepared_input
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
 from faqbench.models.tensors import Tensors
 from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
@@ -31,6 +32,7 @@ __all__ = [
     "LoadedModel",
     "Model",
     "ModelHolder",
+    "PreparedLinear",
     "Role",
     "Rows",
     "Tensors",
@@ -49,6 +51,8 @@ __all__ = [
     "model_config",
     "open_stream",
     "pinned",
+    "prepare",
+    "prepared_input",
     "tokenizer_source",
     "twin",
     "weights_source",

@@ -81,6 +81,7 @@ class Architecture:
         family: the name of the family's yaml.
         embedding: module name of the token embedding.
         head: module name of the output head.
+        final_norm: module name of the norm before it.
         blocks: module name of the list of decoder blocks.
         roles: in the order in which a block's forward pass reaches them.
         shapes: (out_features, in_features) of each linear, by its name relative to the block.
@@ -97,6 +98,7 @@ class Architecture:
     family: str
     embedding: str
     head: str
+    final_norm: str
     blocks: str
     roles: tuple[Role, ...]
     shapes: Mapping[str, tuple[int, int]]
@@ -113,6 +115,11 @@ class Architecture:
     def is_grouped_query(self) -> bool:
         """Whether several query heads share a value head, so that o's input is wider than v's output."""
         return self.n_heads != self.n_kv_heads
+
+    @property
+    def writes_straight_to_residual(self) -> bool:
+        """Whether o and down add to the residual stream as they are, with no norm between."""
+        return all(role.adds_to is not None for role in self.roles if not role.residual)
 
     def role(self, name: str) -> Role:
         """Return a role by its name."""
@@ -182,6 +189,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         family=family["name"],
         embedding=family["embedding"],
         head=family["head"],
+        final_norm=family["final_norm"],
         blocks=family["blocks"],
         roles=_roles(family, sizes),
         shapes=_shapes(family, sizes, hidden),

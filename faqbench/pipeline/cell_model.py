@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from faqbench.models import (
 )
 from faqbench.pipeline.keys import tokenizer_key, weights_key
 from faqbench.pipeline.timing import Timings
-from faqbench.quantization import QuantizedTensors, StoredLinears
+from faqbench.quantization import QuantizedTensors, StoredLinears, quantize_inputs
 from faqbench.stages import Progress, StageCache
 
 
@@ -162,12 +162,17 @@ class CellModel:
         dtypes = [getattr(torch, d) for d in (experiment.calibration.dtype, experiment.dtype)]
         if quantized is None and dtypes[0] == dtypes[1]:
             return self.pristine().view
+        activations = experiment.quant.activations
 
         def make(pristine: Model) -> Model:
-            tensors = pristine.tensors
-            if quantized is not None:
-                tensors = QuantizedTensors(tensors, StoredLinears(quantized, self.device))
-            return pristine.view(tensors=tensors, dtypes=dtypes)
+            if quantized is None:
+                return pristine.view(dtypes=dtypes)
+            linears = StoredLinears(quantized, self.device)
+            return pristine.view(
+                tensors=QuantizedTensors(pristine.tensors, linears),
+                dtypes=dtypes,
+                prepare=partial(quantize_inputs, linears, activations),
+            )
 
         if self._loaded is None:
             self.pristine()

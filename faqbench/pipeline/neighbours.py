@@ -22,7 +22,9 @@ from faqbench.pipeline.evaluating import Evaluated
 from faqbench.records import Gate, RunRecord, find_heads, read_items, read_scores, same_model
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
 
-_GRID = ("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides")
+_GRID = (
+    "bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides", "activations",
+)  # fmt: skip
 _MOST_COMPARED = 24  # the scores of each are read, and chance alone marks one comparison in forty
 
 
@@ -188,7 +190,7 @@ def _quant(record: RunRecord, key: str) -> Any:
 
 
 def _grid(record: RunRecord) -> dict[str, Any]:
-    identity = method_in(record.config).identity(record.config.get("quant", {}))
+    identity = _identity(record)
     return {key: identity.get(key) for key in _GRID}
 
 
@@ -200,6 +202,9 @@ def _is_rtn(record: RunRecord) -> bool:
     return method_in(record.config).is_plain_rounding
 
 
+def _identity(record: RunRecord) -> dict[str, Any]:
+    return method_in(record.config).identity(record.config.get("quant") or {})
+
+
 def _but_bits(record: RunRecord) -> dict[str, Any]:
-    identity = method_in(record.config).identity(record.config.get("quant") or {})
-    return {k: v for k, v in identity.items() if k != "bits"}
+    return {k: v for k, v in _identity(record).items() if k != "bits"}

@@ -29,7 +29,7 @@ from faqbench.pipeline.reference import reference_scores
 from faqbench.pipeline.statistics import statistics_of
 from faqbench.pipeline.timing import Timings
 from faqbench.pipeline.weights_check import check_weights
-from faqbench.quantization import QuantizedModel
+from faqbench.quantization import QuantizedModel, describe_activations
 from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, write_run
 from faqbench.sources import sources_of
 from faqbench.stages import Progress, StageCache
@@ -189,6 +189,8 @@ def _record(
     if quantized:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts
+    if experiment.quant.activations.bits is not None:
+        extra["activations"] = describe_activations(experiment.quant.activations)
     if cache is not None:
         extra["stage_keys"] = [dataclasses.asdict(use) for use in cache.uses]
     record = RunRecord(

@@ -1,10 +1,12 @@
-"""Quantization: four stages, each a pure function of tensors, and the walk that applies them.
+"""Quantization: stages, each a pure function of tensors, and the walk that applies them.
 
-A method is a composition: `scale` x `clip` x `correct` x `round`, and `conf/quant/<name>.yaml` a preset
-of the four. Where each lives:
+A method is a composition: `scale` x `clip` x `correct` x `round`, of a model whose activations may be
+quantized too; `conf/quant/<name>.yaml` is a preset of these. Where each lives:
 
     grid.py         codes, scales and zero points: what a quantized weight is
     preview.py      FAQ's statistic, a blend of this block's activations with later ones
+    smoothing.py    SmoothQuant's and LAE's scales, in closed form
+    activation_grid.py  the grid of a linear's input
     scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
     lookahead.py    where FAQ's preview takes its vectors from: later blocks, or the next linears
     module_loss.py  the reference's objective for the same search, on every token or on a sample of them
@@ -24,12 +26,14 @@ and its row in the table of `config/method.py`, which lists what each stage's fu
 that uses it is one yaml.
 """
 
+from faqbench.quantization.activation_grid import describe_activations
 from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe
 from faqbench.quantization.assignment import assign_grids
 from faqbench.quantization.checkpoint import (
     CHECKPOINT_VERSION,
     QuantizedTensors,
     StoredLinears,
+    quantize_inputs,
     write_linear,
 )
 from faqbench.quantization.engine import CODE_VERSION, quantize_model
@@ -52,9 +56,11 @@ __all__ = [
     "StoredLinears",
     "assign_grids",
     "check_correction",
+    "describe_activations",
     "fake_quantize",
     "observe",
     "quantize",
+    "quantize_inputs",
     "quantize_model",
     "reads_store",
     "write_linear",

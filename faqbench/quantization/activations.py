@@ -2,8 +2,9 @@
 
 Per decoder block and role, over all calibration tokens x [in]:
 
-    mean_abs [in]      mean of |x|
-    gram     [in, in]  mean of x x'
+    mean_abs  [in]      mean of |x|
+    gram      [in, in]  mean of x x'
+    low, high [in]      the least and the largest x
 
 Both are accumulated in float32, whatever the model's dtype, and stored one file per block, so that a
 reader holds one block's Gram matrices at a time. The means of all blocks are small and kept together:
@@ -28,7 +29,7 @@ from faqbench.config import UserError
 from faqbench.models import BlockStream, LoadedModel, Role, open_stream
 from faqbench.stages import Progress
 
-CODE_VERSION = 3  # raise it when the numbers that `observe` writes change
+CODE_VERSION = 4  # raise it when the numbers that `observe` writes change
 Tokens = Literal["all", "drop_first", "norm_cap"]
 NORM_CAP = 10.0
 _GRAM_BLOCK = 384  # columns per block of a Gram matrix
@@ -41,12 +42,21 @@ class RoleStatistics:
     Attributes:
         mean_abs: float32 [in_features].
         gram: float32 [in_features, in_features].
+        low: float32 [in_features], the least of each channel.
+        high: float32 [in_features], the largest.
         n_tokens: how many tokens they were taken over.
     """
 
     mean_abs: Tensor
     gram: Tensor
+    low: Tensor
+    high: Tensor
     n_tokens: int
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest |x| of each channel [in_features]."""
+        return torch.maximum(self.high, -self.low)
 
 
 class GramSum:
@@ -73,11 +83,13 @@ class GramSum:
 
 
 class Accumulator:
-    """Sums up |x| and x x' over batches of tokens."""
+    """Sums up |x| and x x' over batches of tokens, and keeps the extremes."""
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._abs = torch.zeros(in_features, dtype=torch.float64, device=device)
         self._gram = GramSum(in_features, device)
+        self._low = torch.full((in_features,), torch.inf, device=device)
+        self._high = -self._low
         self.n_tokens = 0
 
     def add(self, x: Tensor) -> None:
@@ -85,12 +97,16 @@ class Accumulator:
         x = x.float()
         self._abs += x.abs().sum(dim=0)
         self._gram.add(x)
+        self._low = torch.minimum(self._low, x.amin(dim=0))
+        self._high = torch.maximum(self._high, x.amax(dim=0))
         self.n_tokens += len(x)
 
     def plus(self, other: Accumulator) -> Accumulator:
         """Return the sums over both's tokens."""
         result = copy.copy(self)
         result._abs, result._gram = self._abs + other._abs, self._gram.plus(other._gram)
+        result._low = torch.minimum(self._low, other._low)
+        result._high = torch.maximum(self._high, other._high)
         result.n_tokens = self.n_tokens + other.n_tokens
         return result
 
@@ -99,6 +115,8 @@ class Accumulator:
         return RoleStatistics(
             mean_abs=(self._abs / self.n_tokens).float(),
             gram=self._gram.result() / self.n_tokens,
+            low=self._low,
+            high=self._high,
             n_tokens=self.n_tokens,
         )
 
@@ -194,6 +212,7 @@ def observe(
     """
     architecture, view = loaded.architecture, loaded.view
     means: dict[str, Tensor] = {}
+    extremes: dict[str, Tensor] = {}
     n_tokens = 0
     with progress.stage("activation statistics", architecture.n_blocks) as advance:
         stream = open_stream(loaded.model, architecture, tokens, batch_size)
@@ -205,9 +224,12 @@ def observe(
                 folder / f"gram-{index:03d}.safetensors",
             )
             means |= {f"{index}.{name}": r.mean_abs.cpu() for name, r in results.items()}
+            extremes |= {f"{index}.{name}.low": r.low.cpu() for name, r in results.items()}
+            extremes |= {f"{index}.{name}.high": r.high.cpu() for name, r in results.items()}
             n_tokens = next(iter(results.values())).n_tokens
             advance()
     save_file(means, folder / "mean_abs.safetensors")
+    save_file(extremes, folder / "extremes.safetensors")
     (folder / "meta.json").write_text(
         json.dumps({"n_tokens": n_tokens, "n_blocks": architecture.n_blocks})
     )
@@ -227,10 +249,15 @@ class ActivationStore:
 
     @cached_property
     def _means(self) -> Mapping[str, Tensor]:
-        means: dict[str, Tensor] = load_file(
-            self.folder / "mean_abs.safetensors", device=str(self._device)
-        )
-        return means
+        return self._load("mean_abs.safetensors")
+
+    @cached_property
+    def _extremes(self) -> Mapping[str, Tensor]:
+        return self._load("extremes.safetensors")
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = load_file(self.folder / name, device=str(self._device))
+        return tensors
 
     @property
     def n_blocks(self) -> int:
@@ -243,10 +270,14 @@ class ActivationStore:
 
     def block(self, block: int) -> dict[str, RoleStatistics]:
         """Return the statistics of one block by role; the caller holds the only copy."""
-        grams = load_file(self.folder / f"gram-{block:03d}.safetensors", device=str(self._device))
+        grams = self._load(f"gram-{block:03d}.safetensors")
         return {
             role: RoleStatistics(
-                mean_abs=self.mean_abs(block, role), gram=gram, n_tokens=self._meta["n_tokens"]
+                mean_abs=self.mean_abs(block, role),
+                gram=gram,
+                low=self._extremes[f"{block}.{role}.low"],
+                high=self._extremes[f"{block}.{role}.high"],
+                n_tokens=self._meta["n_tokens"],
             )
             for role, gram in grams.items()
         }

@@ -5,6 +5,7 @@
         scale        float32 [out_features, n_groups]
         zero_point   uint8 [out_features, n_groups]; absent when symmetric
         input_scale  float32 [in_features]; absent when unscaled
+        input_range  float32 [2]; absent unless activations have static ranges
         metadata: bits, group_size, symmetric, out_features, in_features, and symmetric_grid where it is
         not signed
 
@@ -23,7 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from faqbench.models import Tensors
+from faqbench.config.experiment import ActivationsSection
+from faqbench.models import Architecture, Tensors, prepare
+from faqbench.quantization.activation_grid import ActivationGrid
 from faqbench.quantization.grid import Grid, QuantizedLinear
 
 CHECKPOINT_VERSION = 1  # raise it when files change
@@ -38,6 +41,8 @@ def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
         tensors["zero_point"] = linear.zero_point
     if linear.input_scale is not None:
         tensors["input_scale"] = linear.input_scale
+    if linear.input_range is not None:
+        tensors["input_range"] = linear.input_range
     out_features, in_features = linear.qvalue.shape
     metadata: dict[str, int | str] = {
         "bits": grid.bits,
@@ -73,6 +78,7 @@ def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinea
         zero_point=tensors.get("zero_point"),
         input_scale=tensors.get("input_scale"),
         grid=grid,
+        input_range=tensors.get("input_range"),
     )
 
 
@@ -120,6 +126,20 @@ class QuantizedTensors:
         if linear not in self._linears:
             return self._base.read(name)
         return self._linears[linear].dequantize()
+
+
+def quantize_inputs(
+    linears: Mapping[str, QuantizedLinear],
+    settings: ActivationsSection,
+    module: nn.Module,
+    architecture: Architecture,
+) -> None:
+    """Let the linears of a model that were quantized round their inputs too, as `activation_grid` says."""
+    targets = {name for role in settings.targets for name in architecture.role(role).linears}
+    for name in linears if settings.bits is not None else ():
+        if name.removeprefix(f"{architecture.blocks}.").partition(".")[2] in targets:
+            linear = linears[name]
+            prepare(module, name, ActivationGrid(settings, linear.input_scale, linear.input_range))
 
 
 def pack(qvalue: Tensor, grid: Grid) -> Tensor:

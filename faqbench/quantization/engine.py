@@ -26,7 +26,13 @@ from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.damping import HessianError
 from faqbench.quantization.grid import Grid, QuantizedLinear
 from faqbench.quantization.lookahead import later_statistics, n_window_cuts
-from faqbench.quantization.method import RoleInput, quantize_role, scale_statistic, skipped_scale
+from faqbench.quantization.method import (
+    RoleInput,
+    quantize_role,
+    scale_statistic,
+    searches_scale,
+    skipped_scale,
+)
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
 from faqbench.quantization.streams import (
     Calibration,
@@ -202,7 +208,7 @@ def _known(
         return RoleInput()
     statistic = objective = None
     scale = method_of(quant)["scale"]
-    if not scale.is_idle:
+    if searches_scale(quant):
         assert search is not None
         later: list[Tensor] = []
         if Reads.LATER_MEANS in scale.reads:

@@ -95,6 +95,8 @@ class QuantizedLinear:
         zero_point: uint8 [out_features, n_groups], or None when symmetric.
         input_scale: float32 [in_features] that the weight was multiplied by before rounding, or None.
         grid: bits, group size and symmetry.
+        input_range: float32 [2], the extremes of the scaled input over the calibration tokens, for a static
+            grid of activations; None for other methods.
     """
 
     qvalue: Tensor
@@ -102,6 +104,7 @@ class QuantizedLinear:
     zero_point: Tensor | None
     input_scale: Tensor | None
     grid: Grid
+    input_range: Tensor | None = None
 
     def dequantize(self) -> Tensor:
         """Return the float32 weight [out_features, in_features] that stands in for the original."""

@@ -21,6 +21,7 @@ from faqbench.config.experiment import QuantSection
 from faqbench.config.method import Reads, StageValue, method_of
 from faqbench.hardware import has_fast_bfloat16
 from faqbench.models import Architecture, Role
+from faqbench.quantization.activation_grid import input_range
 from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.grid import (
     Grid,
@@ -99,16 +100,19 @@ def quantize_role(
         known: what is known of the role's input.
         quant: the method.
     """
-    choice = _choose_scale(weights, grids, known, quant)
+    choice = _choose_scale(role, weights, grids, known, quant)
     limits = {
         name: _choose_limit(role, name, weight, grids[name], choice, known, quant)
         for name, weight in weights.items()
     }
     clipped = {n: _clipped_frac(w, choice.input_scale, limits[n]) for n, w in weights.items()}
     rounded = _round(weights, grids, choice.input_scale, limits, known, quant)
+    span = _input_range(role, choice, known, quant)
     return RoleResult(
         linears={
-            n: pack_codes(r.codes, r.parameters, grids[n], choice.input_scale)
+            n: replace(
+                pack_codes(r.codes, r.parameters, grids[n], choice.input_scale), input_range=span
+            )
             for n, r in rounded.items()
         },
         alpha=choice.alpha,
@@ -130,11 +134,17 @@ def call_of(value: StageValue) -> Callable[..., Any]:
 
 
 def _choose_scale(
+    role: Role,
     weights: Mapping[str, Tensor],
     grids: Mapping[str, Grid],
     known: RoleInput,
     quant: QuantSection,
 ) -> ScaleChoice:
+    scale = method_of(quant)["scale"]
+    if Reads.EXTREMES in scale.reads and role.residual:
+        assert known.search is not None
+        input_scale = call_of(scale)(known.search.largest, list(weights.values()), quant)
+        return ScaleChoice(alpha=None, input_scale=input_scale)
     if known.statistic is None:
         return ScaleChoice(alpha=None, input_scale=None)
     alphas = _alphas(quant)
@@ -144,6 +154,17 @@ def _choose_scale(
     return search_scale(
         list(weights.values()), list(grids.values()), known.statistic, known.search.gram, alphas
     )
+
+
+def _input_range(
+    role: Role, choice: ScaleChoice, known: RoleInput, quant: QuantSection
+) -> Tensor | None:
+    """Return the range of the role's quantized input; None where it has none of its own."""
+    is_static = Reads.EXTREMES in method_of(quant).activations.reads
+    if not is_static or role.name not in quant.activations.targets:
+        return None
+    assert known.search is not None
+    return input_range(known.search.low, known.search.high, choice.input_scale)
 
 
 def _choose_limit(
@@ -248,7 +269,7 @@ def scale_statistic(
         quant: the method.
     """
     scale = method_of(quant)["scale"]
-    if scale.is_idle or skipped_scale(role, architecture, quant) is not None:
+    if not searches_scale(quant) or skipped_scale(role, architecture, quant) is not None:
         return None
     statistic: Tensor = call_of(scale)(current, later, role, quant)
     if role.name == "o" and architecture.is_grouped_query:
@@ -258,8 +279,7 @@ def scale_statistic(
 
 def skipped_scale(role: Role, architecture: Architecture, quant: QuantSection) -> str | None:
     """Say why a role gets no scale, or return None when it gets one."""
-    idle = method_of(quant)["scale"].is_idle
-    if idle or role.name != "o" or not architecture.is_grouped_query:
+    if not searches_scale(quant) or role.name != "o" or not architecture.is_grouped_query:
         return None
     if quant.search.gqa_scale == "repeat":
         return None
@@ -281,6 +301,11 @@ def relative_errors(weight: Tensor, stand_ins: Sequence[Tensor], gram: Tensor) -
         totals += row_quadratic_forms(measured, half).view(len(totals), -1).sum(dim=1)
     size, *errors = totals.tolist()
     return [error / size if size > 0 else error for error in errors]
+
+
+def searches_scale(quant: QuantSection) -> bool:
+    """Say whether scales are powers of a statistic, and not in closed form or none."""
+    return Reads.MEANS in method_of(quant)["scale"].reads
 
 
 def fixed_alpha(quant: QuantSection) -> float | None:

@@ -32,7 +32,7 @@ from faqbench.quantization.correct import (
     CrossAccumulator,
     is_held_out,
 )
-from faqbench.quantization.method import call_of, fixed_alpha
+from faqbench.quantization.method import call_of, fixed_alpha, searches_scale
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.sample import Sample, Searched
@@ -97,12 +97,12 @@ def reads_store(quant: QuantSection) -> bool:
     if Reads.LATER_MEANS in reads:
         return True
     # A corrected weight is fitted to the quantized stream: all else is then measured there.
-    return bool(reads & {Reads.MEANS, Reads.GRAM}) and not corrects(quant)
+    return bool(reads & {Reads.MEANS, Reads.EXTREMES, Reads.GRAM}) and not corrects(quant)
 
 
 def reads_inputs(quant: QuantSection) -> bool:
     """Say whether any stage after the correction reads statistics of a linear's input."""
-    return bool(method_of(quant).reads & {Reads.MEANS, Reads.GRAM, Reads.HESSIAN})
+    return bool(method_of(quant).reads & {Reads.MEANS, Reads.EXTREMES, Reads.GRAM, Reads.HESSIAN})
 
 
 def corrects(quant: QuantSection) -> bool:
@@ -124,8 +124,7 @@ def _runs_modules(quant: QuantSection) -> bool:
 
 
 def _searches_alpha(quant: QuantSection) -> bool:
-    scales = not method_of(quant)["scale"].is_idle
-    return scales and quant.search.n_grid > 0 and fixed_alpha(quant) is None
+    return searches_scale(quant) and quant.search.n_grid > 0 and fixed_alpha(quant) is None
 
 
 def _reads_residuals(quant: QuantSection) -> bool:

@@ -167,8 +167,8 @@ def _means(curves: Iterable[Mapping[int, float]]) -> dict[int, float]:
 
 _FEWEST_DRAWS = 3
 _FAMILY = (
-    "quant.scale", "quant.clip", "quant.correct", "quant.round", "quant.bits", "quant.group_size",
-    "scenario",
+    "quant.rotate", "quant.scale", "quant.clip", "quant.correct", "quant.round", "quant.bits",
+    "quant.group_size", "quant.activations.bits", "scenario",
 )  # fmt: skip
 
 
@@ -250,7 +250,9 @@ def _same(run: RunRecord, other: RunRecord, key: str) -> bool:
         return True
     if key == "scenario" and not facts.is_calibrated(other):
         return True
-    return facts.config_value(run.config, key) == facts.config_value(other.config, key)
+    # A stage that a record is too old to name is idle in it.
+    values = [facts.config_value(record.config, key) or "none" for record in (run, other)]
+    return values[0] == values[1]
 
 
 def _number(run: RunRecord, column: Column) -> float | None:

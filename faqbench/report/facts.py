@@ -105,6 +105,27 @@ def seed(record: RunRecord) -> str:
     return nested or config_value(record.config, "seed") or "0"
 
 
+def activation_bits(record: RunRecord) -> int | None:
+    """Return the bits of the linears' inputs; None where they are left as they are."""
+    text = config_value(record.config, "quant.activations.bits")
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def activation_keys(record: RunRecord) -> dict[str, str]:
+    """Return what a row's keys say of activations: `activations` itself, and the grid where there is one.
+
+    All of the grid is named, since W4A4 with other operands on the grid is another setting.
+    """
+    if is_baseline(record):
+        return {}
+    bits = activation_bits(record)
+    if bits is None:
+        return {"activations": "full"}
+    section = flatten(record.config["quant"]["activations"], "quant.activations.")
+    del section["quant.activations.bits"]
+    return {"activations": str(bits)} | section
+
+
 def deciding_keys(record: RunRecord) -> dict[str, str]:
     """Return the keys that decide this cell's result, without idle stages' options and the seed."""
     flat = flatten({k: v for k, v in deciding_config(record.config).items() if v != {}})

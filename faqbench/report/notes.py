@@ -175,4 +175,8 @@ def _ours(entry: dict[str, Any], panels: Sequence[Panel]) -> _Found:
 def _fits(entry: dict[str, Any], row: Row) -> bool:
     same_bits = entry["bits"] is None or row.bits == entry["bits"]
     group = entry["group_size"]
+    if (
+        row.keys.get("activations", "full") != "full"
+    ):  # all published values here are of weights alone
+        return False
     return same_bits and (group is None or row.keys.get("quant.group_size") == str(group))

@@ -19,7 +19,10 @@ from faqbench.report.columns import Column, Kind, build_columns
 _PRINT = "fingerprint."  # before the keys of what a run was made of
 _GRID = {
     f"quant.{option}"
-    for option in ("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides")
+    for option in (
+        *("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides"),
+        *(f"activations.{leaf}" for leaf in ("symmetric", "granularity", "dynamic", "targets")),
+    )
 }
 
 
@@ -55,6 +58,14 @@ class Row:
         """Bits per code; None for the baseline."""
         text = self.keys.get("quant.bits", "")
         return int(text) if text.isdigit() else None
+
+    @property
+    def widths(self) -> str:
+        """Bits of weights, or of weights and activations as `W4A8`; nothing for the baseline."""
+        activations = facts.activation_bits(self.runs[0])
+        if self.bits is None or activations is None:
+            return str(self.bits or "")
+        return f"W{self.bits}A{activations}"
 
     @property
     def name(self) -> str:
@@ -185,7 +196,9 @@ def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> P
 
 
 def _keys(record: RunRecord, prints: Mapping[str, str]) -> dict[str, str]:
-    keys = facts.deciding_keys(record) | {f"{_PRINT}{k}": v[:8] for k, v in prints.items()}
+    keys = facts.deciding_keys(record)
+    keys.pop("quant.activations.bits", None)
+    keys |= facts.activation_keys(record) | {f"{_PRINT}{k}": v[:8] for k, v in prints.items()}
     return dict(sorted(keys.items()))
 
 

@@ -125,7 +125,7 @@ def _estimates(columns: Sequence[Column], row: Row) -> list[Cell]:
 
 
 def _breaks(panel: Panel) -> frozenset[int]:
-    groups = [(row.is_baseline, row.bits) for row in panel.rows]
+    groups = [(row.is_baseline, row.widths) for row in panel.rows]
     return frozenset(i for i in range(1, len(groups)) if groups[i] != groups[i - 1])
 
 
@@ -140,7 +140,7 @@ def _method_cell(row: Row) -> Cell:
 
 
 def _bits_cell(row: Row) -> Cell:
-    return Cell(text=formatting.NONE if row.bits is None else str(row.bits), raw=row.bits)
+    return Cell(text=row.widths or formatting.NONE, raw=row.bits)
 
 
 def _bits_per_weight_cell(row: Row) -> Cell:
@@ -201,7 +201,7 @@ def summary_table(records: Sequence[RunRecord]) -> Table:
     for panel in panels:
         for row in panel.rows:
             cells = {"model": panel.model} if len(panels) > 1 else {}
-            cells |= {"method": facts.display_method(row.method), "bits": str(row.bits or "")}
+            cells |= {"method": facts.display_method(row.method), "bits": row.widths}
             cells |= {facts.key_label(k): v for k, v in row.shown.items()}
             if any(len(r.runs) > 1 for r in panel.rows):
                 cells["draws"] = str(len(row.runs))

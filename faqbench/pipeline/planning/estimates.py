@@ -312,7 +312,7 @@ def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> f
     forward = 2.0 * shape.n_block_weights
     operations = _ROUNDING * shape.n_block_weights
     method = method_of(quant)
-    if not method["scale"].is_idle:
+    if Reads.MEANS in method["scale"].reads:
         operations += quant["search"]["n_grid"] * products
     if not method["clip"].is_idle:
         section, steps = ("mse", "steps") if method.owns("mse") else ("search", "clip_steps")

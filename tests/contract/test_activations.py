@@ -1,0 +1,116 @@
+"""Cells with quantized activations: what is rounded, what their records say, and what follows them."""
+
+import numpy as np
+import pytest
+
+from faqbench.config import UserError, run_id
+from faqbench.report.analysis import _contests
+from faqbench.report.panels import build_panels
+
+PROTOCOL = ("evaluation.protocols=[wikitext2-32]", "limit=4")
+STATIC = ("quant.activations.granularity=tensor", "quant.activations.dynamic=false")
+
+
+@pytest.fixture
+def run(run_cell):
+    return lambda *overrides: run_cell("model=tiny-llama", *PROTOCOL, *overrides)
+
+
+def nll(data):
+    return data.tokens["wikitext2-32"]
+
+
+def test_activations_change_the_scores_and_no_weight(run):
+    _, weights = run("quant=rtn", "bits=4", "group_size=-1", "symmetric=true")
+    _, both = run("quant=w4a4")
+    assert weights.layers.drop(columns="seconds").equals(both.layers.drop(columns="seconds"))
+    assert not np.array_equal(nll(weights), nll(both))
+
+
+def test_a_cell_after_one_with_quantized_activations_has_none(run):
+    _, before = run("quant=rtn", "bits=4", "quant.search.n_grid=7")
+    run("quant=w4a4", "bits=3")
+    _, after = run("quant=rtn", "bits=4", "quant.search.n_grid=8", "evaluation.batch_tokens=64")
+    assert np.allclose(nll(before), nll(after), atol=1e-5)
+
+
+def test_fewer_bits_of_activations_are_further_from_the_weights_alone(run):
+    _, plain = run("quant=rtn", "bits=8", "group_size=-1", "symmetric=true")
+    distance = []
+    for bits in (8, 4, 2):
+        _, data = run("quant=w8a8", f"quant.activations.bits={bits}")
+        distance.append(np.abs(nll(data) - nll(plain)).mean())
+    assert 0 < distance[0] < distance[1] / 4
+    assert distance[1] < distance[2]
+
+
+def test_only_the_targeted_inputs_are_rounded(run):
+    _, every = run("quant=w4a4")
+    _, some = run("quant=w4a4", "quant.activations.targets=[down]")
+    assert not np.array_equal(nll(every), nll(some))
+    assert some.record.extra["activations"]["quantized"] == ["inputs of down"]
+
+
+def test_static_ranges_come_from_calibration_and_dynamic_ones_need_none(run):
+    dynamic, _ = run("quant=w8a8")
+    static, data = run("quant=w8a8", *STATIC)
+    assert static.needs_calibration and not dynamic.needs_calibration
+    assert "calibration" in data.record.fingerprints
+    assert data.record.extra["activations"]["range"] == "per tensor, of the calibration tokens"
+    _, wide = run("quant=w8a8")
+    assert np.abs(nll(data) - nll(wide)).mean() < 0.05
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral", "phi3", "qwen2", "qwen3"])
+def test_every_family_takes_quantized_activations_static_and_smoothed(run_cell, family):
+    for preset, more in (("w4a4-lae", ()), ("smoothquant", STATIC)):
+        _, data = run_cell(f"model=tiny-{family}", *PROTOCOL, f"quant={preset}", *more)
+        assert [g for g in data.record.gates if not g.passed] == []
+        scaled = data.layers.loc[data.layers["scale_range"] > 1, "role"]
+        assert set(scaled) == {"qkv", "gate_up"}
+
+
+def test_a_run_id_names_the_bits_of_activations(compose):
+    assert "-w4a8-" in run_id(compose("model=tiny-llama", "quant=w4a8"))
+    assert "-w4-" in run_id(compose("model=tiny-llama", "quant=rtn", "bits=4"))
+
+
+def test_options_of_activations_count_only_while_activations_are_quantized(compose):
+    def name(*overrides):
+        return run_id(compose("model=tiny-llama", *overrides)).rsplit("-", 1)[1]
+
+    assert name("quant=rtn") == name("quant=rtn", "quant.activations.symmetric=false")
+    assert name("quant=w8a8") != name("quant=w8a8", "quant.activations.symmetric=false")
+    assert name("quant=awq") == name("quant=awq", "quant.smoothing.alpha=0.7")
+
+
+def test_a_report_ranks_weights_alone_and_weights_with_activations_apart(run):
+    weights = ("bits=4", "group_size=-1", "symmetric=true")
+    cells = [run("quant=rtn", *weights), run("quant=awq", *weights), run("quant=w4a4")]
+    (panel,) = build_panels([data.record for _, data in cells])
+    contests = [{panel.rows[i].method for i in c.rows} for c in _contests(panel, None)]
+    assert sorted(map(sorted, contests)) == [["awq", "rtn"], ["w4a4"]]
+    assert {row.method: row.widths for row in panel.rows} == {
+        "rtn": "4",
+        "awq": "4",
+        "w4a4": "W4A4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["quant=w4a4", "quant.activations.dynamic=false"], "granularity=token"),
+        (["quant=w4a4", "quant.activations.granularity=tensor"], "beside a request"),
+        (["quant=fp", "quant.activations.bits=4"], "quant.round=none"),
+        (["quant=w4a4", "quant.activations.targets=[]"], "targets is empty"),
+        (["quant=w4a4", "quant.activations.bits=1"], "2"),
+        (["quant=smoothquant", "quant.smoothing.alpha=1.5"], "quant.smoothing.alpha"),
+        (["quant=w4a4", "quant.activations.clip_ratio=0"], "clip_ratio"),
+    ],
+)
+def test_what_makes_no_sense_is_one_sentence_when_composing(compose, overrides, words):
+    with pytest.raises(UserError) as caught:
+        compose("model=tiny-llama", *overrides)
+    assert words in str(caught.value)
+    assert str(caught.value).count("\n") == 0
