@@ -82,7 +82,7 @@ def config_of(method, bits, seed, model="smollm2-135m", place="matched", **chang
     for key, value in changes.items():
         section, _, name = key.partition("__")
         if name:
-            config[section] = {**config[section], name: value}
+            config[section] = {**config.get(section, {}), name: value}
         else:
             config[section] = value
     return config

@@ -18,6 +18,7 @@ _KEYS = {
     "select": "patterns on run ids and key=value filters, separated by spaces",
     "baseline": "the method or run that others are compared with",
     "title": "the page's title",
+    "margin": "differences within it count as none, as in '1% 1pt 0.01nats'; else what the runs state",
     "runs": "the folder of runs; runs/<name> where that is one, else runs",
     "reports": "the folder of reports",
 }
@@ -34,6 +35,7 @@ def run(arguments: list[str]) -> int:
             select=tuple(shlex.split(values.get("select", ""))),
             baseline=values.get("baseline"),
             title=values.get("title"),
+            margin=values.get("margin"),
         )
     )
     print_damaged(paths.damaged)

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from faqbench.config.calibration import CalibrationSection, ScenarioSection, mixture_of
+from faqbench.config.margin import parse_margin
 from faqbench.config.method import STAGES, Method, method_of
 from faqbench.config.presearch import PresearchSection
 from faqbench.config.section import DType, Fraction, Positive, Section, Slug
@@ -229,11 +230,17 @@ class DataSection(Section):
     wikitext2_path: Path | None
 
 
+def _is_margin(text: str) -> str:
+    parse_margin(text)
+    return text
+
+
 class ReportSection(Section):
     """`report`: the report that a sweep ends with; null writes none."""
 
     name: Slug | None
     title: str | None
+    margin: Annotated[str, AfterValidator(_is_margin)] | None
 
 
 class MemorySection(Section):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from faqbench.config import UserError, did_you_mean
+from faqbench.config.margin import Margin
 from faqbench.report import facts
 from faqbench.report.columns import Column
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm
@@ -68,32 +69,38 @@ class Analysis:
     """A panel and what may be said about it.
 
     Attributes:
+        margin: within which two methods count as equal.
         main: of perplexities and accuracies.
         fidelity: of divergence from full precision and agreement with it.
     """
 
     panel: Panel
     baseline: str | None
+    margin: Margin | None
     contests: tuple[Contest, ...]
     main: Family
     fidelity: Family
 
 
-def analyse(panel: Panel, store: EvidenceStore, baseline: str | None) -> Analysis:
+def analyse(
+    panel: Panel, store: EvidenceStore, baseline: str | None, margin: Margin | None = None
+) -> Analysis:
     """Compare a panel's rows.
 
     Args:
         panel: the rows and columns of one model.
         store: where the runs' windows and items are read.
         baseline: the method to compare with, as `resolve_baseline` returned it.
+        margin: within which two methods count as equal; None calls nothing equal.
     """
     contests = tuple(_contests(panel, baseline))
     return Analysis(
         panel=panel,
         baseline=baseline,
+        margin=margin,
         contests=contests,
-        main=_family(panel, contests, panel.columns, store),
-        fidelity=_family(panel, contests, panel.fidelity, store),
+        main=_family(panel, contests, panel.columns, store, margin),
+        fidelity=_family(panel, contests, panel.fidelity, store, margin),
     )
 
 
@@ -102,12 +109,13 @@ def _family(
     contests: tuple[Contest, ...],
     columns: tuple[Column, ...],
     store: EvidenceStore,
+    margin: Margin | None,
 ) -> Family:
     known: dict[tuple[int, int, int], Comparison] = {}
 
     def compare(a: int, b: int, c: int) -> Comparison:
         if (a, b, c) not in known:
-            known[a, b, c] = compare_rows(store, panel.rows[a], panel.rows[b], columns[c])
+            known[a, b, c] = compare_rows(store, panel.rows[a], panel.rows[b], columns[c], margin)
         return known[a, b, c]
 
     pairs = [

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from faqbench.config.margin import Margin
 from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.columns import Column
@@ -27,13 +28,41 @@ from faqbench.statistics import (
     accuracy_difference,
     aggregate_draws,
     block_length_for,
+    equivalence_p,
     holm,
     mean_accuracy_difference,
     perplexity_ratio,
+    unseen_p,
     with_draw_variance,
 )
 
 LEVEL = 0.05
+EQUAL = "equal within the margin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Churn:
+    """How many items changed from one row to the other, over all shared draws: accuracy hides most.
+
+    Attributes:
+        n_lost: right under B and wrong under A.
+        n_gained: wrong under B and right under A.
+        n: items compared, each once a draw.
+    """
+
+    n_lost: int
+    n_gained: int
+    n: int
+
+    @property
+    def lost(self) -> float:
+        """The share of items that went from right to wrong."""
+        return self.n_lost / self.n
+
+    @property
+    def gained(self) -> float:
+        """The share of items that went from wrong to right."""
+        return self.n_gained / self.n
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +77,11 @@ class Comparison:
         stderr: its standard error.
         p_value: two-sided, before correction.
         p_holm: after Holm's correction over its table; NaN until corrected.
+        degrees: of freedom of the standard error; infinite where it is a normal one.
+        margin: within which the rows count as equal, in the unit of the effect; NaN when none was stated.
+        p_equal: of the two one-sided tests against the margin, before correction; NaN without one.
+        p_equal_holm: after Holm's correction over its table.
+        churn: the items that changed; None for texts.
         n: windows or items compared.
         n_draws: shared calibration draws.
         draw_share: the draws' part of the error's variance; NaN for one draw.
@@ -65,6 +99,11 @@ class Comparison:
     stderr: float = math.nan
     p_value: float = math.nan
     p_holm: float = math.nan
+    degrees: float = math.nan
+    margin: float = math.nan
+    p_equal: float = math.nan
+    p_equal_holm: float = math.nan
+    churn: Churn | None = None
     n: int = 0
     n_draws: int = 0
     draw_share: float = math.nan
@@ -88,8 +127,15 @@ class Comparison:
         return self.stands and not self.is_of_one_draw
 
     @property
+    def is_equal(self) -> bool:
+        """Whether the difference is within the margin after Holm's correction, be it significant or not."""
+        return self.p_equal_holm < LEVEL
+
+    @property
     def verdict(self) -> str:
         """What may be said of A in a few words; only "better" and "worse" are claims about methods."""
+        if not self.stands and self.is_equal:
+            return EQUAL + (" on this one calibration set" if self.is_of_one_draw else "")
         if not self.stands:
             return "not decidable"
         if self.is_of_one_draw:
@@ -111,18 +157,22 @@ class RefusalError(ValueError):
     """Two runs cannot be paired; the text says why."""
 
 
-def compare_rows(store: EvidenceStore, a: Row, b: Row, column: Column) -> Comparison:
+def compare_rows(
+    store: EvidenceStore, a: Row, b: Row, column: Column, margin: Margin | None = None
+) -> Comparison:
     """Compare two rows on a column; a refusal is part of the answer, not an exception."""
-    empty = Comparison(a=a, b=b, column=column)
+    empty = Comparison(a=a, b=b, column=column, margin=margin_on(column, margin))
     try:
         return _compare(store, empty, _shared_draws(a, b))
     except RefusalError as reason:
         return replace(empty, refused=str(reason))
 
 
-def compare_runs(store: EvidenceStore, a: Row, b: Row, column: Column) -> Comparison:
+def compare_runs(
+    store: EvidenceStore, a: Row, b: Row, column: Column, margin: Margin | None = None
+) -> Comparison:
     """Compare the first runs of two rows, whatever their calibration draws."""
-    empty = Comparison(a=a, b=b, column=column)
+    empty = Comparison(a=a, b=b, column=column, margin=margin_on(column, margin))
     try:
         return _compare(store, empty, [(a.runs[0], b.runs[0])])
     except RefusalError as reason:
@@ -134,7 +184,50 @@ def _compare(
 ) -> Comparison:
     compare = _compare_accuracy if empty.column.array is None else _compare_windows
     found = compare(store, empty, pairs)
-    return _with_earlier_draws(store, found) if found.is_of_one_draw else found
+    found = _with_earlier_draws(store, found) if found.is_of_one_draw else found
+    return replace(found, p_equal=_equality(found))
+
+
+def margin_on(column: Column, margin: Margin | None) -> float:
+    """Return the margin of a column in the unit of its effects; NaN when none was stated."""
+    if margin is None:
+        return math.nan
+    if column.kind == "perplexity":
+        stated = margin.log_ratio
+    elif column.is_percent:
+        stated = None if margin.points is None else margin.points / 100
+    else:
+        stated = margin.nats if column.kind == "kl" else None
+    return math.nan if stated is None else stated
+
+
+def _equality(found: Comparison) -> float:
+    """Return the p-value of "within the margin"."""
+    if math.isnan(found.margin) or math.isnan(found.stderr):
+        return math.nan
+    if found.churn is not None and not (found.churn.n_lost or found.churn.n_gained):
+        return unseen_p(found.n, found.margin)
+    return equivalence_p(found.effect, found.stderr, found.degrees, found.margin)
+
+
+def churn_of(store: EvidenceStore, a: Row, b: Row, column: Column) -> Churn | None:
+    """Return the items of a task, or of the tasks of a mean, that changed from B to A.
+
+    None where the rows cannot be paired.
+    """
+    try:
+        return _churn([_tasks_of(store, *pair, column) for pair in _shared_draws(a, b)])
+    except RefusalError:
+        return None
+
+
+def _churn(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Churn:
+    pairs = [pair for draw in per_draw for pair in draw]
+    return Churn(
+        n_lost=sum(int((x < y).sum()) for x, y in pairs),
+        n_gained=sum(int((x > y).sum()) for x, y in pairs),
+        n=sum(len(x) for x, _ in pairs),
+    )
 
 
 def _with_earlier_draws(store: EvidenceStore, found: Comparison) -> Comparison:
@@ -150,6 +243,7 @@ def _with_earlier_draws(store: EvidenceStore, found: Comparison) -> Comparison:
         high=widened.high,
         stderr=widened.stderr,
         p_value=widened.p_value,
+        degrees=widened.degrees,
         n_earlier=known.n_draws,
         earlier=known.folder,
     )
@@ -157,8 +251,11 @@ def _with_earlier_draws(store: EvidenceStore, found: Comparison) -> Comparison:
 
 def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return the comparisons of one table with their corrected p-values."""
-    corrected = holm([c.p_value for c in comparisons])
-    return [replace(c, p_holm=p) for c, p in zip(comparisons, corrected, strict=True)]
+    differs, equal = (holm([getattr(c, p) for c in comparisons]) for p in ("p_value", "p_equal"))
+    return [
+        replace(c, p_holm=p, p_equal_holm=q)
+        for c, p, q in zip(comparisons, differs, equal, strict=True)
+    ]
 
 
 def _shared_draws(a: Row, b: Row) -> list[tuple[RunRecord, RunRecord]]:
@@ -251,6 +348,7 @@ def _compare_windows(
             high=result.log_high,
             stderr=result.stderr_log,
             p_value=result.p_value,
+            degrees=math.ceil(n_windows / result.block_length) - 1,
             n=n_windows,
             n_draws=1,
         )
@@ -300,10 +398,13 @@ def _compare_accuracy(
             high=result.high,
             stderr=result.stderr,
             p_value=result.p_value,
+            degrees=math.inf,
+            churn=_churn(per_draw),
             n=n_items,
             n_draws=1,
         )
-    return _over_draws(empty, _item_differences(per_draw), n_items)
+    found = _over_draws(empty, _item_differences(per_draw), n_items)
+    return replace(found, churn=_churn(per_draw))
 
 
 def _tasks_of(
@@ -346,6 +447,7 @@ def _over_draws(empty: Comparison, differences: Array, n: int) -> Comparison:
         high=summary.high,
         stderr=summary.stderr,
         p_value=summary.p_value,
+        degrees=summary.degrees,
         n=n,
         n_draws=summary.n_draws,
         draw_share=min(share, 1.0),

@@ -21,7 +21,7 @@ from faqbench.report.notes import how_measured, is_published, published_table
 from faqbench.report.panels import build_panels
 from faqbench.report.result_tables import fidelity_table, further_table, results_table
 from faqbench.report.run_section import RunSection, Shared, run_section, shared_facts
-from faqbench.report.selection import ReportRequest, Selection, select_draws
+from faqbench.report.selection import ReportRequest, Selection, resolve_margin, select_draws
 from faqbench.report.verdicts import Verdict, draws_note, overview_table, question, verdicts
 from faqbench.tables import Table, escape_markdown, to_markdown
 
@@ -109,12 +109,13 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
     baseline = resolve_baseline(panels, request.baseline) if panels else None
     models = [panel.model for panel in panels]
     ends = [f"-{slug_of(model)}" if len(panels) > 1 else "" for model in models]
-    analyses = [(analyse(p, store, baseline), e) for p, e in zip(panels, ends, strict=True)]
+    margin = resolve_margin(request, selection.finished)
+    analyses = [(analyse(p, store, baseline, margin), e) for p, e in zip(panels, ends, strict=True)]
     with finished_figures(analyses, store) as figures:
         shared = shared_facts(selection.finished)
         rows = [row for panel in panels for row in panel.rows]
         sections = [run_section(run, row, store, shared) for row in rows for run in row.runs]
-        contents = [_panel_content(analysis, end) for analysis, end in analyses]
+        contents = [_panel_content(analysis, store, end) for analysis, end in analyses]
         drawn = figures()
     contents = [replace(c, figures=f) for c, f in zip(contents, drawn, strict=True)]
     return ReportContent(
@@ -141,11 +142,12 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
     )
 
 
-def _panel_content(analysis: Analysis, end: str) -> PanelContent:
+def _panel_content(analysis: Analysis, store: EvidenceStore, end: str) -> PanelContent:
     """Return a panel's part, its figures left out.
 
     Args:
         analysis: of the panel.
+        store: where the runs' items are read.
         end: of the names of its files.
     """
     results = paged(results_table(analysis, f"results{end}"))
@@ -159,7 +161,7 @@ def _panel_content(analysis: Analysis, end: str) -> PanelContent:
         draws_note=draws_note(analysis),
         results=results,
         comparisons=paged(differences_table(analysis, analysis.main, f"differences{end}")),
-        fidelity=paged(fidelity_table(analysis, f"fidelity{end}")),
+        fidelity=paged(fidelity_table(analysis, store, f"fidelity{end}")),
         fidelity_comparisons=paged(
             differences_table(analysis, analysis.fidelity, f"fidelity-differences{end}")
         ),
@@ -240,7 +242,7 @@ def answer(request: ReportRequest) -> Answer:
     store = EvidenceStore(request.runs)
     parts, metrics = [], []
     for panel in panels:
-        analysis = analyse(panel, store, baseline)
+        analysis = analyse(panel, store, baseline, resolve_margin(request, selection.finished))
         parts.append(f"## {escape_markdown(panel.model)}\n\n{escape_markdown(question(analysis))}")
         over = overview_table(analysis, "overview")
         parts += [to_markdown(over)] if over else []

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Family
 from faqbench.report.columns import Column
-from faqbench.report.comparisons import Comparison
-from faqbench.statistics import percent_of_log
+from faqbench.report.comparisons import Churn, Comparison
+from faqbench.statistics import detectable_from_stderr, percent_of_log
 from faqbench.tables import Cell, Heading, Table, text_cell
+
+_MARGIN = (
+    "Margin, stated beforehand: {}. Equal within it is what two one-sided tests show; would show: the "
+    "difference that these data would find four times in five, before correction."
+)
+_NO_MARGIN = (
+    "No margin was stated before these runs (report.margin), so nothing here is called equal; would show: "
+    "the difference that these data would find four times in five, before correction."
+)
 
 
 def differences_table(analysis: Analysis, family: Family, name: str) -> Table | None:
@@ -16,6 +27,8 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
     if not family.comparisons:
         return None
     unit = " or ".join(dict.fromkeys(difference_unit(c) for c in family.columns))
+    margin = any(not math.isnan(c.margin) for _, c in family.comparisons)
+    has_flips = any(c.churn is not None for _, c in family.comparisons)
     headings = (
         Heading(text="setting", numeric=False),
         Heading(text="method", numeric=False),
@@ -25,6 +38,9 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
         Heading(text="95 % interval", csv="low", csv_error="high", has_error=True),
         Heading(text="p", sub="after Holm", csv="p after Holm"),
         Heading(text="verdict", numeric=False),
+        Heading(text="would show", sub=unit, csv="detectable"),
+        *([FLIPS] if has_flips else []),
+        *([Heading(text="p equal", sub="after Holm", csv="p equal after Holm")] if margin else []),
     )
     rows = [
         (
@@ -38,6 +54,12 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
             Cell(text=c.b.short_name, raw=c.b.short_name, href=c.b.runs[0].run_id),
             text_cell(c.column.label),
             *_difference_cells(c),
+            *([flips_cell(c.churn)] if has_flips else []),
+            *(
+                [Cell(text=formatting.p_value(c.p_equal_holm), raw=c.p_equal_holm)]
+                if margin
+                else []
+            ),
         )
         for contest, c in family.comparisons
     ]
@@ -49,15 +71,16 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
         headings=headings,
         rows=tuple(rows),
         breaks=frozenset(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]),
-        notes=_notes(family),
+        notes=_notes(analysis, family),
     )
 
 
-def _notes(family: Family) -> tuple[str, ...]:
-    """Return what a reader of the table alone must know of comparisons on one calibration draw."""
+def _notes(analysis: Analysis, family: Family) -> tuple[str, ...]:
+    """Return what a reader of the table alone must know: of the margin, and of one calibration draw."""
+    margin = _MARGIN.format(analysis.margin) if analysis.margin else _NO_MARGIN
     one_draw = [c for _, c in family.comparisons if c.is_of_one_draw]
     if not one_draw:
-        return ()
+        return (margin,)
     text = "Verdicts on this one calibration set are about it, not about the methods."
     folders = dict.fromkeys(c.earlier for c in one_draw if c.n_earlier)
     if folders:
@@ -65,15 +88,47 @@ def _notes(family: Family) -> tuple[str, ...]:
             " Where earlier runs tell how far draws lie apart, intervals and p-values include it "
             f"(from {formatting.listing(list(folders))})."
         )
-    return (text,)
+    return (margin, text)
 
 
 def difference(c: Comparison) -> tuple[float, float, float]:
     """Return a difference and its interval: percent of perplexity, points, or nats."""
-    if c.is_ratio:
-        return percent_of_log(c.effect), percent_of_log(c.low), percent_of_log(c.high)
-    scale = 100 if c.column.is_percent else 1
-    return (scale * c.effect, scale * c.low, scale * c.high)
+    return in_unit(c, c.effect), in_unit(c, c.low), in_unit(c, c.high)
+
+
+def in_unit(c: Comparison, effect: float) -> float:
+    """Return an effect in the unit of `difference`."""
+    return percent_of_log(effect) if c.is_ratio else (100 if c.column.is_percent else 1) * effect
+
+
+def detectable(c: Comparison) -> float:
+    """Return the smallest difference that this comparison would show, before any correction."""
+    return in_unit(c, detectable_from_stderr(c.stderr))
+
+
+def with_unit(c: Comparison, value: float) -> str:
+    """Return a size, such as the smallest detectable one, with its unit."""
+    unit = difference_unit(c.column)
+    decimals = 1 if unit in ("%", "points") else 4
+    return f"{formatting.number(value, decimals)}\N{NO-BREAK SPACE}{unit}"
+
+
+def flips_text(churn: Churn) -> str:
+    """Return which share of the items went from right to wrong, and which the other way."""
+    return f"{formatting.percent(churn.lost, 1)} lost, {formatting.percent(churn.gained, 1)} gained"
+
+
+def flips_cell(churn: Churn | None) -> Cell:
+    """Return the items that changed, as shares."""
+    if churn is None:
+        return Cell(text=formatting.NONE)
+    return Cell(text=flips_text(churn), raw=churn.lost, raw_error=churn.gained)
+
+
+FLIPS = Heading(
+    text="flips", sub="right to wrong, wrong to right", csv="right to wrong",
+    csv_error="wrong to right", has_error=True,
+)  # fmt: skip
 
 
 def difference_unit(column: Column) -> str:
@@ -91,10 +146,12 @@ def difference_decimals(c: Comparison) -> int:
     return 4
 
 
-def _difference_cells(c: Comparison) -> tuple[Cell, Cell, Cell, Cell]:
+def _difference_cells(c: Comparison) -> tuple[Cell, ...]:
     if c.refused:
         none = Cell(text=formatting.NONE)
-        return none, none, none, text_cell(f"not paired: {c.refused}")
+        return none, none, none, text_cell(f"not paired: {c.refused}"), none
+    verdict = f"{c.verdict}, within the margin" if c.is_significant and c.is_equal else c.verdict
+    least = detectable(c)
     value, low, high = difference(c)
     decimals = difference_decimals(c)
     return (
@@ -105,5 +162,6 @@ def _difference_cells(c: Comparison) -> tuple[Cell, Cell, Cell, Cell]:
             raw_error=high,
         ),
         Cell(text=formatting.p_value(c.p_holm), raw=c.p_holm),
-        Cell(text=c.verdict, raw=c.verdict, mark="best" if c.is_significant else ""),
+        Cell(text=verdict, raw=verdict, mark="best" if c.is_significant else ""),
+        Cell(text=formatting.number(least, 1 if decimals < 4 else 4), raw=least),
     )

@@ -17,6 +17,7 @@ from faqbench.config.identity import (
     needs_calibration,
     quantizes,
 )
+from faqbench.config.margin import Margin, parse_margin
 from faqbench.config.method import LABELS
 from faqbench.records import RunRecord, truncated_requests
 
@@ -179,6 +180,16 @@ def truncation_notes(records: Sequence[RunRecord]) -> tuple[str, ...]:
         "their beginning."
         for task, (n, total) in most.items()
     )
+
+
+def stated_margin(records: Sequence[RunRecord]) -> Margin | None:
+    """Return the margin that the runs' configurations state alike, or None."""
+    stated = {config_value(record.config, "report.margin") for record in records}
+    (text,) = stated if len(stated) == 1 else (None,)
+    try:
+        return None if text is None else parse_margin(text)
+    except ValueError:  # a foreign record's
+        return None
 
 
 def grid_kind(record: RunRecord) -> str:

@@ -28,7 +28,8 @@ STATISTICS = (
     "a paired bootstrap. With several calibration draws the error is split into the draws', the "
     "items' and a residual part. p-values are corrected by Holm's method over each table; "
     "intervals are 95 % for each comparison by itself. What is not significant is called not "
-    "decidable."
+    "decidable, unless two one-sided tests show it to be within the margin that was stated beforehand. "
+    "Flips are the items that one run gets right and the other wrong."
 )
 
 

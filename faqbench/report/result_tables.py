@@ -9,6 +9,9 @@ from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Family
 from faqbench.report.columns import Column, estimate_cell, metric_heading
+from faqbench.report.comparisons import Churn, churn_of
+from faqbench.report.difference_tables import FLIPS, flips_cell
+from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Panel, Row, build_panels
 from faqbench.tables import Cell, Heading, Table, text_cell
 
@@ -45,25 +48,45 @@ def results_table(analysis: Analysis, name: str) -> Table:
     )
 
 
-def fidelity_table(analysis: Analysis, name: str) -> Table | None:
-    """Return how far each row is from full precision on the same tokens, or None if unmeasured."""
+def fidelity_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | None:
+    """Return how far each row is from full precision on the same texts and items, or None if unmeasured."""
     panel = analysis.panel
-    if not panel.fidelity:
-        return None
+    churns = _churns(panel, store)
     known = [
         (i, row)
         for i, row in enumerate(panel.rows)
-        if any(column.estimate(row) for column in panel.fidelity)
+        if churns[i] or any(column.estimate(row) for column in panel.fidelity)
     ]
+    if not known:
+        return None
+    has_flips = any(churns)
     rows = [
-        (*_leading_cells(panel, row), *_metric_cells(analysis.fidelity, i, row)) for i, row in known
+        (
+            *_leading_cells(panel, row),
+            *_metric_cells(analysis.fidelity, i, row),
+            *([flips_cell(churns[i])] if has_flips else []),
+        )
+        for i, row in known
     ]
     return Table(
         name=name,
-        caption=f"{panel.model}: fidelity to full precision on the same tokens",
-        headings=(*_leading_headings(panel), *(metric_heading(c) for c in panel.fidelity)),
+        caption=f"{panel.model}: fidelity to full precision on the same tokens and items",
+        headings=(
+            *_leading_headings(panel),
+            *(metric_heading(c) for c in panel.fidelity),
+            *([FLIPS] if has_flips else []),
+        ),
         rows=tuple(rows),
     )
+
+
+def _churns(panel: Panel, store: EvidenceStore) -> list[Churn | None]:
+    """Return per row the items of all tasks that changed against full precision."""
+    full = next((row for row in panel.rows if row.is_baseline), None)
+    tasks = panel.of_kind("mean_acc") or panel.of_kind("acc")
+    if full is None or not tasks:
+        return [None] * len(panel.rows)
+    return [None if r is full else churn_of(store, r, full, tasks[0]) for r in panel.rows]
 
 
 def further_table(analysis: Analysis, name: str) -> Table | None:

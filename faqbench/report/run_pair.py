@@ -171,10 +171,11 @@ def _names(rows: Sequence[Row], keys: Sequence[tuple[str, str, str]]) -> tuple[s
 
 def _deltas(store: EvidenceStore, a: Row, b: Row) -> tuple[Delta, ...]:
     columns = build_columns([*a.runs, *b.runs])
+    margin = facts.stated_margin([*a.runs, *b.runs])
     found: list[Delta] = []
     for family in (columns.main, columns.fidelity, columns.further):
         known = [c for c in family if c.estimate(a) or c.estimate(b)]
-        compared = with_holm([compare_runs(store, a, b, column) for column in known])
+        compared = with_holm([compare_runs(store, a, b, column, margin) for column in known])
         found += [
             Delta(column=c, a=c.estimate(a), b=c.estimate(b), comparison=comparison)
             for c, comparison in zip(known, compared, strict=True)

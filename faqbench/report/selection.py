@@ -12,8 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from faqbench.config import UserError, did_you_mean
+from faqbench.config.margin import Margin, parse_margin
 from faqbench.records import RunRecord, find_runs, read_sweep
-from faqbench.report.facts import config_value
+from faqbench.report.facts import config_value, stated_margin
 from faqbench.report.panels import without_repeats
 
 
@@ -30,6 +31,8 @@ class ReportRequest:
         run_ids: exactly these runs; None takes the sweep's list, or all runs.
         baseline: the method, or the run, that others are compared with; None takes AWQ, else RTN.
         title: the page's title; None makes one.
+        margin: within which two methods count as equal, as `1% 1pt 0.01nats`; None takes what the runs'
+            configurations state.
     """
 
     runs: Path
@@ -39,6 +42,7 @@ class ReportRequest:
     run_ids: tuple[str, ...] | None = None
     baseline: str | None = None
     title: str | None = None
+    margin: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,3 +184,17 @@ def _no_such_value(key: str, value: str, records: Sequence[RunRecord]) -> str:
         f"select '{key}={value}' matches none of {len(records)} runs; their values of '{key}' are "
         f"{', '.join(seen[:12])}.{did_you_mean(value, seen)} Nearest runs: {', '.join(near)}."
     )
+
+
+def resolve_margin(request: ReportRequest, records: Sequence[RunRecord]) -> Margin | None:
+    """Return the margin of a report: the one asked for, else the one that all runs state.
+
+    Raises:
+        UserError: when the one asked for cannot be read.
+    """
+    if request.margin is None:
+        return stated_margin(records)
+    try:
+        return parse_margin(request.margin)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error

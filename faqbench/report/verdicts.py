@@ -16,9 +16,17 @@ from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import BEST, Analysis, Contest, best_of
 from faqbench.report.columns import Column
-from faqbench.report.comparisons import Comparison
-from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
-from faqbench.statistics import detectable_from_stderr, exp, percent_of_log
+from faqbench.report.comparisons import EQUAL, Comparison
+from faqbench.report.difference_tables import (
+    detectable,
+    difference,
+    difference_decimals,
+    difference_unit,
+    flips_text,
+    in_unit,
+    with_unit,
+)
+from faqbench.statistics import exp, percent_of_log
 from faqbench.tables import Cell, Heading, Table, text_cell
 
 _SOME_DRAWS = 5
@@ -162,14 +170,22 @@ def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Verdict:
         place = f"{'ahead of' if c.a_is_better else 'behind'} {b}"
         lead = f"On this one calibration set {a} is {place} in {what}"
         evidence = f"{describe(c)}. {_second_draw(c)}"
+    elif c.is_equal:
+        lead = f"{a} equals {b} within the margin in {what}"
+        lead = f"On this one calibration set {lead}" if c.is_of_one_draw else lead
+        evidence = f"{describe(c)}. {_equality(c)}"
     else:
         lead = f"{a} against {b} in {what} is not decidable"
         evidence = f"{describe(c)}. {_would_show(c)}"
+    if c.is_significant and c.is_equal:
+        evidence += f" It is within the margin all the same: {_equality(c)}"
+    if c.churn is not None:
+        evidence += f" Flips: {flips_text(c.churn)}."
     return Verdict(
         setting=contest.label,
         lead=lead,
         evidence=evidence[:1].upper() + evidence[1:],
-        decided=c.is_significant,
+        decided=c.is_significant or (c.is_equal and not c.stands and not c.is_of_one_draw),
         minor=minor,
     )
 
@@ -225,16 +241,20 @@ def _second_draw(c: Comparison) -> str:
     )
 
 
+def _equality(c: Comparison) -> str:
+    p = formatting.p_value(c.p_equal_holm)
+    p = (p if p.startswith("<") else f"= {p}").replace(" ", "\N{NO-BREAK SPACE}")
+    return f"Margin {with_unit(c, in_unit(c, c.margin))}, p\N{NO-BREAK SPACE}{p} for equality after Holm."
+
+
 def _would_show(c: Comparison) -> str:
     if not c.stderr > 0:
         return "No window or item tells the two apart."
-    least = detectable_from_stderr(c.stderr)
-    size = f"{least:.4f} nats"
-    if c.is_ratio:
-        size = f"{formatting.number(percent_of_log(least), 1)}\N{NO-BREAK SPACE}%"
-    elif c.column.is_percent:
-        size = f"{100 * least:.1f} points"
-    return f"Before correction, a difference of {size} would be found four times in five."
+    least = with_unit(c, detectable(c))
+    found = f"Before correction, a difference of {least} would be found four times in five"
+    if math.isnan(c.margin):
+        return f"{found}."
+    return f"{found}; equality within {with_unit(c, in_unit(c, c.margin))} is not shown either."
 
 
 def overview_table(analysis: Analysis, name: str) -> Table | None:
@@ -280,7 +300,8 @@ def _tally(found: list[Comparison]) -> Cell:
             (n_worse, "worse"),
             (n_ahead, "ahead on one calibration set"),
             (n_behind, "behind on one calibration set"),
-            (sum(not c.stands for c in found), "not decidable"),
+            (sum(c.is_equal and not c.stands for c in found), EQUAL),
+            (sum(not c.stands and not c.is_equal for c in found), "not decidable"),
         )
         if n
     )

@@ -11,6 +11,7 @@ that both runs share, and finds what unpaired tests miss.
                     accuracy.mcnemar, accuracy.accuracy_difference (paired bootstrap)
                     accuracy.mean_accuracy_difference (unweighted over several tasks)
     a whole table   multiplicity.holm
+    equality        equivalence.equivalence_p (two one-sided tests against a margin)
     several draws   draws.aggregate_draws (variance split into draw, item and residual)
     while it runs   sequential.look_at (an interval that may be looked at after every draw)
     before a run    power: the smallest difference that a given n can show
@@ -28,6 +29,7 @@ from faqbench.statistics.accuracy import (
     mean_accuracy_difference,
 )
 from faqbench.statistics.draws import DrawSummary, WidenedDraw, aggregate_draws, with_draw_variance
+from faqbench.statistics.equivalence import equivalence_p, unseen_p
 from faqbench.statistics.multiplicity import holm
 from faqbench.statistics.perplexity import (
     PerplexityRatio,
@@ -72,6 +74,7 @@ __all__ = [
     "detectable_difference",
     "detectable_from_stderr",
     "draws_needed",
+    "equivalence_p",
     "exp",
     "fewest_draws",
     "holm",
@@ -83,5 +86,6 @@ __all__ = [
     "percent_of_log",
     "perplexity_ratio",
     "perplexity_with_stderr",
+    "unseen_p",
     "with_draw_variance",
 ]

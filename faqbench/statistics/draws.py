@@ -102,6 +102,7 @@ class WidenedDraw:
     low: float
     high: float
     p_value: float
+    degrees: float
 
 
 def with_draw_variance(
@@ -127,11 +128,14 @@ def with_draw_variance(
     """
     variance = stderr**2 + draw_variance
     parts = stderr**4 / max(degrees, 1.0) + draw_variance**2 / draw_degrees
-    margin, p_value = student(
-        effect, math.sqrt(variance), variance**2 / parts if parts else math.inf, confidence
-    )
+    freedom = variance**2 / parts if parts else math.inf
+    margin, p_value = student(effect, math.sqrt(variance), freedom, confidence)
     return WidenedDraw(
-        stderr=math.sqrt(variance), low=effect - margin, high=effect + margin, p_value=p_value
+        stderr=math.sqrt(variance),
+        low=effect - margin,
+        high=effect + margin,
+        p_value=p_value,
+        degrees=freedom,
     )
 
 

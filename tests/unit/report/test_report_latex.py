@@ -41,11 +41,12 @@ def test_every_table_compiles_to_a_pdf(make_run, tmp_path):
         make_run(runs, "faq", seed=seed)
     make_run(runs, HOSTILE, run_id="hostile", calibration__domain=HOSTILE)
     (panel,) = build_panels(find_runs(runs)[0])
-    found = analyse(panel, EvidenceStore(runs), "awq")
+    store = EvidenceStore(runs)
+    found = analyse(panel, store, "awq")
     tables = (
         results_table(found, "results"),
         differences_table(found, found.main, "differences"),
-        fidelity_table(found, "fidelity"),
+        fidelity_table(found, store, "fidelity"),
         further_table(found, "further"),
         published_table([panel]),
     )
