@@ -175,6 +175,7 @@ class QuantSection(Section):
     group_size: int
     symmetric: bool
     symmetric_grid: Literal["signed", "half_range", "full_range"]
+    scale_dtype: DType | None
     search: SearchSection
     preview: PreviewSection
     mse: MSESection

@@ -268,6 +268,7 @@ _GRID: Options = {
     "group_size": ALWAYS,
     "symmetric": ALWAYS,
     "symmetric_grid": "signed",
+    "scale_dtype": None,
     "skip": ALWAYS,
     "overrides": ALWAYS,
 }

@@ -23,7 +23,8 @@ from faqbench.records import Gate, RunRecord, find_heads, read_items, read_score
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
 
 _GRID = (
-    "bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides", "activations",
+    "bits", "group_size", "symmetric", "symmetric_grid", "scale_dtype", "skip", "overrides",
+    "activations",
 )  # fmt: skip
 _MOST_COMPARED = 24  # the scores of each are read, and chance alone marks one comparison in forty
 

@@ -13,6 +13,7 @@ quantized too; `conf/quant/<name>.yaml` is a preset of these. Where each lives:
     clip.py         searches for shrunken ranges: AWQ's, and the closest
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role
     correct.py      QEP and LoaQ: weights moved to make up for the error made upstream
+    folding.py      where a role's input scale goes when a model is stored
     gptq.py         rounding column by column: GPTQ, GPTAQ, FOEM, ResComp
     qronos.py       weights solved for anew, then GPTQ: Qronos
     method.py       one role of one block through scale, clip and round: read this first

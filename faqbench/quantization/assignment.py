@@ -51,4 +51,5 @@ def _grid(name: str, quant: QuantSection) -> Grid:
         group_size=group_size,
         symmetric=quant.symmetric,
         symmetric_grid=quant.symmetric_grid,
+        scale_dtype=quant.scale_dtype,
     )

@@ -5,9 +5,10 @@
         scale        float32 [out_features, n_groups]
         zero_point   uint8 [out_features, n_groups]; absent when symmetric
         input_scale  float32 [in_features]; absent when unscaled
+        output_scale float32 [out_features]; absent where no stored scale was divided by one
         input_range  float32 [2]; absent unless activations have static ranges
-        metadata: bits, group_size, symmetric, out_features, in_features, and symmetric_grid where it is
-        not signed
+        metadata: bits, group_size, symmetric, out_features, in_features; symmetric_grid where it is not
+        signed, and scale_dtype where one is set
 
 Codes of 2 bits lie four to a byte, those of 3 and 4 bits two, wider ones alone, the first in the lowest
 bits. Reading gives back the tensors that were written, so a weight dequantized from them is the same to
@@ -43,6 +44,8 @@ def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
         tensors["input_scale"] = linear.input_scale
     if linear.input_range is not None:
         tensors["input_range"] = linear.input_range
+    if linear.output_scale is not None:
+        tensors["output_scale"] = linear.output_scale
     out_features, in_features = linear.qvalue.shape
     metadata: dict[str, int | str] = {
         "bits": grid.bits,
@@ -53,6 +56,8 @@ def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
     }
     if grid.symmetric_grid != "signed":
         metadata["symmetric_grid"] = grid.symmetric_grid
+    if grid.scale_dtype is not None:
+        metadata["scale_dtype"] = grid.scale_dtype
     save_file(
         {key: tensor.cpu().contiguous() for key, tensor in tensors.items()},
         folder / f"{name}{_SUFFIX}",
@@ -63,20 +68,22 @@ def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
 def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinear:
     """Read one quantized linear by its full name."""
     with safe_open(folder / f"{name}{_SUFFIX}", framework="pt", device=str(device)) as file:
-        text = file.metadata()
+        metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
     grid = Grid(
-        bits=int(text["bits"]),
-        group_size=int(text["group_size"]),
-        symmetric=bool(int(text["symmetric"])),
-        symmetric_grid=text.get("symmetric_grid", "signed"),
+        bits=int(metadata["bits"]),
+        group_size=int(metadata["group_size"]),
+        symmetric=metadata["symmetric"] == "1",
+        symmetric_grid=metadata.get("symmetric_grid", "signed"),
+        scale_dtype=metadata.get("scale_dtype"),
     )
-    shape = (int(text["out_features"]), int(text["in_features"]))
+    shape = (int(metadata["out_features"]), int(metadata["in_features"]))
     return QuantizedLinear(
         qvalue=unpack(tensors["qvalue"], grid, shape),
         scale=tensors["scale"],
         zero_point=tensors.get("zero_point"),
         input_scale=tensors.get("input_scale"),
+        output_scale=tensors.get("output_scale"),
         grid=grid,
         input_range=tensors.get("input_range"),
     )

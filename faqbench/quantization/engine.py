@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from faqbench.config.method import Reads, method_of
 from faqbench.models import Architecture, LoadedModel, Model, Role, twin
 from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.damping import HessianError
+from faqbench.quantization.folding import fold_block
 from faqbench.quantization.grid import Grid, QuantizedLinear
 from faqbench.quantization.lookahead import later_statistics, n_window_cuts
 from faqbench.quantization.method import (
@@ -136,19 +138,31 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
         assert streams is not None
         quantized = streams.observe(walk.architecture.roles)
     reports: list[LinearReport] = []
+    found: dict[str, QuantizedLinear] = {}
     for role in walk.architecture.roles:
         linears = _linears(walk, index, block, role)
         if linears:
             try:
                 reports += _quantize_linears(
-                    walk, index, role, linears, full.get(role.name), quantized.get(role.name)
+                    walk, index, role, linears, full.get(role.name), quantized.get(role.name), found
                 )
             except HessianError as error:
                 names = ", ".join(linears)
                 raise UserError(
                     f"{names} in block {index} cannot be quantized: {error}."
                 ) from error
+    if quant.scale_dtype is not None:
+        fold_block(found, walk.architecture, partial(_keep, walk, index, block))
     return reports
+
+
+def _keep(walk: _Walk, index: int, block: nn.Module, name: str, quantized: QuantizedLinear) -> None:
+    """Put a quantized linear in the place of a weight of a block's twin, and hand it on."""
+    linear = block.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    linear.weight = nn.Parameter(quantized.dequantize().to(linear.weight.dtype), requires_grad=False)
+    if walk.keep is not None:
+        walk.keep(f"{walk.architecture.blocks}.{index}.{name}", quantized)
 
 
 def _quantize_linears(
@@ -158,6 +172,7 @@ def _quantize_linears(
     linears: Mapping[str, nn.Linear],
     full: RoleStatistics | None,
     quantized: RoleStatistics | None,
+    found: dict[str, QuantizedLinear],
 ) -> list[LinearReport]:
     """Quantize one role of a block's twin.
 
@@ -168,6 +183,7 @@ def _quantize_linears(
         linears: those of its linears that are to be quantized.
         full: statistics of its input in full precision; None for methods that read none.
         quantized: the same on the quantized stream, where the method gathers them a block at a time.
+        found: where its quantized linears go, beside those of the block's other roles.
     """
     quant, start = walk.quant, time.perf_counter()
     grids = {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in linears}
@@ -179,6 +195,7 @@ def _quantize_linears(
     weights = originals | {name: c.weight for name, c in gathered.corrections.items()}
     known = _known(walk, index, role, full, gathered)
     result = quantize_role(role, weights, grids, known, quant)
+    found |= result.linears
     stand_ins = {name: result.linears[name].dequantize() for name in linears}
     for name, linear in linears.items():
         stand_in = stand_ins[name].to(linear.weight.dtype)

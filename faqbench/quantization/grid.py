@@ -13,6 +13,9 @@ Legend: W [out, in] weight, n_groups = in / group_size, qmax the largest code.
     codes        full_range  -2^(bits-1) where the largest value is positive, else 2^(bits-1): of 4 bits
                              8, the largest value always on the lowest code, by a scale of either sign
 
+A scale is then put into the dtype that a checkpoint stores it in, where there is one, before any code is
+made with it: what is measured is what is stored.
+
 The asymmetric form is llm-awq's; signed symmetric codes are AutoAWQ's and GPTQ's, half_range is
 compressed-tensors', full_range auto-round's. With asymmetric codes a group whose
 values all have one sign still stretches its range to hold zero only as far as the clamp of `zero` does,
@@ -39,12 +42,14 @@ class Grid:
     """Bits, group size and symmetry of one linear's grid; group_size -1 is one group per row.
 
     `symmetric_grid` says how symmetric codes are spread over a group's range; it decides scales only.
+    `scale_dtype` names the dtype that scales are stored in; None leaves them in float32.
     """
 
     bits: int
     group_size: int
     symmetric: bool
     symmetric_grid: SymmetricGrid = "signed"
+    scale_dtype: str | None = None
 
     @property
     def code_range(self) -> tuple[int, int]:
@@ -87,14 +92,19 @@ class GroupParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLinear:
-    """A linear's weight as codes; dequantized weight = (qvalue - zero_point) * scale / input_scale.
+    """A linear's weight as codes.
+
+    dequantized weight = (qvalue - zero_point) * scale * output_scale / input_scale
 
     Attributes:
         qvalue: uint8 (asymmetric) or int8 (symmetric) [out_features, in_features].
-        scale: float32 [out_features, n_groups].
+        scale: float32 [out_features, n_groups], numbers that the grid's dtype holds.
         zero_point: uint8 [out_features, n_groups], or None when symmetric.
         input_scale: float32 [in_features] that the weight was multiplied by before rounding, or None.
-        grid: bits, group size and symmetry.
+        output_scale: float32 [out_features] that `scale` was divided by when it was stored, since the
+            linear that reads these rows was multiplied by it; None where nothing reads them scaled, or
+            scales are not stored.
+        grid: bits, group size, symmetry and the dtype of stored scales.
         input_range: float32 [2], the extremes of the scaled input over the calibration tokens, for a static
             grid of activations; None for other methods.
     """
@@ -103,6 +113,7 @@ class QuantizedLinear:
     scale: Tensor
     zero_point: Tensor | None
     input_scale: Tensor | None
+    output_scale: Tensor | None = None
     grid: Grid
     input_range: Tensor | None = None
 
@@ -113,11 +124,17 @@ class QuantizedLinear:
         if self.zero_point is not None:
             q = q - self.zero_point.float().unsqueeze(-1)
         weight = (q * self.scale.unsqueeze(-1)).view(out, -1)
+        if self.output_scale is not None:
+            weight = weight * self.output_scale.unsqueeze(-1)
         return weight if self.input_scale is None else weight / self.input_scale
 
     def storage_bits(self) -> int:
-        """Return the bits a packed checkpoint needs: codes, float16 scales, zero points at `bits`."""
-        per_group = 16 + (0 if self.zero_point is None else self.grid.bits)
+        """Return the bits a packed checkpoint needs: codes, stored scales, zero points at `bits`.
+
+        Scales whose dtype is left open count 16 bits each.
+        """
+        scale_bits = 32 if self.grid.scale_dtype == "float32" else 16
+        per_group = scale_bits + (0 if self.zero_point is None else self.grid.bits)
         return self.qvalue.numel() * self.grid.bits + self.scale.numel() * per_group
 
 
@@ -177,10 +194,21 @@ def range_parameters(low: Tensor, high: Tensor, grid: Grid) -> GroupParameters:
             divisor += 0.5
         elif grid.symmetric_grid == "full_range":
             divisor = torch.where(high > -low, -(divisor + 1), divisor + 1)
-        return GroupParameters(scale=largest.div_(divisor), zero_point=None)
-    scale = (high - low).clamp_(min=MIN_RANGE).div_(divisor)
+        scale = stored_scale(largest.div_(divisor), grid)
+        return GroupParameters(scale=scale, zero_point=None)
+    scale = stored_scale((high - low).clamp_(min=MIN_RANGE).div_(divisor), grid)
     zero_point = low.div(scale).round_().neg_().clamp_(0, qmax)
     return GroupParameters(scale=scale, zero_point=zero_point)
+
+
+def stored_scale(scale: Tensor, grid: Grid) -> Tensor:
+    """Return float32 scales as the numbers that the grid's dtype holds; never zero or infinite."""
+    if grid.scale_dtype is None:
+        return scale
+    dtype = getattr(torch, grid.scale_dtype)
+    facts = torch.finfo(dtype)
+    size = scale.abs().clamp_(min=facts.smallest_normal * facts.eps, max=facts.max)
+    return size.copysign_(scale).to(dtype).float()
 
 
 def round_to_codes(grouped: Tensor, parameters: GroupParameters, grid: Grid) -> Tensor:
