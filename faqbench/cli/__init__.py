@@ -23,6 +23,7 @@ VERBS = {
     "compact": "faqbench.cli.compact",
     "compare": "faqbench.cli.compare",
     "doctor": "faqbench.cli.doctor",
+    "export": "faqbench.cli.export",
     "fetch": "faqbench.cli.fetch",
     "ls": "faqbench.cli.listing",
     "plan": "faqbench.cli.plan",
@@ -31,6 +32,7 @@ VERBS = {
     "rm": "faqbench.cli.remove",
     "show": "faqbench.cli.show",
     "sync": "faqbench.cli.sync",
+    "verify": "faqbench.cli.verify",
     "wandb-report": "faqbench.cli.wandb_report",
     "watch": "faqbench.cli.watch",
 }

@@ -93,6 +93,7 @@ class Architecture:
         vocab_size: rows of the embedding: the ids that the model knows.
         is_tied: whether embedding and head are one tensor.
         context: tokens that the model can look at; None where its config does not say.
+        norm_offset: what a block's norms add to their weight before they multiply by it: Gemma's add 1.
     """
 
     family: str
@@ -110,6 +111,7 @@ class Architecture:
     vocab_size: int
     is_tied: bool
     context: int | None
+    norm_offset: float = 0.0
 
     @property
     def is_grouped_query(self) -> bool:
@@ -201,6 +203,7 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         vocab_size=_size(text, "vocab_size"),
         is_tied=bool(config.get("tie_word_embeddings", family.get("is_tied", False))),
         context=text.get("max_position_embeddings"),
+        norm_offset=family.get("norm_offset", 0.0),
     )
 
 

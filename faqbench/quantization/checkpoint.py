@@ -65,18 +65,18 @@ def write_linear(folder: Path, name: str, linear: QuantizedLinear) -> None:
     )
 
 
+def read_grid(folder: Path, name: str) -> Grid:
+    """Read the grid of one quantized linear alone."""
+    with safe_open(folder / f"{name}{_SUFFIX}", framework="pt") as file:
+        return _grid(file.metadata())
+
+
 def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinear:
     """Read one quantized linear by its full name."""
     with safe_open(folder / f"{name}{_SUFFIX}", framework="pt", device=str(device)) as file:
         metadata = file.metadata()
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-    grid = Grid(
-        bits=int(metadata["bits"]),
-        group_size=int(metadata["group_size"]),
-        symmetric=metadata["symmetric"] == "1",
-        symmetric_grid=metadata.get("symmetric_grid", "signed"),
-        scale_dtype=metadata.get("scale_dtype"),
-    )
+    grid = _grid(metadata)
     shape = (int(metadata["out_features"]), int(metadata["in_features"]))
     return QuantizedLinear(
         qvalue=unpack(tensors["qvalue"], grid, shape),
@@ -86,6 +86,16 @@ def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinea
         output_scale=tensors.get("output_scale"),
         grid=grid,
         input_range=tensors.get("input_range"),
+    )
+
+
+def _grid(metadata: Mapping[str, str]) -> Grid:
+    return Grid(
+        bits=int(metadata["bits"]),
+        group_size=int(metadata["group_size"]),
+        symmetric=metadata["symmetric"] == "1",
+        symmetric_grid=metadata.get("symmetric_grid", "signed"),  # type: ignore[arg-type]
+        scale_dtype=metadata.get("scale_dtype"),
     )
 
 

@@ -160,7 +160,9 @@ def _keep(walk: _Walk, index: int, block: nn.Module, name: str, quantized: Quant
     """Put a quantized linear in the place of a weight of a block's twin, and hand it on."""
     linear = block.get_submodule(name)
     assert isinstance(linear, nn.Linear)
-    linear.weight = nn.Parameter(quantized.dequantize().to(linear.weight.dtype), requires_grad=False)
+    linear.weight = nn.Parameter(
+        quantized.dequantize().to(linear.weight.dtype), requires_grad=False
+    )
     if walk.keep is not None:
         walk.keep(f"{walk.architecture.blocks}.{index}.{name}", quantized)
 

@@ -1,38 +1,186 @@
 """From a run to a checkpoint that other tools load, and back."""
 
+import ast
 import json
+import re
+import shutil
+import subprocess
+import sys
 
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from faqbench.cli import main
-from faqbench.quantization.checkpoint import linear_names, read_linear
+from faqbench.export.plain import examine
+from faqbench.export.verify import judge
+from faqbench.quantization.checkpoint import StoredLinears
+
+from .conftest import new_workplace
 
 
-def test_what_is_measured_has_the_scales_that_are_stored(workplace):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A workplace with runs of four families on stored scales, and a function that exports one."""
+    place = new_workplace(tmp_path_factory.mktemp("exports"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place.root)
+        patch.setenv("FAQBENCH_CACHE", str(place.root / "cache"))
+        cell = [c for c in place.cell if not c.startswith("model=")]
+        families = "model=tiny-llama,tiny-gemma3,tiny-qwen2,tiny-phi3"
+        method = ["quant=awq", "quant.search.gqa_scale=repeat", "quant.scale_dtype=float16"]
+        assert main(["-q", "-m", families, "bits=4", *method, *cell]) == 0
+        method[-1] = "quant.scale_dtype=null"
+        skip = 'quant.skip=["*.0.self_attn.v_proj","*.0.mlp.gate_proj"]'
+        mixed = "quant.overrides=[{pattern: '*.1.*', bits: 3, group_size: null}]"
+        assert main(["-q", "model=tiny-llama", "bits=5", *method, skip, mixed, *cell]) == 0
+        assert main(["-q", "model=tiny-llama", "quant=fp", *cell]) == 0
+
+        def export(start, layout, *more):
+            (name,) = [p.name for p in place.runs.glob(f"{start}*") if p.is_dir()]
+            into = place.root / f"{start}-{layout}{len(more)}"
+            if not into.exists():
+                assert main(["-q", "export", name, f"format={layout}", f"into={into}", *more]) == 0
+            return into
+
+        yield place, export
+
+
+def judged(folder):
+    """The verdict on a folder, taken in this process."""
+    facts = json.loads((folder / "faqbench" / "facts.json").read_text())
+    return {check.name: check for check in judge(facts, examine(folder)).checks}
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2", "phi3"])
+@pytest.mark.parametrize("layout", ["compressed-tensors", "gptq_v2", "awq"])
+def test_what_is_exported_is_what_was_measured(exported, family, layout):
+    _, export = exported
+    checks = judged(export(f"tiny-{family}-awq-w4", layout))
+    assert all(check.passed for check in checks.values()), checks
+    assert checks["stored"].largest == 0
+    if layout != "compressed-tensors":  # whose loader multiplies in the dtype of the scales
+        assert checks["loaded"].largest == 0 and checks["logits"].largest < 1e-5
+
+
+def test_skipped_linears_and_several_grids_are_folded_and_packed_too(exported):
+    """In float32, whose product no loader rounds; two linears stay in full precision and are scaled."""
+    _, export = exported
+    folder = export("tiny-llama-awq-w5", "compressed-tensors")
+    settings = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert len(settings["config_groups"]) == 2 and len(settings["ignore"]) == 3
+    checks = judged(folder)
+    assert all(check.passed for check in checks.values()), checks
+    assert checks["logits"].largest < 1e-5 and checks["logits"].tolerance == 1e-5
+
+
+def test_an_export_holds_all_that_a_loader_and_a_reader_need(exported):
+    _, export = exported
+    folder = export("tiny-llama-awq-w4", "gptq_v2", "shard_gigabytes=0.0001")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "tokenizer.json", "generation_config.json", "manifest.json"} <= names
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {n for n in names if n.endswith(".safetensors")}
+    assert len([n for n in names if n.endswith(".safetensors")]) > 1
+    card = (folder / "README.md").read_text()
+    facts = json.loads((folder / "faqbench" / "facts.json").read_text())
+    for told in (
+        facts["run_id"],
+        "4.625 bits per weight",
+        "| wikitext2-64 | perplexity |",
+        "seed: 0",
+    ):
+        assert told in card
+
+
+def test_verify_loads_a_folder_in_a_process_of_its_own(exported, capsys):
+    _, export = exported
+    folder = export("tiny-llama-awq-w4", "awq")
+    assert main(["verify", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "28 of 28 linears" in told and f"PASS: {folder}" in told
+
+
+def test_verify_names_what_differs(exported, capsys):
+    place, export = exported
+    changed = place.root / "changed"
+    shutil.copytree(export("tiny-llama-awq-w4", "awq"), changed)
+    tensors = load_file(changed / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.scales"][0, 5] *= 2
+    save_file(tensors, changed / "model.safetensors", {"format": "pt"})
+    assert main(["verify", str(changed)]) == 2
+    assert "model.safetensors does not match its checksum" in capsys.readouterr().err
+    checks = judged(changed)
+    for name in ("stored", "loaded"):
+        assert not checks[name].passed and checks[name].where == "model.layers.2.mlp.up_proj"
+    assert not checks["logits"].passed and checks["size"].passed
+
+
+def test_the_process_that_verifies_knows_nothing_of_our_models():
+    code = "import sys, faqbench.export.plain; print([m for m in sys.modules if 'faqbench.' in m])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    ours = ["faqbench.export", "faqbench.layouts", "faqbench.export.plain"]
+    assert sorted(ast.literal_eval(done.stdout)) == sorted(ours)
+
+
+def test_what_is_measured_has_the_scales_that_are_stored(exported):
     """Codes from the cache give the same numbers, though v's and up's scales are rounded twice."""
-    cell = [
-        "quant=awq",
-        "quant.scale_dtype=bfloat16",
-        "quant.search.gqa_scale=repeat",
-        *workplace.cell,
-    ]
-    assert main(cell) == 0
-    (path,) = workplace.runs.glob("*/record.json")
+    place, _ = exported
+    (path,) = place.runs.glob("tiny-llama-awq-w4*/record.json")
     first = json.loads(path.read_text())
+    stages = place.root / "cache" / "stages"
     (entry,) = [
         u["entry"] for u in first["extra"]["stage_keys"] if u["entry"].startswith("quantized/")
     ]
-    folder = workplace.root / "cache" / "stages" / entry
-    for name in linear_names(folder):
-        linear = read_linear(folder, name, torch.device("cpu"))
-        assert torch.equal(linear.scale, linear.scale.bfloat16().float())
-        assert linear.grid.scale_dtype == "bfloat16"
+    for name, linear in StoredLinears(stages / entry, torch.device("cpu")).items():
+        assert torch.equal(linear.scale, linear.scale.half().float())
         is_read_scaled = name.endswith(("v_proj", "up_proj"))
         assert (linear.output_scale is not None) == is_read_scaled
-    for stage in ("perplexity", "weights_check"):
-        for made in (workplace.root / "cache" / "stages" / stage).glob("*/manifest.json"):
-            made.unlink()
-    assert main([*cell, "rerun=true"]) == 0
+    shutil.rmtree(stages / "perplexity")
+    cell = [c for c in place.cell if not c.startswith("model=")]
+    method = ["quant=awq", "quant.search.gqa_scale=repeat", "quant.scale_dtype=float16", "bits=4"]
+    assert main(["-q", "model=tiny-llama", *method, *cell, "rerun=true"]) == 0
     again = json.loads(path.read_text())
     assert [m["value"] for m in again["metrics"]] == [m["value"] for m in first["metrics"]]
     assert not again["stages"]["evaluate"]["cached"] and again["stages"]["quantize"]["cached"]
+
+
+@pytest.mark.parametrize(
+    ("start", "layout", "more", "told"),
+    [
+        ("tiny-llama-fp", "awq", [], "is full precision: there are no codes to export"),
+        ("tiny-llama-awq-w5", "awq", [], "holds 4 bits, and this run has linears of"),
+        ("tiny-llama-awq-w4", "awk", [], "format=awk is not allowed.* Did you mean"),
+        ("tiny-llama-awq-w4", "awq", ["into=."], "into=. exists"),
+    ],
+)
+def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(
+    exported, capsys, start, layout, more, told
+):
+    place, _ = exported
+    (name,) = [p.name for p in place.runs.glob(f"{start}*")]
+    before = sorted(place.root.iterdir())
+    into = [] if more else [f"into={place.root / 'new'}"]
+    assert main(["export", name, f"format={layout}", *into, *more]) == 2
+    said = capsys.readouterr().err
+    assert re.search(told, said) and "Traceback" not in said
+    assert sorted(place.root.iterdir()) == before
+
+
+def test_codes_that_are_gone_or_damaged_are_not_exported(exported, capsys):
+    place, _ = exported
+    (run,) = place.runs.glob("tiny-qwen2-awq-w4*")
+    uses = json.loads((run / "record.json").read_text())["extra"]["stage_keys"]
+    (entry,) = [use["entry"] for use in uses if use["entry"].startswith("quantized/")]
+    aside = place.root / "cache" / "stages" / entry
+    aside.rename(aside.with_name("aside"))
+    try:
+        assert main(["export", run.name, "format=awq", f"into={place.root / 'new'}"]) == 2
+        assert "are not in the cache" in capsys.readouterr().err
+    finally:
+        aside.with_name("aside").rename(aside)
+
+
+def test_a_folder_that_is_no_export_is_one_sentence(tmp_path, capsys):
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "was not written by `faqbench export`" in capsys.readouterr().err

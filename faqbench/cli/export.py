@@ -1,0 +1,120 @@
+"""Write a run as a checkpoint that other tools load: export RUN format=compressed-tensors into=FOLDER.
+
+Codes, scales and zero points are those that were measured; channel scales are folded into norms and rows.
+`faqbench verify FOLDER` proves the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from faqbench.cli.arguments import read_arguments, read_number
+from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.cli.console import console_progress
+from faqbench.cli.show import find_record
+from faqbench.config import Experiment, UserError, did_you_mean, run_id, validate
+from faqbench.records import RunRecord, read_scores
+from faqbench.sources import why_not_reusable
+from faqbench.stages import cache_root, find_damage
+
+_KEYS = {
+    "format": "compressed-tensors, gptq, gptq_v2 or awq",
+    "into": "the folder to make",
+    "runs": "the folder of runs",
+    "shard_gigabytes": "of one file of weights at most; 2 unless given",
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Export one run."""
+    from faqbench.export.writing import FORMATS, ExportRequest, export_run
+
+    words, values = read_arguments("export", arguments, _KEYS, n_words=1)
+    if not words or "into" not in values:
+        raise UserError(
+            "export needs a run and a folder: export RUN format=compressed-tensors into=FOLDER."
+        )
+    name = values.get("format", "")
+    if name not in FORMATS:
+        raise UserError(
+            f"export: format={name} is not allowed: {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
+        )
+    shard_bytes = int(
+        read_number("export", "shard_gigabytes", values.get("shard_gigabytes", "2")) * 1e9
+    )
+    runs, into = Path(values.get("runs", "runs")), Path(values["into"]).expanduser()
+    record = find_record(runs, words[0])
+    experiment = _experiment(record)
+    request = ExportRequest(
+        record=record,
+        experiment=experiment,
+        scores=read_scores(runs / record.run_id),
+        codes=_codes(record),
+        format=name,
+        into=into,
+        shard_bytes=shard_bytes,
+    )
+    done = export_run(request, console_progress())
+    print(
+        f"{into}: {done.n_bytes / 1e6:.1f} MB, {done.bits_per_weight:.3f} bits per weight, "
+        f"{done.bits_per_parameter:.3f} per parameter with embeddings"
+    )
+    print(f"Verify it: python -m faqbench verify {into}")
+    return 0
+
+
+def _experiment(record: RunRecord) -> Experiment:
+    """Return the cell that a record is of, when it can be exported.
+
+    Raises:
+        UserError: for a run that failed or quantized nothing, whose configuration or sources are not what
+            they were.
+    """
+    if record.status != "finished":
+        raise UserError(
+            f"{record.run_id} failed, so there is nothing to export: {record.error_line}."
+        )
+    defaults = compose_cells(parse_flags([])).experiments[0].model_dump(mode="json")
+    experiment = validate(_over(defaults, record.config))
+    if not experiment.quantizes:
+        raise UserError(f"{record.run_id} is full precision: there are no codes to export.")
+    if run_id(experiment).rpartition("-")[2] != record.run_id.rpartition("-")[2]:
+        raise UserError(
+            f"The configuration of {record.run_id} means another cell to this faqbench "
+            f"({run_id(experiment)}); run that one, and export it."
+        )
+    if (why := why_not_reusable(record, experiment)) is not None:
+        raise UserError(f"{record.run_id} cannot be exported: {why}; run the cell again.")
+    return experiment
+
+
+def _over(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record's configuration, with the neutral values of keys that are newer than it."""
+    result = dict(defaults)
+    for key, value in config.items():
+        inner = defaults.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping) and key != "mixture":
+            result[key] = _over(inner, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _codes(record: RunRecord) -> Path:
+    """Return the folder of a run's quantized linears.
+
+    Raises:
+        UserError: when the cache no longer holds it as it was written.
+    """
+    used = [str(use["entry"]) for use in record.extra.get("stage_keys", [])]
+    entry = next((entry for entry in used if entry.startswith("quantized/")), None)
+    folder = cache_root() / "stages" / (entry or "quantized")
+    damage = "its record names none" if entry is None else find_damage(folder)
+    if damage is not None:
+        raise UserError(
+            f"The codes of {record.run_id} are not in the cache ({damage}); run the cell again, with "
+            "rerun=true, or set FAQBENCH_CACHE to the cache that has them."
+        )
+    return folder

@@ -1,0 +1,359 @@
+"""Writing a run as a checkpoint: the whole story of `faqbench export`, all of it or nothing.
+
+    <into>/
+        config.json                 the model's own, with the `quantization_config` that its loader expects
+        model.safetensors           or shards with their index; model.gguf for GGUF
+        tokenizer, generation config, chat template, notices of the model that was quantized
+        README.md                   the model card
+        faqbench/                   what `faqbench verify` needs: facts.json, evidence, the run's record
+        manifest.json               sha256 of every file
+
+The folder appears by one rename when everything in it is written. To add a layout: a file with the four
+functions of `TensorFormat`, as a module or an object, and its line in `FORMATS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Protocol
+
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor
+
+from faqbench import __version__
+from faqbench.config import Experiment, UserError
+from faqbench.export.card import model_card
+from faqbench.export.evidence import hash_weight, probe, prompt_evidence, protocol_evidence
+from faqbench.export.fold import StoredModel, stored_weight
+from faqbench.files import atomic_directory, explain_os_error
+from faqbench.hardware import resolve_device
+from faqbench.models import budget_of, load_model, pinned
+from faqbench.models.sources import checkpoint_folder
+from faqbench.quantization import QuantizedLinear
+from faqbench.quantization.checkpoint import QuantizedTensors, StoredLinears
+from faqbench.records import RunRecord
+from faqbench.records.store import without_nan
+from faqbench.stages import Progress, write_manifest
+
+FORMATS = {
+    "compressed-tensors": "faqbench.export.compressed_tensors",
+    "gptq": "faqbench.export.gptq:V1",
+    "gptq_v2": "faqbench.export.gptq:V2",
+    "awq": "faqbench.export.awq",
+}
+_NOTICES = ("LICENSE*", "NOTICE*", "TERMS*", "USE_POLICY*")
+_ROOM = 1.1  # what must be free, as a multiple of what will be written
+_REMEDY = "free some space, or choose another folder with into="
+
+
+class TensorFormat(Protocol):
+    """A layout of quantized weights in safetensors."""
+
+    def writer(self) -> str:
+        """Return what packs, with its version."""
+
+    def check(self, model: StoredModel) -> None:
+        """Refuse a model that the layout cannot hold.
+
+        Raises:
+            UserError: with the reason, and the nearest configuration that it can.
+        """
+
+    def encode(self, linear: QuantizedLinear) -> dict[str, Tensor]:
+        """Return the tensors of one linear, by the last part of their names."""
+
+    def settings(self, model: StoredModel) -> dict[str, Any]:
+        """Return the `quantization_config` of config.json."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ExportRequest:
+    """What to write, and where.
+
+    Attributes:
+        record: of the run, finished.
+        experiment: that its configuration describes.
+        scores: its losses per token or window, by protocol.
+        codes: the folder of its quantized linears.
+        format: a key of `FORMATS`.
+        into: the folder to make.
+        shard_bytes: of one file of weights at most, a single tensor aside.
+    """
+
+    record: RunRecord
+    experiment: Experiment
+    scores: Mapping[str, NDArray[Any]]
+    codes: Path
+    format: str
+    into: Path
+    shard_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        n_bytes: of the files of weights.
+        bits_per_weight: of the quantized linears, as stored.
+        bits_per_parameter: of all parameters, as stored.
+    """
+
+    n_bytes: int
+    bits_per_weight: float
+    bits_per_parameter: float
+
+
+def export_run(request: ExportRequest, progress: Progress) -> Exported:
+    """Write a run's measured model as a checkpoint.
+
+    Raises:
+        UserError: when the folder exists, the disk lacks the space, the layout cannot hold the model, or
+            the full precision model is no longer the one that was quantized.
+    """
+    if os.path.lexists(request.into):
+        raise UserError(
+            f"into={request.into} exists; nothing there is replaced: choose another folder."
+        )
+    evidence, model, about = _measured(request, progress)
+    layout: TensorFormat = resolve_name(FORMATS[request.format])
+    layout.check(model)
+    sizes = _Sizes.of(model)
+    _check_space(request.into, sizes.n_bytes)
+    with (
+        explain_os_error("write the checkpoint", request.into, _REMEDY),
+        atomic_directory(request.into) as folder,
+    ):
+        _write_about(folder, about, checkpoint_folder(pinned(request.experiment.model)))
+        hashes = _write_weights(folder, model, layout, request, evidence, progress)
+        _write_config(folder, model, layout.settings(model))
+        facts = _facts(request, model, layout, sizes, hashes)
+        _write_evidence(folder, facts, evidence, request)
+        (folder / "README.md").write_text(model_card(facts, request.record))
+        write_manifest(folder, {"run_id": request.record.run_id, "format": request.format})
+    return Exported(
+        n_bytes=sum(p.stat().st_size for p in request.into.glob("*.safetensors")),
+        bits_per_weight=facts["bits_per_weight"],
+        bits_per_parameter=facts["bits_per_parameter"],
+    )
+
+
+def _measured(
+    request: ExportRequest, progress: Progress
+) -> tuple[dict[str, Tensor], StoredModel, tuple[Any, Any]]:
+    """Return the evidence of the measured model, the model to write, its tokenizer and generation config.
+
+    Raises:
+        UserError: when the full precision model is another than the run's.
+    """
+    experiment, record = request.experiment, request.record
+    device = resolve_device(experiment.device)
+    dtypes = [getattr(torch, d) for d in (experiment.calibration.dtype, experiment.dtype)]
+    loaded = load_model(
+        pinned(experiment.model),
+        dtypes[0],
+        device,
+        progress,
+        budget=budget_of(experiment.memory, device),
+    )
+    if loaded.fingerprint != record.fingerprints.get("weights"):
+        raise UserError(
+            f"{record.run_id} was made from other weights than model={experiment.model.name} has now; run "
+            "the cell again, with rerun=true, and export that."
+        )
+    loaded.view.empty()
+    base = loaded.view.tensors
+    quantized = QuantizedTensors(base, StoredLinears(request.codes, device))
+    measured = loaded.view.view(tensors=quantized, dtypes=dtypes)
+    evidence = prompt_evidence(measured, loaded.tokenizer, experiment)
+    evidence |= protocol_evidence(
+        request.scores, record.fingerprints, loaded.tokenizer, experiment, progress
+    )
+    measured.empty()
+    module = measured.module
+    module.config.dtype = dtypes[1]
+    model = StoredModel(
+        config=module.config,
+        architecture=loaded.architecture,
+        names=tuple(name for name, _ in module.named_parameters()),
+        base=base,
+        codes=request.codes,
+        weights_dtype=dtypes[0],
+        dtype=dtypes[1],
+    )
+    return evidence, model, (loaded.tokenizer, module.generation_config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sizes:
+    """Bits by arithmetic: of the quantized linears, and of all parameters."""
+
+    linear_bits: int
+    other_bits: int
+    n_weights: int
+    n_others: int
+
+    @property
+    def n_bytes(self) -> int:
+        return (self.linear_bits + self.other_bits) // 8
+
+    @classmethod
+    def of(cls, model: StoredModel) -> _Sizes:
+        linear_bits = other_bits = n_weights = n_others = 0
+        for _, part in model.parts():
+            if isinstance(part, QuantizedLinear):
+                linear_bits += part.storage_bits()
+                n_weights += part.qvalue.numel()
+            else:
+                other_bits += part.numel() * part.element_size() * 8
+                n_others += part.numel()
+        return cls(
+            linear_bits=linear_bits, other_bits=other_bits, n_weights=n_weights, n_others=n_others
+        )
+
+
+def _check_space(into: Path, n_bytes: int) -> None:
+    parent = next(p for p in into.absolute().parents if p.exists())
+    free = shutil.disk_usage(parent).free
+    if free < _ROOM * n_bytes:
+        raise UserError(
+            f"The checkpoint takes {n_bytes / 1e9:.2f} GB, but {parent} has {free / 1e9:.2f} GB free; "
+            f"{_REMEDY}."
+        )
+
+
+def _write_about(folder: Path, about: tuple[Any, Any], source: Path | None) -> None:
+    """Write what comes with the model: tokenizer and chat template, generation config, notices."""
+    tokenizer, generation = about
+    tokenizer.save_pretrained(folder)
+    if generation is not None:
+        generation.save_pretrained(folder)
+    if source is not None:
+        for path in sorted(path for pattern in _NOTICES for path in source.glob(pattern)):
+            shutil.copyfile(path, folder / path.name)
+
+
+def _write_weights(
+    folder: Path,
+    model: StoredModel,
+    layout: TensorFormat,
+    request: ExportRequest,
+    evidence: dict[str, Tensor],
+    progress: Progress,
+) -> dict[str, str]:
+    """Write all tensors, add probes to the evidence, and return the hash of each linear's weight."""
+    hashes: dict[str, str] = {}
+    shards = _Shards(folder, request.shard_bytes)
+    title = f"export {request.format}"
+    with progress.stage(title, len(model.names)) as advance:
+        for name, part in model.parts():
+            if isinstance(part, QuantizedLinear):
+                weight = stored_weight(part)
+                hashes[name] = hash_weight(weight)
+                signs = evidence.setdefault(f"probe/{weight.shape[1]}", probe(weight.shape[1]))
+                evidence[f"probed/{name}"] = weight @ signs.float()
+                tensors = {f"{name}.{kind}": t for kind, t in layout.encode(part).items()}
+            else:
+                tensors = {name: part}
+            for key, tensor in tensors.items():
+                shards.add(key, tensor)
+            advance()
+    shards.close()
+    return hashes
+
+
+class _Shards:
+    """Safetensors files of a bounded size; a single one is `model.safetensors`."""
+
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        self._folder, self._most = folder, most_bytes
+        self._held: dict[str, Tensor] = {}
+        self._n_held, self._n_total = 0, 0
+        self._shards: list[list[str]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor, and write those before it where it would make their file too large."""
+        n_bytes = tensor.numel() * tensor.element_size()
+        if self._held and self._n_held + n_bytes > self._most:
+            self._write()
+        self._held[name] = tensor.contiguous().clone()
+        self._n_held += n_bytes
+        self._n_total += n_bytes
+
+    def close(self) -> None:
+        """Write the rest, and give the files the names that loaders know."""
+        self._write()
+        n_shards = len(self._shards)
+        if n_shards == 1:
+            self._part(0).rename(self._folder / "model.safetensors")
+            return
+        weight_map: dict[str, str] = {}
+        for index, names in enumerate(self._shards):
+            file = f"model-{index + 1:05d}-of-{n_shards:05d}.safetensors"
+            self._part(index).rename(self._folder / file)
+            weight_map |= dict.fromkeys(names, file)
+        index_file = {"metadata": {"total_size": self._n_total}, "weight_map": weight_map}
+        (self._folder / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=1))
+
+    def _write(self) -> None:
+        save_file(self._held, self._part(len(self._shards)), {"format": "pt"})
+        self._shards.append(list(self._held))
+        self._held, self._n_held = {}, 0
+
+    def _part(self, index: int) -> Path:
+        return self._folder / f"part-{index}.safetensors"
+
+
+def _write_config(folder: Path, model: StoredModel, settings: Mapping[str, Any]) -> None:
+    model.config.save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = dict(settings)
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _facts(
+    request: ExportRequest,
+    model: StoredModel,
+    layout: TensorFormat,
+    sizes: _Sizes,
+    hashes: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what a reader and a verification need to know of an export."""
+    grids = {name: dataclasses.asdict(grid) for name, grid in model.grids.items()}
+    return {
+        "run_id": request.record.run_id,
+        "faqbench": __version__,
+        "format": request.format,
+        "writer": layout.writer(),
+        "dtype": request.experiment.dtype,
+        "bits_per_weight_measured": request.record.bits_per_weight,
+        "bits_per_weight": sizes.linear_bits / sizes.n_weights,
+        "bits_per_parameter": 8 * sizes.n_bytes / (sizes.n_weights + sizes.n_others),
+        "n_quantized_weights": sizes.n_weights,
+        "n_parameters": sizes.n_weights + sizes.n_others,
+        "grids": grids,
+        "kept": model.kept,
+        "linears": dict(hashes),
+        "config": request.experiment.model_dump(mode="json"),
+    }
+
+
+def _write_evidence(
+    folder: Path, facts: Mapping[str, Any], evidence: Mapping[str, Tensor], request: ExportRequest
+) -> None:
+    place = folder / "faqbench"
+    place.mkdir()
+    (place / "facts.json").write_text(json.dumps(facts, indent=1))
+    save_file(dict(evidence), place / "evidence.safetensors")
+    record = json.dumps(without_nan(request.record.to_json()), indent=1, allow_nan=False)
+    (place / "record.json").write_text(record)
