@@ -80,6 +80,11 @@ def _experiment(record: RunRecord) -> Experiment:
     experiment = validate(_over(defaults, record.config))
     if not experiment.quantizes:
         raise UserError(f"{record.run_id} is full precision: there are no codes to export.")
+    if not experiment.method.activations.is_idle:
+        raise UserError(
+            f"{record.run_id} quantizes activations, which no format here holds; export a run with "
+            "quant.activations.bits=null."
+        )
     if run_id(experiment).rpartition("-")[2] != record.run_id.rpartition("-")[2]:
         raise UserError(
             f"The configuration of {record.run_id} means another cell to this faqbench "
