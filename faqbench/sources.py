@@ -15,8 +15,7 @@ This module imports no torch: a sweep whose cells are all there ends at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +27,29 @@ from faqbench.corpora.hub_set import hub_set, hub_set_names, section_hub_set
 from faqbench.corpora.text_file import is_text_file
 from faqbench.hub import resolve_commit
 from faqbench.records import RunRecord, finished_record
-from faqbench.stages import StageCache, hash_file
+from faqbench.stages import SMALL_BYTES, hash_file
 
 Facts = dict[str, Any]
 _OF_A_MODEL = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
-_SMALL_BYTES = 2**26  # a larger file's hash is kept in the cache
 
 
 def sources_of(
-    experiment: Experiment, section: ModelSection, cache: StageCache
+    experiment: Experiment, section: ModelSection, hash_of: Callable[[Path], str]
 ) -> dict[str, Facts]:
     """Return what everything that a cell names stands for now; what is not there is left out.
 
     Args:
         experiment: the cell.
         section: its model, with the commit of a hub's.
-        cache: where the hashes of large files are kept.
+        hash_of: gives the sha256 of a file.
     """
     found: dict[str, Facts] = {}
     for name, kind, value in _named(experiment):
         match kind:
             case "folder":
-                found[name] = {"files": _facts(_files_of(Path(value)), cache)}
+                found[name] = {"files": _facts(_files_of(Path(value)), hash_of)}
             case "file":
-                found[name] = {"files": _facts([Path(value)], cache)}
+                found[name] = {"files": _facts([Path(value)], hash_of)}
             case "model" if section.revision is not None:
                 found[name] = {"commit": section.revision}
             case "data set":
@@ -60,6 +58,18 @@ def sources_of(
             case "asset":
                 found[name] = {"asset": packaged_model_place(value)[1]}
     return {"packaged data": {"asset": packaged_data_place()[1]}} | found
+
+
+def large_files(experiment: Experiment) -> dict[Path, Facts]:
+    """Return the files that a cell names and that take long to hash, each with what decides its hash."""
+    named = [(kind, Path(v).expanduser()) for _, kind, v in _named(experiment)]
+    paths = [p for kind, path in named if kind == "folder" for p in _files_of(path)]
+    paths += [path for kind, path in named if kind == "file"]
+    return {
+        path: {"path": str(path.resolve()), "stat": _stat(path)}
+        for path in paths
+        if path.is_file() and path.stat().st_size > SMALL_BYTES
+    }
 
 
 def reusable_record(experiment: Experiment) -> tuple[RunRecord | None, str]:
@@ -146,9 +156,9 @@ def _files_of(folder: Path) -> list[Path]:
     return sorted(p for p in found if p.suffix in _OF_A_MODEL and p.is_file())
 
 
-def _facts(paths: Iterable[Path], cache: StageCache) -> Facts:
+def _facts(paths: Iterable[Path], hash_of: Callable[[Path], str]) -> Facts:
     there = [path.expanduser() for path in paths]
-    return {p.name: [*_stat(p), _cached_hash(p, cache)] for p in there if p.is_file()}
+    return {p.name: [*_stat(p), hash_of(p)] for p in there if p.is_file()}
 
 
 def _changed(recorded: Mapping[str, list[Any]], paths: Iterable[Path]) -> str | None:
@@ -168,19 +178,6 @@ def _stat(path: Path) -> list[int]:
     stat = path.stat()
     # The change time cannot be set back, as the modification time can.
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-
-
-def _cached_hash(path: Path, cache: StageCache) -> str:
-    if path.stat().st_size <= _SMALL_BYTES:
-        return hash_file(path)
-    key = {"path": str(path.resolve()), "stat": _stat(path)}
-    with cache.uncounted():
-        entry = cache.get("file_hash", key, partial(_write_hash, path))
-    return (entry.path / "sha256").read_text()
-
-
-def _write_hash(path: Path, folder: Path) -> None:
-    (folder / "sha256").write_text(hash_file(path))
 
 
 def _same_json(recorded: object, now: object) -> bool:

@@ -20,7 +20,7 @@ corpus too: a .txt file, whose paragraphs, separated by blank lines, are the tex
 .jsonl or .parquet file.
 """
 
-from faqbench.corpora.corpus import Corpus, domain_texts, read_corpus
+from faqbench.corpora.corpus import Corpus, corpus_source, domain_texts, read_corpus
 from faqbench.corpora.domain import domain_names, domain_source
 from faqbench.corpora.hub_set import hub_set_names
 from faqbench.corpora.part import Part, part_of
@@ -28,6 +28,7 @@ from faqbench.corpora.part import Part, part_of
 __all__ = [
     "Corpus",
     "Part",
+    "corpus_source",
     "domain_names",
     "domain_source",
     "domain_texts",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from faqbench.assets import benchmark_data_origin
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.calibration import MAX_CHARACTERS, CalibrationSection, is_hub_set, is_table
-from faqbench.corpora.domain import domain_names, packaged_documents
-from faqbench.corpora.hub_set import hub_set, hub_set_names, hub_texts, section_hub_set
-from faqbench.corpora.near_copies import is_near_copy
+from faqbench.corpora.domain import domain_names, domain_source, packaged_documents
+from faqbench.corpora.hub_set import (
+    hub_set,
+    hub_set_names,
+    hub_set_version,
+    hub_texts,
+    section_hub_set,
+)
+from faqbench.corpora.near_copies import is_near_copy, near_copies_hash
 from faqbench.corpora.part import Part, part_of
 from faqbench.corpora.table_file import read_table_file
 from faqbench.corpora.text_file import Texts, is_text_file, read_text_file
-from faqbench.stages import Progress, hash_json
+from faqbench.stages import Progress, file_version, hash_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +101,26 @@ def read_corpus(
         fingerprint=hash_json(texts),
         is_cut=is_cut,
     )
+
+
+def corpus_source(domain: str, calibration: CalibrationSection) -> dict[str, object] | None:
+    """Return what decides the texts of a domain, without reading them; None where it has no version.
+
+    So it is of a data set of the hub while the hub does not answer, and of a file that is not there.
+    """
+    source: dict[str, object] = {"domain": domain, "near_copies": near_copies_hash()}
+    if domain in domain_names():
+        return source | domain_source(domain)
+    source["max_characters"] = calibration.max_characters
+    if is_hub_set(domain) or domain in hub_set_names():
+        chosen = section_hub_set(domain, calibration) if is_hub_set(domain) else hub_set(domain)
+        version = hub_set_version(chosen)
+        return None if version is None else {**source, **asdict(chosen), "version": version}
+    path = Path(domain).expanduser()
+    if not (is_table(domain) or is_text_file(domain)) or not path.is_file():
+        return None
+    column = calibration.column if is_table(domain) else None
+    return {**source, "file": file_version(path), "column": column}
 
 
 def domain_texts(domain: str, part: Part, progress: Progress) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -17,8 +18,8 @@ from faqbench.config import UserError
 from faqbench.config.calibration import HUB_PREFIX, CalibrationSection
 from faqbench.corpora.table_file import plain_texts
 from faqbench.corpora.text_file import Texts
-from faqbench.hub import hub_errors, hub_or_local_copies
-from faqbench.stages import Progress
+from faqbench.hub import hub_errors, hub_or_local_copies, resolve_commit
+from faqbench.stages import Progress, file_version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,18 @@ def section_hub_set(domain: str, calibration: CalibrationSection) -> HubSet:
     )
 
 
+def hub_set_version(chosen: HubSet) -> object | None:
+    """Return what tells one state of a hub set from another: the commit, or the files of a folder.
+
+    None while the hub does not answer: then nobody knows which commit the local copy is of.
+    """
+    folder = Path(chosen.path).expanduser()
+    if folder.is_dir():
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        return [[p.relative_to(folder).as_posix(), *file_version(p)] for p in files]
+    return _commit(chosen.path, chosen.revision)
+
+
 def hub_texts(chosen: HubSet, most: int, progress: Progress) -> Texts:
     """Return the unique texts of a hub set, no more than so many characters.
 
@@ -105,7 +118,7 @@ def _rows(chosen: HubSet, progress: Progress) -> Any:
                 chosen.config,
                 data_files=chosen.data_files,
                 split=f"{chosen.split}[:{chosen.n_rows}]",
-                revision=chosen.revision,
+                revision=_commit(chosen.path, chosen.revision) or chosen.revision,
             )
             advance()
             return loaded
@@ -119,6 +132,12 @@ def _rows(chosen: HubSet, progress: Progress) -> Any:
     finally:
         if not bars_were_off:
             datasets.enable_progress_bars()
+
+
+@cache
+def _commit(path: str, revision: str | None) -> str | None:
+    """Return the commit that a process reads, the same one for all cells of its sweep."""
+    return None if Path(path).expanduser().is_dir() else resolve_commit(path, revision, "dataset")
 
 
 @cache

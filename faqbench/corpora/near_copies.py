@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-from faqbench.stages import hash_text
+from faqbench.stages import hash_json, hash_text
 
 _N_DIGITS = 16
 
@@ -25,6 +25,12 @@ def is_near_copy(text: str) -> bool:
 def digest(text: str) -> str:
     """Return the beginning of a text's sha256, by which it is listed."""
     return hash_text(text)[:_N_DIGITS]
+
+
+@cache
+def near_copies_hash() -> str:
+    """Return what tells this list from another."""
+    return hash_json(sorted(_listed()))
 
 
 @cache

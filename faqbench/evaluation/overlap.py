@@ -29,7 +29,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-CODE_VERSION = 1  # raise it when the same texts would give another count
+CODE_VERSION = 2  # raise it when the same texts would give another count
 N_WORDS = 13
 _ENOUGH_RUN = 38
 _ENOUGH_FRAC = 0.5

@@ -22,12 +22,11 @@ from faqbench.assets import packaged_model_place
 from faqbench.config.experiment import ModelSection
 from faqbench.hub import local_snapshot, resolve_commit
 from faqbench.models.checkpoint import CONFIG, index_file, read_config, weight_files
-from faqbench.stages import hash_file, library_version
+from faqbench.stages import SMALL_BYTES, file_version, library_version
 
 _Source = dict[str, object]
 _CODE = ("*.py",)
 _TOKENIZER = ("*token*", "vocab*", "merges*", "*.model")
-_SMALL_BYTES = 2**26  # files up to this size are hashed
 
 
 def pinned(section: ModelSection) -> ModelSection:
@@ -151,10 +150,6 @@ def _facts(folder: Path, files: Iterable[Path]) -> list[list[object]]:
         if not path.is_file():
             facts.append([name, None])
             continue
-        stat = path.stat()
-        if stat.st_size <= _SMALL_BYTES and path.suffix != ".safetensors":
-            facts.append([name, hash_file(path)])
-        else:
-            # The change time cannot be set back, as the modification time can.
-            facts.append([name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+        small = -1 if path.suffix == ".safetensors" else SMALL_BYTES
+        facts.append([name, *file_version(path, small)])
     return facts

@@ -1,8 +1,14 @@
-"""The cached stage that draws calibration sets, and the reference set that their bias is measured from."""
+"""The cached stage that draws windows of tokens: a calibration set, and what it is compared with.
+
+A `Draw` says what windows are drawn from and how; three are made of an experiment. Its key holds where the
+texts come from and not the texts, so a set that is there is found without reading a corpus.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +24,127 @@ from faqbench.calibration import (
     save_calibration_set,
 )
 from faqbench.config import Experiment, UserError
-from faqbench.config.calibration import matched, mixture_of
-from faqbench.corpora import Corpus, Part, read_corpus
-from faqbench.evaluation import protocol_tokens, resolve_protocol
+from faqbench.config.calibration import CalibrationSection, ScenarioSection, matched, mixture_of
+from faqbench.corpora import Part, corpus_source, read_corpus
+from faqbench.evaluation import protocol_tokens, resolve_protocol, text_source
 from faqbench.evaluation.texts import protocol_text
 from faqbench.models import check_ids, fingerprint_tokenizer, inspect_model
-from faqbench.stages import Progress, StageCache, hash_text, library_version
+from faqbench.pipeline.cell import Cell, Fingerprints, Key
+from faqbench.stages import Progress, StageCache, library_version
 
 # What a scenario changes of the windows themselves; the rest chooses corpora and their number.
 _DRAWN = (
     "min_characters", "max_characters", "length_power", "rarity", "copies", "shuffle_tokens",
     "noise_rate",
 )  # fmt: skip
+_HOLDER = "The calibration set"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What windows are drawn from, and how.
+
+    Attributes:
+        calibration: how texts become windows.
+        scenario: how the draw departs from that.
+        mixture: the domains, and their shares of the windows.
+        part: of the domains.
+        n_windows: of all of them together.
+    """
+
+    calibration: CalibrationSection
+    scenario: ScenarioSection
+    mixture: Mapping[str, float]
+    part: Part
+    n_windows: int
+
+
+def calibration_draw(experiment: Experiment) -> Draw:
+    """Return the draw of the set that an experiment's quantizer sees."""
+    return Draw(
+        calibration=experiment.calibration,
+        scenario=experiment.scenario,
+        mixture=experiment.calibration_mixture,
+        part="calibration",
+        n_windows=experiment.n_calibration_samples,
+    )
+
+
+def reference_draw(experiment: Experiment) -> Draw:
+    """Return the draw of the set that the bias of an experiment's calibration set is measured from.
+
+    It is what `calibration` describes without the scenario, `n_reference` windows of it, from the
+    selection part, with seed 0: no text of it is in any calibration set, so that an unbiased draw shows
+    the distance that chance alone makes, and all draws and scenarios are measured from one point.
+    """
+    mixture = mixture_of(experiment.calibration, matched())
+    return _selected(experiment, mixture, experiment.calibration.n_reference)
+
+
+def selection_draw(experiment: Experiment) -> Draw:
+    """Return the draw of the text that a presearch judges by: `n_windows` from each of its domains."""
+    settings = experiment.presearch
+    mixture = mixture_of(experiment.calibration, matched())
+    if settings.domains is not None:
+        mixture = dict.fromkeys(settings.domains, 1.0 / len(settings.domains))
+    return _selected(experiment, mixture, settings.n_windows * len(mixture))
+
+
+def _selected(experiment: Experiment, mixture: Mapping[str, float], n_windows: int) -> Draw:
+    calibration = experiment.calibration.model_copy(update={"seed": 0, "allow_repeat": True})
+    return Draw(
+        calibration=calibration,
+        scenario=matched(),
+        mixture=mixture,
+        part="selection",
+        n_windows=n_windows,
+    )
+
+
+DrawOf = Callable[[Experiment], Draw]
+
+
+def draw_key(
+    draw_of: DrawOf, experiment: Experiment, given: Fingerprints, _: str = ""
+) -> Key | None:
+    """Return the key of a draw; None where the version of its texts is not known."""
+    asked = draw_of(experiment)
+    source = _source(asked, experiment)
+    if source is None:
+        return None
+    key: Key = {
+        "version": CODE_VERSION,
+        "source": source,
+        "tokenizer": given["tokenizer"],
+        "libraries": {lib: library_version(lib) for lib in ("tokenizers", "transformers")},
+        "n_samples": asked.n_windows,
+        "seq_len": asked.calibration.seq_len,
+        "seed": asked.calibration.seed,
+        "apart": asked.calibration.documents == "apart",
+        "add_bos": asked.calibration.add_bos,
+        "allow_repeat": asked.calibration.allow_repeat,
+        "scenario": asked.scenario.model_dump(mode="json", include=set(_DRAWN)),
+    }
+    if asked.scenario.random_tokens or asked.scenario.noise_rate:
+        key["vocab_size"] = _vocab_size(experiment)
+    return key
+
+
+def build_draw(draw_of: DrawOf, cell: Cell, folder: Path) -> None:
+    """Draw a set of a cell and write it."""
+    asked, experiment = draw_of(cell.experiment), cell.model.experiment
+    _write(asked, experiment, cell.model.tokenizer, cell.progress, folder)
+
+
+def load_draw(cell: Cell, folder: Path) -> CalibrationSet:
+    """Read a set of a cell.
+
+    Raises:
+        UserError: for tokens that the model does not know.
+    """
+    found = load_calibration_set(folder)
+    cell.model.check_ids(int(found.tokens.max()), _HOLDER)
+    return found
 
 
 def calibration_set(
@@ -41,73 +156,106 @@ def calibration_set(
         UserError: for an unknown domain, one that cannot be fetched, too few tokens, and a scenario that
             leaks an evaluation without protocols.
     """
-    scenario = experiment.scenario
-    request = request_of(
-        experiment.calibration,
-        scenario,
-        experiment.n_calibration_samples,
-        tokenizer,
-        _vocab_size(experiment),
-    )
-    if scenario.random_tokens:
-        return _cached(
-            {"source": "random"},
-            request,
-            tokenizer,
-            cache,
-            lambda: draw_without_text(tokenizer, request),
-        )
-    if scenario.leak:
-        return _leaked(experiment, request, tokenizer, cache, progress)
-    corpora = _corpora(experiment, experiment.calibration_mixture, "calibration", progress)
-    return _drawn(corpora, request, tokenizer, cache)
+    return _kept(calibration_draw, experiment, tokenizer, cache, progress)
 
 
 def reference_set(
     experiment: Experiment, tokenizer: Any, cache: StageCache, progress: Progress
 ) -> CalibrationSet:
-    """Return the set that the bias of an experiment's calibration set is measured from.
-
-    It is what `calibration` describes without the scenario, `n_reference` windows of it, from the
-    selection part, with seed 0: no text of it is in any calibration set, so that an unbiased draw shows
-    the distance that chance alone makes, and all draws and scenarios are measured from one point.
+    """Return the set of `reference_draw`.
 
     Raises:
         UserError: when the selection part is empty.
     """
-    mixture = mixture_of(experiment.calibration, matched())
-    n_windows = experiment.calibration.n_reference
-    return _selected(experiment, mixture, n_windows, tokenizer, cache, progress)
+    return _kept(reference_draw, experiment, tokenizer, cache, progress)[0]
 
 
 def selection_set(
     experiment: Experiment, tokenizer: Any, cache: StageCache, progress: Progress
 ) -> CalibrationSet:
-    """Return the selection text that a presearch judges by: `n_windows` from each of its domains.
+    """Return the set of `selection_draw`.
 
     Raises:
         UserError: for an unknown domain, and when a selection part is empty.
     """
-    settings = experiment.presearch
-    mixture = mixture_of(experiment.calibration, matched())
-    if settings.domains is not None:
-        mixture = dict.fromkeys(settings.domains, 1.0 / len(settings.domains))
-    n_windows = settings.n_windows * len(mixture)
-    return _selected(experiment, mixture, n_windows, tokenizer, cache, progress)
+    return _kept(selection_draw, experiment, tokenizer, cache, progress)[0]
 
 
-def _selected(
-    experiment: Experiment,
-    mixture: Mapping[str, float],
-    n_windows: int,
-    tokenizer: Any,
-    cache: StageCache,
-    progress: Progress,
+def _kept(
+    draw_of: DrawOf, experiment: Experiment, tokenizer: Any, cache: StageCache, progress: Progress
+) -> tuple[CalibrationSet, bool]:
+    asked = draw_of(experiment)
+    key = draw_key(draw_of, experiment, {"tokenizer": fingerprint_tokenizer(tokenizer)})
+    if key is None:
+        found, cached = _draw(asked, experiment, tokenizer, progress), False
+    else:
+        entry = cache.get(
+            "calibration", key, partial(_write, asked, experiment, tokenizer, progress)
+        )
+        found, cached = load_calibration_set(entry.path), entry.cached
+    if (vocab_size := _vocab_size(experiment)) is not None:
+        check_ids(int(found.tokens.max()), vocab_size, tokenizer, _HOLDER)
+    return found, cached
+
+
+def _write(
+    asked: Draw, experiment: Experiment, tokenizer: Any, progress: Progress, folder: Path
+) -> None:
+    save_calibration_set(_draw(asked, experiment, tokenizer, progress), folder)
+
+
+def _draw(
+    asked: Draw, experiment: Experiment, tokenizer: Any, progress: Progress
 ) -> CalibrationSet:
-    calibration = experiment.calibration.model_copy(update={"seed": 0, "allow_repeat": True})
-    request = request_of(calibration, matched(), n_windows, tokenizer, _vocab_size(experiment))
-    corpora = _corpora(experiment, mixture, "selection", progress)
-    return _drawn(corpora, request, tokenizer, cache)[0]
+    request = request_of(
+        asked.calibration, asked.scenario, asked.n_windows, tokenizer, _vocab_size(experiment)
+    )
+    if asked.scenario.random_tokens:
+        return draw_without_text(tokenizer, request)
+    if asked.scenario.leak:
+        return _leaked(experiment, request, tokenizer, progress)
+    corpora = [
+        (read_corpus(domain, asked.part, asked.calibration, progress), share)
+        for domain, share in asked.mixture.items()
+    ]
+    return draw(corpora, tokenizer, request)
+
+
+def _leaked(
+    experiment: Experiment, request: Request, tokenizer: Any, progress: Progress
+) -> CalibrationSet:
+    names = experiment.evaluation.protocols
+    if not names:
+        raise UserError(
+            "scenario.leak=true calibrates on the text of evaluation.protocols, and there is none; "
+            "choose an evaluation with a perplexity protocol."
+        )
+    protocols = [resolve_protocol(name, experiment) for name in names]
+    texts = [protocol_text(p, experiment, progress) for p in protocols]
+    streams = {
+        p.name: protocol_tokens(p, tokenizer, experiment, progress).text_tokens for p in protocols
+    }
+    paragraphs = [part for text in texts for part in text.split("\n\n")]
+    return draw_evaluation(streams, paragraphs, tokenizer, request)
+
+
+def _source(asked: Draw, experiment: Experiment) -> Key | None:
+    """Return what decides the texts that a set is drawn from, without reading them."""
+    if asked.scenario.random_tokens:
+        return {"source": "random"}
+    if asked.scenario.leak:
+        settings = experiment.evaluation
+        protocols = [resolve_protocol(name, experiment) for name in settings.protocols]
+        texts = [text_source(protocol, experiment) for protocol in protocols]
+        if None in texts:
+            return None
+        named = [[p.name, p.version, t] for p, t in zip(protocols, texts, strict=True)]
+        n_windows, add_bos = experiment.n_windows(), settings.add_bos
+        return {"protocols": named, "n_windows": n_windows, "add_bos": add_bos}
+    corpora = {d: corpus_source(d, asked.calibration) for d in asked.mixture}
+    if None in corpora.values():
+        return None
+    return {"part": asked.part, "corpora": [[corpora[d], s] for d, s in asked.mixture.items()]}
 
 
 def _vocab_size(experiment: Experiment) -> int | None:
@@ -116,83 +264,53 @@ def _vocab_size(experiment: Experiment) -> int | None:
     return None if architecture is None else architecture.vocab_size
 
 
-def _corpora(
-    experiment: Experiment, mixture: Mapping[str, float], part: Part, progress: Progress
-) -> list[tuple[Corpus, float]]:
-    return [
-        (read_corpus(domain, part, experiment.calibration, progress), share)
-        for domain, share in mixture.items()
-    ]
+def describe_calibration(cell: Cell) -> dict[str, Any]:
+    """Return how the cell's calibration set was drawn and how far it is from others, as JSON."""
+    experiment, drawn = cell.experiment, _drawn(cell)
+    scenario, evaluation = experiment.scenario, experiment.evaluation
+    of_text = not (scenario.random_tokens or scenario.leak)
+    scored = (*evaluation.protocols, *evaluation.tasks)
+    return {
+        "scenario": scenario.name,
+        "domain": drawn.domain,
+        "mixture": dict(experiment.calibration_mixture) if of_text else None,
+        "n_windows_of": dict(drawn.n_windows_of),
+        "n_samples": len(drawn.tokens),
+        "seq_len": experiment.calibration.seq_len,
+        "seed": drawn.seed,
+        "n_texts_used": drawn.n_texts_used,
+        "sources": [dict(source) for source in drawn.sources],
+        "window_start": drawn.window_start,
+        "repeated_share": drawn.repeated_share,
+        "allow_overlap": list(scenario.allow_overlap),
+        "overlap": {name: cell.get(f"overlap {name}") for name in scored},
+        "bias_distance": cell.get("bias_distance"),
+    }
 
 
-def _drawn(
-    corpora: list[tuple[Corpus, float]], request: Request, tokenizer: Any, cache: StageCache
-) -> tuple[CalibrationSet, bool]:
-    source = {"corpora": [[corpus.provenance(), share] for corpus, share in corpora]}
-    return _cached(source, request, tokenizer, cache, lambda: draw(corpora, tokenizer, request))
-
-
-def _leaked(
-    experiment: Experiment,
-    request: Request,
-    tokenizer: Any,
-    cache: StageCache,
-    progress: Progress,
-) -> tuple[CalibrationSet, bool]:
-    names = experiment.evaluation.protocols
-    if not names:
-        raise UserError(
-            "scenario.leak=true calibrates on the text of evaluation.protocols, and there is none; "
-            "choose an evaluation with a perplexity protocol."
+def calibration_warnings(cell: Cell) -> tuple[str, ...]:
+    """Return what a reader of the numbers must know of the calibration set."""
+    drawn, scenario = _drawn(cell), cell.experiment.scenario
+    found = []
+    if scenario.leak:
+        found.append(
+            f"Calibrated on the evaluation's own text on purpose (scenario={scenario.name}): "
+            "perplexity on it flatters the method."
         )
-    protocols = [resolve_protocol(name, experiment) for name in names]
-    texts = {p.name: protocol_text(p, experiment, progress) for p in protocols}
-
-    def make() -> CalibrationSet:
-        streams = {
-            p.name: protocol_tokens(p, tokenizer, experiment, progress).text_tokens
-            for p in protocols
-        }
-        paragraphs = [part for text in texts.values() for part in text.split("\n\n")]
-        return draw_evaluation(streams, paragraphs, tokenizer, request)
-
-    settings = experiment.evaluation
-    source: dict[str, object] = {
-        "protocols": [[p.name, p.version, hash_text(texts[p.name])] for p in protocols],
-        "n_windows": experiment.n_windows(),
-        "add_bos": settings.add_bos,
-    }
-    return _cached(source, request, tokenizer, cache, make)
+    if drawn.repeated_share > 0 and (scenario.copies or 1) == 1:
+        found.append(
+            f"{drawn.repeated_share:.0%} of the calibration tokens are from texts that occur a second "
+            "time (allow_repeat=true): there were too few."
+        )
+    empty = [domain for domain, count in drawn.n_windows_of.items() if count == 0]
+    if empty:
+        found.append(
+            f"{' and '.join(empty)} gave no window of {len(drawn.tokens)}: its share of the mixture is "
+            "too small."
+        )
+    return tuple(found)
 
 
-def _cached(
-    source: Mapping[str, object],
-    request: Request,
-    tokenizer: Any,
-    cache: StageCache,
-    make: Callable[[], CalibrationSet],
-) -> tuple[CalibrationSet, bool]:
-    def build(folder: Path) -> None:
-        save_calibration_set(make(), folder)
-
-    key: dict[str, object] = {
-        "version": CODE_VERSION,
-        "source": source,
-        "tokenizer": fingerprint_tokenizer(tokenizer),
-        "libraries": {lib: library_version(lib) for lib in ("tokenizers", "transformers")},
-        "n_samples": request.n_samples,
-        "seq_len": request.seq_len,
-        "seed": request.seed,
-        "apart": request.apart,
-        "bos": request.bos,
-        "allow_repeat": request.allow_repeat,
-        "scenario": request.scenario.model_dump(mode="json", include=set(_DRAWN)),
-    }
-    if request.scenario.random_tokens or request.scenario.noise_rate:
-        key["vocab_size"] = request.vocab_size
-    entry = cache.get("calibration", key, build)
-    found = load_calibration_set(entry.path)
-    if request.vocab_size is not None:
-        largest = int(found.tokens.max())
-        check_ids(largest, request.vocab_size, tokenizer, "The calibration set")
-    return found, entry.cached
+def _drawn(cell: Cell) -> CalibrationSet:
+    found: CalibrationSet = cell.get("calibration")
+    return found

@@ -1,14 +1,12 @@
 """The model of one cell, loaded when a stage first needs it: a cell that is all cached never loads it.
 
 What is known of the weights without loading them, their fingerprint above all, is a cached stage of its
-own, so that the keys of all later stages are known at once.
+own, so that the keys of all later stages are known at once. The same is true of the tokenizer.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +14,18 @@ from typing import Any
 import torch
 
 from faqbench.config import Experiment
-from faqbench.config.experiment import ModelSection
 from faqbench.models import (
     Architecture,
     LoadedModel,
     Model,
     ModelHolder,
     budget_of,
-    fingerprint_tokenizer,
+    check_ids,
     pinned,
+    weights_source,
 )
-from faqbench.pipeline.keys import tokenizer_key, weights_key
-from faqbench.pipeline.timing import Timings
 from faqbench.quantization import QuantizedTensors, StoredLinears, quantize_inputs
+from faqbench.records import StageTiming
 from faqbench.stages import Progress, StageCache
 
 
@@ -57,8 +54,10 @@ class CellModel:
     """A cell's model and what is known of it, with the attributes of a `LoadedModel`.
 
     Attributes:
+        experiment: the cell's, with the commit of a hub's model.
         device: where the model runs.
-        facts: of the weights as loaded.
+        facts: of the weights as loaded; None until they are known.
+        loading: what loading it has taken, and whether it was in memory whenever it was wanted.
     """
 
     def __init__(
@@ -67,56 +66,26 @@ class CellModel:
         device: torch.device,
         holder: ModelHolder,
         cache: StageCache,
-        timings: Timings,
         progress: Progress,
     ) -> None:
+        self.experiment = experiment.model_copy(update={"model": pinned(experiment.model)})
         self.device = device
-        self.facts = WeightFacts(
-            fingerprint="",
-            model_fingerprint="",
-            n_linears=0,
-            n_parameters=0,
-            vocab_size=0,
-            warnings=(),
-        )
-        self._experiment = experiment.model_copy(update={"model": pinned(experiment.model)})
+        self.facts: WeightFacts | None = None
+        self.loading = StageTiming(seconds=0.0, cached=True)
         self._holder = holder
         self._cache = cache
-        self._timings = timings
         self._progress = progress
         self._loaded: LoadedModel | None = None
         self._quantized: Path | None = None
 
-    def find_facts(self) -> None:
-        """Look the facts up, or load the model and take them.
+    def fetch(self) -> None:
+        """Load a hub's model that is not here yet: its commit and its files are known afterwards.
 
         Raises:
-            UserError: when the model cannot be loaded.
+            UserError: when it cannot be loaded.
         """
-        with self._timings.stage("load") as stage:
-            key = weights_key(self._experiment)
-            if key is None:  # a hub's model that is not here yet: its commit is known afterwards
-                self.pristine()
-                key = weights_key(self._experiment)
-                assert key is not None, "a model that was loaded has a source"
-            entry = self._cache.get("weights", key, self._write_facts)
-            stage.cached = entry.cached
-        found = json.loads((entry.path / "facts.json").read_text())
-        self.facts = WeightFacts(**{**found, "warnings": tuple(found["warnings"])})
-
-    @property
-    def section(self) -> ModelSection:
-        """Where the model comes from, with the commit of a hub's."""
-        return self._experiment.model
-
-    @property
-    def fingerprints(self) -> Mapping[str, str]:
-        """Of the weights as loaded, of the model (all that its forward depends on), of its tokenizer."""
-        return {
-            "weights": self.facts.fingerprint,
-            "model": self.facts.model_fingerprint,
-            "tokenizer": self._tokenizer_fingerprint,
-        }
+        if weights_source(self.experiment.model) is None:
+            self.pristine()
 
     @property
     def architecture(self) -> Architecture:
@@ -126,21 +95,34 @@ class CellModel:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's transformers tokenizer."""
-        return self._holder.tokenizer(self._experiment.model, self._progress)
+        return self._holder.tokenizer(self.experiment.model, self._progress)
+
+    def check_ids(self, largest: int, what: str) -> None:
+        """Refuse tokens of which the largest is one that the model does not know.
+
+        Raises:
+            UserError: naming the token, and `what` holds it.
+        """
+        assert self.facts is not None, "the weights are the first stage of every cell"
+        if largest >= self.facts.vocab_size:
+            check_ids(largest, self.facts.vocab_size, self.tokenizer, what)
 
     def pristine(self) -> LoadedModel:
         """Return the model with its weights as loaded."""
         n_loads = self._holder.n_loads
-        with self._timings.stage("load") as stage, self._cache.uncounted():
+        with self._cache.lap() as lap:
             self._loaded = self._holder.pristine(
-                self._experiment.model,
-                getattr(torch, self._experiment.calibration.dtype),
+                self.experiment.model,
+                getattr(torch, self.experiment.calibration.dtype),
                 self.device,
                 self._progress,
-                self.facts.fingerprint or None,
-                budget_of(self._experiment.memory, self.device),
+                None if self.facts is None else self.facts.fingerprint,
+                budget_of(self.experiment.memory, self.device),
             )
-            stage.cached = self._holder.n_loads == n_loads
+        was_there = self._holder.n_loads == n_loads
+        self.loading = StageTiming(
+            seconds=self.loading.seconds + lap.seconds, cached=self.loading.cached and was_there
+        )
         return self._loaded
 
     def use(self, quantized: Path) -> None:
@@ -158,10 +140,11 @@ class CellModel:
         return self._view(self._quantized)
 
     def _view(self, quantized: Path | None) -> Model:
-        experiment = self._experiment
+        experiment = self.experiment
         dtypes = [getattr(torch, d) for d in (experiment.calibration.dtype, experiment.dtype)]
         if quantized is None and dtypes[0] == dtypes[1]:
             return self.pristine().view
+
         activations = experiment.quant.activations
 
         def make(pristine: Model) -> Model:
@@ -176,30 +159,4 @@ class CellModel:
 
         if self._loaded is None:
             self.pristine()
-        return self._holder.view((self._experiment.model.name, quantized, *dtypes), make)
-
-    @cached_property
-    def _tokenizer_fingerprint(self) -> str:
-        key = tokenizer_key(self.section)
-        if key is None:  # of the hub, in a form whose version is not known
-            return fingerprint_tokenizer(self.tokenizer)
-
-        def build(folder: Path) -> None:
-            facts = {"fingerprint": fingerprint_tokenizer(self.tokenizer)}
-            (folder / "facts.json").write_text(json.dumps(facts))
-
-        entry = self._cache.get("tokenizer", key, build)
-        found: str = json.loads((entry.path / "facts.json").read_text())["fingerprint"]
-        return found
-
-    def _write_facts(self, folder: Path) -> None:
-        loaded = self.pristine()
-        facts = WeightFacts(
-            fingerprint=loaded.fingerprint,
-            model_fingerprint=loaded.model_fingerprint,
-            n_linears=len(loaded.architecture.linear_names()),
-            n_parameters=loaded.view.n_parameters,
-            vocab_size=loaded.architecture.vocab_size,
-            warnings=loaded.warnings,
-        )
-        (folder / "facts.json").write_text(json.dumps(asdict(facts)))
+        return self._holder.view((experiment.model.name, quantized, *dtypes), make)

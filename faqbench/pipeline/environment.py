@@ -8,6 +8,9 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -73,6 +76,43 @@ def peak_memory_bytes(device: torch.device) -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class Stretch:
+    """A stretch of a run; `bytes` is its peak once it is over."""
+
+    bytes: int = 0
+
+
+class PeakMemory:
+    """Reads the peak of each section without losing that of the run.
+
+    The system keeps one high-water mark, which a section sets back; what it stood at before is kept
+    here. Where it cannot be set back, a section's peak is the process's own.
+
+    Attributes:
+        device: whose memory is measured; for the CPU, the process's resident set.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._before = 0
+        start_peak_memory(device)
+
+    @contextmanager
+    def section(self) -> Iterator[Stretch]:
+        """Measure what runs inside."""
+        section = Stretch()
+        self._before = self.bytes
+        start_peak_memory(self.device)
+        yield section
+        section.bytes = peak_memory_bytes(self.device)
+
+    @property
+    def bytes(self) -> int:
+        """The peak of the run so far, its sections included."""
+        return max(self._before, peak_memory_bytes(self.device))
 
 
 def _version(package: str) -> str | None:

@@ -1,7 +1,13 @@
-"""The cached evaluation stages: each protocol and each task by itself.
+"""The cached stages of evaluation: each protocol's windows, each protocol and each task by itself.
+
+    windows      windows.npy [n_windows, seq_len] int32; the other fields of `ProtocolTokens` in facts.json
+    reference    the full precision model on a protocol: nll.npy, and what `HiddenStates.open` reads
+    perplexity   nll.npy, kl.npy, agrees.npy; seconds, tokens per second and peak memory in facts.json
+    tasks        items.parquet; the rest of a `TaskResult` in facts.json
 
 A stage's key holds the weights that are evaluated, not the experiment: the full precision baseline and
-cells that differ only in what else they evaluate share their results.
+cells that differ only in what else they evaluate share their results. The reference is taken once per
+weights, tokens and dtype; the baseline has its own perplexity from it.
 """
 
 from __future__ import annotations
@@ -10,29 +16,36 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
-from faqbench.config import Experiment
 from faqbench.evaluation import (
     HiddenStates,
+    HiddenWriter,
     ProtocolTokens,
-    TaskModel,
+    TokenScores,
     perplexity_metrics,
+    protocol_tokens,
     resolve_protocol,
     run_task,
+    score_tokens,
 )
-from faqbench.pipeline.cell_model import CellModel
-from faqbench.pipeline.keys import protocol_key, task_key
-from faqbench.pipeline.memory import PeakMemory
-from faqbench.pipeline.reference import Reference
-from faqbench.pipeline.token_scores import read_scores, write_scores
-from faqbench.pipeline.windows import protocol_windows
+from faqbench.models import Model
+from faqbench.pipeline.cell import Cell
 from faqbench.records import Metric
-from faqbench.stages import CacheEntry, Progress, StageCache
+
+_WINDOW_FACTS = (
+    "n_tokens_total",
+    "fingerprint",
+    "stream_fingerprint",
+    "verified",
+    "warnings",
+    "n_special",
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,7 +60,6 @@ class Evaluated:
         fingerprints: `protocol/<name>` and `task/<name>` of the tokens and requests scored.
         protocols: how each was measured, for the record.
         warnings: sentences for the reader.
-        cached: whether everything came from the cache.
     """
 
     metrics: tuple[Metric, ...] = ()
@@ -58,59 +70,13 @@ class Evaluated:
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     protocols: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    cached: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Setting:
-    """What all protocols and tasks of a cell share."""
-
-    experiment: Experiment
-    model: CellModel
-    fingerprints: Mapping[str, str]
-    references: Mapping[str, Reference]
-    memory: PeakMemory
-    cache: StageCache
-    progress: Progress
-
-    @cached_property
-    def task_model(self) -> TaskModel:
-        """The model as its tasks see it; asking for it loads the model."""
-        view = self.model.evaluated
-        return TaskModel(view.fill().module, self.model.tokenizer, view)
-
-
-def evaluate(
-    experiment: Experiment,
-    model: CellModel,
-    fingerprints: Mapping[str, str],
-    references: Mapping[str, Reference],
-    memory: PeakMemory,
-    cache: StageCache,
-    progress: Progress,
-) -> Evaluated:
-    """Score the model, as it stands in memory, on every protocol and task of the experiment.
-
-    Args:
-        experiment: what to evaluate.
-        model: the cell's, quantized or not; loaded when a stage is not in the cache.
-        fingerprints: of the weights as loaded and, where there was one, of the calibration set.
-        references: the full precision model's scores, where divergence from it is wanted.
-        memory: of the run.
-        cache: where each protocol and each task is a stage.
-        progress: told of every stage.
-    """
-    setting = _Setting(
-        experiment=experiment,
-        model=model,
-        fingerprints=fingerprints,
-        references=references,
-        memory=memory,
-        cache=cache,
-        progress=progress,
-    )
-    parts = [_protocol(name, setting) for name in experiment.evaluation.protocols]
-    parts += [_task(name, setting) for name in experiment.evaluation.tasks]
+def evaluate(cell: Cell) -> Evaluated:
+    """Return what the cell's model gave on every protocol and task of its experiment."""
+    settings = cell.experiment.evaluation
+    parts = [_protocol(name, cell) for name in settings.protocols]
+    parts += [cell.get(f"tasks {name}") for name in settings.tasks]
     if not parts:
         return Evaluated()
     tables = [p.items for p in parts if len(p.items)]
@@ -121,98 +87,155 @@ def evaluate(
         fingerprints={k: v for p in parts for k, v in p.fingerprints.items()},
         protocols={k: v for p in parts for k, v in p.protocols.items()},
         warnings=tuple(w for p in parts for w in p.warnings),
-        cached=all(p.cached for p in parts),
     )
 
 
-def _protocol(name: str, setting: _Setting) -> Evaluated:
-    experiment = setting.experiment
-    protocol, reference = resolve_protocol(name, experiment), setting.references.get(name)
-    windows = (
-        reference.windows
-        if reference is not None
-        else protocol_windows(name, experiment, setting.model, setting.cache, setting.progress)
+def build_windows(name: str, cell: Cell, folder: Path) -> None:
+    """Tokenise a protocol's text, and cut it into the windows that are scored.
+
+    Raises:
+        UserError: as `protocol_tokens` does.
+    """
+    protocol = resolve_protocol(name, cell.experiment)
+    found = protocol_tokens(protocol, cell.model.tokenizer, cell.experiment, cell.progress)
+    np.save(folder / "windows.npy", found.tokens.numpy().astype("<i4"), allow_pickle=False)
+    facts = {key: getattr(found, key) for key in _WINDOW_FACTS}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def load_windows(name: str, cell: Cell, folder: Path) -> ProtocolTokens:
+    """Read a protocol's windows.
+
+    Raises:
+        UserError: for tokens that the model does not know.
+    """
+    facts = json.loads((folder / "facts.json").read_text())
+    tokens = np.load(folder / "windows.npy", allow_pickle=False).astype(np.int64)
+    cell.model.check_ids(int(tokens.max()), f"Protocol '{name}'")
+    return ProtocolTokens(
+        protocol=resolve_protocol(name, cell.experiment),
+        tokens=torch.from_numpy(tokens),
+        **{**facts, "warnings": tuple(facts["warnings"])},
     )
-    entry = _token_scores(name, windows, reference, setting)
-    scores, facts = read_scores(entry.path)
+
+
+def build_reference(name: str, cell: Cell, folder: Path) -> None:
+    """Score a protocol's windows in full precision, and keep the hidden states."""
+    with HiddenWriter(folder, resolve_protocol(name, cell.experiment).seq_len) as keep:
+        _score(name, cell, cell.model.full_precision, folder, keep)
+
+
+def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
+    """Score a protocol's windows by the cell's model, and compare it with the reference if wanted."""
+    wanted = cell.experiment.needs_reference
+    hidden = HiddenStates.open(cell.get(f"reference {name}")) if wanted else None
+    _score(name, cell, cell.model.evaluated, folder, hidden)
+
+
+def where_it_is(_: Cell, folder: Path) -> Path:
+    """Return the folder of scores that `read_scores` reads."""
+    return folder
+
+
+def read_scores(folder: Path) -> tuple[TokenScores, dict[str, Any]]:
+    """Return a protocol's scores, and the seconds, tokens per second and peak memory that they took."""
+
+    def array(name: str) -> Any:
+        path = folder / f"{name}.npy"
+        return np.load(path, allow_pickle=False) if path.is_file() else None
+
+    scores = TokenScores(nll=array("nll"), kl=array("kl"), agrees=array("agrees"))
+    return scores, json.loads((folder / "facts.json").read_text())
+
+
+def build_task(name: str, cell: Cell, folder: Path) -> None:
+    """Let the cell's model answer a task.
+
+    Raises:
+        UserError: as `run_task` does.
+    """
+    start = time.perf_counter()
+    with cell.memory.section() as section:
+        result = run_task(name, cell.task_model, cell.experiment, cell.progress)
+    seconds = time.perf_counter() - start
+    result.items.to_parquet(folder / "items.parquet", index=False)
+    facts = {
+        "metrics": [asdict(m) for m in result.metrics],
+        "fingerprint": result.fingerprint,
+        "version": result.version,
+        "n_documents": result.n_documents,
+        "config": result.config,
+        "chance": result.chance,
+        "seconds": round(seconds, 3),
+        # Encoded once each; generated tokens are not counted.
+        "tokens_per_second": round(result.config["n_tokens"] / seconds, 1),
+        "peak_memory_bytes": section.bytes,
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def load_task(name: str, _: Cell, folder: Path) -> Evaluated:
+    """Read what a task gave."""
+    facts = json.loads((folder / "facts.json").read_text())
+    metrics = facts.pop("metrics")
+    return Evaluated(
+        metrics=tuple(Metric(**m) for m in metrics),
+        items=pd.read_parquet(folder / "items.parquet"),
+        fingerprints={f"task/{name}": facts.pop("fingerprint")},
+        protocols={name: facts},
+    )
+
+
+def _protocol(name: str, cell: Cell) -> Evaluated:
+    windows: ProtocolTokens = cell.get(f"windows {name}")
+    # The baseline's scores are the reference's, where there is one.
+    kind = "perplexity" if f"perplexity {name}" in cell.stages else "reference"
+    scores, facts = read_scores(cell.get(f"{kind} {name}"))
     arrays = {name: scores.nll, f"{name}.kl": scores.kl, f"{name}.agrees": scores.agrees}
     return Evaluated(
-        metrics=perplexity_metrics(protocol, scores),
+        metrics=perplexity_metrics(windows.protocol, scores),
         tokens={k: v for k, v in arrays.items() if v is not None},
         fingerprints={f"protocol/{name}": windows.fingerprint},
         protocols={
             name: {
                 "n_windows": len(scores.nll),
-                "seq_len": protocol.seq_len,
+                "seq_len": windows.protocol.seq_len,
                 "verified": windows.verified,
                 "n_tokens_total": windows.n_tokens_total,
                 "stream_sha256": windows.stream_fingerprint,
-                "version": protocol.version,
+                "version": windows.protocol.version,
                 **facts,
             }
         },
         warnings=windows.warnings,
-        cached=entry.cached,
     )
 
 
-def _token_scores(
-    name: str, windows: ProtocolTokens, reference: Reference | None, setting: _Setting
-) -> CacheEntry:
-    """Return the stage with a protocol's scores; for the baseline with a reference, the reference."""
-    if reference is not None and not setting.experiment.quantizes:
-        return reference.entry
-    budget = setting.experiment.evaluation.batch_tokens
-    hidden = None if reference is None else HiddenStates.open(reference.entry.path)
-
-    def build(folder: Path) -> None:
-        write_scores(
-            folder,
-            setting.model.evaluated,
-            windows,
-            budget,
-            setting.memory,
-            setting.progress,
-            name,
-            reference=hidden,
+def _score(
+    name: str, cell: Cell, view: Model, folder: Path, hidden: HiddenStates | HiddenWriter | None
+) -> None:
+    """Score a protocol's windows and write the scores, and what they cost, into a stage's folder."""
+    windows: ProtocolTokens = cell.get(f"windows {name}")
+    is_kept = isinstance(hidden, HiddenWriter)
+    start = time.perf_counter()
+    with cell.memory.section() as section:
+        scores = score_tokens(
+            view.fill().module,
+            windows.tokens,
+            cell.experiment.evaluation.batch_tokens,
+            cell.progress,
+            f"{name}: full precision" if is_kept else name,
+            reference=hidden if isinstance(hidden, HiddenStates) else None,
+            keep=hidden if isinstance(hidden, HiddenWriter) else None,
+            view=view,
         )
-
-    found = {**setting.fingerprints, f"protocol/{name}": windows.fingerprint}
-    key = protocol_key(setting.experiment, found, name, setting.model.device.type)
-    return setting.cache.get("perplexity", key, build, name)
-
-
-def _task(name: str, setting: _Setting) -> Evaluated:
-    experiment = setting.experiment
-
-    def build(folder: Path) -> None:
-        start = time.perf_counter()
-        with setting.memory.section() as section:
-            result = run_task(name, setting.task_model, experiment, setting.progress)
-        seconds = time.perf_counter() - start
-        result.items.to_parquet(folder / "items.parquet", index=False)
-        facts = {
-            "metrics": [asdict(m) for m in result.metrics],
-            "fingerprint": result.fingerprint,
-            "version": result.version,
-            "n_documents": result.n_documents,
-            "config": result.config,
-            "chance": result.chance,
-            "seconds": round(seconds, 3),
-            # Encoded once each; generated tokens are not counted.
-            "tokens_per_second": round(result.config["n_tokens"] / seconds, 1),
-            "peak_memory_bytes": section.bytes,
-        }
-        (folder / "facts.json").write_text(json.dumps(facts))
-
-    key = task_key(experiment, setting.fingerprints, name, setting.model.device.type)
-    entry = setting.cache.get("tasks", key, build, name)
-    facts = json.loads((entry.path / "facts.json").read_text())
-    metrics = facts.pop("metrics")
-    return Evaluated(
-        metrics=tuple(Metric(**m) for m in metrics),
-        items=pd.read_parquet(entry.path / "items.parquet"),
-        fingerprints={f"task/{name}": facts.pop("fingerprint")},
-        protocols={name: facts},
-        cached=entry.cached,
-    )
+    seconds = time.perf_counter() - start
+    for kind, array in (("nll", scores.nll), ("kl", scores.kl), ("agrees", scores.agrees)):
+        if array is not None:
+            np.save(folder / f"{kind}.npy", array, allow_pickle=False)
+    facts = {
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(windows.tokens.numel() / seconds, 1),
+        "peak_memory_bytes": section.bytes,
+    }
+    (folder / "facts.json").write_text(json.dumps(facts))

@@ -15,17 +15,20 @@ fail the run, since the numbers may be what the user wants to see.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from faqbench.models import Model
+from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.neighbours import Neighbours
-from faqbench.pipeline.weights_check import WeightsCheck
 from faqbench.quantization import QuantizedModel
 from faqbench.records import Gate, RunRecord, truncated_requests
 
@@ -36,9 +39,26 @@ _COARSEST_STDERR = 0.05
 _MOST_TRUNCATED = 0.01
 
 
+@dataclass(frozen=True, kw_only=True)
+class WeightsCheck:
+    """What the gates need to know of a model's weights.
+
+    Attributes:
+        linears: full names of all linears that a quantizer is responsible for.
+        not_finite: names of parameters that hold NaN or infinity.
+        is_tied: whether output head and embedding are one tensor.
+        wants_tied: whether the config says so.
+    """
+
+    linears: tuple[str, ...]
+    not_finite: tuple[str, ...]
+    is_tied: bool
+    wants_tied: bool
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Cell:
-    """All that the gates of one cell look at.
+class Finished:
+    """All that the gates of a finished cell look at.
 
     Attributes:
         record: of the cell, its gates not yet known.
@@ -55,7 +75,7 @@ class Cell:
     neighbours: Neighbours
 
 
-def check_gates(cell: Cell) -> tuple[Gate, ...]:
+def check_gates(cell: Finished) -> tuple[Gate, ...]:
     """Return the outcome of every gate that says something about the cell."""
     gates = [_finite(cell), _tied(cell.weights)]
     if cell.quantized is not None:
@@ -71,7 +91,7 @@ def check_gates(cell: Cell) -> tuple[Gate, ...]:
     return tuple(gates)
 
 
-def _finite(cell: Cell) -> Gate:
+def _finite(cell: Finished) -> Gate:
     bad = [
         f"{m.task} {m.name}"
         for m in cell.record.metrics
@@ -163,4 +183,30 @@ def _requests_fit(record: RunRecord) -> Gate:
         name="requests_fit",
         passed=all(n <= _MOST_TRUNCATED * total for n, total in cut.values()),
         detail=f"cut at the model's context: {', '.join(told)}" if told else "no request was cut",
+    )
+
+
+def build_check(cell: Cell, folder: Path) -> None:
+    """Look over the weights that the cell evaluates."""
+    found = look_over(cell.model.evaluated)
+    (folder / "check.json").write_text(json.dumps(asdict(found)))
+
+
+def load_check(_: Cell, folder: Path) -> WeightsCheck:
+    """Read what was found."""
+    raw = json.loads((folder / "check.json").read_text())
+    names = {key: tuple(raw[key]) for key in ("linears", "not_finite")}
+    return WeightsCheck(is_tied=raw["is_tied"], wants_tied=raw["wants_tied"], **names)
+
+
+def look_over(model: Model) -> WeightsCheck:
+    """Look over the weights of a model, one at a time."""
+    head, embedding = model.module.get_output_embeddings(), model.module.get_input_embeddings()
+    return WeightsCheck(
+        linears=tuple(model.architecture.linear_names()),
+        not_finite=tuple(
+            name for name, weight in model.named_weights() if not bool(weight.isfinite().all())
+        ),
+        is_tied=head is not None and head.weight is embedding.weight,
+        wants_tied=bool(model.module.config.get_text_config().tie_word_embeddings),
     )

@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
+import pandas as pd
 import torch
 import yaml
 
 from faqbench.config import Experiment, run_id
-from faqbench.hardware import dtype_warning, resolve_device
+from faqbench.hardware import dtype_warning
 from faqbench.models import ModelHolder
-from faqbench.pipeline.bias import bias_distance_of, calibration_warnings, describe_calibration
-from faqbench.pipeline.calibrating import calibration_set
-from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.calibrating import calibration_warnings, describe_calibration
+from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.checking import check_model
-from faqbench.pipeline.environment import describe_environment
+from faqbench.pipeline.environment import PeakMemory, describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
-from faqbench.pipeline.gates import Cell, check_gates
-from faqbench.pipeline.leak_guard import guard_against_leaks
-from faqbench.pipeline.memory import PeakMemory
+from faqbench.pipeline.gates import Finished, check_gates
+from faqbench.pipeline.graph import hash_in, stages_of
 from faqbench.pipeline.neighbours import Neighbours
-from faqbench.pipeline.planning import Estimate, compare_with_plan, note_found
-from faqbench.pipeline.quantizing import quantized_weights
-from faqbench.pipeline.reference import reference_scores
-from faqbench.pipeline.statistics import statistics_of
-from faqbench.pipeline.timing import Timings
-from faqbench.pipeline.weights_check import check_weights
+from faqbench.pipeline.planning import Estimate, compare_with_plan
 from faqbench.quantization import QuantizedModel, describe_activations
-from faqbench.records import SCHEMA_VERSION, RunData, RunRecord, write_run
-from faqbench.sources import sources_of
+from faqbench.records import SCHEMA_VERSION, Gate, RunData, RunRecord, write_run
+from faqbench.sources import Facts, sources_of
 from faqbench.stages import Progress, StageCache
 
 
@@ -59,74 +54,25 @@ def run(
         UserError: for anything that the user can mend.
     """
     check_model(experiment)
-    timings, device = Timings(), resolve_device(experiment.device)
-    warnings = _warnings_of_dtype(experiment, device, progress)
-    memory = PeakMemory(device)
-    model = CellModel(experiment, device, holder or ModelHolder(), cache, timings, progress)
-    model.find_facts()
+    cell = Cell(experiment, cache, progress, holder or ModelHolder(), stages_of(experiment))
+    said = _warnings_of_dtype(cell)
+    cell.model.fetch()
     check_model(experiment)  # once more, for one that had to be fetched first
-    warnings += model.facts.warnings
-    fingerprints, sources = dict(model.fingerprints), sources_of(experiment, model.section, cache)
-
-    calibration = statistics = distance = None
-    facts: dict[str, Any] = {}
-    if experiment.needs_calibration:
-        with timings.stage("calibrate") as stage:
-            calibration, stage.cached = calibration_set(
-                experiment, model.tokenizer, cache, progress
-            )
-        fingerprints["calibration"] = calibration.fingerprint
-        overlap = guard_against_leaks(experiment, calibration, cache, progress)
-        statistics = statistics_of(experiment, model, calibration, cache, timings, progress)
-        distance = bias_distance_of(
-            experiment, model, calibration, statistics, cache, timings, progress
-        )
-        facts = describe_calibration(experiment, calibration) | {"overlap": overlap}
-        warnings += calibration_warnings(experiment, calibration)
-
-    references = {}
-    if experiment.needs_reference:  # before the weights are replaced
-        with timings.stage("reference") as stage:
-            references = reference_scores(experiment, model, memory, cache, progress)
-            stage.cached = all(r.entry.cached for r in references.values())
-
-    quantized = None
-    if experiment.quantizes:
-        quantized = quantized_weights(
-            experiment,
-            model,
-            calibration,
-            statistics,
-            fingerprints,
-            cache,
-            timings,
-            progress,
-            while_pristine=distance,
-        )
-
-    if distance is not None:
-        facts["bias_distance"] = distance()
-
-    with timings.stage("evaluate") as stage:
-        evaluated = evaluate(experiment, model, fingerprints, references, memory, cache, progress)
-        stage.cached = evaluated.cached
-
-    evaluated = dataclasses.replace(evaluated, warnings=(*warnings, *evaluated.warnings))
-    data = _record(experiment, fingerprints, facts, quantized, evaluated, timings, memory, cache)
-    cell = Cell(
-        record=data.record,
+    sources = sources_of(experiment, cell.model.experiment.model, partial(hash_in, cell))
+    cell.walk()
+    evaluated = evaluate(cell)
+    record = _record(cell, evaluated, sources, said)
+    if estimate is not None:
+        plan = compare_with_plan(estimate, record, cell.uses)
+        record = dataclasses.replace(record, extra={**record.extra, "plan": plan})
+    finished = Finished(
+        record=record,
         evaluated=evaluated,
-        weights=check_weights(experiment, model, fingerprints, cache),
-        quantized=quantized,
+        weights=cell.get("weights_check"),
+        quantized=_quantized(cell),
         neighbours=Neighbours(experiment.paths.runs),
     )
-    record = dataclasses.replace(data.record, gates=check_gates(cell))
-    record.extra["sources"] = sources
-    record = _failed_if_not_finite(record)
-    if estimate is not None:
-        record.extra["plan"] = compare_with_plan(estimate, record, cache.uses)
-    data = dataclasses.replace(data, record=record)
-    note_found(experiment, record.fingerprints, cache)
+    data = _run_data(cell, evaluated, _judged(record, check_gates(finished)))
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 
@@ -134,33 +80,22 @@ def run(
 def write_failure(experiment: Experiment, error: str) -> RunData:
     """Write the record of a cell that failed, so that reports list it and the next sweep retries it."""
     memory = PeakMemory(torch.device("cpu"))
-    data = _record(experiment, {}, {}, None, Evaluated(), Timings(), memory, None, error)
+    record = RunRecord(
+        **_head(experiment, memory.device),
+        status="failed",
+        error=error,
+        fingerprints={},
+        stages={},
+        metrics=(),
+        bits_per_weight=None,
+        checkpoint_bytes=None,
+        peak_memory_bytes=memory.bytes,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        extra={"evaluation": {}},
+    )
+    data = RunData(record=record, items=Evaluated().items, tokens={}, layers=pd.DataFrame())
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
-
-
-def _warnings_of_dtype(
-    experiment: Experiment, device: torch.device, progress: Progress
-) -> tuple[str, ...]:
-    """Return what is to be said of the dtype, said at once to whoever could still choose another.
-
-    Raises:
-        UserError: for a dtype that the device does not have.
-    """
-    warning = dtype_warning(device, experiment.dtype)
-    if warning is None:
-        return ()
-    progress.note(warning)
-    return (warning,)
-
-
-def _failed_if_not_finite(record: RunRecord) -> RunRecord:
-    """Call a cell failed whose metrics are not numbers; other gates only mark it."""
-    for gate in record.gates:
-        if gate.name == "finite" and not gate.passed:
-            error = f"The gate on finite metrics failed: {gate.detail}."
-            return dataclasses.replace(record, status="failed", error=error)
-    return record
 
 
 def config_yaml(experiment: Experiment) -> str:
@@ -168,54 +103,91 @@ def config_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=100)
 
 
-def _record(
-    experiment: Experiment,
-    fingerprints: dict[str, str],
-    calibration: dict[str, Any],
-    quantized: QuantizedModel | None,
-    evaluated: Evaluated,
-    timings: Timings,
-    memory: PeakMemory,
-    cache: StageCache | None,
-    error: str | None = None,
-) -> RunData:
-    import pandas as pd
+def _warnings_of_dtype(cell: Cell) -> tuple[str, ...]:
+    """Return what is to be said of the dtype, said at once to whoever could still choose another.
 
-    now = datetime.now(UTC)
-    reports = quantized.linears if quantized else ()
-    extra: dict[str, object] = {"evaluation": evaluated.protocols}
-    if calibration:
-        extra["calibration"] = calibration
-    if quantized:
+    Raises:
+        UserError: for a dtype that the device does not have.
+    """
+    warning = dtype_warning(cell.device, cell.experiment.dtype)
+    if warning is None:
+        return ()
+    cell.progress.note(warning)
+    return (warning,)
+
+
+def _quantized(cell: Cell) -> QuantizedModel | None:
+    """Return the reports of the cell's quantized weights; None for the baseline."""
+    experiment = cell.experiment
+    found: QuantizedModel | None = (
+        cell.get(f"quantized {experiment.quant.name}") if experiment.quantizes else None
+    )
+    return found
+
+
+def _judged(record: RunRecord, gates: tuple[Gate, ...]) -> RunRecord:
+    """Return a record with its gates, failed where its numbers are none; other gates only mark it."""
+    record = dataclasses.replace(record, gates=gates)
+    for gate in gates:
+        if gate.name == "finite" and not gate.passed:
+            error = f"The gate on finite metrics failed: {gate.detail}."
+            return dataclasses.replace(record, status="failed", error=error)
+    return record
+
+
+def _head(experiment: Experiment, device: torch.device) -> dict[str, Any]:
+    """Return the fields of a record that are known of every cell, whatever becomes of it."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "run_id": run_id(experiment),
+        "config": experiment.model_dump(mode="json"),
+        "environment": describe_environment(device),
+    }
+
+
+def _record(
+    cell: Cell, evaluated: Evaluated, sources: dict[str, Facts], said: tuple[str, ...]
+) -> RunRecord:
+    """Return the record of a cell whose stages are all there; its gates are still open."""
+    weights: WeightFacts = cell.get("weights")
+    quantized, now = _quantized(cell), datetime.now(UTC)
+    warnings = [*said, *weights.warnings]
+    extra: dict[str, object] = {"evaluation": evaluated.protocols, "sources": sources}
+    given = ["weights", "model", "tokenizer"]
+    if cell.experiment.needs_calibration:
+        given.append("calibration")
+        extra["calibration"] = describe_calibration(cell)
+        warnings += calibration_warnings(cell)
+    if quantized is not None:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts
-    if experiment.quant.activations.bits is not None:
-        extra["activations"] = describe_activations(experiment.quant.activations)
-    if cache is not None:
-        extra["stage_keys"] = [dataclasses.asdict(use) for use in cache.uses]
-    record = RunRecord(
-        schema_version=SCHEMA_VERSION,
-        run_id=run_id(experiment),
-        status="failed" if error else "finished",
-        error=error,
-        config=experiment.model_dump(mode="json"),
-        environment=describe_environment(memory.device),
-        fingerprints={**fingerprints, **evaluated.fingerprints},
-        stages=timings.results,
+    if cell.experiment.quant.activations.bits is not None:
+        extra["activations"] = describe_activations(cell.experiment.quant.activations)
+    extra["stage_keys"] = [dataclasses.asdict(use) for use in cell.uses]
+    return RunRecord(
+        **_head(cell.experiment, cell.device),
+        status="finished",
+        error=None,
+        fingerprints={k: cell.fingerprints[k] for k in given} | dict(evaluated.fingerprints),
+        stages=cell.timings,
         metrics=evaluated.metrics,
         bits_per_weight=quantized.bits_per_weight if quantized else None,
         checkpoint_bytes=quantized.storage_bits // 8 if quantized else None,
-        peak_memory_bytes=memory.bytes,
-        warnings=evaluated.warnings,
+        peak_memory_bytes=cell.memory.bytes,
+        warnings=(*warnings, *evaluated.warnings),
         skipped_scales=quantized.skipped_scales if quantized else (),
-        started=(now - timings.elapsed).isoformat(timespec="seconds"),
-        seconds=round(time.perf_counter() - timings.start, 3),
+        started=(now - timedelta(seconds=cell.seconds)).isoformat(timespec="seconds"),
+        seconds=round(cell.seconds, 3),
         extra=extra,
     )
-    items = evaluated.items if experiment.evaluation.keep_items else evaluated.items.iloc[:0]
+
+
+def _run_data(cell: Cell, evaluated: Evaluated, record: RunRecord) -> RunData:
+    quantized, is_kept = _quantized(cell), cell.experiment.evaluation.keep_items
+    reports = quantized.linears if quantized else ()
     return RunData(
         record=record,
-        items=items,
-        tokens=evaluated.tokens if experiment.evaluation.keep_items else {},
+        items=evaluated.items if is_kept else evaluated.items.iloc[:0],
+        tokens=evaluated.tokens if is_kept else {},
         layers=pd.DataFrame([dataclasses.asdict(r) for r in reports]),
     )

@@ -11,7 +11,14 @@ several processes.
 """
 
 from faqbench.stages.cache import CacheEntry, StageCache, StageUse, cache_root
-from faqbench.stages.hashing import hash_file, hash_json, hash_text, library_version
+from faqbench.stages.hashing import (
+    SMALL_BYTES,
+    file_version,
+    hash_file,
+    hash_json,
+    hash_text,
+    library_version,
+)
 from faqbench.stages.inventory import (
     StoredEntry,
     evict,
@@ -25,6 +32,7 @@ from faqbench.stages.manifest import find_damage, write_manifest
 from faqbench.stages.progress import PlainProgress, Progress
 
 __all__ = [
+    "SMALL_BYTES",
     "CacheEntry",
     "PlainProgress",
     "Progress",
@@ -33,6 +41,7 @@ __all__ = [
     "StoredEntry",
     "cache_root",
     "evict",
+    "file_version",
     "find_damage",
     "find_damaged",
     "hash_file",

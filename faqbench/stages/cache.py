@@ -53,7 +53,8 @@ class CacheEntry:
     Attributes:
         path: the folder that holds the stage's files, all of them verified.
         cached: whether it was there before this call.
-        seconds: the time this call took; for a cached entry, the time to verify it.
+        seconds: to verify or to make it, waiting for another process included, less those of the
+            entries that it asked for itself and of loading the model.
     """
 
     path: Path
@@ -69,8 +70,7 @@ class StageUse:
         entry: its name, `<stage>/<hash of key>`.
         title: what it was asked for as, such as the name of a protocol.
         cached: whether it was there.
-        seconds: to verify or to make it, waiting for another process included, less those of the
-            entries that it asked for itself and of loading the model.
+        seconds: as of its `CacheEntry`.
         n_bytes: of its files.
     """
 
@@ -79,6 +79,13 @@ class StageUse:
     cached: bool
     seconds: float
     n_bytes: int
+
+
+@dataclass
+class Lap:
+    """A stretch of time; `seconds` are its own once it is over, those of laps inside it left out."""
+
+    seconds: float = 0.0
 
 
 class StageCache:
@@ -104,7 +111,7 @@ class StageCache:
         self._max_bytes = max_bytes
         self._owner = owner
         self._leases = Leases()
-        self._inner_seconds = [0.0]  # of the entries asked for by each one under way
+        self._under_way: list[Lap] = []
 
     def __enter__(self) -> Self:
         return self
@@ -147,33 +154,32 @@ class StageCache:
         Raises:
             UserError: when the cache folder cannot be written.
         """
-        start = time.perf_counter()
-        self._inner_seconds.append(0.0)
-        try:
+        with self.lap() as lap:
             cached = self._get(stage, key, build)
-        finally:
-            inner = self._inner_seconds.pop()
         target = self.entry_path(stage, key)
-        seconds = time.perf_counter() - start
-        self._inner_seconds[-1] += seconds
         use = StageUse(
             entry=f"{stage}/{target.name}",
             title=title,
             cached=cached,
-            seconds=round(seconds - inner, 3),
+            seconds=round(lap.seconds, 3),
             n_bytes=sum(f["size"] for f in read_manifest(target)["files"].values()),
         )
         self.uses.append(use)
-        return CacheEntry(path=target, cached=cached, seconds=seconds)
+        return CacheEntry(path=target, cached=cached, seconds=lap.seconds)
 
     @contextmanager
-    def uncounted(self) -> Iterator[None]:
-        """Leave what runs inside out of the seconds of the entry that is being made."""
-        start = time.perf_counter()
+    def lap(self) -> Iterator[Lap]:
+        """Time what runs inside, and leave it out of the seconds of what it is a part of."""
+        start, lap = time.perf_counter(), Lap()
+        self._under_way.append(lap)
         try:
-            yield
+            yield lap
         finally:
-            self._inner_seconds[-1] += time.perf_counter() - start
+            self._under_way.pop()
+            seconds = time.perf_counter() - start
+            lap.seconds += seconds
+            if self._under_way:
+                self._under_way[-1].seconds -= seconds
 
     def has(self, stage: str, key: Mapping[str, object]) -> bool:
         """Say whether there is an entry for a key, without reading what is in it."""

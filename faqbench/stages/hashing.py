@@ -8,11 +8,22 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+SMALL_BYTES = 2**26  # files up to this size are hashed whenever they are asked for
+
 
 def hash_file(path: Path) -> str:
     """Return the sha256 of a file's bytes as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_version(path: Path, small: int = SMALL_BYTES) -> list[object]:
+    """Return what tells one state of a file from another: its sha256, of a larger one size and times."""
+    stat = path.stat()
+    if stat.st_size <= small:
+        return [hash_file(path)]
+    # The change time cannot be set back, as the modification time can.
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 def hash_text(text: str) -> str:

@@ -337,7 +337,7 @@ def memory(model: str, n_documents: int, *overrides: str) -> list[Row]:
 def child(model: str, n_documents: int, *overrides: str) -> None:
     """Evaluate every protocol and task once, and print the peak of each section as JSON."""
     from faqbench.evaluation import run_task
-    from faqbench.pipeline.memory import PeakMemory
+    from faqbench.pipeline.environment import PeakMemory
 
     experiment = compose(model, f"evaluation.n_documents={n_documents}", *overrides)
     loaded = load(model, experiment)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from faqbench import pipeline
 from faqbench.config import Experiment
 from faqbench.models import ModelHolder
+from faqbench.pipeline.graph import StageNeed, look_up
 from faqbench.records import RunData
 from faqbench.stages import PlainProgress, StageCache
 
@@ -46,21 +48,45 @@ def toy_cell(text_file: str) -> list[str]:
     ]
 
 
+class Cells:
+    """Cells that share a cache and a loaded model, each with what a plan said before and after it.
+
+    Attributes:
+        plans: before and after each cell, by its run id.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.plans: dict[str, tuple[list[StageNeed], list[StageNeed]]] = {}
+        self._cache, self._holder = StageCache(root / "cache"), ModelHolder()
+
+    def run(self, experiment: Experiment) -> RunData:
+        """Plan a cell, run it, and plan it again."""
+        before = look_up(experiment, self._cache, made=())
+        progress = PlainProgress()
+        data = pipeline.run(experiment, cache=self._cache, progress=progress, holder=self._holder)
+        self.plans[data.record.run_id] = before, look_up(experiment, self._cache, made=())
+        return data
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    return Cells(tmp_path_factory.mktemp("cells"))
+
+
 @pytest.fixture(scope="session")
 def run_cell(
     compose: Callable[..., Experiment],
     toy_cell: list[str],
     tmp_path_factory: pytest.TempPathFactory,
+    cells: Cells,
 ) -> Callable[..., tuple[Experiment, RunData]]:
     """Run a cell and return it with its results; all cells share a cache and a loaded model."""
-    root, holder = tmp_path_factory.mktemp("cells"), ModelHolder()
-    cache = StageCache(root / "cache")
+    root = tmp_path_factory.mktemp("runs")
 
     @functools.cache
     def make(*overrides: str) -> tuple[Experiment, RunData]:
         paths = [f"paths.runs={root}/runs", f"paths.reports={root}/reports"]
         experiment = compose(*toy_cell, *paths, *overrides)
-        progress = PlainProgress()
-        return experiment, pipeline.run(experiment, cache=cache, progress=progress, holder=holder)
+        return experiment, cells.run(experiment)
 
     return make

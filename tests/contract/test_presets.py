@@ -1,11 +1,13 @@
 """Every preset of quant/ runs from calibration to record on a tiny model."""
 
 import pytest
+import yaml
 
 from faqbench.cli.composing import conf_dir
 from faqbench.config import run_id
 from faqbench.records import read_run
 
+EXPERIMENTS = sorted(conf_dir().glob("experiment/*.yaml"))
 PRESETS = sorted(p.stem for p in conf_dir().glob("quant/*.yaml") if not p.name.startswith("_"))
 DESIGN = {
     "fp", "rtn", "awq", "faq", "gptq", "qep", "qep-gptq", "qep-awq", "qep-faq", "loaq", "loaq-gptq",
@@ -32,6 +34,48 @@ def test_every_preset_runs_and_passes_its_gates(run, preset):
     assert data.record.status == "finished"
     assert [g for g in data.record.gates if not g.passed] == []
     assert read_run(experiment.paths.runs / run_id(experiment)).record == data.record
+
+
+@pytest.fixture
+def agree(cells):
+    """Compare a cell's plans with what its run asked for, entry by entry."""
+
+    def check(data):
+        before, after = cells.plans[data.record.run_id]
+        uses = data.record.extra["stage_keys"]
+        asked = [(use["entry"].partition("/")[0], use["title"]) for use in uses]
+        made = {(use["entry"].partition("/")[0], use["title"]) for use in uses if not use["cached"]}
+        assert sorted((n.kind, n.title) for n in before if n.is_asked) == sorted(asked)
+        assert {(n.kind, n.title) for n in before if n.is_due} == made
+        assert {use["entry"] for use in uses} <= {n.entry for n in after if n.exists}
+        assert not any(n.is_due for n in after)
+
+    return check
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_plan_of_every_preset_is_its_run(run, agree, preset):
+    agree(run(f"quant={preset}", "evaluation.protocols=[wikitext2-32]", "limit=4")[1])
+
+
+@pytest.mark.parametrize("scenario", ["label-leak", "random-tokens", "noise-injected"])
+def test_the_plan_of_a_scenario_is_its_run(run, agree, scenario):
+    one = ("quant=gptq", f"scenario={scenario}", "evaluation.protocols=[wikitext2-32]", "limit=4")
+    agree(run(*one, "evaluation.kl=false")[1])
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_plan_of_every_experiment_is_its_run(run, agree, path):
+    params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+    quant = params["quant"].split(",")[-1]
+    scored = ("evaluation.protocols=[wikitext2-32]", "evaluation.tasks=[]", "limit=4")
+    agree(run(f"experiment={path.stem}", f"quant={quant}", *scored)[1])
+
+
+@pytest.mark.packaged
+def test_the_plan_of_packaged_tasks_and_protocols_is_their_run(run, agree):
+    scored = ("evaluation.protocols=[heldout-wiki-32]", "evaluation.tasks=[arc_easy_validation]")
+    agree(run("quant=awq", "calibration.domain=wiki", *scored, "limit=4")[1])
 
 
 @pytest.mark.parametrize(

@@ -217,9 +217,9 @@ def _usual_gpu(shape: ModelShape) -> MachineRate:
 def _work(kind: str, title: str, config: Mapping[str, Any]) -> float:
     """Return the amount of a stage's work: tokens, windows, documents, or one."""
     evaluation, limit = config["evaluation"], config["limit"]
-    if kind == "means":
+    if kind in ("means", "calibration") and title == "reference":
         return float(config["calibration"]["n_reference"] * config["calibration"]["seq_len"])
-    if kind in ("statistics", "calibration"):
+    if kind in ("statistics", "calibration", "means"):
         scenario, calibration = config["scenario"], config["calibration"]
         n_samples = scenario.get("n_samples") or calibration["n_samples"]
         return float(n_samples * calibration["seq_len"])
@@ -247,8 +247,9 @@ def _seconds_of_shape(
         return rate.python_seconds * _TOKENISING
     if kind == "statistics":
         return work * (exact + shape.n_blocks * shape.n_gram_elements / operations)
-    if kind == "means":
-        return work * exact
+    if kind == "means":  # those of a draw that is searched in are copied from its statistics
+        is_copied = title == "drawn" and Reads.GRAM in method_of(config["quant"]).reads
+        return 0.0 if is_copied else work * exact
     if kind in ("perplexity", "reference"):
         # Divergence takes the full precision model's logits as well.
         n_heads = 2.5 if kind == "perplexity" and config["evaluation"]["kl"] else 1.0

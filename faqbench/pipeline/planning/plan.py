@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
+from faqbench.assets import DATA_NAME, fetch, packaged_data_place, packaged_model_place
 from faqbench.config import Experiment, run_id
+from faqbench.evaluation import task_names
 from faqbench.hardware import named_device
 from faqbench.models import model_config
 from faqbench.pipeline.environment import device_name
+from faqbench.pipeline.graph import StageNeed, look_up
 from faqbench.pipeline.planning.estimates import Cost, Estimator
-from faqbench.pipeline.planning.found import look_up
-from faqbench.pipeline.planning.needs import StageNeed, stages_of
 from faqbench.pipeline.planning.outcome import Estimate
 from faqbench.pipeline.planning.shape import shape_of
 from faqbench.records import RunRecord
 from faqbench.sources import reusable_record
-from faqbench.stages import StageCache
+from faqbench.stages import Progress, StageCache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +60,11 @@ class PlannedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """One stage that cells of the sweep ask for.
+    """One stage of the cells of a sweep.
 
     Attributes:
         need: what and whether it is there.
-        n_cells: unfinished cells that ask for it.
+        n_cells: unfinished cells of which it is a stage.
         cost: of computing it; zero when nobody will.
     """
 
@@ -119,6 +121,7 @@ def make_plan(
     cells: dict[str, PlannedCell] = {}
     askers: dict[str, int] = {}
     stages: dict[str, tuple[StageNeed, Cost]] = {}
+    made: set[str] = set()
     for experiment in experiments:
         name = run_id(experiment)
         if name in cells:
@@ -130,16 +133,17 @@ def make_plan(
         device = named_device(experiment.device)
         estimator = _estimator(experiment, device, records, estimators)
         config = experiment.model_dump(mode="json")
-        needs = stages_of(experiment, look_up(experiment, cache), device.type, cache)
+        needs = [*_assets(experiment), *look_up(experiment, cache, made)]
         seconds, n_bytes, n_due = estimator.overhead_seconds(), 0.0, 0
         if all(cell.status == "finished" for cell in cells.values()):
             seconds += estimator.start_seconds(has_tasks=bool(experiment.evaluation.tasks))
         of_kind: dict[str, float] = defaultdict(float)
         for need in needs:
             askers[need.entry] = askers.get(need.entry, 0) + 1
-            is_due = need.is_due and not _will_be_there(stages.get(need.entry))
+            is_due = need.is_due and need.entry not in made
             cost = Cost(seconds=0.0, n_bytes=0.0)
             if is_due:
+                made.add(need.entry)
                 cost = estimator.stage(need.kind, need.title, config)
                 seconds, n_bytes, n_due = seconds + cost.seconds, n_bytes + cost.n_bytes, n_due + 1
                 of_kind[need.kind] += cost.seconds
@@ -153,7 +157,7 @@ def make_plan(
             peak_memory_bytes=estimator.peak_memory_bytes(config),
             n_bytes=n_bytes,
             n_due=n_due,
-            n_reused=len(needs) - n_due,
+            n_reused=sum(need.is_asked for need in needs) - n_due,
         )
     return Plan(
         cells=tuple(cells.values()),
@@ -164,11 +168,6 @@ def make_plan(
         n_records=sum(e.n_records for e in estimators.values()),
         is_blind=any(e.is_blind for e in estimators.values()),
     )
-
-
-def _will_be_there(known: tuple[StageNeed, Cost] | None) -> bool:
-    """Say whether an earlier cell computes a stage."""
-    return known is not None and known[0].is_due
 
 
 def _skipped(name: str) -> PlannedCell:
@@ -201,3 +200,43 @@ def _estimator(
             experiment.dtype,
         )
     return known[key]
+
+
+def fetch_assets(experiments: Iterable[Experiment], progress: Progress) -> None:
+    """Fetch the packaged models and data that cells need and that are not there, all at once.
+
+    Raises:
+        UserError: when one cannot be had.
+    """
+    places = {name: place for e in experiments for name, place in _places(e).items()}
+    missing = [name for name, place in places.items() if not place.is_dir()]
+    if missing:
+        fetch(progress, missing)
+
+
+def _assets(experiment: Experiment) -> list[StageNeed]:
+    """Return the packaged model and data of a cell; fetching is due where they are not there."""
+    return [
+        StageNeed(
+            kind="assets",
+            title=name,
+            entry=f"assets/{place.name}",
+            exists=place.is_dir(),
+            is_asked=True,
+            is_due=not place.is_dir(),
+        )
+        for name, place in _places(experiment).items()
+    ]
+
+
+def _places(experiment: Experiment) -> dict[str, Path]:
+    """Return where a cell's packaged model and data lie, or will, by their names."""
+    places = {}
+    if experiment.model.source == "packaged":
+        assert experiment.model.asset is not None
+        places[experiment.model.asset] = packaged_model_place(experiment.model.asset)[0]
+    evaluation = experiment.evaluation
+    heldout = any(name.startswith("heldout-") for name in evaluation.protocols)
+    if heldout or set(evaluation.tasks) & set(task_names()):
+        places[DATA_NAME] = packaged_data_place()[0]
+    return places

@@ -10,9 +10,8 @@ import torch
 
 from faqbench.models import load_model
 from faqbench.pipeline.evaluating import Evaluated
-from faqbench.pipeline.gates import Cell, check_gates
+from faqbench.pipeline.gates import Finished, check_gates, look_over
 from faqbench.pipeline.neighbours import Neighbours
-from faqbench.pipeline.weights_check import look_over
 from faqbench.records import Metric
 from faqbench.stages import PlainProgress
 
@@ -37,7 +36,7 @@ def look(cell):
 def sound(run, look, tmp_path):
     """A finished cell, with a stand-in for what the engine returned."""
     data = run("quant=rtn", SCORED)
-    return Cell(
+    return Finished(
         record=data.record,
         evaluated=Evaluated(tokens=data.tokens),
         weights=look(),

@@ -29,11 +29,11 @@ def keys_of(cell):
     def make(*overrides, prints=PRINTS, device="cpu"):
         e = cell("quant=awq", *SCORED, *overrides)
         return {
-            "statistics": keys.statistics_key(e, prints["model"], prints["calibration"], device),
+            "statistics": keys.statistics_key(e, prints, device),
             "quantized": keys.quantized_key(e, prints, device),
-            "reference": keys.reference_key(e, prints, "wikitext2-64", device),
-            "perplexity": keys.protocol_key(e, prints, "wikitext2-64", device),
-            "tasks": keys.task_key(e, prints, "arc_easy_validation", device),
+            "reference": keys.reference_key("wikitext2-64", e, prints, device),
+            "perplexity": keys.protocol_key("wikitext2-64", e, prints, device),
+            "tasks": keys.task_key("arc_easy_validation", e, prints, device),
         }
 
     return make

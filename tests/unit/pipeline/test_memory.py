@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from faqbench.pipeline.memory import PeakMemory
+from faqbench.pipeline.environment import PeakMemory
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 SIZE = 200 * 2**20

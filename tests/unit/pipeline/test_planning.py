@@ -10,6 +10,7 @@ from faqbench.cli.estimating import estimates_of
 from faqbench.cli.plan import _summary
 from faqbench.models import load_model, loading
 from faqbench.pipeline.environment import device_name
+from faqbench.pipeline.graph import look_up
 from faqbench.pipeline.planning import (
     Estimator,
     compare_with_plan,
@@ -19,7 +20,6 @@ from faqbench.pipeline.planning import (
     seconds_left,
     total_error,
 )
-from faqbench.pipeline.planning.found import look_up
 from faqbench.pipeline.planning.shape import shape_of
 from faqbench.records import find_runs, read_run, write_run
 from faqbench.stages import PlainProgress, StageCache
@@ -90,18 +90,15 @@ def test_nothing_is_there_before_the_first_run_and_cells_share_what_they_can(pla
 
 def test_a_stage_is_due_in_the_first_cell_that_needs_it_alone(plan):
     first, second = plan(("quant=awq", SCORED), ("quant=faq", SCORED)).cells
+    own = ("quantized", "perplexity", "weights_check")
+    assert second.n_due == len(own)
     shared = (
-        "weights",
-        "tokenizer",
-        "windows",
-        "calibration",
-        "bias_distance",
-        "means",
-        "statistics",
-        "reference",
+        *("weights", "tokenizer", "windows", "calibration", "overlap", "reference", "statistics"),
+        *("calibration reference", "means drawn", "means reference", "bias_distance"),
     )
-    assert first.n_due - second.n_due == len(shared)
-    assert first.n_due + first.n_reused == second.n_due + second.n_reused
+    assert first.n_due == len(own) + len(shared)
+    unread = ("means drawn", "means reference")  # once the distance is there, nobody asks for them
+    assert second.n_reused == len(shared) - len(unread)
 
 
 @pytest.mark.parametrize("quant", ["fp", "rtn", "awq", "gptq", "qep-faq"])
@@ -138,10 +135,14 @@ def test_a_cell_that_is_asked_for_twice_is_planned_once(plan):
 
 
 def test_what_is_not_known_is_stood_in_for_alike_in_all_cells(cell, tmp_path):
-    cache = StageCache(tmp_path / "cache")
-    one, other = look_up(cell("quant=awq"), cache), look_up(cell("quant=faq"), cache)
-    assert one == other and one["weights"].startswith("unknown-")
-    assert look_up(cell("quant=awq", "seed=1"), cache)["calibration"] != one["calibration"]
+    def entries(*overrides):
+        needs = look_up(cell(*overrides), StageCache(tmp_path / "cache"), made=())
+        return {need.entry for need in needs}
+
+    awq, faq, seed = (entries(*o) for o in (["quant=awq"], ["quant=faq"], ["quant=awq", "seed=1"]))
+    kinds = [sorted(entry.partition("/")[0] for entry in own) for own in (awq - faq, awq - seed)]
+    assert kinds[0] == ["quantized", "weights_check"]
+    assert set(kinds[1]) == {"calibration", "statistics", "means", "bias_distance", *kinds[0]}
 
 
 def test_a_text_that_changed_is_not_taken_for_the_one_that_was_run(run, cell, tmp_path, text_file):
@@ -149,11 +150,11 @@ def test_a_text_that_changed_is_not_taken_for_the_one_that_was_run(run, cell, tm
     text.write_text(text_file.read_text())
     run("quant=awq", f"calibration.domain={text}")
     cache = StageCache(tmp_path / "cache")
-    before = look_up(cell("quant=awq", f"calibration.domain={text}"), cache)["calibration"]
-    assert not before.startswith("unknown-")
+    experiment = cell("quant=awq", f"calibration.domain={text}")
+    assert all(need.exists for need in look_up(experiment, cache, made=()))
     text.write_text(text.read_text() + "\n\nOne more text.")
-    after = look_up(cell("quant=awq", f"calibration.domain={text}"), cache)["calibration"]
-    assert after.startswith("unknown-")
+    there = {n.kind for n in look_up(experiment, cache, made=()) if n.exists}
+    assert there == {"weights", "tokenizer"}
 
 
 @pytest.fixture

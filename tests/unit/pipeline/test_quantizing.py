@@ -5,9 +5,10 @@ import shutil
 import pytest
 
 from faqbench import pipeline
+from faqbench.cli import main
 from faqbench.models import ModelHolder, loading
 from faqbench.records import differences
-from faqbench.stages import PlainProgress, StageCache
+from faqbench.stages import PlainProgress, StageCache, list_entries
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
 METHODS = ["rtn", "faq", "gptq", "qep", "qep-awq", "loaq-gptq"]
@@ -96,3 +97,13 @@ def test_the_record_names_the_entries_that_it_was_made_from(run, tmp_path):
     for use in uses:
         assert (tmp_path / "cache" / "stages" / use["entry"] / "manifest.json").is_file()
         assert use["n_bytes"] > 0 and not use["cached"]
+
+
+def test_nothing_that_a_run_was_made_of_counts_as_unused(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
+    run("quant=awq", SCORED)
+    there = list_entries(tmp_path / "cache")
+    assert {"weights_check", "overlap", "means"} <= {entry.stage for entry in there}
+    assert main(["cache", "prune", "unused=true", f"runs={tmp_path / 'runs'}"]) == 0
+    assert "Removed 0 entries" in capsys.readouterr().out
+    assert list_entries(tmp_path / "cache") == there

@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from faqbench.models import ModelHolder
-from faqbench.pipeline.cell_model import CellModel
-from faqbench.pipeline.memory import PeakMemory
-from faqbench.pipeline.reference import reference_scores
-from faqbench.pipeline.timing import Timings
+from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.graph import stages_of
 from faqbench.stages import PlainProgress, StageCache
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
@@ -62,12 +60,11 @@ def test_nothing_is_referred_to_where_divergence_is_not_wanted(run):
 
 def test_the_reference_leaves_the_loaded_weights_as_they_were(cell, tmp_path):
     experiment = cell("quant=rtn", SCORED, "dtype=bfloat16")
-    cpu, cache, progress = torch.device("cpu"), StageCache(tmp_path / "cache"), PlainProgress()
-    cell_model = CellModel(experiment, cpu, ModelHolder(), cache, Timings(), progress)
-    cell_model.find_facts()
-    loaded = cell_model.pristine()
+    cache, progress, stages = StageCache(tmp_path / "cache"), PlainProgress(), stages_of(experiment)
+    own = Cell(experiment, cache, progress, ModelHolder(), stages)
+    loaded = own.model.pristine()
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
-    reference_scores(experiment, cell_model, PeakMemory(cpu), cache, progress)
+    own.get(f"reference {NAME}")
     after = loaded.model.state_dict()
     assert all(torch.equal(before[k], after[k]) and after[k].dtype == torch.float32 for k in before)
 

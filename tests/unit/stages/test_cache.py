@@ -9,6 +9,7 @@ import platform
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -202,3 +203,12 @@ def test_the_entrys_place_depends_on_the_key_alone(cache):
     path = cache.entry_path("toy", KEY)
     assert path.name == hash_json(KEY)[:32]
     assert path.parent == cache.root / "stages" / "toy"
+
+
+def test_a_lap_leaves_out_those_inside_it(tmp_path, monkeypatch):
+    clock = SimpleNamespace(perf_counter=iter([0.0, 1.0, 3.0, 10.0]).__next__)
+    monkeypatch.setattr("faqbench.stages.cache.time", clock)
+    stages = StageCache(tmp_path)
+    with stages.lap() as outer, stages.lap() as inner:
+        pass
+    assert (outer.seconds, inner.seconds) == (8.0, 2.0)

@@ -1,0 +1,192 @@
+"""One cell under way: what all of its stages share, and what a stage is.
+
+A stage is data. Its key is made of the experiment, of what the stages that it needs have given, and of the
+kind of device; so `run` and `plan` know it alike, the one to make it, the other to look whether it is
+there. `graph.py` lists the stages of a cell.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from faqbench.config import Experiment, UserError
+from faqbench.evaluation import TaskModel
+from faqbench.hardware import resolve_device
+from faqbench.models import ModelHolder
+from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.environment import PeakMemory
+from faqbench.records import StageTiming
+from faqbench.stages import Progress, StageCache, StageUse
+
+Key = dict[str, object]
+Fingerprints = Mapping[str, str]
+MakeKey = Callable[[Experiment, Fingerprints, str], Key | None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """One stage of a cell.
+
+    Attributes:
+        name: its folder in the cache.
+        title: which protocol, task, method or set of tokens; empty where a cell has one alone.
+        timed: the name that a record times it under.
+        needs: the stages whose results its key is made of, by `Stage.id`.
+        reads: the stages that making it asks for besides; a stage that is there asks for none of them.
+        is_asked: whether the cell asks for it; otherwise only those that read it do.
+        key: makes its key of the experiment, the fingerprints that its needs have given, and the kind of
+            device. None means that the result has no version, and is made anew by every cell.
+        gives: the names of its fingerprints, each with the key of the entry's `facts.json` that holds it.
+        build: writes its files into an empty folder.
+        load: reads them again, and raises a `UserError` where the cell cannot go on with what they say.
+        without: makes what stands in for the result, from the reason, where what it needs cannot be had;
+            None where a cell fails for that.
+    """
+
+    name: str
+    title: str = ""
+    timed: str
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    is_asked: bool = True
+    key: MakeKey
+    gives: Mapping[str, str] = field(default_factory=dict)
+    build: Callable[[Cell, Path], None]
+    load: Callable[[Cell, Path], Any]
+    without: Callable[[str], Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """Its name and title, by which the cell's other stages refer to it."""
+        return f"{self.name} {self.title}".rstrip()
+
+
+class Cell:
+    """What the stages of one cell share, and the results that they have given so far.
+
+    Attributes:
+        experiment: the cell's configuration.
+        cache: where stages are kept and found.
+        progress: told of every stage.
+        stages: of the cell by id, in the order in which it asks for them.
+        device: where it runs.
+        memory: its peak so far.
+        model: the cell's.
+        fingerprints: what stages have given for the keys of others; `entry/<id>` names a stage's entry.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        cache: StageCache,
+        progress: Progress,
+        holder: ModelHolder,
+        stages: Mapping[str, Stage],
+    ) -> None:
+        self.experiment = experiment
+        self.cache = cache
+        self.progress = progress
+        self.stages = stages
+        self.device = resolve_device(experiment.device)
+        self.memory = PeakMemory(self.device)
+        self.model = CellModel(experiment, self.device, holder, cache, progress)
+        self.fingerprints: dict[str, str] = {}
+        self._results: dict[str, Any] = {}
+        self._timings: dict[str, list[StageTiming]] = defaultdict(list)
+        self._n_uses_before = len(cache.uses)
+        self._start = time.perf_counter()
+
+    def walk(self) -> None:
+        """Ask for every stage in turn.
+
+        Raises:
+            UserError: for anything that the user can mend.
+        """
+        for stage in self.stages.values():
+            if stage.is_asked:
+                self.get(stage.id)
+
+    def get(self, stage_id: str) -> Any:
+        """Return the result of a stage, made when it is neither known nor in the cache.
+
+        Raises:
+            UserError: for anything that the user can mend.
+        """
+        if stage_id not in self._results:
+            stage = self.stages[stage_id]
+            self._results[stage_id] = self._result(stage)
+        return self._results[stage_id]
+
+    def entry(self, stage_id: str) -> Path:
+        """Return the folder of a stage that was asked for and is kept."""
+        stage = self.stages[stage_id]
+        return self.cache.root / "stages" / stage.name / self.fingerprints[f"entry/{stage_id}"]
+
+    @property
+    def uses(self) -> list[StageUse]:
+        """The entries of the cache that this cell asked for."""
+        return self.cache.uses[self._n_uses_before :]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time since the cell began."""
+        return time.perf_counter() - self._start
+
+    @property
+    def timings(self) -> dict[str, StageTiming]:
+        """Seconds of the stages so far, and whether all was there, by the names that records have."""
+        timings = {**self._timings, "load": [self.model.loading, *self._timings["load"]]}
+        return {
+            name: StageTiming(
+                seconds=round(sum(t.seconds for t in parts), 3),
+                cached=all(t.cached for t in parts),
+            )
+            for name, parts in timings.items()
+        }
+
+    @cached_property
+    def task_model(self) -> TaskModel:
+        """The model as its tasks see it; asking for it loads the model."""
+        view = self.model.evaluated
+        return TaskModel(view.fill().module, self.model.tokenizer, view)
+
+    def _result(self, stage: Stage) -> Any:
+        try:
+            for need in stage.needs:
+                self.get(need)
+        except UserError as error:
+            if stage.without is None:
+                raise
+            return stage.without(str(error))
+        key = stage.key(self.model.experiment, self.fingerprints, self.device.type)
+        build = partial(stage.build, self)
+        if key is None:
+            with TemporaryDirectory() as folder:
+                with self.cache.lap() as lap:
+                    build(Path(folder))
+                self._note(stage, Path(folder), StageTiming(seconds=lap.seconds, cached=False))
+                return stage.load(self, Path(folder))
+        entry = self.cache.get(stage.name, key, build, stage.title)
+        self.fingerprints[f"entry/{stage.id}"] = entry.path.name
+        self._note(stage, entry.path, StageTiming(seconds=entry.seconds, cached=entry.cached))
+        return stage.load(self, entry.path)
+
+    def _note(self, stage: Stage, folder: Path, timing: StageTiming) -> None:
+        self._timings[stage.timed].append(timing)
+        self.fingerprints |= fingerprints_in(folder, stage)
+
+
+def fingerprints_in(folder: Path, stage: Stage) -> dict[str, str]:
+    """Return what a stage's files give for the keys of others."""
+    if not stage.gives:
+        return {}
+    facts = json.loads((folder / "facts.json").read_text())
+    return {name: facts[key] for name, key in stage.gives.items()}

@@ -1,0 +1,382 @@
+"""The stages of a cell, in the order in which it asks for them: what `run` makes and `plan` looks up.
+
+To add a stage, write the function that makes its key in `keys.py`, the two that build and load it in the
+file that they belong to, and list it here. A stage comes after those that it needs; what it gives for the
+keys of others is a key of its `facts.json`. Nothing else has to know of it: a run asks for it, times it,
+keeps it and names it in the record, `cache prune` leaves it, and a plan says whether it is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from faqbench.config import Experiment
+from faqbench.hardware import named_device
+from faqbench.models import fingerprint_tokenizer, weights_source
+from faqbench.pipeline import bias, calibrating, evaluating, gates, keys
+from faqbench.pipeline.cell import Cell, Key, Stage, fingerprints_in
+from faqbench.pipeline.cell_model import WeightFacts
+from faqbench.pipeline.leak_guard import build_overlap, load_overlap
+from faqbench.pipeline.quantizing import build_quantized, load_quantized
+from faqbench.pipeline.statistics import build_statistics, load_statistics
+from faqbench.quantization import reads_store
+from faqbench.sources import large_files
+from faqbench.stages import StageCache, hash_file, hash_json, hash_text
+from faqbench.stages.manifest import MANIFEST, entry_name
+
+
+def stages_of(experiment: Experiment) -> Mapping[str, Stage]:
+    """Return the stages of a cell by id; each comes after those that it needs."""
+    stages = [*_files(experiment), *_model()]
+    if experiment.needs_calibration:
+        stages += _calibration(experiment)
+    stages += _protocols(experiment)
+    if experiment.quantizes:
+        stages += _quantization(experiment)
+    stages += _evaluation(experiment)
+    return {stage.id: stage for stage in stages}
+
+
+def _files(experiment: Experiment) -> list[Stage]:
+    return [
+        Stage(
+            name="file_hash",
+            title=_file_title(path),
+            timed="load",
+            key=lambda *_, facts=facts: facts,
+            build=partial(_write_hash, path),
+            load=lambda _, folder: (folder / "sha256").read_text(),
+        )
+        for path, facts in large_files(experiment).items()
+    ]
+
+
+def _model() -> list[Stage]:
+    return [
+        Stage(
+            name="weights",
+            timed="load",
+            key=keys.weights_key,
+            gives={"weights": "fingerprint", "model": "model_fingerprint"},
+            build=_build_weights,
+            load=_load_weights,
+        ),
+        Stage(
+            name="tokenizer",
+            timed="load",
+            key=keys.tokenizer_key,
+            gives={"tokenizer": "fingerprint"},
+            build=_build_tokenizer,
+            load=lambda _, __: None,
+        ),
+    ]
+
+
+def _calibration(experiment: Experiment) -> list[Stage]:
+    evaluation = experiment.evaluation
+    drawn = Stage(
+        name="calibration",
+        timed="calibrate",
+        needs=("weights", "tokenizer"),
+        key=partial(calibrating.draw_key, calibrating.calibration_draw),
+        gives={"calibration": "fingerprint"},
+        build=partial(calibrating.build_draw, calibrating.calibration_draw),
+        load=calibrating.load_draw,
+    )
+    overlaps = [
+        Stage(
+            name="overlap",
+            title=name,
+            timed="calibrate",
+            needs=("calibration",),
+            key=partial(keys.overlap_key, name),
+            build=partial(build_overlap, name),
+            load=partial(load_overlap, name),
+        )
+        for name in (*evaluation.protocols, *evaluation.tasks)
+    ]
+    return [drawn, *overlaps]
+
+
+def _protocols(experiment: Experiment) -> list[Stage]:
+    names = experiment.evaluation.protocols
+    windows = [
+        Stage(
+            name="windows",
+            title=name,
+            timed="evaluate",
+            needs=("weights",),
+            key=partial(keys.windows_key, name),
+            gives={f"protocol/{name}": "fingerprint"},
+            build=partial(evaluating.build_windows, name),
+            load=partial(evaluating.load_windows, name),
+        )
+        for name in names
+    ]
+    references = [
+        Stage(
+            name="reference",
+            title=name,
+            timed="reference",
+            needs=("weights", f"windows {name}"),
+            key=partial(keys.reference_key, name),
+            build=partial(evaluating.build_reference, name),
+            load=evaluating.where_it_is,
+        )
+        for name in names
+        if experiment.needs_reference
+    ]
+    return [*windows, *references]
+
+
+def _quantization(experiment: Experiment) -> list[Stage]:
+    statistics = Stage(
+        name="statistics",
+        timed="statistics",
+        needs=("weights", "calibration"),
+        is_asked=False,
+        key=keys.statistics_key,
+        build=build_statistics,
+        load=load_statistics,
+    )
+    gathered = [statistics] if reads_store(experiment.quant) else []
+    reads = tuple(stage.id for stage in gathered)
+    distance = _distance(reads) if experiment.needs_calibration else []
+    quantized = Stage(
+        name="quantized",
+        title=experiment.quant.name,
+        timed="quantize",
+        needs=("weights", "calibration") if experiment.needs_calibration else ("weights",),
+        reads=reads,
+        key=keys.quantized_key,
+        build=build_quantized,
+        load=load_quantized,
+    )
+    return [*gathered, quantized, *distance]
+
+
+def _distance(statistics: tuple[str, ...]) -> list[Stage]:
+    """Return the stages of a calibration set's bias, whose means are in the method's statistics."""
+    reference = Stage(
+        name="calibration",
+        title="reference",
+        timed="bias_distance",
+        needs=("weights", "tokenizer"),
+        is_asked=False,
+        key=partial(calibrating.draw_key, calibrating.reference_draw),
+        gives={"reference_set": "fingerprint"},
+        build=partial(calibrating.build_draw, calibrating.reference_draw),
+        load=calibrating.load_draw,
+    )
+    drawn_means = Stage(
+        name="means",
+        title="drawn",
+        timed="bias_distance",
+        needs=("weights", "calibration"),
+        reads=statistics,
+        is_asked=False,
+        key=partial(keys.means_key, "calibration"),
+        build=bias.build_drawn_means,
+        load=bias.load_means,
+    )
+    reference_means = Stage(
+        name="means",
+        title="reference",
+        timed="bias_distance",
+        needs=("weights", reference.id),
+        is_asked=False,
+        key=partial(keys.means_key, "reference_set"),
+        build=bias.build_reference_means,
+        load=bias.load_means,
+    )
+    distance = Stage(
+        name="bias_distance",
+        timed="bias_distance",
+        needs=("weights", "calibration", reference.id),
+        reads=(drawn_means.id, reference_means.id),
+        key=keys.distance_key,
+        build=bias.build_distance,
+        load=bias.load_distance,
+        without=bias.no_distance,
+    )
+    return [reference, drawn_means, reference_means, distance]
+
+
+def _evaluation(experiment: Experiment) -> list[Stage]:
+    evaluation = experiment.evaluation
+    weights = ["weights"]
+    weights += ["calibration"] if experiment.needs_calibration else []
+    # The stage that quantizes says where the weights are that are evaluated.
+    weights += [f"quantized {experiment.quant.name}"] if experiment.quantizes else []
+    has_own_scores = experiment.quantizes or not experiment.needs_reference
+    perplexities = [
+        Stage(
+            name="perplexity",
+            title=name,
+            timed="evaluate",
+            needs=(*weights, f"windows {name}"),
+            reads=(f"reference {name}",) if experiment.needs_reference else (),
+            key=partial(keys.protocol_key, name),
+            build=partial(evaluating.build_perplexity, name),
+            load=evaluating.where_it_is,
+        )
+        for name in evaluation.protocols
+        if has_own_scores
+    ]
+    tasks = [
+        Stage(
+            name="tasks",
+            title=name,
+            timed="evaluate",
+            needs=(*weights, "tokenizer"),
+            key=partial(keys.task_key, name),
+            build=partial(evaluating.build_task, name),
+            load=partial(evaluating.load_task, name),
+        )
+        for name in evaluation.tasks
+    ]
+    check = Stage(
+        name="weights_check",
+        timed="evaluate",
+        needs=tuple(weights),
+        key=keys.check_key,
+        build=gates.build_check,
+        load=gates.load_check,
+    )
+    return [*perplexities, *tasks, check]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageNeed:
+    """One stage of a cell as a plan sees it.
+
+    Attributes:
+        kind: the stage's folder in the cache.
+        title: which protocol, task, method or set of tokens; empty where there is one kind only.
+        entry: `<stage>/<hash of key>`, equal for cells that share it.
+        exists: whether the entry is there.
+        is_asked: whether the cell would ask for it, once the cells before it have run.
+        is_due: whether the cell would make it then.
+    """
+
+    kind: str
+    title: str
+    entry: str
+    exists: bool
+    is_asked: bool
+    is_due: bool
+
+
+def look_up(experiment: Experiment, cache: StageCache, made: Collection[str]) -> list[StageNeed]:
+    """Return the stages of a cell, without making or loading anything.
+
+    What a stage that is not there would give for the keys of others is stood in for by a hash of its key,
+    which no entry has, and which is the same for all cells that would find the same.
+
+    Args:
+        experiment: the cell.
+        cache: where entries are looked for.
+        made: the entries that cells before this one will have made.
+    """
+    stages, device = stages_of(experiment), named_device(experiment.device).type
+    is_here = weights_source(experiment.model) is not None
+    given: dict[str, str] = {}
+    entries: dict[str, str] = {}
+    for stage in stages.values():
+        key = stage.key(experiment, given, device)
+        if key is None and is_here:
+            given |= _stand_ins(stage, _question(stage, experiment))
+            continue  # it is kept nowhere
+        key = key or _question(stage, experiment)
+        path = cache.find(stage.name, key) if stage.gives else None
+        found = None if path is None else fingerprints_in(path, stage)
+        given |= found or _stand_ins(stage, key)
+        given[f"entry/{stage.id}"] = entry_name(key)
+        entries[stage.id] = f"{stage.name}/{entry_name(key)}"
+    exists = {
+        i: (cache.root / "stages" / entry / MANIFEST).is_file() for i, entry in entries.items()
+    }
+    there = {i for i, entry in entries.items() if exists[i] or entry in made}
+    asked = _asked(stages, there)
+    return [
+        StageNeed(
+            kind=stages[i].name,
+            title=stages[i].title,
+            entry=entry,
+            exists=exists[i],
+            is_asked=i in asked,
+            is_due=i in asked and i not in there,
+        )
+        for i, entry in entries.items()
+    ]
+
+
+def _stand_ins(stage: Stage, key: Key) -> dict[str, str]:
+    return {name: f"unknown-{hash_json(key)}" for name in stage.gives}
+
+
+def _question(stage: Stage, experiment: Experiment) -> Key:
+    """Return what stands in for a key that is not known: all that it could be made of."""
+    sections = ["model", "evaluation", "data", "limit"]
+    sections += ["calibration", "scenario"] if stage.name == "calibration" else []
+    return {"unknown": stage.id, **experiment.model_dump(mode="json", include=set(sections))}
+
+
+def _asked(stages: Mapping[str, Stage], there: Collection[str]) -> set[str]:
+    """Return the stages that a cell asks for while some are there, as `Cell.get` would."""
+    asked: set[str] = set()
+
+    def ask(stage: Stage) -> None:
+        if stage.id not in asked:
+            asked.add(stage.id)
+            for inner in (*stage.needs, *(() if stage.id in there else stage.reads)):
+                ask(stages[inner])
+
+    for stage in stages.values():
+        if stage.is_asked:
+            ask(stage)
+    return asked
+
+
+def _build_weights(cell: Cell, folder: Path) -> None:
+    loaded = cell.model.pristine()
+    facts = WeightFacts(
+        fingerprint=loaded.fingerprint,
+        model_fingerprint=loaded.model_fingerprint,
+        n_linears=len(loaded.architecture.linear_names()),
+        n_parameters=loaded.view.n_parameters,
+        vocab_size=loaded.architecture.vocab_size,
+        warnings=loaded.warnings,
+    )
+    (folder / "facts.json").write_text(json.dumps(asdict(facts)))
+
+
+def _load_weights(cell: Cell, folder: Path) -> WeightFacts:
+    found = json.loads((folder / "facts.json").read_text())
+    cell.model.facts = WeightFacts(**{**found, "warnings": tuple(found["warnings"])})
+    return cell.model.facts
+
+
+def _build_tokenizer(cell: Cell, folder: Path) -> None:
+    facts = {"fingerprint": fingerprint_tokenizer(cell.model.tokenizer)}
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def hash_in(cell: Cell, path: Path) -> str:
+    """Return the sha256 of a file that a cell names; that of a large one is a stage."""
+    stage_id = f"file_hash {_file_title(path)}"
+    found: str = cell.get(stage_id) if stage_id in cell.stages else hash_file(path)
+    return found
+
+
+def _file_title(path: Path) -> str:
+    """Return a name for a file that tells it from another of its name, and no folder of this machine."""
+    return f"{path.name} {hash_text(str(path))[:8]}"
+
+
+def _write_hash(path: Path, _: Cell, folder: Path) -> None:
+    (folder / "sha256").write_text(hash_file(path))
