@@ -30,6 +30,7 @@ VERBS = {
     "presearch": "faqbench.cli.presearch",
     "report": "faqbench.cli.report",
     "rm": "faqbench.cli.remove",
+    "settle": "faqbench.cli.settle",
     "show": "faqbench.cli.show",
     "sync": "faqbench.cli.sync",
     "verify": "faqbench.cli.verify",

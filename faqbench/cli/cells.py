@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,9 +60,7 @@ def run(arguments: list[str]) -> int:
     for note in safe_dtypes(request.experiments):
         console_progress().note(note)
     runs = request.experiments[0].paths.runs
-    _make(runs)
-    remove_leftovers(runs)
-    try:
+    with tidied(runs):
         match request.kind:
             case "cell":
                 first = request.experiments[0]
@@ -73,7 +72,20 @@ def run(arguments: list[str]) -> int:
                 return run_sweep(request, all_overrides(flags), run_cell)
             case "search":
                 return _run_search(request, all_overrides(flags))
-    except BaseException:  # a signal among them: leave nothing half-written
+
+
+@contextmanager
+def tidied(runs: Path) -> Iterator[None]:
+    """Make the folder of runs, and leave nothing half-written there or in the cache.
+
+    Raises:
+        UserError: when there cannot be such a folder.
+    """
+    _make(runs)
+    remove_leftovers(runs)
+    try:
+        yield
+    except BaseException:  # a signal among them
         remove_leftovers(runs)
         tidy(cache_root())
         raise

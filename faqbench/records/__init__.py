@@ -6,6 +6,7 @@
                   tokens.npz       per protocol, negative log-likelihoods [n_windows, seq_len - 1]
                   layers.parquet   one row per quantized linear: errors, alpha, seconds, ...
     runs/<study>/_pack             many runs in four files, to be committed
+    runs/_settled/<name>.json      `Decision`: a question, its terms, every look, and the answer
 
 This package imports no torch. A record of a newer schema is refused, a damaged one is skipped and
 listed, and a run folder appears by one rename.
@@ -13,6 +14,16 @@ listed, and a run folder appears by one rename.
 
 from faqbench.records.claims import claimed, drop_claim, find_dead_claims
 from faqbench.records.compact import compact_run, write_pack
+from faqbench.records.decisions import (
+    DECISION_VERSION,
+    ArmOfDecision,
+    ContestOfDecision,
+    Decision,
+    LookOfDecision,
+    find_decisions,
+    read_decision,
+    write_decision,
+)
 from faqbench.records.index import find_heads
 from faqbench.records.packed import is_packed
 from faqbench.records.results import differences, result_of, same_model, truncated_requests
@@ -46,8 +57,13 @@ from faqbench.records.sweeps import (
 )
 
 __all__ = [
+    "DECISION_VERSION",
     "SCHEMA_VERSION",
+    "ArmOfDecision",
+    "ContestOfDecision",
+    "Decision",
     "Gate",
+    "LookOfDecision",
     "Metric",
     "RunData",
     "RunRecord",
@@ -58,6 +74,7 @@ __all__ = [
     "differences",
     "drop_claim",
     "find_dead_claims",
+    "find_decisions",
     "find_heads",
     "find_runs",
     "finished_record",
@@ -65,6 +82,7 @@ __all__ = [
     "is_stopped",
     "note_cell",
     "noted_cells",
+    "read_decision",
     "read_items",
     "read_layers",
     "read_record",
@@ -76,6 +94,7 @@ __all__ = [
     "same_model",
     "stop_sweep",
     "truncated_requests",
+    "write_decision",
     "write_pack",
     "write_run",
     "write_sweep",

@@ -14,12 +14,21 @@ writes `reports/<name>/`; the same runs give the same bytes. Reading path:
     content, layout    everything a report says, and on which page it stands
     writer             puts it together
 
-Two runs have a path of their own: `run_pair` (what differs), `pair_page` (for terminal and page).
+Two runs have a path of their own: `run_pair` (what differs), `pair_page` (for terminal and page). So has a
+decision of `faqbench settle`: `decisions`.
 
 Torch, transformers and Hydra are never imported; pandas, matplotlib and scipy only when used.
 """
 
+from faqbench.report.comparisons import PairedStore
 from faqbench.report.content import Answer, answer
+from faqbench.report.decisions import (
+    answer_of,
+    sample,
+    shown_interval,
+    shown_margin,
+    write_decision_page,
+)
 from faqbench.report.facts import truncation_notes
 from faqbench.report.pair_page import pair_tables, write_pair
 from faqbench.report.panels import without_repeats
@@ -31,18 +40,24 @@ from faqbench.report.writer import write_report
 
 __all__ = [
     "Answer",
+    "PairedStore",
     "ReportPaths",
     "ReportRequest",
     "RunEvidence",
     "RunPair",
     "answer",
+    "answer_of",
     "pair_runs",
     "pair_tables",
     "run_evidence",
+    "sample",
     "select_runs",
+    "shown_interval",
+    "shown_margin",
     "summary_table",
     "truncation_notes",
     "without_repeats",
+    "write_decision_page",
     "write_pair",
     "write_report",
 ]

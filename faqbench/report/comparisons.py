@@ -15,13 +15,15 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from faqbench.config import UserError
 from faqbench.config.margin import Margin
 from faqbench.records import RunRecord
 from faqbench.report import facts
-from faqbench.report.columns import Column
+from faqbench.report.columns import Column, build_columns
 from faqbench.report.evidence import Array, EvidenceStore
 from faqbench.report.panels import Row
 from faqbench.statistics import (
@@ -330,6 +332,53 @@ def paired_differences(store: EvidenceStore, a: Row, b: Row, column: Column) -> 
     if column.array is None:
         return _item_differences([_tasks_of(store, *pair, column) for pair in pairs])
     return _in_blocks(_window_differences([_losses_of(store, *pair, column) for pair in pairs]))
+
+
+class PairedStore:
+    """Pairs runs of a folder, each of which is read once."""
+
+    def __init__(self, runs: Path) -> None:
+        self._store = EvidenceStore(runs)
+
+    def differences(
+        self, a: Sequence[RunRecord], b: Sequence[RunRecord], *, kind: str, task: str
+    ) -> tuple[Array, int]:
+        """Return A - B on one metric and the draws that both have, as `paired_differences` does.
+
+        Args:
+            a: draws of one method.
+            b: of the other.
+            kind: of the column.
+            task: of the column; empty for a mean over tasks.
+
+        Returns:
+            The differences, and how many windows, not their blocks, or documents every run scored.
+
+        Raises:
+            UserError: when a run lacks the metric, or they cannot be paired.
+        """
+        row_a, row_b = (
+            Row(method=facts.method_name(runs[0]), keys={}, runs=tuple(runs)) for runs in (a, b)
+        )
+        columns = build_columns([a[0], b[0]])
+        column = next(
+            (
+                c
+                for c in (*columns.main, *columns.fidelity)
+                if c.kind == kind and (c.task == task or kind == "mean_acc")
+            ),
+            None,
+        )
+        pair = f"{a[0].run_id} and {b[0].run_id}"
+        if column is None:
+            raise UserError(f"{pair} have no {kind.replace('_', ' ')} {task}".rstrip() + ".")
+        try:
+            found = paired_differences(self._store, row_a, row_b, column)
+            is_of_windows = column.array is not None
+            n = len(_windows(self._store, a[0], column)) if is_of_windows else found.shape[1]
+        except RefusalError as reason:
+            raise UserError(f"{pair} cannot be paired: {reason}.") from reason
+        return found, n
 
 
 def _compare_windows(

@@ -88,10 +88,16 @@ class Look:
         """Whether more windows or items would narrow the interval more than more draws."""
         return self.items_margin > self.draws_margin
 
-    @property
-    def is_up_to_the_items(self) -> bool:
-        """Whether no number of draws would make the interval noticeably narrower."""
-        return self.draws_margin**2 < _NEGLIGIBLE * self.margin**2 or self.draw_sd == 0.0
+    def is_in_vain(self, margin: float = 0.0) -> bool:
+        """Say whether more draws would leave it undecided, wherever within their part the mean may move.
+
+        Args:
+            margin: as in `verdict`.
+        """
+        is_small = self.draws_margin**2 < _NEGLIGIBLE * self.margin**2
+        farthest, nearest = abs(self.mean) + self.draws_margin, abs(self.mean) - self.draws_margin
+        room = max(farthest, margin - max(nearest, 0.0))
+        return self.draw_sd == 0.0 or is_small or room < self.items_margin
 
     def verdict(self, margin: float = 0.0) -> Verdict:
         """Say what the interval decides.

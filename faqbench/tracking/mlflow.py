@@ -12,7 +12,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,12 @@ class MlflowRun:
         for path in view.files.values():
             self._client.log_artifact(self._id, str(path), "record")
         self.close("FINISHED" if record.status == "finished" else "FAILED")
+
+    def points(self, points: Sequence[Mapping[str, float]]) -> None:
+        """See `OpenRun.points`."""
+        for step, point in enumerate(points):
+            self._log(point, step, 1000 * step)
+        self.close("FINISHED")
 
     def abandon(self) -> None:
         """See `OpenRun.abandon`."""

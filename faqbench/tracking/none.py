@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from faqbench.records import RunData
 
@@ -19,4 +21,10 @@ class NoTracker:
 
     def show_report(self, folder: Path) -> bool:
         """See `Tracker.show_report`."""
+        return False
+
+    def show_points(
+        self, name: str, config: Mapping[str, Any], points: Sequence[Mapping[str, float]]
+    ) -> bool:
+        """See `Tracker.show_points`."""
         return False

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from faqbench.config.experiment import TrackingSection
 from faqbench.interrupts import must_pass
@@ -35,6 +35,10 @@ class OpenRun(Protocol):
 
     def abandon(self) -> None:
         """End a run that left no record, or whose showing failed."""
+        ...
+
+    def points(self, points: Sequence[Mapping[str, float]]) -> None:
+        """Show numbers that are no cell's, a step each, and end the run."""
         ...
 
 
@@ -81,6 +85,26 @@ class Tracker:
         """Show a written report, and return whether it is shown now."""
         with self.never_fails(f"report {folder.name}"):
             return self._service().show_report(folder, self.section, self.runs)
+        return False
+
+    def show_points(
+        self, name: str, config: Mapping[str, Any], points: Sequence[Mapping[str, float]]
+    ) -> bool:
+        """Show numbers that belong to no cell, such as the looks of a decision, in a run of their own.
+
+        Args:
+            name: of the run; the same name once more shows the same run.
+            config: what is shown as its configuration.
+            points: all of them so far, a step each.
+        """
+        group = self.section.group or name
+        head = RunHead(
+            run_id=name, group=group, job_type="settle", tags=self.section.tags, config=config
+        )
+        with self.never_fails(name), self.open(head) as run:
+            if run is not None:
+                run.points(points)
+                return True
         return False
 
     @contextmanager

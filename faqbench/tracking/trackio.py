@@ -11,7 +11,7 @@ import contextlib
 import io
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,12 @@ class TrackioRun:
         shown |= {name: self._trackio.Table(dataframe=table) for name, table in tables.items()}
         if shown:
             self._run.log(shown, step=step)
+
+    def points(self, points: Sequence[Mapping[str, float]]) -> None:
+        """See `OpenRun.points`."""
+        for step, point in enumerate(points):
+            self._run.log(dict(point), step=step)
+        self.close()
 
     def abandon(self) -> None:
         """See `OpenRun.abandon`."""

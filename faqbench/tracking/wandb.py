@@ -25,7 +25,7 @@ import shutil
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -208,6 +208,12 @@ class WandbRun:
         self._log_artifacts(view)
         self.run.summary.update(dict(view.summary))
         self.close(0 if record.status == "finished" else 1)
+
+    def points(self, points: Sequence[Mapping[str, float]]) -> None:
+        """See `OpenRun.points`."""
+        for step, point in enumerate(points):
+            self.run.log(dict(point), step=step)
+        self.close(0)
 
     def abandon(self) -> None:
         """See `OpenRun.abandon`."""

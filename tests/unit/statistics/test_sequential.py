@@ -1,5 +1,6 @@
 """The interval that may be looked at after every draw: its formula, its coverage, how soon it decides."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -130,8 +131,17 @@ def test_no_number_of_draws_makes_up_for_few_windows():
     y = 3 * rng.standard_normal(6) + 0.01 * rng.standard_normal((30, 6))
     y += 0.5 - y.mean()
     look = look_at(y, alpha=ALPHA, draws_differ=True)
-    assert look.items_dominate and look.is_up_to_the_items
+    assert look.items_dominate and look.is_in_vain()
     assert draws_needed(look, alpha=ALPHA) is None
+
+
+def test_more_draws_are_not_in_vain_while_the_mean_may_move_out_or_the_interval_into_the_margin():
+    rng = np.random.default_rng(5)
+    y = rng.standard_normal((6, 1)) + 0.5 * rng.standard_normal(8)
+    look = look_at(y - y.mean(), alpha=ALPHA, draws_differ=True)
+    assert look.verdict() == "undecided" and not look.is_in_vain()
+    steady = dataclasses.replace(look, draws_margin=0.5 * look.items_margin)
+    assert steady.is_in_vain() and not steady.is_in_vain(margin=2 * look.items_margin)
 
 
 def test_one_item_and_values_that_are_not_finite_are_refused():

@@ -1,0 +1,343 @@
+"""What `faqbench settle` is asked: a claim about methods, its terms, and the cells that can decide it.
+
+    "faq < awq"                         is FAQ's metric below AWQ's?
+    "faq, qep-awq < awq"                the same of several, and which is best
+    "faq(gamma=0.7, window=2) < faq"    overrides of one arm alone stand in parentheses
+
+All that a configuration tells is checked here, before anything runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from faqbench.cli.arguments import read_number
+from faqbench.cli.composing import Request, all_overrides, compose_cells, parse_flags
+from faqbench.config import Experiment, UserError, did_you_mean
+from faqbench.config.identity import identity
+from faqbench.config.margin import parse_margin
+from faqbench.statistics import fewest_draws
+
+Unit = Literal["ratio", "points", "nats"]
+TERMS = {
+    "metric": "what decides: a protocol, PROTOCOL.kl, PROTOCOL.agreement, a task, or mean_acc",
+    "margin": "within which a difference counts as none: 0.5%, 0.5pt or 0.01nats",
+    "alpha": "probability of a wrong verdict, over all contests and looks",
+    "max_draws": "the budget of calibration draws",
+    "at_once": "draws between two looks; as many as the launcher runs at once unless given",
+}
+_DEFAULT_DRAWS, _MOST_DRAWS = 40, 1000
+_ARM = re.compile(r"([\w.-]+)\s*(?:\((.*)\))?", re.DOTALL)
+_UNITS: Mapping[Unit, tuple[str, str, str]] = {
+    "ratio": ("percent", "%", "perplexities are compared in percent"),
+    "points": ("points", "pt", "accuracies and agreements are compared in points"),
+    "nats": ("nats", "nats", "divergences are compared in nats"),
+}
+_OURS = {
+    "quant": "the question names the arms",
+    "seed": "its draws are seeds 0, 1, 2, and so on",
+    "calibration.seed": "its draws are seeds 0, 1, 2, and so on",
+    "rerun": "it goes on with the runs that are there; `faqbench rm RUN` removes one",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What decides.
+
+    Attributes:
+        name: as it was asked for.
+        task: the protocol or task; empty for the mean over tasks.
+        kind: as `report.columns.Column.kind`.
+    """
+
+    name: str
+    task: str
+    kind: Literal["perplexity", "kl", "agreement", "acc", "mean_acc"]
+
+    @property
+    def record_name(self) -> str:
+        """What records call the number."""
+        names = {"kl": "kl_divergence", "agreement": "top1_agreement", "mean_acc": "acc"}
+        return names.get(self.kind, self.kind)
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of differences."""
+        units: Mapping[str, Unit] = {"perplexity": "ratio", "kl": "nats"}
+        return units.get(self.kind, "points")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way is good."""
+        return self.unit == "points"
+
+    @property
+    def is_of_windows(self) -> bool:
+        """Whether it is a mean over windows of text rather than over documents."""
+        return self.kind in ("perplexity", "kl", "agreement")
+
+    @property
+    def items(self) -> str:
+        """What it is measured on, in the plural."""
+        return "windows" if self.is_of_windows else "documents"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """A method of the question: its name there, and the overrides that make it."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inquiry:
+    """A question with its terms.
+
+    Attributes:
+        text: the question.
+        claim: `<` or `>`.
+        arms: the challengers, then the reference.
+        experiments: of each arm, its first draw.
+        metric: what decides.
+        margin: in the unit of differences; None is none.
+        alpha: over all contests.
+        max_draws: the budget.
+        at_once: draws between two looks; None follows the launcher.
+        flags: the command line without the question's own words.
+    """
+
+    text: str
+    claim: str
+    arms: tuple[Arm, ...]
+    experiments: tuple[Experiment, ...]
+    metric: Metric
+    margin: float | None
+    alpha: float
+    max_draws: int
+    at_once: int | None
+    flags: argparse.Namespace
+
+    @property
+    def contest_alpha(self) -> float:
+        """The level of each contest, so that all of them together keep alpha."""
+        return self.alpha / math.comb(len(self.arms), 2)
+
+    @property
+    def overrides(self) -> list[str]:
+        """The command line's own overrides."""
+        return all_overrides(self.flags)
+
+    def draws(self, arm: int, seeds: range, n_items: int | None = None) -> Request:
+        """Compose some of an arm's draws.
+
+        Args:
+            arm: its index.
+            seeds: of the draws.
+            n_items: windows or documents; None leaves what the command line says.
+        """
+        size = [] if n_items is None else [f"evaluation.n_{self.metric.items}={n_items}"]
+        return _compose(self.flags, [*self.arms[arm].overrides, *size], seeds)
+
+
+def read_inquiry(arguments: Sequence[str]) -> Inquiry:
+    """Read and check a command line of `settle`.
+
+    Raises:
+        UserError: for whatever the question, its terms or the configuration have wrong.
+    """
+    terms: dict[str, str] = {}
+    rest = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in TERMS:
+            terms[key] = value
+        else:
+            rest.append(argument)
+    questions = [word for word in rest if _is_question(word)]
+    if len(questions) != 1:
+        raise UserError(
+            'settle takes one question, as in "faq < awq": challengers, < or >, and whom they challenge; '
+            f"{f'there are {len(questions)}' if questions else 'there is none'}."
+        )
+    rest.remove(questions[0])
+    claim, arms = _parse(questions[0])
+    flags = parse_flags(rest)
+    _check_overrides(flags.overrides)
+    firsts = tuple(_compose(flags, arm.overrides, range(1)).experiments[0] for arm in arms)
+    _check_different(arms, firsts)
+    metric = _metric(terms.get("metric"), firsts[0])
+    inquiry = Inquiry(
+        text=" ".join(questions[0].split()),
+        claim=claim,
+        arms=arms,
+        experiments=firsts,
+        metric=metric,
+        margin=_margin(terms["margin"], metric) if "margin" in terms else None,
+        alpha=_alpha(terms.get("alpha", "0.05")),
+        max_draws=_count("max_draws", terms.get("max_draws", str(_DEFAULT_DRAWS))),
+        at_once=_count("at_once", terms["at_once"]) if "at_once" in terms else None,
+        flags=flags,
+    )
+    _check_budget(inquiry)
+    return inquiry
+
+
+def _is_question(word: str) -> bool:
+    """Say whether a word is the question rather than an override, whose value may hold `<` too."""
+    before = re.split("[<>]", word, maxsplit=1)[0]
+    return before != word and "=" not in re.sub(r"\(.*?\)", "", before)
+
+
+def _parse(text: str) -> tuple[str, tuple[Arm, ...]]:
+    sides = re.split("([<>])", text)
+    if len(sides) != 3:
+        raise UserError(f"'{text}' is no question: it has one < or >, as in \"faq < awq\".")
+    challengers, claim, reference = _split(sides[0]), sides[1], _split(sides[2])
+    if len(reference) != 1:
+        raise UserError(f"'{text}' challenges {len(reference)} arms; right of {claim} stands one.")
+    arms = tuple(_arm(word) for word in (*challengers, *reference))
+    names = [arm.name for arm in arms]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(
+            f"{twice[0]} and {twice[0]} are the same configuration; there is no question."
+        )
+    return claim, arms
+
+
+def _arm(word: str) -> Arm:
+    found = _ARM.fullmatch(word)
+    if found is None:
+        raise UserError(
+            f"'{word}' is no arm: it is a choice of quant, with overrides in parentheses, as in "
+            "faq(gamma=0.7)."
+        )
+    options = _split(found[2]) if found[2] is not None else []
+    for option in options:
+        if "=" not in option:
+            raise UserError(f"'{option}' of {found[1]} is no key=value override.")
+    _check_overrides(options)
+    name = f"{found[1]}({', '.join(options)})" if options else found[1]
+    return Arm(name=name, overrides=(f"quant={found[1]}", *options))
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas that stand in no bracket."""
+    words, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return [word.strip() for word in words]
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for line in overrides:
+        key = line.lstrip("+~").partition("=")[0]
+        if key in _OURS:
+            raise UserError(f"settle takes no {key}=: {_OURS[key]}.")
+
+
+def _compose(flags: argparse.Namespace, overrides: Sequence[str], draws: range) -> Request:
+    """Compose the draws of one arm, which are all that the command line may sweep over."""
+    own = copy.copy(flags)
+    seeds = ",".join(map(str, draws))
+    own.overrides, own.multirun = [*flags.overrides, *overrides, f"seed={seeds}"], True
+    request = compose_cells(own)
+    if request.kind == "search" or len(request.cells) != len(draws):
+        raise UserError(
+            "settle asks about one setting; a key with several values, or an experiment that is a sweep, "
+            "gives several: ask for one at a time."
+        )
+    return request
+
+
+def _check_different(arms: Sequence[Arm], experiments: Sequence[Experiment]) -> None:
+    known: dict[str, str] = {}
+    for arm, experiment in zip(arms, experiments, strict=True):
+        key = repr(identity(experiment))
+        if key in known:
+            raise UserError(
+                f"{known[key]} and {arm.name} are the same configuration; there is no question."
+            )
+        known[key] = arm.name
+
+
+def _metric(name: str | None, experiment: Experiment) -> Metric:
+    metrics = _metrics_of(experiment)
+    if not metrics:
+        raise UserError(
+            f"evaluation={experiment.evaluation.name} measures nothing, so nothing can be settled; "
+            "choose another, such as evaluation=quick."
+        )
+    if name is None:
+        return next(iter(metrics.values()))
+    if name not in metrics:
+        raise UserError(
+            f"metric={name} is not made by evaluation={experiment.evaluation.name}, which makes "
+            f"{', '.join(metrics)}.{did_you_mean(name, metrics)}"
+        )
+    if not metrics[name].is_of_windows and not experiment.evaluation.keep_items:
+        raise UserError(
+            f"metric={name} is compared item by item, and evaluation.keep_items=false keeps none."
+        )
+    return metrics[name]
+
+
+def _metrics_of(experiment: Experiment) -> dict[str, Metric]:
+    evaluation = experiment.evaluation
+    found = [Metric(name=p, task=p, kind="perplexity") for p in evaluation.protocols]
+    for protocol in evaluation.protocols if evaluation.kl else ():
+        kl, agreement = f"{protocol}.kl", f"{protocol}.agreement"
+        found.append(Metric(name=kl, task=protocol, kind="kl"))
+        found.append(Metric(name=agreement, task=protocol, kind="agreement"))
+    found += [Metric(name=t, task=t, kind="acc") for t in evaluation.tasks]
+    if len(evaluation.tasks) > 1:
+        found.append(Metric(name="mean_acc", task="", kind="mean_acc"))
+    return {metric.name: metric for metric in found}
+
+
+def _margin(text: str, metric: Metric) -> float:
+    try:
+        margin = parse_margin(text)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    name, unit, rule = _UNITS[metric.unit]
+    value: float | None = getattr(margin, name)
+    if value is None:
+        raise UserError(f"margin={text} says nothing of {metric.name}: {rule}, as in margin=1{unit}.")
+    return {"ratio": math.log1p(value / 100), "points": value / 100, "nats": value}[metric.unit]
+
+
+def _alpha(text: str) -> float:
+    alpha = read_number("settle", "alpha", text)
+    if not 1e-6 <= alpha <= 0.5:
+        raise UserError(f"alpha={text} is not allowed: a probability from 0.000001 to 0.5.")
+    return alpha
+
+
+def _count(key: str, text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_DRAWS:
+        raise UserError(f"{key}={text} is not allowed: a whole number from 1 to {_MOST_DRAWS}.")
+    return int(text)
+
+
+def _check_budget(inquiry: Inquiry) -> None:
+    fewest = fewest_draws(inquiry.contest_alpha)
+    is_calibrated = any(e.needs_calibration for e in inquiry.experiments)
+    if is_calibrated and inquiry.max_draws < fewest:
+        n = math.comb(len(inquiry.arms), 2)
+        over = "" if n == 1 else f" over {n} contests"
+        raise UserError(
+            f"max_draws={inquiry.max_draws} decides nothing: at alpha={inquiry.alpha:g}{over} no interval "
+            f"ends before draw {fewest}."
+        )
