@@ -148,3 +148,15 @@ def test_mlflow_shows_a_report_with_its_files(folder, mlflow_runs, tmp_path):
     place = client.get_experiment_by_name("study").experiment_id
     (run,) = client.search_runs([place], filter_string="attributes.run_name = 'report-study'")
     assert "index.html" in {f.path for f in client.list_artifacts(run.info.run_id)}
+
+
+def test_mlflow_shows_the_looks_of_a_decision(folder, mlflow_runs):
+    client, _ = mlflow_runs
+    points = [{"settle/draws": 5.0}, {"settle/draws": 6.0}]
+    for n in (1, 2):
+        tracker(section("mlflow"), folder).show_points("settle-x", {"question": "?"}, points[:n])
+    place = client.get_experiment_by_name("study").experiment_id
+    (run,) = client.search_runs([place], filter_string="attributes.run_name = 'settle-x'")
+    history = client.get_metric_history(run.info.run_id, "settle/draws")
+    assert [point.value for point in history] == [5.0, 6.0]
+    assert run.data.params["question"] == "?"

@@ -130,3 +130,14 @@ def test_a_report_is_a_run_of_its_own_with_its_page(runs, tmp_path):
     files = {p.name.partition("_")[0] for p in tmp_path.rglob("files/media/**/*") if p.is_file()}
     assert {"page", "cost", "results", "published"} <= files
     assert [a["type"] for a in only(records, "artifact")].count("report") == 1
+
+
+def test_the_looks_of_a_decision_are_a_run_whose_steps_are_shown_once(tmp_path):
+    points = [{"settle/draws": 5.0, "settle/faq - awq/low": -0.1}, {"settle/draws": 6.0}]
+    for n in (1, 2):
+        shown = Tracker(SECTION, tmp_path).show_points("settle-x", {"question": "?"}, points[:n])
+        assert shown
+    records = logged(tmp_path, "settle-x")
+    assert only(records, "run")[0]["job_type"] == "settle"
+    draws = [row["settle/draws"] for row in history_of(records) if "settle/draws" in row]
+    assert draws == [5.0, 6.0]
