@@ -314,7 +314,9 @@ def _margin(text: str, metric: Metric) -> float:
     name, unit, rule = _UNITS[metric.unit]
     value: float | None = getattr(margin, name)
     if value is None:
-        raise UserError(f"margin={text} says nothing of {metric.name}: {rule}, as in margin=1{unit}.")
+        raise UserError(
+            f"margin={text} says nothing of {metric.name}: {rule}, as in margin=1{unit}."
+        )
     return {"ratio": math.log1p(value / 100), "points": value / 100, "nats": value}[metric.unit]
 
 
