@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ class PeakMemory:
         return max(self._before, peak_memory_bytes(self.device))
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -122,6 +124,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@cache
 def _git_commit() -> str | None:
     """Return the commit of the source tree that runs, or None for an installed package."""
     root, git = Path(faqbench.__file__).parent.parent, shutil.which("git")

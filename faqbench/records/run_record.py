@@ -90,6 +90,7 @@ class RunRecord:
         skipped_scales: scale mappings that the architecture rules out, with the reason.
         started: ISO 8601, UTC.
         seconds: wall-clock time of the whole run.
+        extra: what concerns some cells only, with the keys of `schema.Extra`, and what later writers add.
     """
 
     schema_version: int

@@ -126,15 +126,31 @@ class _Scored(TypedDict, total=False):
     verified: Flag | None
 
 
-class _Extra(TypedDict, total=False):
+class Extra(TypedDict, total=False):
+    """What a record says beside its fields; what is not there did not concern the cell.
+
+    Attributes:
+        evaluation: how each protocol and task was measured, by name.
+        sources: what the names in the configuration stood for; see `faqbench.sources`.
+        calibration: how the calibration set was drawn, and how far it is from the reference set.
+        blocks: the errors that each decoder block was left with, where they were traced.
+        n_window_cuts: blocks with fewer later blocks than FAQ's window asks for.
+        activations: on which grid a linear's inputs were put.
+        stage_keys: the entries of the cache that the cell asked for, in that order.
+        plan: what a plan said of the cell, what then happened, and by how much it erred.
+    """
+
     evaluation: dict[Text, _Scored]
+    sources: dict[Text, _Free]
+    n_window_cuts: Count
+    activations: Any
     calibration: _DrawnCalibration
     plan: _Plan
     stage_keys: list[_StageUse]
     blocks: list[_BlockTrace]
 
 
-_CONFIG, _EXTRA = TypeAdapter(_Config), TypeAdapter(_Extra)
+_CONFIG, _EXTRA = TypeAdapter(_Config), TypeAdapter(Extra)
 
 
 def check_free_parts(config: Mapping[str, Any], extra: Mapping[str, Any]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
-SMALL_BYTES = 2**26  # files up to this size are hashed whenever they are asked for
+SMALL_BYTES = 2**26  # files up to this size are hashed when they are asked for
+_TINY_BYTES = 2**20  # up to this size each time
 
 
 def hash_file(path: Path) -> str:
@@ -20,10 +21,17 @@ def hash_file(path: Path) -> str:
 def file_version(path: Path, small: int = SMALL_BYTES) -> list[object]:
     """Return what tells one state of a file from another: its sha256, of a larger one size and times."""
     stat = path.stat()
-    if stat.st_size <= small:
-        return [hash_file(path)]
     # The change time cannot be set back, as the modification time can.
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    state = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    if stat.st_size > small:
+        return list(state)
+    return [hash_file(path) if stat.st_size <= _TINY_BYTES else _hash_as_of(path, state)]
+
+
+@lru_cache(maxsize=1024)
+def _hash_as_of(path: Path, _: tuple[int, int, int]) -> str:
+    """Return the sha256 of a file in a state that was seen before, as each cell of a sweep asks for it."""
+    return hash_file(path)
 
 
 def hash_text(text: str) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from faqbench.config.method import Reads, method_of
+from faqbench.pipeline.environment import device_name
 from faqbench.pipeline.planning.rate import MachineRate, measure_rate
 from faqbench.pipeline.planning.shape import ModelShape
 from faqbench.records import RunRecord
@@ -72,8 +73,7 @@ class Estimator:
         records: Iterable[RunRecord],
         model: str,
         shape: ModelShape | None,
-        device_name: str,
-        device: str,
+        device: torch.device,
         dtype: str = "float32",
     ) -> None:
         """Read the records of a model.
@@ -83,8 +83,7 @@ class Estimator:
                 in another dtype where there are any of these.
             model: `model.name`.
             shape: of that model, where its configuration is on this machine.
-            device_name: as records name it, `environment.device_name`.
-            device: cpu or cuda.
+            device: where cells run.
             dtype: of the evaluated model.
         """
         self._shape = shape
@@ -104,7 +103,7 @@ class Estimator:
         same = [
             record
             for record in alike
-            if record.environment.get("device_name") == device_name
+            if record.environment.get("device_name") == device_name(device)
             and record.config.get("dtype") == dtype
         ]
         for record in same or alike:
@@ -128,7 +127,7 @@ class Estimator:
                 seconds=work * median(o.seconds_per_work for o in seen),
                 n_bytes=work * median(o.bytes_per_work for o in seen),
             )
-        return self._by_shape(kind, title, work, config)
+        return self._by_shape(kind, title, config)
 
     @property
     def is_blind(self) -> bool:
@@ -186,20 +185,20 @@ class Estimator:
         self._peaks[method].append(record.peak_memory_bytes)
         self.n_records += 1
 
-    def _by_shape(self, kind: str, title: str, work: float, config: Mapping[str, Any]) -> Cost:
+    def _by_shape(self, kind: str, title: str, config: Mapping[str, Any]) -> Cost:
         if self._shape is None:
             return Cost(seconds=0.0, n_bytes=0.0)
-        seconds = _seconds_of_shape(self._shape, self._rate, kind, title, work, config)
         return Cost(
-            seconds=seconds, n_bytes=_bytes_of_shape(self._shape, kind, title, work, config)
+            seconds=_seconds_of_shape(self._shape, self._rate, kind, title, config),
+            n_bytes=_bytes_of_shape(self._shape, kind, title, config),
         )
 
     @cached_property
     def _rate(self) -> MachineRate:
         assert self._shape is not None
-        if self._device == "cuda" and not torch.cuda.is_available():
+        if self._device.type == "cuda" and not torch.cuda.is_available():
             return _usual_gpu(self._shape)
-        return measure_rate(self._shape, torch.device(self._device), getattr(torch, self._dtype))
+        return measure_rate(self._shape, self._device, getattr(torch, self._dtype))
 
 
 def _usual_gpu(shape: ModelShape) -> MachineRate:
@@ -233,14 +232,10 @@ def _work(kind: str, title: str, config: Mapping[str, Any]) -> float:
 
 
 def _seconds_of_shape(
-    shape: ModelShape,
-    rate: MachineRate,
-    kind: str,
-    title: str,
-    work: float,
-    config: Mapping[str, Any],
+    shape: ModelShape, rate: MachineRate, kind: str, title: str, config: Mapping[str, Any]
 ) -> float:
     """Return what a stage takes at a measured rate."""
+    work = _work(kind, title, config)
     forward, exact = shape.n_blocks * rate.block_seconds, shape.n_blocks * rate.exact_block_seconds
     operations = rate.operations_per_second
     if kind == "windows":
@@ -263,10 +258,9 @@ def _seconds_of_shape(
     return 0.0
 
 
-def _bytes_of_shape(
-    shape: ModelShape, kind: str, title: str, work: float, config: Mapping[str, Any]
-) -> float:
+def _bytes_of_shape(shape: ModelShape, kind: str, title: str, config: Mapping[str, Any]) -> float:
     """Return the bytes that a stage leaves in the cache."""
+    work = _work(kind, title, config)
     if kind == "statistics":
         return 4.0 * shape.n_blocks * shape.n_gram_elements
     if kind in ("perplexity", "reference"):

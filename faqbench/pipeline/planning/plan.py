@@ -14,7 +14,6 @@ from faqbench.config import Experiment, run_id
 from faqbench.evaluation import task_names
 from faqbench.hardware import named_device
 from faqbench.models import model_config
-from faqbench.pipeline.environment import device_name
 from faqbench.pipeline.graph import StageNeed, look_up
 from faqbench.pipeline.planning.estimates import Cost, Estimator
 from faqbench.pipeline.planning.outcome import Estimate
@@ -22,6 +21,8 @@ from faqbench.pipeline.planning.shape import shape_of
 from faqbench.records import RunRecord
 from faqbench.sources import reusable_record
 from faqbench.stages import Progress, StageCache
+
+_NOTHING = Cost(seconds=0.0, n_bytes=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,30 +135,31 @@ def make_plan(
         estimator = _estimator(experiment, device, records, estimators)
         config = experiment.model_dump(mode="json")
         needs = [*_assets(experiment), *look_up(experiment, cache, made)]
-        seconds, n_bytes, n_due = estimator.overhead_seconds(), 0.0, 0
+        due = {
+            need.entry: estimator.stage(need.kind, need.title, config)
+            for need in needs
+            if need.is_due and need.entry not in made
+        }
+        made |= due.keys()
+        seconds = estimator.overhead_seconds() + sum(cost.seconds for cost in due.values())
         if all(cell.status == "finished" for cell in cells.values()):
             seconds += estimator.start_seconds(has_tasks=bool(experiment.evaluation.tasks))
         of_kind: dict[str, float] = defaultdict(float)
         for need in needs:
             askers[need.entry] = askers.get(need.entry, 0) + 1
-            is_due = need.is_due and need.entry not in made
-            cost = Cost(seconds=0.0, n_bytes=0.0)
-            if is_due:
-                made.add(need.entry)
-                cost = estimator.stage(need.kind, need.title, config)
-                seconds, n_bytes, n_due = seconds + cost.seconds, n_bytes + cost.n_bytes, n_due + 1
-                of_kind[need.kind] += cost.seconds
-            if is_due or need.entry not in stages:
-                stages[need.entry] = need, cost
+            if need.entry in due:
+                of_kind[need.kind] += due[need.entry].seconds
+            if need.entry in due or need.entry not in stages:
+                stages[need.entry] = need, due.get(need.entry, _NOTHING)
         cells[name] = PlannedCell(
             run_id=name,
             status="new" if status == "finished" else status,
             seconds=seconds,
             stages=of_kind,
             peak_memory_bytes=estimator.peak_memory_bytes(config),
-            n_bytes=n_bytes,
-            n_due=n_due,
-            n_reused=sum(need.is_asked for need in needs) - n_due,
+            n_bytes=sum(cost.n_bytes for cost in due.values()),
+            n_due=len(due),
+            n_reused=sum(need.is_asked for need in needs) - len(due),
         )
     return Plan(
         cells=tuple(cells.values()),
@@ -195,8 +197,7 @@ def _estimator(
             records,
             experiment.model.name,
             None if config is None else shape_of(config),
-            device_name(device),
-            device.type,
+            device,
             experiment.dtype,
         )
     return known[key]

@@ -9,7 +9,6 @@ from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.estimating import estimates_of
 from faqbench.cli.plan import _summary
 from faqbench.models import load_model, loading
-from faqbench.pipeline.environment import device_name
 from faqbench.pipeline.graph import look_up
 from faqbench.pipeline.planning import (
     Estimator,
@@ -161,8 +160,7 @@ def test_a_text_that_changed_is_not_taken_for_the_one_that_was_run(run, cell, tm
 def estimator(compose):
     def make(records):
         section = compose("model=tiny-llama").model
-        shape, name = shape_of(section.random), device_name(CPU)
-        return Estimator(records, "tiny-llama", shape, name, "cpu")
+        return Estimator(records, "tiny-llama", shape_of(section.random), CPU)
 
     return make
 
