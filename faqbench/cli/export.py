@@ -85,6 +85,11 @@ def _experiment(record: RunRecord) -> Experiment:
             f"{record.run_id} quantizes activations, which no format here holds; export a run with "
             "quant.activations.bits=null."
         )
+    if not experiment.method["rotate"].is_idle:
+        raise UserError(
+            f"{record.run_id} quantizes a rotated model, which is not exported; export a run with "
+            "quant.rotate=none."
+        )
     if run_id(experiment).rpartition("-")[2] != record.run_id.rpartition("-")[2]:
         raise UserError(
             f"The configuration of {record.run_id} means another cell to this faqbench "

@@ -138,6 +138,13 @@ class CorrectionSection(Section):
         return self.strength
 
 
+class RotationSection(Section):
+    """`quant.rotation`: where a rotation goes, and its draw."""
+
+    places: tuple[Literal["R1", "R2", "R4"], ...]
+    seed: Annotated[int, Field(ge=0)]
+
+
 class SmoothingSection(Section):
     """`quant.smoothing`: SmoothQuant's scales."""
 
@@ -153,6 +160,7 @@ class ActivationsSection(Section):
     dynamic: bool
     clip_ratio: Annotated[float, Field(gt=0.0, le=1.0)]
     targets: tuple[RoleName, ...]
+    seen_by_rounding: bool
 
 
 class LinearOverride(Section):
@@ -167,6 +175,7 @@ class QuantSection(Section):
     """`quant`: the stages of a method and their options."""
 
     name: Slug
+    rotate: Annotated[str, _value_of("rotate")]
     scale: Annotated[str, _value_of("scale")]
     clip: Annotated[str, _value_of("clip")]
     correct: Annotated[str, _value_of("correct")]
@@ -183,6 +192,7 @@ class QuantSection(Section):
     gptaq: GPTAQSection
     qronos: QronosSection
     correction: CorrectionSection
+    rotation: RotationSection
     smoothing: SmoothingSection
     activations: ActivationsSection
     trace_windows: Annotated[int, Field(ge=0)]

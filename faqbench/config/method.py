@@ -1,16 +1,17 @@
 """The stages of a method and the values that each can take: one table, and all that follows from it.
 
-A method is a composition of stages, `scale` x `clip` x `correct` x `round`, and a value of a stage is one
-row here; beside them stands what is done to activations. The row says what the value reads of the model's
-activations, which options of `quant` it owns, and the function that does its work. Nobody else compares a
-stage's value with a name: whether a method
-needs calibration, which statistics are gathered, which options are part of an identity, what a report
-calls calibrated or a baseline, and what a plan expects, are asked of the `Method` that `method_of` makes
-of a `quant` section, of an experiment or of a record alike.
+A method is a composition of stages, `rotate` x `scale` x `clip` x `correct` x `round`, and a value of a
+stage is one row here; beside them stands what is done to activations. The row says what the value reads of
+the model's activations, which options of `quant` it owns, and the function that does its work. Nobody else
+compares a stage's value with a name: whether a method needs calibration, which statistics are gathered,
+which options are part of an identity, what a report calls calibrated or a baseline, and what a plan
+expects, are asked of the `Method` that `method_of` makes of a `quant` section, of an experiment or of a
+record alike.
 
 To add a value: write its function of tensors in a file of `faqbench/quantization/`, add a row to the
 stage's values below, and a preset that uses it to `conf/quant/`. What a function is given:
 
+    rotate    none: `models.rotation` makes another view of the model that was loaded
     scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, of later ones; or,
               for a value that reads extremes, (largest, weights, quant) -> scale [in]    of max|x| [in]
     clip      (weight, gram, grid, input_scale, quant) -> limit [out, n_groups]; gram None unless read
@@ -113,6 +114,15 @@ _CORRECTION = _always("correction", "strength", "damping", "roles")
 
 _IDLE = StageValue(name="none", is_idle=True)
 _UNKNOWN = StageValue(name="unknown")
+
+_ROTATION = _always("rotation", "places", "seed")
+
+ROTATE = _stage(
+    "rotate",
+    _IDLE,
+    StageValue(name="hadamard", label="Hadamard", options=_ROTATION),
+    StageValue(name="random", label="random rotation", options=_ROTATION),
+)
 
 SCALE = _stage(
     "scale",
@@ -233,8 +243,8 @@ CORRECT = _stage(
     is_always_named=True,
 )
 
-# In the order in which readers expect methods: scales, roundings, corrections.
-STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT)}
+# In the order in which readers expect methods: scales, roundings, corrections, rotations.
+STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT, ROTATE)}
 
 # What is done to the inputs of linears, as the section `quant.activations` says: no stage, since it changes
 # no weight.
@@ -245,6 +255,7 @@ _ACTIVATIONS: Options = {
     "activations.dynamic": True,
     "activations.clip_ratio": 1.0,
     "activations.targets": ["qkv", "o", "gate_up", "down"],
+    "activations.seen_by_rounding": False,
 }
 _DYNAMIC = StageValue(name="dynamic", options=_ACTIVATIONS)
 _STATIC = StageValue(name="static", reads=frozenset({Reads.EXTREMES}), options=_ACTIVATIONS)
@@ -321,9 +332,11 @@ class Method:
 
     @property
     def is_plain_rounding(self) -> bool:
-        """Whether it is RTN, with activations of any kind: plain rounding with every other stage idle."""
+        """Whether it is RTN, in any basis and with any activations: plain rounding, all else idle."""
         return self.rounds_to_nearest and all(
-            value.is_idle for stage, value in self.values.items() if stage != "round"
+            value.is_idle
+            for stage, value in self.values.items()
+            if stage not in ("rotate", "round")
         )
 
     @property

@@ -22,7 +22,7 @@ from faqbench.config.experiment import (
     RoleName,
     TrackingSection,
 )
-from faqbench.config.method import Method, method_of
+from faqbench.config.method import Method, Reads, method_of
 from faqbench.config.presearch import check_presearch
 
 # Keys for which the command line takes `auto` too, and puts what it means here in its place.
@@ -55,6 +55,7 @@ def _check_combination(experiment: Experiment) -> None:
     if experiment.method.owns("correction"):
         _check_held_out(quant.correction, experiment.n_calibration_samples)
     _check_activations(quant)
+    _check_rotation(quant)
     check_calibration(experiment.calibration, experiment.scenario)
     check_presearch(experiment.presearch)
     check_tracking(experiment.tracking)
@@ -153,6 +154,16 @@ def _check_held_out(correction: CorrectionSection, n_samples: int) -> None:
         )
 
 
+def _check_rotation(quant: QuantSection) -> None:
+    places = quant.rotation.places
+    if len(set(places)) < len(places):
+        raise UserError(f"quant.rotation.places={list(places)} names a place twice.")
+    if quant.rotate != "none" and not places:
+        raise UserError(
+            f"quant.rotate={quant.rotate} changes nothing: quant.rotation.places is empty."
+        )
+
+
 def _check_activations(quant: QuantSection) -> None:
     activations, method = quant.activations, method_of(quant)
     if len(set(activations.targets)) < len(activations.targets):
@@ -174,6 +185,18 @@ def _check_activations(quant: QuantSection) -> None:
             f"dynamic={str(activations.dynamic).lower()} is not allowed: a token's range is taken when "
             "it comes (token, dynamic=true), and one range for a tensor beforehand (tensor, "
             "dynamic=false), so that no score depends on what lies beside a request."
+        )
+    if not activations.seen_by_rounding:
+        return
+    if not method.reads & {Reads.HESSIAN, Reads.BOTH_STREAMS}:
+        raise UserError(
+            f"quant.activations.seen_by_rounding=true changes nothing: quant.round={quant.round} with "
+            f"quant.correct={quant.correct} reads no inputs of quantized linears."
+        )
+    if not activations.dynamic:
+        raise UserError(
+            "quant.activations.seen_by_rounding=true needs granularity=token: a static range is known "
+            "only when a linear has been quantized."
         )
 
 

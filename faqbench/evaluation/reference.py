@@ -11,6 +11,7 @@ neither side holds them all.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -67,14 +68,19 @@ class HiddenStates:
         path: of `hidden.raw`.
         dtype: of the numbers.
         shape: windows, scored tokens of a window, hidden_size.
+        rotate: turns them into what the head of the model that is compared takes; None where that is the
+            head of the full precision model.
     """
 
     path: Path
     dtype: torch.dtype
     shape: tuple[int, int, int]
+    rotate: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     @classmethod
-    def open(cls, folder: Path) -> HiddenStates:
+    def open(
+        cls, folder: Path, rotate: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> HiddenStates:
         """Return what a `HiddenWriter` left in a folder."""
         about = json.loads((folder / "hidden.json").read_text())
         n_windows, n_tokens, width = about["shape"]
@@ -82,6 +88,7 @@ class HiddenStates:
             path=folder / "hidden.raw",
             dtype=_DTYPES[about["dtype"]],
             shape=(n_windows, n_tokens, width),
+            rotate=rotate,
         )
 
     def read(self, start: int, n_windows: int, device: torch.device) -> torch.Tensor:
@@ -91,4 +98,5 @@ class HiddenStates:
         count = n_windows * n_bytes
         raw = np.fromfile(self.path, dtype=np.uint8, count=count, offset=start * n_bytes)
         assert len(raw) == count, f"{self.path} ends before window {start + n_windows}"
-        return torch.from_numpy(raw).view(self.dtype).view(-1, width).to(device)
+        hidden = torch.from_numpy(raw).view(self.dtype).view(-1, width).to(device)
+        return hidden if self.rotate is None else self.rotate(hidden)

@@ -19,11 +19,19 @@ from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
 from faqbench.models.memory import Budget, budget_of
 from faqbench.models.model import Model, device_of, twin
 from faqbench.models.prepared import PreparedLinear, prepare, prepared_input
+from faqbench.models.rotation import (
+    ROTATION_VERSION,
+    RotatedTensors,
+    check_rotation,
+    describe_rotation,
+    probe_logits,
+)
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
 from faqbench.models.tensors import Tensors
 from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
 
 __all__ = [
+    "ROTATION_VERSION",
     "Architecture",
     "BlockStream",
     "Budget",
@@ -34,12 +42,15 @@ __all__ = [
     "ModelHolder",
     "PreparedLinear",
     "Role",
+    "RotatedTensors",
     "Rows",
     "Tensors",
     "architecture_of",
     "bos_of",
     "budget_of",
     "check_ids",
+    "check_rotation",
+    "describe_rotation",
     "device_of",
     "encode",
     "fingerprint_model",
@@ -53,6 +64,7 @@ __all__ = [
     "pinned",
     "prepare",
     "prepared_input",
+    "probe_logits",
     "tokenizer_source",
     "twin",
     "weights_source",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from faqbench.models.architecture import Architecture
 from faqbench.models.model import Model, device_of
+from faqbench.models.prepared import prepared_input
 
 Inputs = Callable[[], Mapping[str, Any]]
 
@@ -85,9 +86,9 @@ class BlockStream:
             yield rows, output[0] if isinstance(output, tuple) else output
 
     def inputs_of(self, block: nn.Module, module: str) -> Iterator[tuple[slice, Tensor]]:
-        """Run the current block up to one of its modules, yielding (rows, that module's input)."""
+        """Run the current block up to one of its modules, yielding (rows, what that module works on)."""
         for rows, call in self.calls_of(block, module):
-            yield rows, call.args[0]
+            yield rows, prepared_input(block.get_submodule(module), call.args[0])
 
     def calls_of(self, block: nn.Module, module: str) -> Iterator[tuple[slice, Call]]:
         """Run the current block up to one of its modules, yielding (rows, how it was called)."""

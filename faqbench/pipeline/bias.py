@@ -51,19 +51,22 @@ def no_distance(reason: str) -> dict[str, Any]:
 
 def build_drawn_means(cell: Cell, folder: Path) -> None:
     """Take mean|x| on the calibration set from its statistics, or by a pass of its own."""
-    given, device = cell.fingerprints, cell.device.type
-    if "statistics" in cell.stages:
-        cell.get("statistics")
-        copy_means(cell.entry("statistics"), folder)
-        return
-    known = statistics_key(
-        cell.model.experiment, given, device
-    )  # of a method that searched in them
-    there = cell.cache.find("statistics", known)
+    there = _statistics(cell)
     if there is None:
         _observe(cell, _DRAWN, folder)
     else:
         copy_means(there, folder)
+
+
+def _statistics(cell: Cell) -> Path | None:
+    """Return where the statistics of the model as loaded are; None where no method searched in them."""
+    if not cell.experiment.method["rotate"].is_idle:  # its statistics are in another basis
+        return None
+    if "statistics" in cell.stages:
+        cell.get("statistics")
+        return cell.entry("statistics")
+    key = statistics_key(cell.model.experiment, cell.fingerprints, cell.device.type)
+    return cell.cache.find("statistics", key)
 
 
 def build_reference_means(cell: Cell, folder: Path) -> None:

@@ -6,8 +6,8 @@ own, so that the keys of all later stages are known at once. The same is true of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from faqbench.models import (
     LoadedModel,
     Model,
     ModelHolder,
+    RotatedTensors,
     budget_of,
     check_ids,
     pinned,
@@ -125,6 +126,27 @@ class CellModel:
         )
         return self._loaded
 
+    def start(self) -> LoadedModel:
+        """Return the model that the method begins with: as loaded, or rotated."""
+        loaded, rotated = self._loaded or self.pristine(), self.rotated
+        if rotated is None:
+            return loaded
+
+        def make(pristine: Model) -> Model:
+            return pristine.view(tensors=rotated, prepare=rotated.prepare)
+
+        quant = self.experiment.quant
+        key = (self.experiment.model.name, quant.rotate, quant.rotation.model_dump_json())
+        return replace(loaded, view=self._holder.view(key, make))
+
+    @property
+    def rotated(self) -> RotatedTensors | None:
+        """The tensors of the rotated model that is quantized; None for methods that rotate none."""
+        if self.experiment.method["rotate"].is_idle:
+            return None
+        view = (self._loaded or self.pristine()).view
+        return RotatedTensors(view.tensors, view.architecture, self.experiment.quant)
+
     def use(self, quantized: Path) -> None:
         """Evaluate the quantized weights of a folder; see `quantization.checkpoint`."""
         self._quantized = quantized
@@ -150,12 +172,16 @@ class CellModel:
         def make(pristine: Model) -> Model:
             if quantized is None:
                 return pristine.view(dtypes=dtypes)
-            linears = StoredLinears(quantized, self.device)
-            return pristine.view(
-                tensors=QuantizedTensors(pristine.tensors, linears),
-                dtypes=dtypes,
-                prepare=partial(quantize_inputs, linears, activations),
-            )
+            linears, rotated = StoredLinears(quantized, self.device), self.rotated
+
+            def prepare(module: Any, architecture: Architecture) -> None:
+                if rotated is not None:
+                    rotated.prepare(module, architecture)
+                quantize_inputs(linears, activations, module, architecture)
+
+            base = pristine.tensors if rotated is None else rotated
+            tensors = QuantizedTensors(base, linears)
+            return pristine.view(tensors=tensors, dtypes=dtypes, prepare=prepare)
 
         if self._loaded is None:
             self.pristine()

@@ -128,7 +128,9 @@ def build_reference(name: str, cell: Cell, folder: Path) -> None:
 def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
     """Score a protocol's windows by the cell's model, and compare it with the reference if wanted."""
     wanted = cell.experiment.needs_reference
-    hidden = HiddenStates.open(cell.get(f"reference {name}")) if wanted else None
+    rotated = cell.model.rotated if wanted else None
+    rotate = None if rotated is None else rotated.rotate_output
+    hidden = HiddenStates.open(cell.get(f"reference {name}"), rotate) if wanted else None
     _score(name, cell, cell.model.evaluated, folder, hidden)
 
 

@@ -2,6 +2,7 @@
 
     finite                       no NaN or infinity in metrics, tokens, items, reports or weights
     tied_weights                 embeddings and output head are one tensor where the config says so
+    rotation_is_exact            the rotated model gave the logits of the model as loaded
     all_linears_quantized        as many linears as the architecture has, less those skipped on purpose
     above_chance                 the mean accuracy over tasks is more than guessing gives
     requests_fit                 of no task are more than 1 % of the requests cut at the model's context
@@ -29,7 +30,7 @@ from faqbench.models import Model
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.neighbours import Neighbours
-from faqbench.quantization import QuantizedModel
+from faqbench.quantization import QuantizedModel, RotationReport
 from faqbench.records import Gate, RunRecord, truncated_requests
 
 # One-sided 95 %: how many standard errors above chance a mean accuracy must be.
@@ -80,6 +81,8 @@ def check_gates(cell: Finished) -> tuple[Gate, ...]:
     gates = [_finite(cell), _tied(cell.weights)]
     if cell.quantized is not None:
         gates.append(_all_quantized(cell.record, cell.weights, cell.quantized))
+        if cell.quantized.rotation is not None:
+            gates.append(_exactly_rotated(cell.quantized.rotation))
     if cell.record.config["evaluation"]["tasks"]:
         gates.append(_above_chance(cell.record))
         gates.append(_requests_fit(cell.record))
@@ -129,6 +132,15 @@ def _tied(weights: WeightsCheck) -> Gate:
         passed=weights.is_tied == weights.wants_tied,
         detail=f"embeddings are {'' if weights.is_tied else 'not '}tied, "
         f"the config says {weights.wants_tied}",
+    )
+
+
+def _exactly_rotated(rotation: RotationReport) -> Gate:
+    return Gate(
+        name="rotation_is_exact",
+        passed=rotation.logit_error <= rotation.tolerance,
+        detail=f"logits differ by {rotation.logit_error:.2g} before anything is quantized, "
+        f"{rotation.tolerance:.2g} is allowed",
     )
 
 

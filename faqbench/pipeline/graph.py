@@ -145,7 +145,8 @@ def _quantization(experiment: Experiment) -> list[Stage]:
     )
     gathered = [statistics] if reads_store(experiment.quant) else []
     reads = tuple(stage.id for stage in gathered)
-    distance = _distance(reads) if experiment.needs_calibration else []
+    own_basis = experiment.method["rotate"].is_idle
+    distance = _distance(reads if own_basis else ()) if experiment.needs_calibration else []
     quantized = Stage(
         name="quantized",
         title=experiment.quant.name,

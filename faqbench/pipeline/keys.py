@@ -39,7 +39,7 @@ from faqbench.evaluation import (
     text_source,
 )
 from faqbench.evaluation.overlap import CODE_VERSION as OVERLAP_VERSION
-from faqbench.models import tokenizer_source, weights_source
+from faqbench.models import ROTATION_VERSION, tokenizer_source, weights_source
 from faqbench.pipeline.cell import Fingerprints, Key
 from faqbench.quantization import CHECKPOINT_VERSION
 from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
@@ -102,7 +102,7 @@ def statistics_key(experiment: Experiment, given: Fingerprints, device: str) -> 
     bits, window, gamma or any other choice of a quantizer, so one pass serves a whole sweep.
     """
     settings = experiment.calibration
-    return {
+    return _rotation(experiment) | {
         "version": STATISTICS_VERSION,
         "model": given["model"],
         "tokens": given["calibration"],
@@ -218,7 +218,7 @@ def check_key(experiment: Experiment, given: Fingerprints, device: str) -> Key:
 
 def evaluated_key(experiment: Experiment, given: Fingerprints, device: str) -> Key:
     """Return the part of an evaluation's key that says which model is scored, and in which dtype."""
-    key: Key = {
+    key: Key = _rotation(experiment) | {
         "model": given["model"],
         "quant": quant_identity(experiment),
         "quantization_version": QUANTIZATION_VERSION if experiment.quantizes else None,
@@ -239,6 +239,14 @@ def computed_on(device: str) -> Key:
         "torch": torch.__version__,
         "transformers": library_version("transformers"),
     }
+
+
+def _rotation(experiment: Experiment) -> Key:
+    """Return the part of a key that says in which basis the model is; nothing for that of most methods."""
+    quant = experiment.quant
+    if experiment.method["rotate"].is_idle:
+        return {}
+    return {"rotation": [ROTATION_VERSION, quant.rotate, quant.rotation.model_dump(mode="json")]}
 
 
 def _task_data(name: str) -> object:

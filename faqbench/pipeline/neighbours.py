@@ -24,7 +24,7 @@ from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
 
 _GRID = (
     "bits", "group_size", "symmetric", "symmetric_grid", "scale_dtype", "skip", "overrides",
-    "activations",
+    "activations", "rotate", "rotation",
 )  # fmt: skip
 _MOST_COMPARED = 24  # the scores of each are read, and chance alone marks one comparison in forty
 

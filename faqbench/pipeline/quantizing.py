@@ -9,20 +9,28 @@ A cell whose quantized weights are there needs neither statistics nor a walk; it
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+
 from faqbench.calibration import CalibrationSet
+from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell_model import CellModel
 from faqbench.quantization import (
     BlockReport,
     Calibration,
     LinearReport,
     QuantizedModel,
+    RotationReport,
     assign_grids,
     quantize_model,
     write_linear,
 )
+
+_EXACT = 1e-3  # how far apart logits of a rotated model may be where weights are float32
+_ROUNDINGS = 4  # where weights have fewer digits: of the largest logit
 
 
 def build_quantized(cell: Cell, folder: Path) -> None:
@@ -35,6 +43,7 @@ def build_quantized(cell: Cell, folder: Path) -> None:
     # First, since it finds the user's mistakes.
     pristine = model.pristine()
     grids = assign_grids(pristine.architecture, experiment.quant)
+    rotation = None if experiment.method["rotate"].is_idle else _rotation(model)
     store = cell.get("statistics") if "statistics" in cell.stages else None
     tokens = None
     if experiment.needs_calibration:
@@ -45,7 +54,7 @@ def build_quantized(cell: Cell, folder: Path) -> None:
             select=experiment.calibration.tokens,
         )
     quantized = quantize_model(
-        pristine,
+        model.start(),
         experiment.quant,
         grids,
         store,
@@ -53,6 +62,7 @@ def build_quantized(cell: Cell, folder: Path) -> None:
         cell.progress,
         keep=lambda name, linear: write_linear(folder, name, linear),
     )
+    quantized = replace(quantized, rotation=rotation)
     (folder / "reports.json").write_text(json.dumps(asdict(quantized)))
 
 
@@ -70,4 +80,18 @@ def read_reports(folder: Path) -> QuantizedModel:
         blocks=tuple(BlockReport(**r) for r in raw["blocks"]),
         skipped_scales=tuple(raw["skipped_scales"]),
         n_window_cuts=raw["n_window_cuts"],
+        rotation=RotationReport(**raw["rotation"]) if raw.get("rotation") else None,
+    )
+
+
+def _rotation(model: CellModel) -> RotationReport:
+    """Compare the rotated model with the one as loaded, before anything is quantized."""
+    view = model.pristine().view
+    expected = probe_logits(view)
+    found = probe_logits(model.start().view)
+    rounding = _ROUNDINGS * torch.finfo(view.dtype).eps * float(expected.abs().max())
+    return RotationReport(
+        **describe_rotation(view.architecture, model.experiment.quant),
+        logit_error=float((found - expected).abs().max()),
+        tolerance=max(_EXACT, rounding),
     )

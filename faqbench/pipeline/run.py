@@ -161,6 +161,8 @@ def _record(
     if quantized is not None:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts
+        if quantized.rotation is not None:
+            extra["rotation"] = dataclasses.asdict(quantized.rotation)
     if cell.experiment.quant.activations.bits is not None:
         extra["activations"] = describe_activations(cell.experiment.quant.activations)
     extra["stage_keys"] = [dataclasses.asdict(use) for use in cell.uses]

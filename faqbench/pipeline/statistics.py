@@ -17,7 +17,7 @@ from faqbench.stages import Progress, StageCache
 def build_statistics(cell: Cell, folder: Path) -> None:
     """Observe the cell's model in full precision on its calibration set."""
     calibration: CalibrationSet = cell.get("calibration")
-    _observe(cell.experiment, cell.model.pristine(), calibration, cell.progress, folder)
+    _observe(cell.experiment, cell.model.start(), calibration, cell.progress, folder)
 
 
 def load_statistics(cell: Cell, folder: Path) -> ActivationStore:

@@ -60,6 +60,11 @@ def search(experiment: Experiment, *, cache: StageCache, progress: Progress) -> 
             f"presearch chooses the preview of FAQ, and quant={experiment.quant.name} has none "
             f"(quant.scale={experiment.quant.scale}); use quant=faq or quant=qep-faq."
         )
+    if experiment.quant.rotate != "none":
+        raise UserError(
+            "presearch tries previews on the model as it was loaded, and quant.rotate="
+            f"{experiment.quant.rotate} quantizes another one; use quant.rotate=none."
+        )
     known = {candidate.name: candidate for candidate in candidates(experiment)}
     if len(known) == 1:
         raise UserError("presearch.grids has no candidate besides AWQ: raise window, lower gamma.")

@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from faqbench.quantization import (
     QuantizedLinear,
     QuantizedTensors,
     assign_grids,
+    quantize_inputs,
     quantize_model,
     reads_store,
 )
@@ -176,7 +178,11 @@ class Bench:
         )
         view = self._loaded.view
         dtypes = (view.dtype, getattr(torch, self._experiment.dtype))
-        scored = view.view(tensors=QuantizedTensors(view.tensors, linears), dtypes=dtypes)
+        scored = view.view(
+            tensors=QuantizedTensors(view.tensors, linears),
+            dtypes=dtypes,
+            prepare=partial(quantize_inputs, linears, experiment.quant.activations),
+        )
         budget = self._experiment.evaluation.batch_tokens
         scores = score_tokens(
             scored.fill().module,

@@ -1,7 +1,8 @@
 """Quantization: stages, each a pure function of tensors, and the walk that applies them.
 
-A method is a composition: `scale` x `clip` x `correct` x `round`, of a model whose activations may be
-quantized too; `conf/quant/<name>.yaml` is a preset of these. Where each lives:
+A method is a composition: `scale` x `clip` x `correct` x `round`, of a model that may be rotated before
+(`models.rotation`) and whose activations may be quantized too; `conf/quant/<name>.yaml` is a preset of
+these. Where each lives:
 
     grid.py         codes, scales and zero points: what a quantized weight is
     preview.py      FAQ's statistic, a blend of this block's activations with later ones
@@ -39,7 +40,12 @@ from faqbench.quantization.checkpoint import (
 )
 from faqbench.quantization.engine import CODE_VERSION, quantize_model
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
-from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel
+from faqbench.quantization.reports import (
+    BlockReport,
+    LinearReport,
+    QuantizedModel,
+    RotationReport,
+)
 from faqbench.quantization.streams import Calibration, check_correction, reads_store
 
 __all__ = [
@@ -54,6 +60,7 @@ __all__ = [
     "QuantizedModel",
     "QuantizedTensors",
     "RoleStatistics",
+    "RotationReport",
     "StoredLinears",
     "assign_grids",
     "check_correction",

@@ -14,6 +14,10 @@ when the configuration is composed. The inputs of all linears of the targeted ro
 keys, values and probabilities inside attention, the KV cache, the output head and the embedding are not
 (`describe_activations` says so in the record): published W4A4 differs in that.
 
+Whether the roundings that read the quantized stream see it with its activations rounded
+(`seen_by_rounding`) is a switch, since it changes the numbers of one and the same method: QuaRot's code
+rounds weights first and activations after, GPTAQ's authors recommend the other.
+
 Reference: SmoothQuant, arXiv 2211.10438, `fake_quant.py`, and QuaRot, arXiv 2404.00456, whose symmetric
 grid leaves the lowest code almost unused and whose clip ratio multiplies both ends. Differs from
 SmoothQuant's evaluation, which also rounds the outputs of q, k and v.
@@ -95,6 +99,7 @@ def describe_activations(settings: ActivationsSection) -> dict[str, object]:
     return {
         "bits": settings.bits,
         "grid": "symmetric, largest code 2^(bits-1) - 1" if settings.symmetric else "asymmetric",
+        "seen_by_rounding": settings.seen_by_rounding,
         "range": "per token, dynamic"
         if settings.dynamic
         else "per tensor, of the calibration tokens",

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from faqbench.config import UserError
-from faqbench.models import BlockStream, LoadedModel, Role, open_stream
+from faqbench.models import BlockStream, LoadedModel, Role, open_stream, prepared_input
 from faqbench.stages import Progress
 
 CODE_VERSION = 4  # raise it when the numbers that `observe` writes change
@@ -159,8 +159,8 @@ def observe_block(
         accumulator = Accumulator(linear.in_features, linear.weight.device)
         accumulators[role.name] = accumulator
 
-        def hook(_: nn.Module, args: tuple[Any, ...], a: Accumulator = accumulator) -> None:
-            a.add(select_tokens(args[0], tokens))
+        def hook(own: nn.Module, args: tuple[Any, ...], a: Accumulator = accumulator) -> None:
+            a.add(select_tokens(prepared_input(own, args[0]), tokens))
 
         handles.append(linear.register_forward_pre_hook(hook))
     try:

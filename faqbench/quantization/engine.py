@@ -134,6 +134,9 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
     quant, streams = walk.quant, walk.streams
     full = walk.store.block(index) if walk.store is not None else {}
     quantized: Mapping[str, RoleStatistics] = {}
+    for role in walk.architecture.roles if streams is not None else ():
+        assert streams is not None
+        streams.quantize_inputs(role, _linears(walk, index, block, role))
     if reads_quantized(quant) and not gathers_by_role(quant):
         assert streams is not None
         quantized = streams.observe(walk.architecture.roles)
@@ -202,6 +205,8 @@ def _quantize_linears(
     for name, linear in linears.items():
         stand_in = stand_ins[name].to(linear.weight.dtype)
         linear.weight = nn.Parameter(stand_in, requires_grad=False)
+        if walk.streams is not None:
+            walk.streams.settle(name, result.linears[name])
         if walk.keep is not None:
             walk.keep(f"{walk.architecture.blocks}.{index}.{name}", result.linears[name])
     seconds = (time.perf_counter() - start) / len(linears)

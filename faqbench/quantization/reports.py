@@ -80,6 +80,25 @@ class BlockReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RotationReport:
+    """What a rotation made of the model that was then quantized.
+
+    Attributes:
+        sizes: of the rotation, by place.
+        in_blocks_of: places whose size has no Hadamard matrix, and how many channels are mixed instead.
+        untied_weights: of an output head that was one tensor with the embedding.
+        logit_error: the largest difference between logits of the rotated model and the one as loaded.
+        tolerance: what rounding in the weights' dtype may make of it.
+    """
+
+    sizes: Mapping[str, int]
+    in_blocks_of: Mapping[str, int]
+    untied_weights: int
+    logit_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class QuantizedModel:
     """The outcome of a walk.
 
@@ -88,22 +107,25 @@ class QuantizedModel:
         blocks: one report per block; empty when nothing was traced.
         skipped_scales: scale mappings that were ruled out, with the reason, once per role.
         n_window_cuts: how many blocks had fewer later blocks than FAQ's window asks for.
+        rotation: what was made of the model before; None where it was not rotated.
     """
 
     linears: tuple[LinearReport, ...]
     blocks: tuple[BlockReport, ...]
     skipped_scales: tuple[str, ...]
     n_window_cuts: int
+    rotation: RotationReport | None = None
 
     @property
     def bits_per_weight(self) -> float:
-        """Bits of codes, scales and zero points per weight of the quantized linears."""
+        """Bits of codes, scales and zero points, and of an untied head, per weight of the linears."""
         return self.storage_bits / sum(r.n_weights for r in self.linears)
 
     @property
     def storage_bits(self) -> int:
-        """Bits of all quantized linears."""
-        return sum(r.storage_bits for r in self.linears)
+        """Bits of all quantized linears, and of a head that only a rotated model has, in 16 bits."""
+        untied = 0 if self.rotation is None else self.rotation.untied_weights
+        return sum(r.storage_bits for r in self.linears) + 16 * untied
 
 
 def report_role(

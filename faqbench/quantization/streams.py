@@ -8,7 +8,7 @@ windows goes along both for tracing and for searches that need no more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.method import Reads, method_of
-from faqbench.models import BlockStream, LoadedModel, Role, open_stream
+from faqbench.models import (
+    BlockStream,
+    LoadedModel,
+    PreparedLinear,
+    Role,
+    open_stream,
+    prepare,
+)
+from faqbench.quantization.activation_grid import ActivationGrid
 from faqbench.quantization.activations import (
     Accumulator,
     RoleStatistics,
@@ -32,6 +40,7 @@ from faqbench.quantization.correct import (
     CrossAccumulator,
     is_held_out,
 )
+from faqbench.quantization.grid import QuantizedLinear
 from faqbench.quantization.method import call_of, fixed_alpha, searches_scale
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.reports import BlockReport
@@ -150,6 +159,8 @@ class Streams:
             if reads_sample(quant):
                 searched = "quantized" if corrects(quant) else "full"
             self._sample = Sample(loaded, tokens, n_traced=n_traced, searched=searched)
+        settings = quant.activations
+        self._grid = settings if settings.bits is not None and settings.seen_by_rounding else None
         self._original: nn.Module = nn.Identity()
         self._block: nn.Module = nn.Identity()
 
@@ -158,6 +169,23 @@ class Streams:
         self._original, self._block = original, block
         if self._sample is not None:
             self._sample.arrive(original)
+
+    def quantize_inputs(self, role: Role, linears: Iterable[str]) -> None:
+        """Let some linears of a role of the twin round their inputs, where roundings are to see that."""
+        if self._grid is not None and role.name in self._grid.targets:
+            for linear in linears:
+                prepare(self._block, linear, ActivationGrid(self._grid, None, None))
+
+    def settle(self, linear: str, quantized: QuantizedLinear) -> None:
+        """Let a linear that was quantized divide its input by its scale, where it rounds it.
+
+        Before, the scale is not known, and the input is on a grid without one.
+        """
+        own = self._block.get_submodule(linear)
+        if quantized.input_scale is None or not isinstance(own, PreparedLinear):
+            return
+        if self._grid is not None and isinstance(own.steps[-1], ActivationGrid):
+            own.steps[-1] = ActivationGrid(self._grid, quantized.input_scale, None)
 
     def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs on the quantized stream, in one pass."""

@@ -61,6 +61,20 @@ def test_static_ranges_come_from_calibration_and_dynamic_ones_need_none(run):
     assert np.abs(nll(data) - nll(wide)).mean() < 0.05
 
 
+def test_a_rounding_that_sees_quantized_activations_gives_other_weights(run):
+    seen = "quant.activations.seen_by_rounding=true"
+    cells = [
+        run("quant=w4a4", "quant.round=gptq", *more)[1]
+        for more in ((), (seen,), (seen, "quant.scale=smoothquant"), (seen, "quant.correct=qep"))
+    ]
+    errors = [tuple(data.layers["relative_error"]) for data in cells]
+    assert len(set(errors)) == 4
+    assert [data.record.extra["activations"]["seen_by_rounding"] for data in cells[:2]] == [
+        False,
+        True,
+    ]
+
+
 @pytest.mark.parametrize("family", ["gemma3", "mistral", "phi3", "qwen2", "qwen3"])
 def test_every_family_takes_quantized_activations_static_and_smoothed(run_cell, family):
     for preset, more in (("w4a4-lae", ()), ("smoothquant", STATIC)):
@@ -105,6 +119,7 @@ def test_a_report_ranks_weights_alone_and_weights_with_activations_apart(run):
         (["quant=fp", "quant.activations.bits=4"], "quant.round=none"),
         (["quant=w4a4", "quant.activations.targets=[]"], "targets is empty"),
         (["quant=w4a4", "quant.activations.bits=1"], "2"),
+        (["quant=w4a4", "quant.activations.seen_by_rounding=true"], "changes nothing"),
         (["quant=smoothquant", "quant.smoothing.alpha=1.5"], "quant.smoothing.alpha"),
         (["quant=w4a4", "quant.activations.clip_ratio=0"], "clip_ratio"),
     ],

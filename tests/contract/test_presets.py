@@ -89,7 +89,7 @@ def test_every_preset_runs_at_two_bits_per_row_and_some_on_every_kind_of_grid(ru
     roles = {"qkv", "o", "gate_up", "down"}
     assert len(data.layers) == 28
     silent = {"qep": {"down"}, "qep-onecompression": {"down"}}
-    silent |= dict.fromkeys(("rtn", "w8a8", "w4a8", "w4a4"), roles)
+    silent |= dict.fromkeys(("rtn", "w8a8", "w4a8", "w4a4", "hadamard-rtn"), roles)
     assert unknown == silent.get(preset, set())
     assert data.record.bits_per_weight >= data.layers["bits"].min()
 

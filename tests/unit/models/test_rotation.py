@@ -1,0 +1,136 @@
+"""A rotated model is another view with the same outputs, for every family and every place."""
+
+import pytest
+import torch
+
+from faqbench.cli.composing import conf_dir
+from faqbench.config import UserError
+from faqbench.models import RotatedTensors, load_model
+from faqbench.models.rotation import untied_weights
+from faqbench.stages import PlainProgress
+
+FAMILIES = sorted(p.stem.removeprefix("tiny-") for p in conf_dir().glob("model/tiny-*.yaml"))
+CPU = torch.device("cpu")
+
+
+class Uneven:
+    """A random model's tensors with gains that differ and biases that are not zero."""
+
+    def __init__(self, base):
+        self.base = base
+        self.shape = base.shape
+
+    def read(self, name):
+        tensor = self.base.read(name)
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name)))
+        if "norm" in name:
+            return tensor * noise.exp()
+        return tensor + noise if name.endswith("bias") else tensor * 3
+
+
+@pytest.fixture(scope="module")
+def load(compose):
+    def make(family, **random):
+        section = compose(f"model=tiny-{family}").model
+        section = section.model_copy(update={"random": {**(section.random or {}), **random}})
+        view = load_model(section, torch.float32, CPU, PlainProgress()).view
+        return view.view(tensors=Uneven(view.tensors))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def rotation(compose):
+    def make(kind, places, seed=0):
+        chosen = f"quant.rotation.places=[{places}]", f"quant.rotation.seed={seed}"
+        return compose(
+            "model=tiny-llama", "quant=hadamard-rtn", f"quant.rotate={kind}", *chosen
+        ).quant
+
+    return make
+
+
+def rotated(view, quant):
+    tensors = RotatedTensors(view.tensors, view.architecture, quant)
+    return view.view(tensors=tensors, prepare=tensors.prepare)
+
+
+@torch.no_grad()
+def logits(view):
+    tokens = torch.randint(0, 257, (2, 24), generator=torch.Generator().manual_seed(0))
+    return view.fill().module(tokens).logits
+
+
+@pytest.mark.parametrize("kind", ["hadamard", "random"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rotated_model_gives_the_same_logits(load, rotation, family, kind):
+    view = load(family)
+    places = "R2,R4" if family == "gemma3" else "R1,R2,R4"
+    other = rotated(view, rotation(kind, places))
+    before = logits(view)
+    assert before.std() > 0.3
+    assert (logits(other) - before).abs().max() < 1e-3
+    assert not torch.equal(other.weight("model.layers.1.mlp.down_proj.weight"),
+                           view.weight("model.layers.1.mlp.down_proj.weight"))  # fmt: skip
+
+
+@pytest.mark.parametrize("place", ["R1", "R2", "R4"])
+def test_each_place_alone_changes_weights_and_no_logits(load, rotation, place):
+    view = load("qwen2")
+    other = rotated(view, rotation("hadamard", place))
+    changed = {name for name, w in view.named_weights() if not torch.equal(w, other.weight(name))}
+    block = "model.layers.2."
+    linears = {n.removeprefix(block) for n in changed if n.startswith(block) and "proj.weight" in n}
+    qkv = {f"self_attn.{n}_proj.weight" for n in "qkv"}
+    assert linears == {
+        "R1": {*qkv, "self_attn.o_proj.weight", *(f"mlp.{n}_proj.weight" for n in ("gate", "up", "down"))},
+        "R2": {"self_attn.v_proj.weight", "self_attn.o_proj.weight"},
+        "R4": {"mlp.down_proj.weight"},
+    }[place]  # fmt: skip
+    assert (f"{block}self_attn.v_proj.bias" in changed) == (place == "R2")
+    assert (logits(other) - logits(view)).abs().max() < 1e-3
+
+
+def test_a_tied_head_becomes_one_of_its_own_and_is_counted(load, rotation):
+    view, quant = load("llama", tie_word_embeddings=True), rotation("hadamard", "R1")
+    other = rotated(view, quant)
+    module = other.fill().module
+    assert module.lm_head.weight is not module.model.embed_tokens.weight
+    assert not module.config.tie_word_embeddings and view.module.config.tie_word_embeddings
+    assert other.n_parameters - view.n_parameters == 257 * 64
+    assert untied_weights(view.architecture, quant) == 257 * 64
+    assert untied_weights(view.architecture, rotation("hadamard", "R2")) == 0
+
+
+def test_hidden_states_of_the_model_as_loaded_suit_the_rotated_head(load, rotation):
+    view = load("llama")
+    tensors = RotatedTensors(view.tensors, view.architecture, rotation("hadamard", "R1"))
+    other = view.view(tensors=tensors, prepare=tensors.prepare)
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        hidden = view.fill().module.model(tokens).last_hidden_state
+        expected = other.fill().module.model(tokens).last_hidden_state
+    assert torch.allclose(tensors.rotate_output(hidden), expected, atol=1e-3)
+
+
+def test_seeds_give_other_weights_and_the_same_seed_the_same(load, rotation):
+    view, name = load("llama"), "model.layers.0.self_attn.q_proj.weight"
+    first, again, other = (
+        rotated(view, rotation("hadamard", "R1", seed)).weight(name) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_a_family_with_norms_before_the_residual_stream_is_refused_r1(load, rotation):
+    view = load("gemma3")
+    with pytest.raises(UserError, match=r"R1.*gemma3.*norm.*places=\[R2,R4\]"):
+        RotatedTensors(view.tensors, view.architecture, rotation("hadamard", "R1,R2"))
+
+
+def test_an_odd_size_has_no_hadamard_matrix_but_a_random_rotation(load, rotation):
+    view = load("llama", intermediate_size=33)
+    with pytest.raises(UserError, match=r"size 33, which is odd and which R4 needs"):
+        RotatedTensors(view.tensors, view.architecture, rotation("hadamard", "R4"))
+    other = rotated(view, rotation("random", "R4"))
+    assert (logits(other) - logits(view)).abs().max() < 1e-3
