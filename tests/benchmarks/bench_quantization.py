@@ -24,11 +24,12 @@ import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import Experiment
 from faqbench.hardware import resolve_device
-from faqbench.models import LoadedModel, load_model
+from faqbench.models import Architecture, LoadedModel, load_model
 from faqbench.pipeline.calibrating import calibration_set
 from faqbench.quantization import (
     ActivationStore,
@@ -164,11 +165,15 @@ def load(model: str, n_blocks: int | None, *overrides: str) -> LoadedModel:
     loaded = load_model(experiment.model, dtype, resolve_device("auto"), PlainProgress())
     if n_blocks is None:
         return loaded
-    architecture = dataclasses.replace(loaded.architecture, n_blocks=n_blocks)
-    owner = loaded.model.get_submodule(architecture.blocks.rpartition(".")[0])
-    owner.layers = owner.layers[:n_blocks]
-    loaded.model.config.num_hidden_layers = n_blocks
-    return dataclasses.replace(loaded, architecture=architecture)
+
+    def cut(module: nn.Module, architecture: Architecture) -> None:
+        owner = module.get_submodule(architecture.blocks.rpartition(".")[0])
+        owner.layers = owner.layers[:n_blocks]
+        module.config.num_hidden_layers = n_blocks
+
+    view = loaded.view.view(prepare=cut)
+    view.architecture = dataclasses.replace(loaded.architecture, n_blocks=n_blocks)
+    return dataclasses.replace(loaded, view=view)
 
 
 Row = tuple[str, float, str, float, str]
@@ -203,6 +208,11 @@ def methods(bench: Bench) -> list[Row]:
         "second cell": ("quant=faq", "bits=4", "gamma=0.5", "window=2"),
         "GPTQ": ("quant=gptq",),
         "QEP": ("quant=qep",),
+        # GPTQ on both streams, role by role: what the two below read, with nothing made of it.
+        "GPTQ by role": ("quant=gptaq", "quant.gptaq.alpha=0"),
+        "GPTAQ": ("quant=gptaq",),
+        "Qronos": ("quant=qronos", "quant.gptq.act_order=false"),
+        "GPTQ on the closest range": ("quant=gptq", "quant.clip=mse"),
     }
     tasks = {name: (lambda o=overrides: bench.quantize(*o)) for name, overrides in cells.items()}
     found = medians(tasks, bench.repeats)
@@ -225,6 +235,11 @@ def methods(bench: Bench) -> list[Row]:
         rows.append(
             (f"{name}, all passes", found[name], against, found[name] / (awq + stats), target)
         )
+    for name in ("GPTAQ", "Qronos"):
+        ratio = found[name] / found["GPTQ by role"]
+        rows.append((f"{name}, all passes", found[name], "GPTQ on its streams", ratio, "≤ 1.25x"))
+    clipped = found["GPTQ on the closest range"]
+    rows.append(("clip=mse, GPTQ", clipped, "GPTQ", clipped / found["GPTQ"], ""))
     return rows
 
 
@@ -272,7 +287,7 @@ def run(
 def test_every_row_of_the_table_is_a_positive_time():
     torch.set_num_threads(1)  # toy tensors
     rows = run("tiny-llama", [1, 2], 2, 3, "calibration.seq_len=64", "group_size=32")
-    assert len(rows) == 11
+    assert len(rows) == 14
     assert all(seconds > 0 and ratio > 0 for _, seconds, _, ratio, _ in rows)
 
 
