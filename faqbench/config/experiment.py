@@ -36,6 +36,8 @@ PerRole = Annotated[
     ),
 ]
 
+Rate = Annotated[float, Field(gt=0.0, le=1.0)]
+
 
 def _value_of(stage: str) -> AfterValidator:
     """Check a stage's value against the table of methods."""
@@ -163,6 +165,20 @@ class ActivationsSection(Section):
     seen_by_rounding: bool
 
 
+class RefinementSection(Section):
+    """`quant.refinement`: how long a block is learned, from what, and at which rates."""
+
+    steps: Annotated[int, Field(ge=0, le=100_000)]
+    windows: Positive
+    batch: Positive
+    patience: Positive | None
+    seed: Annotated[int, Field(ge=0)]
+    start: Literal["none", "lae"]
+    scale_rate: Rate
+    clip_rate: Rate
+    offset_rate: Rate | None
+
+
 class LinearOverride(Section):
     """One entry of `quant.overrides`: a grid for the linears whose names match a pattern."""
 
@@ -180,6 +196,7 @@ class QuantSection(Section):
     clip: Annotated[str, _value_of("clip")]
     correct: Annotated[str, _value_of("correct")]
     round: Annotated[str, _value_of("round")]
+    refine: Annotated[str, _value_of("refine")]
     bits: Annotated[int, Field(ge=2, le=8)]
     group_size: int
     symmetric: bool
@@ -195,6 +212,7 @@ class QuantSection(Section):
     rotation: RotationSection
     smoothing: SmoothingSection
     activations: ActivationsSection
+    refinement: RefinementSection
     trace_windows: Annotated[int, Field(ge=0)]
     skip: tuple[str, ...]
     overrides: tuple[LinearOverride, ...]

@@ -1,12 +1,13 @@
 """The stages of a method and the values that each can take: one table, and all that follows from it.
 
-A method is a composition of stages, `rotate` x `scale` x `clip` x `correct` x `round`, and a value of a
-stage is one row here; beside them stands what is done to activations. The row says what the value reads of
-the model's activations, which options of `quant` it owns, and the function that does its work. Nobody else
-compares a stage's value with a name: whether a method needs calibration, which statistics are gathered,
-which options are part of an identity, what a report calls calibrated or a baseline, and what a plan
-expects, are asked of the `Method` that `method_of` makes of a `quant` section, of an experiment or of a
-record alike.
+A method is a composition of stages, `rotate` x `scale` x `clip` x `correct` x `round`, or of `rotate`,
+`round=nearest` and `refine`, where a block's scales, ranges and offsets are learned as a whole; and a value
+of a stage is one row here; beside them stands what is done to activations. The row says what the value
+reads of the model's activations, which options of `quant` it owns, and the function that does its work.
+Nobody else compares a stage's value with a name: whether a method needs calibration, which statistics are
+gathered, which options are part of an identity, what a report calls calibrated or a baseline, and what a
+plan expects, are asked of the `Method` that `method_of` makes of a `quant` section, of an experiment or of
+a record alike.
 
 To add a value: write its function of tensors in a file of `faqbench/quantization/`, add a row to the
 stage's values below, and a preset that uses it to `conf/quant/`. What a function is given:
@@ -18,6 +19,7 @@ stage's values below, and a preset that uses it to `conf/quant/`. What a functio
     correct   a class as `quantization.correct.CorrectionAccumulator`
     round     (weight, known, grid, quant, limit) -> `quantization.grid.Rounded`; the weight is scaled,
               `known` a `quantization.grid.RoundInput`
+    refine    () -> `quantization.refine.Recipe`    what is learned, and by which loss
 
 An option is part of an identity while a value that owns it is active and it is not at its neutral value.
 `ALWAYS` stands for no neutral value. An option that is added later gets one, so that the identities of
@@ -47,6 +49,7 @@ class Reads(Enum):
     RESIDUALS = (
         "the residual stream that a linear adds to, in full precision and on the quantized stream"
     )
+    BLOCKS = "what enters and leaves a block in full precision and on the quantized stream"
 
 
 class _Always(Enum):
@@ -111,6 +114,10 @@ _PREVIEW = _always(
 _GPTQ = _always("gptq", "damping", "act_order", "block_size")
 _MSE = _always("mse", "p", "steps", "max_shrink")
 _CORRECTION = _always("correction", "strength", "damping", "roles")
+
+_REFINEMENT = {**_always("refinement", "steps", "windows", "batch"), "refinement.patience": None}
+_REFINEMENT |= {"refinement.seed": 0}
+_LEARNT_RANGES = {**_REFINEMENT, **_always("refinement", "start", "scale_rate", "clip_rate")}
 
 _IDLE = StageValue(name="none", is_idle=True)
 _UNKNOWN = StageValue(name="unknown")
@@ -243,8 +250,41 @@ CORRECT = _stage(
     is_always_named=True,
 )
 
-# In the order in which readers expect methods: scales, roundings, corrections, rotations.
-STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT, ROTATE)}
+REFINE = _stage(
+    "refine",
+    _IDLE,
+    StageValue(
+        name="omniquant",
+        label="OmniQuant",
+        reads=frozenset({Reads.BLOCKS}),
+        options=_LEARNT_RANGES,
+        call="faqbench.quantization.refine:omniquant",
+    ),
+    StageValue(
+        name="lrquant",
+        label="LRQuant",
+        reads=frozenset({Reads.BLOCKS}),
+        options=_LEARNT_RANGES,
+        call="faqbench.quantization.refine:lrquant",
+    ),
+    StageValue(
+        name="lrquant_plus",
+        label="LRQuant+",
+        reads=frozenset({Reads.BLOCKS}),
+        options=_LEARNT_RANGES,
+        call="faqbench.quantization.refine:lrquant_plus",
+    ),
+    StageValue(
+        name="signround",
+        label="SignRound",
+        reads=frozenset({Reads.BLOCKS}),
+        options=_REFINEMENT | {"refinement.offset_rate": None},
+        call="faqbench.quantization.refine:signround",
+    ),
+)
+
+# In the order in which readers expect methods: scales, roundings, corrections, what is learned, rotations.
+STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT, REFINE, ROTATE)}
 
 # What is done to the inputs of linears, as the section `quant.activations` says: no stage, since it changes
 # no weight.
@@ -270,7 +310,7 @@ LABELS: Mapping[str, str] = (
         if value.label is not None and value.label != "RTN"
     }
     # What a preset's name says of its options.
-    | {"strong": "strong", "onecompression": "OneCompression"}
+    | {"strong": "strong", "onecompression": "OneCompression", "plus": "plus"}
 )
 
 # Options of the grid itself, which every method that rounds has.

@@ -50,6 +50,7 @@ def _check_combination(experiment: Experiment) -> None:
     quant, model = experiment.quant, experiment.model
     _check_group_size("group_size", quant.group_size)
     _check_stages(experiment.method)
+    _check_refinement(quant, experiment.method)
     _check_grid(quant)
     _check_correction(quant.correction)
     if experiment.method.owns("correction"):
@@ -108,6 +109,29 @@ def _check_stages(method: Method) -> None:
         raise UserError(
             f"quant.round={method['round'].name} solves for the weights anew, so nothing is left of "
             f"quant.correct={method['correct'].name}: set one of them to another value."
+        )
+
+
+def _check_refinement(quant: QuantSection, method: Method) -> None:
+    if method["refine"].is_idle:
+        return
+    busy = [s for s, v in method.values.items() if s not in ("rotate", "refine", "round") and not v.is_idle]
+    busy += [] if method.rounds_to_nearest else ["round"]
+    if busy:
+        beside = " and ".join(f"quant.{stage}={method[stage].name}" for stage in busy)
+        raise UserError(
+            f"quant.refine={quant.refine} learns the scales, ranges and roundings of a block itself, so it "
+            f"goes with quant.round=nearest and no other stage, not with {beside}."
+        )
+    if quant.activations.bits is not None:
+        raise UserError(
+            f"quant.refine={quant.refine} learns weights on full precision activations, so "
+            f"quant.activations.bits={quant.activations.bits} cannot go with it."
+        )
+    if quant.search.loss == "module":
+        raise UserError(
+            "quant.search.loss=module is the objective of a search for scales, and "
+            f"quant.refine={quant.refine} searches none: leave it out."
         )
 
 
@@ -224,6 +248,9 @@ def _paths_and_tuples(value: Any) -> Any:
             "max_shrink",
             "clip_max_shrink",
             "skew",
+            "scale_rate",
+            "clip_rate",
+            "offset_rate",
             "length_power",
             "rarity",
             "noise_rate",

@@ -1,8 +1,8 @@
 """Quantization: stages, each a pure function of tensors, and the walk that applies them.
 
-A method is a composition: `scale` x `clip` x `correct` x `round`, of a model that may be rotated before
-(`models.rotation`) and whose activations may be quantized too; `conf/quant/<name>.yaml` is a preset of
-these. Where each lives:
+A method is a composition: `scale` x `clip` x `correct` x `round`, or `refine` in their place, of a model
+that may be rotated before (`models.rotation`) and whose activations may be quantized too;
+`conf/quant/<name>.yaml` is a preset of these. Where each lives:
 
     grid.py         codes, scales and zero points: what a quantized weight is
     preview.py      FAQ's statistic, a blend of this block's activations with later ones
@@ -17,6 +17,7 @@ these. Where each lives:
     folding.py      where a role's input scale goes when a model is stored
     gptq.py         rounding column by column: GPTQ, GPTAQ, FOEM, ResComp
     qronos.py       weights solved for anew, then GPTQ: Qronos
+    refine.py       a block learned as a whole: OmniQuant, LRQuant, LRQuant+, SignRound
     method.py       one role of one block through scale, clip and round: read this first
     streams.py      the model in full precision and as quantized so far, block by block
     sample.py       the same for the beginnings of a few windows, for tracing and `loss=attention`

@@ -4,17 +4,17 @@ Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
 once per block; QEP, LoaQ, GPTAQ and Qronos gather anew before each role, since quantizing one changes the
 next one's input; `loss=module` runs the full precision block once per candidate, and `loss=attention` its
-attention on a sample of the windows. The model's own weights stay as they are: each block has a twin, whose
-weights are replaced by their dequantized stand-ins, in the model's dtype, and that goes when the walk moves
-on. What is left is what `keep` was given.
+attention on a sample of the windows; `refine` learns all linears of a block together, in many runs of it.
+The model's own weights stay as they are: each block has a twin, whose weights are replaced by their
+dequantized stand-ins, in the model's dtype, and that goes when the walk moves on. What is left is what
+`keep` was given.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,14 @@ from faqbench.quantization.grid import Grid, QuantizedLinear
 from faqbench.quantization.lookahead import later_statistics, n_window_cuts
 from faqbench.quantization.method import (
     RoleInput,
+    RoleResult,
+    call_of,
     quantize_role,
     scale_statistic,
     searches_scale,
     skipped_scale,
 )
+from faqbench.quantization.refine import Recipe, SharedInput, refine, start_scale
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
 from faqbench.quantization.streams import (
     Calibration,
@@ -47,6 +50,7 @@ from faqbench.quantization.streams import (
     reads_inputs,
     reads_quantized,
     reads_sample,
+    refines,
 )
 from faqbench.stages import Progress
 
@@ -131,6 +135,21 @@ def quantize_model(
 
 
 def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearReport]:
+    found: dict[str, QuantizedLinear] = {}
+    quantize_roles = _refine_roles if refines(walk.quant) else _quantize_roles
+    reports = quantize_roles(walk, index, block, found)
+    if walk.quant.scale_dtype is not None:
+        linears = dict(block.named_modules())
+        fold_block(
+            found, walk.architecture, lambda name, q: _put(walk, index, name, linears[name], q)
+        )
+    return reports
+
+
+def _quantize_roles(
+    walk: _Walk, index: int, block: nn.Module, found: dict[str, QuantizedLinear]
+) -> list[LinearReport]:
+    """Quantize a block's twin role by role, and put its quantized linears into `found`."""
     quant, streams = walk.quant, walk.streams
     full = walk.store.block(index) if walk.store is not None else {}
     quantized: Mapping[str, RoleStatistics] = {}
@@ -141,7 +160,6 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
         assert streams is not None
         quantized = streams.observe(walk.architecture.roles)
     reports: list[LinearReport] = []
-    found: dict[str, QuantizedLinear] = {}
     for role in walk.architecture.roles:
         linears = _linears(walk, index, block, role)
         if linears:
@@ -154,20 +172,60 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
                 raise UserError(
                     f"{names} in block {index} cannot be quantized: {error}."
                 ) from error
-    if quant.scale_dtype is not None:
-        fold_block(found, walk.architecture, partial(_keep, walk, index, block))
     return reports
 
 
-def _keep(walk: _Walk, index: int, block: nn.Module, name: str, quantized: QuantizedLinear) -> None:
-    """Put a quantized linear in the place of a weight of a block's twin, and hand it on."""
-    linear = block.get_submodule(name)
-    assert isinstance(linear, nn.Linear)
-    linear.weight = nn.Parameter(
-        quantized.dequantize().to(linear.weight.dtype), requires_grad=False
-    )
-    if walk.keep is not None:
-        walk.keep(f"{walk.architecture.blocks}.{index}.{name}", quantized)
+def _refine_roles(
+    walk: _Walk, index: int, block: nn.Module, found: dict[str, QuantizedLinear]
+) -> list[LinearReport]:
+    """Learn the linears of a block's twin together, as `_quantize_roles` quantizes them."""
+    quant, architecture, began = walk.quant, walk.architecture, time.perf_counter()
+    assert walk.streams is not None
+    linears = {role.name: _linears(walk, index, block, role) for role in architecture.roles}
+    originals = {
+        role: {name: _weight(linear, name, index) for name, linear in own.items()}
+        for role, own in linears.items()
+    }
+    learned = [role for role in architecture.roles if linears[role.name]]
+    if not learned:
+        return []
+    recipe: Recipe = call_of(method_of(quant)["refine"])()
+    lesson = walk.streams.lesson(architecture.roles, homologous=recipe.homologous)
+    roles = [
+        SharedInput(
+            name=role.name,
+            weights=originals[role.name],
+            grids=_grids(walk, index, originals[role.name]),
+            start=start_scale(role, lesson.statistics[role.name], quant),
+        )
+        for role in learned
+    ]
+    refined = refine(lesson.block, roles, lesson.examples, recipe, quant.refinement)
+    found |= refined.linears
+    n_linears, reports = len(refined.linears), list[LinearReport]()
+    for role in learned:
+        own, weights = linears[role.name], originals[role.name]
+        stand_ins = {n: _put(walk, index, n, own[n], refined.linears[n]) for n in own}
+        result = RoleResult(
+            linears={name: refined.linears[name] for name in own},
+            alpha=None,
+            limits=dict.fromkeys(own),
+            clipped_frac=refined.clipped_frac,
+            rounds_to_nearest=False,
+        )
+        seconds = (time.perf_counter() - began) / n_linears
+        gram = lesson.statistics[role.name].gram
+        reports += report_role(index, role, result, weights, {}, stand_ins, gram, seconds)
+    return [
+        replace(
+            report,
+            refine_start=refined.start_error,
+            refine_error=refined.error,
+            refine_steps=refined.n_steps,
+            refine_restarts=refined.n_restarts,
+        )
+        for report in reports
+    ]
 
 
 def _quantize_linears(
@@ -191,7 +249,7 @@ def _quantize_linears(
         found: where its quantized linears go, beside those of the block's other roles.
     """
     quant, start = walk.quant, time.perf_counter()
-    grids = {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in linears}
+    grids = _grids(walk, index, linears)
     originals = {name: _weight(linear, name, index) for name, linear in linears.items()}
     gathered = Gathered(statistics=quantized)
     if gathers_by_role(quant):
@@ -201,20 +259,30 @@ def _quantize_linears(
     known = _known(walk, index, role, full, gathered)
     result = quantize_role(role, weights, grids, known, quant)
     found |= result.linears
-    stand_ins = {name: result.linears[name].dequantize() for name in linears}
-    for name, linear in linears.items():
-        stand_in = stand_ins[name].to(linear.weight.dtype)
-        linear.weight = nn.Parameter(stand_in, requires_grad=False)
-        if walk.streams is not None:
-            walk.streams.settle(name, result.linears[name])
-        if walk.keep is not None:
-            walk.keep(f"{walk.architecture.blocks}.{index}.{name}", result.linears[name])
+    stand_ins = {n: _put(walk, index, n, linears[n], q) for n, q in result.linears.items()}
     seconds = (time.perf_counter() - start) / len(linears)
     measured = full or gathered.statistics
     gram = measured.gram if measured is not None else None
     return report_role(
         index, role, result, originals, gathered.corrections, stand_ins, gram, seconds
     )
+
+
+def _grids(walk: _Walk, index: int, names: Iterable[str]) -> dict[str, Grid]:
+    return {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in names}
+
+
+def _put(
+    walk: _Walk, index: int, name: str, linear: nn.Linear, quantized: QuantizedLinear
+) -> Tensor:
+    """Give a linear of a block's twin its quantized weight, hand that on, and return it dequantized."""
+    stand_in = quantized.dequantize()
+    linear.weight = nn.Parameter(stand_in.to(linear.weight.dtype), requires_grad=False)
+    if walk.streams is not None:
+        walk.streams.settle(name, quantized)
+    if walk.keep is not None:
+        walk.keep(f"{walk.architecture.blocks}.{index}.{name}", quantized)
+    return stand_in
 
 
 def _known(

@@ -60,7 +60,7 @@ def row_scale(role: Role, input_scale: Tensor, n_rows: int, architecture: Archit
 def fold_block(
     linears: Mapping[str, QuantizedLinear],
     architecture: Architecture,
-    store: Callable[[str, QuantizedLinear], None],
+    store: Callable[[str, QuantizedLinear], object],
 ) -> None:
     """Divide the stored scales of rows that a scaled role reads, and give what came of it to `store`.
 

@@ -36,9 +36,14 @@ class LinearReport:
         correction_strength: of the correction, given or searched; None likewise.
         gptq_damping: that the rounding needed to factor a Hessian; None for one that factors none.
         condition: of that damped Hessian.
+        refine_start: mean squared error of the block's output, on the windows it was learned from, before
+            the first step; None where blocks are not learned.
+        refine_error: the same of what was kept; this and the next two None likewise.
+        refine_steps: after which the kept iterate was reached; 0 is the start.
+        refine_restarts: how often a descent met NaN or infinity and began again, slower.
         storage_bits: of codes, scales and zero points.
         n_weights: out_features times in_features.
-        seconds: of the linear's role, shared equally among its linears.
+        seconds: of the linear's role, or of a learned block, shared equally among its linears.
     """
 
     block: int
@@ -57,6 +62,10 @@ class LinearReport:
     correction_strength: float | None = None
     gptq_damping: float | None
     condition: float | None
+    refine_start: float | None = None
+    refine_error: float | None = None
+    refine_steps: int | None = None
+    refine_restarts: int | None = None
     storage_bits: int
     n_weights: int
     seconds: float

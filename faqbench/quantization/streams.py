@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
@@ -43,6 +44,7 @@ from faqbench.quantization.correct import (
 from faqbench.quantization.grid import QuantizedLinear
 from faqbench.quantization.method import call_of, fixed_alpha, searches_scale
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
+from faqbench.quantization.refine import Block, Examples
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.sample import Sample, Searched
 
@@ -80,14 +82,34 @@ class Gathered:
     cross: Tensor | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What a block is learned from.
+
+    Attributes:
+        examples: what enters and leaves it.
+        block: runs it with other weights.
+        statistics: of its roles' inputs in full precision.
+    """
+
+    examples: Examples
+    block: Block
+    statistics: Mapping[str, RoleStatistics]
+
+
 def reads_quantized(quant: QuantSection) -> bool:
     """Say whether a method reads what earlier quantization did to a linear's input."""
-    return Reads.HESSIAN in method_of(quant).reads or corrects(quant)
+    return Reads.HESSIAN in method_of(quant).reads or corrects(quant) or refines(quant)
 
 
 def reads_full(quant: QuantSection) -> bool:
     """Say whether a method reads all windows' activations in full precision, which no statistic holds."""
-    return gathers_by_role(quant) or _runs_modules(quant)
+    return gathers_by_role(quant) or _runs_modules(quant) or refines(quant)
+
+
+def refines(quant: QuantSection) -> bool:
+    """Say whether blocks are learned as a whole, from what enters and leaves them on both streams."""
+    return Reads.BLOCKS in method_of(quant).reads
 
 
 def gathers_by_role(quant: QuantSection) -> bool:
@@ -151,7 +173,8 @@ class Streams:
         self._sample: Sample | None = None
         tokens, n_traced = calibration.tokens, quant.trace_windows
         if reads_quantized(quant) or reads_full(quant):
-            opened = open_stream(loaded.model, loaded.architecture, tokens, calibration.batch_size)
+            read = tokens[: quant.refinement.windows] if refines(quant) else tokens
+            opened = open_stream(loaded.model, loaded.architecture, read, calibration.batch_size)
             self._quantized = opened.fork() if reads_quantized(quant) else None
             self._full = opened.fork() if reads_full(quant) else None
         if n_traced > 0 or reads_sample(quant):
@@ -222,6 +245,34 @@ class Streams:
             corrections=corrections,
             cross=None if cross is None else left * cross.cross(),
         )
+
+    def lesson(self, roles: tuple[Role, ...], *, homologous: bool) -> Lesson:
+        """Return what the block is learned from.
+
+        Args:
+            roles: whose inputs are to be known in full precision.
+            homologous: whether the full precision block's output on the quantized stream is wanted too.
+        """
+        assert self._full is not None and self._quantized is not None
+        full, same_input = self._full.fork(), None
+        statistics = observe_block(full, self._original, roles, self._select, advance=True)
+        if homologous:
+            same_input = self._quantized.fork()
+            same_input.advance(self._original)
+        block, kwargs = self._block, self._quantized.kwargs[self._quantized.index]
+
+        def run(hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+            own = {f"{name}.weight": w.to(hidden.dtype) for name, w in weights.items()}
+            output = functional_call(block, own, (hidden,), kwargs)
+            result: Tensor = output[0] if isinstance(output, tuple) else output
+            return result
+
+        examples = Examples(
+            inputs=self._quantized.hidden,
+            wanted=full.hidden,
+            homologous=None if same_input is None else same_input.hidden,
+        )
+        return Lesson(examples=examples, block=run, statistics=statistics)
 
     def objective(self, role: Role) -> ModuleObjective | None:
         """Return what the scale search of a role runs, on the stream that its searches measure on.

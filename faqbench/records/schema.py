@@ -34,6 +34,7 @@ class _Quant(TypedDict, total=False):
     clip: Text
     correct: Text
     round: Text
+    refine: Text
     bits: Count
     skip: list[Text]
     overrides: list[_Free]
@@ -44,6 +45,7 @@ class _Quant(TypedDict, total=False):
     gptaq: _Free
     qronos: _Free
     correction: _Free
+    refinement: _Free
 
 
 class _Calibration(TypedDict, total=False):

@@ -47,9 +47,9 @@ def test_every_yaml_says_in_its_first_lines_what_it_is(file):
 )
 def test_a_preset_changes_stages_and_their_options_only(choice):
     raw = yaml.safe_load((conf_dir() / f"{choice}.yaml").read_text())
-    stages = {"rotate", "scale", "clip", "correct", "round"}
+    stages = {"rotate", "scale", "clip", "correct", "round", "refine"}
     options = {"search", "preview", "gptq", "gptaq", "qronos", "mse", "correction", "smoothing"}
-    options |= {"activations", "rotation"}
+    options |= {"activations", "rotation", "refinement"}
     if "quant" in raw:  # one that sets knobs too, as long as the user does not turn them
         assert set(raw) <= {"defaults", "quant", "bits", "group_size", "symmetric"}
         raw = raw["quant"]

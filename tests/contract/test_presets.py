@@ -12,16 +12,19 @@ PRESETS = sorted(p.stem for p in conf_dir().glob("quant/*.yaml") if not p.name.s
 DESIGN = {
     "fp", "rtn", "awq", "faq", "gptq", "qep", "qep-gptq", "qep-awq", "qep-faq", "loaq", "loaq-gptq",
     "gptq-strong", "gptaq", "foem", "rescomp", "qronos", "gptaq-strong", "qronos-strong",
-    "qep-gptq-strong", "loaq-gptq-strong", "qep-onecompression",
+    "qep-gptq-strong", "loaq-gptq-strong", "qep-onecompression", "omniquant", "lrquant", "lrquant-plus",
+    "signround",
 }  # fmt: skip
 # Together they have every choice of every stage.
 CHOSEN = ("awq", "faq-gptq", "qep-faq", "loaq-gptq", "gptaq-strong", "foem", "rescomp", "qronos")
+LEARNED = ("omniquant", "lrquant", "lrquant-plus", "signround")
 GRIDS = ("symmetric=true", "bits=8")
 
 
 @pytest.fixture
 def run(run_cell):
-    return lambda *overrides: run_cell("model=tiny-llama", *overrides)
+    # A few steps, where blocks are learned at all.
+    return lambda *overrides: run_cell("model=tiny-llama", "quant.refinement.steps=5", *overrides)
 
 
 def test_the_presets_of_the_design_are_all_there():
@@ -81,7 +84,7 @@ def test_the_plan_of_packaged_tasks_and_protocols_is_their_run(run, agree):
 @pytest.mark.parametrize(
     ("preset", "grid"),
     [(preset, "bits=2 group_size=-1") for preset in PRESETS if preset != "fp"]
-    + [(preset, grid) for preset in CHOSEN for grid in GRIDS],
+    + [(preset, grid) for preset in (*CHOSEN, "lrquant-plus", "signround") for grid in GRIDS],
 )
 def test_every_preset_runs_at_two_bits_per_row_and_some_on_every_kind_of_grid(run, preset, grid):
     _, data = run(f"quant={preset}", *grid.split())
@@ -107,3 +110,5 @@ def test_the_chosen_presets_have_every_choice_of_every_stage(compose):
     for stage in ("scale", "clip", "correct", "round"):
         there = {getattr(quant, stage) for quant in presets.values()}
         assert {getattr(presets[name], stage) for name in CHOSEN} == there
+    there = {quant.refine for quant in presets.values()}
+    assert {presets[name].refine for name in (*LEARNED, "awq")} == there

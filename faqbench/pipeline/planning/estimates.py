@@ -43,6 +43,8 @@ _IMPORTING, _IMPORTING_TASKS, _BUILDING_A_TASK, _TOKENISING, _RECORDING = (
 )
 _SEARCHING = 1.3  # what a search takes of memory beside its products
 _ROUNDING = 1200.0  # operations' worth of a weight's way to the grid and back, mostly memory
+_ROUNDING_AND_BACK = 2400.0  # the same where gradients go back through it
+_STEPS_PER_CHECK = 10  # of a learned block, on all windows that it is learned from
 _PROCESS_BYTES = 700_000_000  # Python, torch and the other libraries
 _LOGITS_BYTES = 400_000_000
 
@@ -253,7 +255,7 @@ def _seconds_of_shape(
         tokens = work * _tokens_per_document(title, config)
         return tokens * forward + rate.python_seconds * _BUILDING_A_TASK
     if kind == "quantized":
-        counted = _quantizing(shape, config["quant"], _work("statistics", "", config))
+        counted = _quantizing(shape, config)
         return _SEARCHING * counted / operations + rate.python_seconds * shape.n_blocks
     return 0.0
 
@@ -299,9 +301,9 @@ def _tokens_per_document(title: str, config: Mapping[str, Any]) -> float:
     return (words[0] if words else _TOKENS_OF_ANOTHER) * finer
 
 
-def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> float:
+def _quantizing(shape: ModelShape, config: Mapping[str, Any]) -> float:
     """Return the operations of a walk: roundings, searches through Gram matrices, factorisations."""
-    blocks = shape.n_blocks
+    quant, tokens, blocks = config["quant"], _work("statistics", "", config), shape.n_blocks
     products = blocks * sum(out * width * width for width, out in shape.linears.values())
     cubes = blocks * sum(width**3 for width, _ in shape.linears.values())
     forward = 2.0 * shape.n_block_weights
@@ -312,8 +314,23 @@ def _quantizing(shape: ModelShape, quant: Mapping[str, Any], tokens: float) -> f
     if not method["clip"].is_idle:
         section, steps = ("mse", "steps") if method.owns("mse") else ("search", "clip_steps")
         operations += quant[section][steps] * shape.n_block_weights * 400.0
+    if Reads.BLOCKS in method.reads:
+        window = float(config["calibration"]["seq_len"])
+        operations += _learning(shape, quant["refinement"], tokens / window, window)
     if Reads.BOTH_STREAMS in method.reads:
         operations += tokens * (8 * forward + 4 * blocks * shape.n_gram_elements) + cubes + products
     if Reads.HESSIAN in method.reads:
         operations += tokens * (forward + blocks * shape.n_gram_elements) + cubes + products
     return operations
+
+
+def _learning(
+    shape: ModelShape, settings: Mapping[str, Any], n_windows: float, window: float
+) -> float:
+    """Return the operations of learning every block, if no descent ends early."""
+    forward, steps = 2.0 * shape.n_block_weights * window, settings["steps"]
+    learned = min(float(settings["windows"]), n_windows)
+    rounding = _ROUNDING_AND_BACK * shape.n_block_weights
+    in_steps: float = steps * (3 * forward * min(float(settings["batch"]), learned) + rounding)
+    in_checks: float = (1 + steps / _STEPS_PER_CHECK) * forward * learned
+    return in_steps + in_checks + 4 * forward * learned

@@ -25,7 +25,8 @@ _LOOKS = {
     "fp": (QUIET, "|"), "rtn": ("#d55e00", "s"), "awq": ("#0072b2", "o"), "faq": ("#009e73", "D"),
     "gptq": ("#cc79a7", "^"), "qep": ("#e69f00", "v"), "loaq": ("#56b4e9", "P"),
     "gptaq": ("#882255", ">"), "foem": ("#999933", "<"), "rescomp": ("#332288", "p"),
-    "qronos": ("#44aa99", "X"),
+    "qronos": ("#44aa99", "X"), "omniquant": ("#117733", "d"), "lrquant": ("#ddaa33", "h"),
+    "signround": ("#aa4499", "*"),
 }  # fmt: skip
 _COLORS = {word: color for word, (color, _) in _LOOKS.items()}
 _MARKERS = {word: marker for word, (_, marker) in _LOOKS.items()}

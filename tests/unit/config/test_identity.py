@@ -84,6 +84,10 @@ def test_rtn_ignores_calibration_and_awq_does_not(id_of, override):
         ("gptaq", "quant.gptaq.original=0.5"),
         ("qronos", "quant.gptq.damping=0.1"),
         ("gptq", "quant.mse.p=2"),
+        ("awq", "quant.refinement.steps=7"),
+        ("lrquant", "quant.refinement.offset_rate=0.5"),
+        ("signround", "quant.refinement.start=none"),
+        ("signround", "quant.gptq.damping=0.1"),
     ],
 )
 def test_options_of_idle_stages_do_not_count(id_of, quant, override):
@@ -120,6 +124,11 @@ def test_options_of_idle_stages_do_not_count(id_of, quant, override):
         ("qronos", "quant.gptq.act_order=false"),
         ("gptq-strong", "quant.mse.steps=20"),
         ("gptq-strong", "quant.clip=mse_unweighted"),
+        ("omniquant", "quant.refine=lrquant"),
+        ("lrquant", "quant.refinement.start=none"),
+        ("lrquant-plus", "quant.refinement.seed=1"),
+        ("signround", "quant.refinement.patience=10"),
+        ("signround", "quant.refinement.offset_rate=0.5"),
     ],
 )
 def test_whatever_decides_the_result_counts(id_of, quant, override):

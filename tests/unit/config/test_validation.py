@@ -82,6 +82,14 @@ def test_an_unknown_key_is_named_with_its_nearest_spelling(change, key, offered)
         ("quant.qronos.alpha", 0, "quant.qronos.alpha=0.0 is not allowed: it should be greater"),
         ("quant.mse.p", 0, "quant.mse.p=0.0 is not allowed: it should be greater than 0."),
         ("quant.mse.steps", 0, "quant.mse.steps=0 is not allowed: it should be greater than or"),
+        (
+            "quant.refinement.steps",
+            -1,
+            "quant.refinement.steps=-1 is not allowed: it should be greater",
+        ),
+        ("quant.refinement.batch", 0, "quant.refinement.batch=0 is not allowed"),
+        ("quant.refinement.clip_rate", 0, "quant.refinement.clip_rate=0.0 is not allowed"),
+        ("quant.refinement.offset_rate", 2, "offset_rate=2.0 is not allowed: it should be less"),
         ("quant.mse.max_shrink", 1, "quant.mse.max_shrink=1.0 is not allowed: it should be less"),
     ],
 )
@@ -96,6 +104,8 @@ def test_a_value_out_of_range_names_the_knob_and_the_bound(change, key, value, e
         ("quant.round", "nearst", "nearest"),
         ("quant.correct", "qpe", "qep"),
         ("quant.symmetric_grid", "halfrange", "half_range"),
+        ("quant.refine", "lrqant", "lrquant"),
+        ("quant.refinement.start", "laee", "lae"),
         ("quant.preview.weights", "unifrom", "uniform"),
         ("dtype", "bfloat", "bfloat16"),
         ("calibration.tokens", "dropfirst", "drop_first"),
@@ -114,6 +124,22 @@ def test_a_word_that_is_not_one_of_a_few_gets_all_of_them_and_the_nearest(
 def test_qronos_beside_a_correction_is_refused(compose):
     with pytest.raises(UserError, match=r"solves for the weights anew.*quant\.correct=qep"):
         compose("model=tiny-llama", "quant=qronos", "quant.correct=qep")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("quant.scale=awq", r"not with quant\.scale=awq\."),
+        ("quant.correct=qep", r"not with quant\.correct=qep\."),
+        ("quant.round=gptq", r"not with quant\.round=gptq\."),
+        ("quant.round=none", r"quant\.refine must be none too\."),
+        ("quant.search.loss=module", r"quant\.refine=lrquant searches none: leave it out\."),
+        ("quant.activations.bits=8", r"quant\.activations\.bits=8 cannot go with it\."),
+    ],
+)
+def test_what_a_learned_block_does_not_go_with_is_refused(compose, override, named):
+    with pytest.raises(UserError, match=named):
+        compose("model=tiny-llama", "quant=lrquant", override)
 
 
 def test_a_symmetric_grid_of_asymmetric_codes_is_refused(compose):

@@ -1,0 +1,516 @@
+"""Learning how a decoder block is quantized: gradient descent on the error of the block's output.
+
+Legend, for the linears of one block: W [out, in]; lo, hi [out, n_groups] what the ends of a group's range
+are multiplied by; s [in] the input scale of the linears that share an input; V [out, in] offsets of
+rounding; u [out], v [in] factors after rounding; Δ, z scale and zero point of a range. X̂ is what enters
+the block on the quantized stream, Y what leaves it on the full precision stream, Y' what the full
+precision block makes of X̂.
+
+    Ŵ = (clamp(round(W s / Δ + V) + z) - z) Δ u v / s      Δ, z of the range from lo min(W s) to hi max(W s)
+    Ŷ = block(X̂; Ŵ)                 round passes gradients on unchanged, the clamp where it changes nothing
+
+    value          learns             loss                                                  steps
+    omniquant      lo, hi, (s)        M(Ŷ, Y)                                               Adam
+    lrquant        lo, hi, s          M(Ŷ, Y) + N(Ŷ, Y)                                     Adam
+    lrquant_plus   lo, hi, s, u, v    (M(Ŷ, Y) + M(Ŷ, Y')) / m + (N(Ŷ, Y) + N(Ŷ, Y')) / n   Adam
+    signround      lo, hi, V          M(Ŷ, Y)                                               signs
+
+    M(a, b) = mean (a - b)²      N(a, b) = -log max(mean over tokens of cos(a, b), 1e-6)
+    m, n running means of the sums they divide, of momentum 0.95 from 1
+    lo, hi sigmoids that start at 0.98; signround's stay in [0, 1] from 1, its V in [-1/2, 1/2] from 0
+    s starts at LAE's a / log2(2 + a), at least 1e-2, where a = max|x|; u, v start at 1
+
+What comes out are ordinary codes, scales and input scales: u goes into the scales of rows, v into s. The
+best iterate is kept, as all windows together judge it, every tenth step and at the start; so no step makes
+a block worse than it began. A descent that meets NaN or infinity begins again at a tenth of its rates.
+
+Reference: OmniQuant, arXiv 2308.13137; LRQuant, ACL 2024; LRQuant+, TPAMI 2025; SignRound,
+arXiv 2309.05516 and auto-round's code.
+Differs from LRQuant: no shift is learned, since it would give biases to linears that have none, and no
+scale between q and k, or v and o, which say nothing about weights rounded by rows or do not exist under
+grouped-query attention; NLC takes max(cos, 1e-6), not |cos|, by which -Y would be as good as Y.
+Where LRQuant+'s code and paper differ: its "rotation vectors" multiply rounded weights elementwise by u v',
+of rank 1, as the code has it (the paper's name suggests an orthogonal matrix); v is one for the linears
+that share a norm's output, so that it folds into the norm; the loss has N of both branches, as the code for
+vision models (the one for language models has N of Y' alone, and fails before it gets there).
+Nothing is learned on evaluation text, as LRQuant's test-time adaptation does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from faqbench.config.experiment import QuantSection, RefinementSection
+from faqbench.models import Role
+from faqbench.quantization.activations import RoleStatistics
+from faqbench.quantization.grid import (
+    Grid,
+    GroupParameters,
+    QuantizedLinear,
+    clamp_between,
+    pack_codes,
+    range_parameters,
+    scaled_groups,
+    stored_scale,
+)
+from faqbench.quantization.reproducible import total
+from faqbench.quantization.smoothing import lae_scale
+
+Block = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+State = dict[str, Tensor]  # what is learned, by kind and name: "low self_attn.q_proj", "scale qkv"
+
+_START_CLIP = 4.0  # sigmoid(4) = 0.98
+_LEAST_FACTOR = 1e-2  # of s, u and v: a smaller one would blow up what is divided by it
+_LEAST_COSINE = 1e-6
+_MOMENTUM = 0.95
+_CHECK_EVERY = 10  # steps
+_MOST_RESTARTS, _SLOWER = 3, 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a value of `refine` learns, by which loss, and how; see the table above.
+
+    Attributes:
+        scales: whether s is learned where a role has a start of it.
+        vectors: whether u, and v beside s, are.
+        by_sign: whether V is, by the signs of gradients.
+        cosine: whether N is part of the loss.
+        homologous: whether Y' is a target too.
+        is_dynamic: whether M and N are divided by their running means.
+    """
+
+    scales: bool = True
+    vectors: bool = False
+    by_sign: bool = False
+    cosine: bool = False
+    homologous: bool = False
+    is_dynamic: bool = False
+
+
+def omniquant() -> Recipe:
+    """Return OmniQuant's recipe: the value `refine=omniquant`."""
+    return Recipe()
+
+
+def lrquant() -> Recipe:
+    """Return LRQuant's: the value `refine=lrquant`."""
+    return Recipe(cosine=True)
+
+
+def lrquant_plus() -> Recipe:
+    """Return LRQuant+'s: the value `refine=lrquant_plus`."""
+    return Recipe(vectors=True, cosine=True, homologous=True, is_dynamic=True)
+
+
+def signround() -> Recipe:
+    """Return SignRound's: the value `refine=signround`."""
+    return Recipe(scales=False, by_sign=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedInput:
+    """The linears of one role.
+
+    Attributes:
+        name: of the role.
+        weights: float32 [out_features, in_features] by name.
+        grids: of each.
+        start: s [in_features] to begin with; None for a role that is not scaled.
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+    grids: Mapping[str, Grid]
+    start: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """What a block learns from, each [n_windows, seq_len, hidden_size].
+
+    Attributes:
+        inputs: X̂.
+        wanted: Y.
+        homologous: Y'; None for a recipe that does not read it.
+    """
+
+    inputs: Tensor
+    wanted: Tensor
+    homologous: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """A learned block.
+
+    Attributes:
+        linears: by name.
+        clipped_frac: by name, the share of weights outside their group's range.
+        start_error: M(Ŷ, Y) on all examples before the first step.
+        error: the same of the kept iterate.
+        n_steps: how many steps that had taken; 0 is the start.
+        n_restarts: how often a descent met NaN or infinity and began again, slower.
+    """
+
+    linears: Mapping[str, QuantizedLinear]
+    clipped_frac: Mapping[str, float]
+    start_error: float
+    error: float
+    n_steps: int
+    n_restarts: int
+
+
+def start_scale(role: Role, statistics: RoleStatistics, quant: QuantSection) -> Tensor | None:
+    """Return the s [in_features] that a role begins with; None for one that is not scaled."""
+    if quant.refinement.start == "none" or not role.residual:
+        return None
+    return lae_scale(statistics.largest, (), quant)
+
+
+def refine(
+    block: Block,
+    roles: Sequence[SharedInput],
+    examples: Examples,
+    recipe: Recipe,
+    settings: RefinementSection,
+) -> Refined:
+    """Learn the quantized linears of one block.
+
+    Args:
+        block: gives the output of hidden states [n, seq_len, hidden_size] with the weights of some linears
+            replaced by these.
+        roles: those linears.
+        examples: what is learned from.
+        recipe: what is learned.
+        settings: for how long, and at which rates.
+    """
+    loss = _Loss(block=block, roles=roles, examples=examples, recipe=recipe)
+    begin = start_of(roles, recipe)
+    first = loss.measure(begin, settings.batch)
+    size = first.size_beside(first, recipe)
+    best = _Iterate(state=begin, terms=first, n_steps=0, size=size)
+    n_restarts = 0
+    if settings.steps > 0:
+        for n_restarts in range(_MOST_RESTARTS + 1):
+            rate = _SLOWER**n_restarts
+            best, is_finite = _descend(loss, begin, first, best, settings, rate)
+            if is_finite:
+                break
+    linears, clipped_frac = quantized(best.state, roles, recipe)
+    return Refined(
+        linears=linears,
+        clipped_frac=clipped_frac,
+        start_error=first.error,
+        error=best.terms.error,
+        n_steps=best.n_steps,
+        n_restarts=n_restarts,
+    )
+
+
+def start_of(roles: Sequence[SharedInput], recipe: Recipe) -> State:
+    """Return what is learned as it is before the first step."""
+    state: State = {}
+    for role in roles:
+        if recipe.scales and role.start is not None:
+            state[f"scale {role.name}"] = role.start.clone()
+            if recipe.vectors:
+                state[f"column {role.name}"] = torch.ones_like(role.start)
+        for name, weight in role.weights.items():
+            n_groups = weight.shape[1] // role.grids[name].group_width(weight.shape[1])
+            ends = weight.new_full((len(weight), n_groups), 1.0 if recipe.by_sign else _START_CLIP)
+            state |= {f"low {name}": ends, f"high {name}": ends.clone()}
+            if recipe.vectors:
+                state[f"row {name}"] = weight.new_ones(len(weight))
+            if recipe.by_sign:
+                state[f"offset {name}"] = torch.zeros_like(weight)
+    return state
+
+
+def stand_ins(state: State, roles: Sequence[SharedInput], recipe: Recipe) -> dict[str, Tensor]:
+    """Return Ŵ of every linear, through which gradients reach the state."""
+    result = {}
+    for role in roles:
+        for name, weight in role.weights.items():
+            rounded = _rounded(state, role, name, recipe)
+            scaled = (rounded.codes * rounded.parameters.scale.unsqueeze(-1)).view_as(weight)
+            s = rounded.input_scale
+            result[name] = scaled if s is None else scaled / s
+    return result
+
+
+@torch.no_grad()
+def quantized(
+    state: State, roles: Sequence[SharedInput], recipe: Recipe
+) -> tuple[dict[str, QuantizedLinear], dict[str, float]]:
+    """Return the same as codes, which give `stand_ins` to the bit, and the shares that are clipped."""
+    linears, clipped_frac = {}, {}
+    for role in roles:
+        for name, grid in role.grids.items():
+            it = _rounded(state, role, name, recipe)
+            linears[name] = pack_codes(it.codes, it.parameters, grid, it.input_scale)
+            clipped_frac[name] = int(it.is_clipped.sum()) / it.is_clipped.numel()
+    return linears, clipped_frac
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rounded:
+    """A weight [out, n_groups, width] on its grid.
+
+    Attributes:
+        codes: less their zero point.
+        parameters: whose scales give Ŵ times the input scale.
+        input_scale: [in_features] or None, with v in it.
+        is_clipped: whether a weight is outside its group's range.
+    """
+
+    codes: Tensor
+    parameters: GroupParameters
+    input_scale: Tensor | None
+    is_clipped: Tensor
+
+
+def _rounded(state: State, role: SharedInput, name: str, recipe: Recipe) -> _Rounded:
+    grid, input_scale = role.grids[name], _factor(state, f"scale {role.name}")
+    grouped = scaled_groups(role.weights[name], grid, input_scale)
+    ends = state[f"low {name}"], state[f"high {name}"]
+    lo, hi = ends if recipe.by_sign else (ends[0].sigmoid(), ends[1].sigmoid())
+    low, high = grouped.amin(dim=-1) * lo, grouped.amax(dim=-1) * hi
+    parameters = range_parameters(low, high, grid)
+    zero = 0.0 if parameters.zero_point is None else parameters.zero_point.detach().unsqueeze(-1)
+    least, most = (end - zero + torch.zeros_like(grouped[..., :1]) for end in grid.code_range)
+    offset = state.get(f"offset {name}")
+    codes: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+        grouped, parameters.scale, offset, least.detach(), most.detach()
+    )
+    row, column = _factor(state, f"row {name}"), _factor(state, f"column {role.name}")
+    if row is not None:
+        scale = stored_scale(parameters.scale * row.unsqueeze(-1), grid)
+        parameters = replace(parameters, scale=scale)
+    if column is not None:
+        assert input_scale is not None
+        input_scale = input_scale / column
+    is_clipped = (grouped < low.unsqueeze(-1)) | (grouped > high.unsqueeze(-1))
+    return _Rounded(
+        codes=codes, parameters=parameters, input_scale=input_scale, is_clipped=is_clipped
+    )
+
+
+class StraightThrough(torch.autograd.Function):
+    """clamp(round(x / Δ + V), least, most) for x [out, n_groups, width], whose round has gradient 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, least: Tensor, most: Tensor
+    ) -> Tensor:
+        """Return the codes, as floats."""
+        ratio = x / scale.unsqueeze(-1)
+        codes = ratio.clone() if offset is None else ratio + offset.view_as(ratio)
+        codes.round_()
+        clamped = clamp_between(codes.clone(), least, most)
+        ctx.save_for_backward(ratio, scale, clamped == codes)
+        ctx.shape = None if offset is None else offset.shape
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, Δ and V."""
+        ratio, scale, is_inside = ctx.saved_tensors
+        passed = gradients[0] * is_inside
+        by_scale = -(passed * ratio).sum(dim=-1) / scale
+        by_x = passed / scale.unsqueeze(-1) if ctx.needs_input_grad[0] else None
+        return by_x, by_scale, None if ctx.shape is None else passed.view(ctx.shape), None, None
+
+
+def _factor(state: State, key: str) -> Tensor | None:
+    """Return s, u or v, kept from vanishing; its gradient stays."""
+    value = state.get(key)
+    return None if value is None else value + (_LEAST_FACTOR - value).clamp(min=0).detach()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Terms:
+    """What a loss is made of, on some windows.
+
+    Attributes:
+        parts: the sum of M over targets, and that of N where the recipe has it.
+        error: M(Ŷ, Y).
+    """
+
+    parts: tuple[float, ...]
+    error: float
+
+    def size_beside(self, first: _Terms, recipe: Recipe) -> float:
+        """Return what iterates are compared by: the parts, of a dynamic recipe relative to the first."""
+        if not recipe.is_dynamic:
+            return sum(self.parts)
+        return sum(a / b if b > 0 else a for a, b in zip(self.parts, first.parts, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Iterate:
+    state: State
+    terms: _Terms
+    n_steps: int
+    size: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loss:
+    """The parts of a recipe's loss, as functions of what is learned."""
+
+    block: Block
+    roles: Sequence[SharedInput]
+    examples: Examples
+    recipe: Recipe
+
+    def parts(self, state: State, rows: Tensor) -> list[Tensor]:
+        """Return the parts on some windows."""
+        got = self._output(stand_ins(state, self.roles, self.recipe), rows)
+        return self._compare(got, rows)
+
+    @torch.no_grad()
+    def measure(self, state: State, batch: int) -> _Terms:
+        """Return the means of the parts over all windows."""
+        weights = stand_ins(state, self.roles, self.recipe)
+        n_windows, sums = len(self.examples.inputs), list[list[float]]()
+        for rows in torch.split(torch.arange(n_windows), batch):
+            got = self._output(weights, rows)
+            parts = [*self._compare(got, rows), squared_error(got, self.examples.wanted[rows])]
+            sums.append([float(part) * len(rows) for part in parts])
+        *parts_, error = (sum(column) / n_windows for column in zip(*sums, strict=True))
+        return _Terms(parts=tuple(parts_), error=error)
+
+    def _output(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        return self.block(self.examples.inputs[rows], weights)
+
+    def _compare(self, got: Tensor, rows: Tensor) -> list[Tensor]:
+        targets = [self.examples.wanted[rows]]
+        if self.recipe.homologous:
+            assert self.examples.homologous is not None
+            targets.append(self.examples.homologous[rows])
+        parts = [torch.stack([squared_error(got, target) for target in targets]).sum()]
+        if self.recipe.cosine:
+            parts.append(torch.stack([cosine_loss(got, target) for target in targets]).sum())
+        return parts
+
+
+def squared_error(got: Tensor, wanted: Tensor) -> Tensor:
+    """Return M: the mean squared difference, as a float64 scalar."""
+    return total((got.float() - wanted.float()).square()) / wanted.numel()
+
+
+def cosine_loss(got: Tensor, wanted: Tensor) -> Tensor:
+    """Return N: minus the logarithm of the mean cosine between vectors of the last dimension."""
+    cosines = functional.cosine_similarity(got.float(), wanted.float(), dim=-1)
+    return -(total(cosines) / cosines.numel()).clamp(min=_LEAST_COSINE).log()
+
+
+class RunningMeans:
+    """Divides each part of a loss by its running mean, so that all weigh alike."""
+
+    def __init__(self) -> None:
+        self._means: list[float] = []
+
+    def weighed(self, parts: Sequence[Tensor]) -> Tensor:
+        """Return the loss, whose parts are near 1 once they stop moving."""
+        before = self._means or [1.0] * len(parts)
+        now = [float(part.detach()) for part in parts]
+        self._means = [
+            _MOMENTUM * old + (1 - _MOMENTUM) * new for old, new in zip(before, now, strict=True)
+        ]
+        weighed = [part / (mean + 1e-6) for part, mean in zip(parts, self._means, strict=True)]
+        return torch.stack(weighed).sum()
+
+
+def _descend(
+    loss: _Loss,
+    begin: State,
+    first: _Terms,
+    best: _Iterate,
+    settings: RefinementSection,
+    rate: float,
+) -> tuple[_Iterate, bool]:
+    """Take all steps, or as many as are finite; return the best iterate, and whether all were."""
+    state = {key: value.clone().requires_grad_() for key, value in begin.items()}
+    take_step = (
+        _signs(state, settings, rate) if loss.recipe.by_sign else _adam(state, settings, rate)
+    )
+    means, batches = (
+        RunningMeans(),
+        _batches(len(loss.examples.inputs), settings.batch, settings.seed),
+    )
+    since = 0
+    for step in range(1, settings.steps + 1):
+        with torch.enable_grad():
+            parts = loss.parts(state, next(batches))
+            value = means.weighed(parts) if loss.recipe.is_dynamic else torch.stack(parts).sum()
+            if not math.isfinite(float(value.detach())):
+                return best, False
+            value.backward()  # type: ignore[no-untyped-call]
+        take_step(step)
+        since += 1
+        if step % _CHECK_EVERY and step < settings.steps:
+            continue
+        terms = loss.measure(state, settings.batch)
+        size = terms.size_beside(first, loss.recipe)
+        if not math.isfinite(size):
+            return best, False
+        if size < best.size:
+            kept = {key: value.detach().clone() for key, value in state.items()}
+            best, since = _Iterate(state=kept, terms=terms, n_steps=step, size=size), 0
+        elif settings.patience is not None and since >= settings.patience:
+            break
+    return best, True
+
+
+def _batches(n_windows: int, batch: int, seed: int) -> Iterator[Tensor]:
+    """Yield the rows of batches without end: every window once, in an order drawn anew, and again."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.split(torch.randperm(n_windows, generator=generator), batch)
+
+
+def _signs(state: State, settings: RefinementSection, rate: float) -> Callable[[int], None]:
+    """Return steps of one length for all, which shrinks to nothing: SignRound's."""
+    length = rate * (settings.offset_rate or 1.0 / settings.steps)
+
+    @torch.no_grad()
+    def take_step(step: int) -> None:
+        now = length * (1 - (step - 1) / settings.steps)
+        for key, value in state.items():
+            assert value.grad is not None
+            value -= now * value.grad.sign()
+            value.clamp_(*((-0.5, 0.5) if key.startswith("offset ") else (0.0, 1.0)))
+            value.grad = None
+
+    return take_step
+
+
+def _adam(state: State, settings: RefinementSection, rate: float) -> Callable[[int], None]:
+    """Return Adam's steps, which are AdamW's without decay.
+
+    They are written out since torch.optim takes seconds to import what compiles its steps.
+    """
+    means = {key: torch.zeros_like(value) for key, value in state.items()}
+    squares = {key: torch.zeros_like(value) for key, value in state.items()}
+
+    @torch.no_grad()
+    def take_step(step: int) -> None:
+        for key, value in state.items():
+            assert value.grad is not None
+            means[key].lerp_(value.grad, 1 - 0.9)
+            squares[key].lerp_(value.grad.square(), 1 - 0.999)
+            length = settings.scale_rate if key.startswith("scale ") else settings.clip_rate
+            spread = (squares[key] / (1 - 0.999**step)).sqrt_().add_(1e-8)
+            value -= rate * length / (1 - 0.9**step) * means[key] / spread
+            value.grad = None
+
+    return take_step
