@@ -288,3 +288,13 @@ def test_linears_that_are_skipped_stay_and_the_others_are_learned_around_them(qu
     )
     kept = [n for n in outcome.before if torch.equal(outcome.before[n], outcome.after[n])]
     assert kept == [n for n in outcome.before if n.endswith("down_proj") or ".layers.1." in n]
+
+
+def test_learned_scales_are_numbers_that_a_checkpoint_holds(lesson, settings):
+    run, roles, examples = lesson
+    half = replace(GRID, scale_dtype="float16")
+    roles = [replace(role, grids=dict.fromkeys(role.weights, half)) for role in roles]
+    result = refine(run, roles, examples, RECIPES["lrquant_plus"], settings())
+    assert result.n_steps > 0
+    for linear in result.linears.values():
+        assert torch.equal(linear.scale, linear.scale.half().float())
