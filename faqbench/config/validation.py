@@ -115,7 +115,11 @@ def _check_stages(method: Method) -> None:
 def _check_refinement(quant: QuantSection, method: Method) -> None:
     if method["refine"].is_idle:
         return
-    busy = [s for s, v in method.values.items() if s not in ("rotate", "refine", "round") and not v.is_idle]
+    busy = [
+        s
+        for s, v in method.values.items()
+        if s not in ("rotate", "refine", "round") and not v.is_idle
+    ]
     busy += [] if method.rounds_to_nearest else ["round"]
     if busy:
         beside = " and ".join(f"quant.{stage}={method[stage].name}" for stage in busy)

@@ -112,3 +112,9 @@ def test_the_chosen_presets_have_every_choice_of_every_stage(compose):
         assert {getattr(presets[name], stage) for name in CHOSEN} == there
     there = {quant.refine for quant in presets.values()}
     assert {presets[name].refine for name in (*LEARNED, "awq")} == there
+
+
+def test_the_blocks_of_a_rotated_model_are_learned_too(run):
+    _, data = run("quant=signround", "quant.rotate=hadamard", "quant.rotation.places=[R1,R2,R4]")
+    assert (data.layers["refine_error"] < data.layers["refine_start"]).any()
+    assert [g.name for g in data.record.gates if not g.passed] == []
