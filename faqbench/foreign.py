@@ -10,11 +10,14 @@ from __future__ import annotations
 import os
 import re
 import stat
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+T = TypeVar("T")
 _MEGABYTE = 1_000_000
 # Control characters but tab and newline, line separators, what turns the direction of writing, and halves
 # of surrogate pairs, as undecodable file names have them.
@@ -72,6 +75,27 @@ def read_json(path: Path, most_megabytes: int) -> Any:
         ValueError: with the reason, without the path.
     """
     return parse_json(read_file(path, most_megabytes), path.name)
+
+
+def read_as(path: Path, kind: type[T], most_megabytes: int = 256) -> T:
+    """Read a regular file of JSON that holds one value of a type, a dataclass of plain values above all.
+
+    Raises:
+        ValueError: with the first part that is not what the type says.
+    """
+    data = read_file(path, most_megabytes)
+    try:
+        value: T = _adapter(kind).validate_json(data, strict=True)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join([path.name, *map(str, first["loc"])])
+        raise ValueError(f"{where}: {first['msg']}") from error
+    return value
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def parse_json(data: bytes, name: str) -> Any:

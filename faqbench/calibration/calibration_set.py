@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from faqbench.foreign import read_as
+
 _FACTS = (
     "domain",
     "n_windows_of",
@@ -71,9 +73,9 @@ def save_calibration_set(calibration: CalibrationSet, folder: Path) -> None:
 
 def load_calibration_set(folder: Path) -> CalibrationSet:
     """Read what `save_calibration_set` wrote."""
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = read_as(folder / "facts.json", dict[str, Any])
     return CalibrationSet(
         tokens=load_file(folder / "tokens.safetensors")["tokens"],
-        texts=tuple(json.loads((folder / "texts.json").read_text())),
+        texts=read_as(folder / "texts.json", tuple[str, ...]),
         **facts | {"sources": tuple(facts["sources"])},
     )

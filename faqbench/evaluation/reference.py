@@ -19,6 +19,9 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
+
+from faqbench.foreign import read_as
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
@@ -60,6 +63,11 @@ class HiddenWriter:
             (self._folder / "hidden.json").write_text(json.dumps(about))
 
 
+class _About(TypedDict):
+    dtype: str
+    shape: tuple[int, int, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class HiddenStates:
     """Hidden states on disk.
@@ -81,13 +89,16 @@ class HiddenStates:
     def open(
         cls, folder: Path, rotate: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> HiddenStates:
-        """Return what a `HiddenWriter` left in a folder."""
-        about = json.loads((folder / "hidden.json").read_text())
-        n_windows, n_tokens, width = about["shape"]
+        """Return what a `HiddenWriter` left in a folder.
+
+        Raises:
+            ValueError: when it did not.
+        """
+        about = read_as(folder / "hidden.json", _About)
         return cls(
             path=folder / "hidden.raw",
             dtype=_DTYPES[about["dtype"]],
-            shape=(n_windows, n_tokens, width),
+            shape=about["shape"],
             rotate=rotate,
         )
 

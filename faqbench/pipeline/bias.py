@@ -14,14 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from faqbench.calibration import CalibrationSet, activation_shift, token_divergence
+from faqbench.foreign import read_as
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.keys import statistics_key
 from faqbench.quantization.means import copy_means, observe_means, read_means
 
 _DRAWN, _REFERENCE = "calibration", "calibration reference"
 _UNKNOWN = {"reference": None, "token_js": None, "activation_shift": None}
+
+
+class _Distance(TypedDict):
+    token_js: float
+    activation_shift: dict[str, float]
 
 
 def build_distance(cell: Cell, folder: Path) -> None:
@@ -38,7 +45,7 @@ def build_distance(cell: Cell, folder: Path) -> None:
 
 def load_distance(cell: Cell, folder: Path) -> dict[str, Any]:
     """Read the distance, as a record says it."""
-    found: dict[str, Any] = json.loads((folder / "distance.json").read_text())
+    found = read_as(folder / "distance.json", _Distance)
     reference: CalibrationSet = cell.get(_REFERENCE)
     named = f"{len(reference.tokens)} windows of the selection part of {reference.domain}"
     return {"reference": named, **found}

@@ -7,7 +7,6 @@ there. `graph.py` lists the stages of a cell.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation import TaskModel
+from faqbench.foreign import read_as
 from faqbench.hardware import resolve_device
 from faqbench.models import ModelHolder
 from faqbench.pipeline.cell_model import CellModel
@@ -172,21 +172,32 @@ class Cell:
             with TemporaryDirectory() as folder:
                 with self.cache.lap() as lap:
                     build(Path(folder))
-                self._note(stage, Path(folder), StageTiming(seconds=lap.seconds, cached=False))
-                return stage.load(self, Path(folder))
+                return self._loaded(stage, Path(folder), lap.seconds, is_cached=False)
         entry = self.cache.get(stage.name, key, build, stage.title)
         self.fingerprints[f"entry/{stage.id}"] = entry.path.name
-        self._note(stage, entry.path, StageTiming(seconds=entry.seconds, cached=entry.cached))
-        return stage.load(self, entry.path)
+        try:
+            return self._loaded(stage, entry.path, entry.seconds, is_cached=entry.cached)
+        except Exception as error:
+            if isinstance(error, UserError) or not entry.cached:
+                raise
+            # Its checksums are right and what it says is not: somebody else wrote it.
+            self.cache.reject(stage.name, key, str(error) or type(error).__name__)
+        entry = self.cache.get(stage.name, key, build, stage.title)
+        return self._loaded(stage, entry.path, entry.seconds, is_cached=False)
 
-    def _note(self, stage: Stage, folder: Path, timing: StageTiming) -> None:
-        self._timings[stage.timed].append(timing)
+    def _loaded(self, stage: Stage, folder: Path, seconds: float, *, is_cached: bool) -> Any:
         self.fingerprints |= fingerprints_in(folder, stage)
+        loaded = stage.load(self, folder)
+        self._timings[stage.timed].append(StageTiming(seconds=seconds, cached=is_cached))
+        return loaded
 
 
 def fingerprints_in(folder: Path, stage: Stage) -> dict[str, str]:
     """Return what a stage's files give for the keys of others."""
     if not stage.gives:
         return {}
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = read_as(folder / "facts.json", dict[str, Any])
+    wrong = [key for key in stage.gives.values() if not isinstance(facts.get(key), str)]
+    if wrong:
+        raise ValueError(f"facts.json: {wrong[0]} is no text")
     return {name: facts[key] for name, key in stage.gives.items()}

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from faqbench.evaluation import (
     HiddenStates,
@@ -34,6 +36,7 @@ from faqbench.evaluation import (
     run_task,
     score_tokens,
 )
+from faqbench.foreign import read_as
 from faqbench.models import Model
 from faqbench.pipeline.cell import Cell
 from faqbench.records import Metric
@@ -109,7 +112,7 @@ def load_windows(name: str, cell: Cell, folder: Path) -> ProtocolTokens:
     Raises:
         UserError: for tokens that the model does not know.
     """
-    facts = json.loads((folder / "facts.json").read_text())
+    facts = read_as(folder / "facts.json", dict[str, Any])
     tokens = np.load(folder / "windows.npy", allow_pickle=False).astype(np.int64)
     cell.model.check_ids(int(tokens.max()), f"Protocol '{name}'")
     return ProtocolTokens(
@@ -134,8 +137,17 @@ def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
     _score(name, cell, cell.model.evaluated, folder, hidden)
 
 
-def where_it_is(_: Cell, folder: Path) -> Path:
-    """Return the folder of scores that `read_scores` reads."""
+class _Cost(TypedDict):
+    seconds: float
+    tokens_per_second: float
+    peak_memory_bytes: int
+
+
+def load_scores(_: Cell, folder: Path) -> Path:
+    """Return the folder of scores that `read_scores` reads, once it was seen to hold some."""
+    read_scores(folder)
+    if (folder / "hidden.json").is_file():
+        HiddenStates.open(folder)
     return folder
 
 
@@ -147,7 +159,7 @@ def read_scores(folder: Path) -> tuple[TokenScores, dict[str, Any]]:
         return np.load(path, allow_pickle=False) if path.is_file() else None
 
     scores = TokenScores(nll=array("nll"), kl=array("kl"), agrees=array("agrees"))
-    return scores, json.loads((folder / "facts.json").read_text())
+    return scores, dict(read_as(folder / "facts.json", _Cost))
 
 
 def build_task(name: str, cell: Cell, folder: Path) -> None:
@@ -178,10 +190,10 @@ def build_task(name: str, cell: Cell, folder: Path) -> None:
 
 def load_task(name: str, _: Cell, folder: Path) -> Evaluated:
     """Read what a task gave."""
-    facts = json.loads((folder / "facts.json").read_text())
-    metrics = facts.pop("metrics")
+    facts = read_as(folder / "facts.json", dict[str, Any])
+    metrics = TypeAdapter(tuple[Metric, ...]).validate_python(facts.pop("metrics"))
     return Evaluated(
-        metrics=tuple(Metric(**m) for m in metrics),
+        metrics=metrics,
         items=pd.read_parquet(folder / "items.parquet"),
         fingerprints={f"task/{name}": facts.pop("fingerprint")},
         protocols={name: facts},

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from faqbench.foreign import read_as
 from faqbench.models import Model
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.evaluating import Evaluated
@@ -206,9 +207,7 @@ def build_check(cell: Cell, folder: Path) -> None:
 
 def load_check(_: Cell, folder: Path) -> WeightsCheck:
     """Read what was found."""
-    raw = json.loads((folder / "check.json").read_text())
-    names = {key: tuple(raw[key]) for key in ("linears", "not_finite")}
-    return WeightsCheck(is_tied=raw["is_tied"], wants_tied=raw["wants_tied"], **names)
+    return read_as(folder / "check.json", WeightsCheck)
 
 
 def look_over(model: Model) -> WeightsCheck:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from faqbench.config import Experiment
+from faqbench.foreign import read_as
 from faqbench.hardware import named_device
 from faqbench.models import fingerprint_tokenizer, weights_source
 from faqbench.pipeline import bias, calibrating, evaluating, gates, keys
@@ -125,7 +126,7 @@ def _protocols(experiment: Experiment) -> list[Stage]:
             needs=("weights", f"windows {name}"),
             key=partial(keys.reference_key, name),
             build=partial(evaluating.build_reference, name),
-            load=evaluating.where_it_is,
+            load=evaluating.load_scores,
         )
         for name in names
         if experiment.needs_reference
@@ -223,7 +224,7 @@ def _evaluation(experiment: Experiment) -> list[Stage]:
             reads=(f"reference {name}",) if experiment.needs_reference else (),
             key=partial(keys.protocol_key, name),
             build=partial(evaluating.build_perplexity, name),
-            load=evaluating.where_it_is,
+            load=evaluating.load_scores,
         )
         for name in evaluation.protocols
         if has_own_scores
@@ -357,8 +358,7 @@ def _build_weights(cell: Cell, folder: Path) -> None:
 
 
 def _load_weights(cell: Cell, folder: Path) -> WeightFacts:
-    found = json.loads((folder / "facts.json").read_text())
-    cell.model.facts = WeightFacts(**{**found, "warnings": tuple(found["warnings"])})
+    cell.model.facts = read_as(folder / "facts.json", WeightFacts)
     return cell.model.facts
 
 

@@ -23,6 +23,7 @@ from faqbench.evaluation import (
     resolve_protocol,
     task_passages,
 )
+from faqbench.foreign import read_as
 from faqbench.pipeline.cell import Cell
 
 
@@ -43,7 +44,7 @@ def load_overlap(name: str, cell: Cell, folder: Path) -> int:
     Raises:
         UserError: when some do and that is not allowed.
     """
-    found = Overlap(**json.loads((folder / "overlap.json").read_text()))
+    found = read_as(folder / "overlap.json", Overlap)
     allowed = cell.experiment.scenario.allow_overlap
     if found.n_overlapping and not any(fnmatchcase(name, pattern) for pattern in allowed):
         calibration: CalibrationSet = cell.get("calibration")

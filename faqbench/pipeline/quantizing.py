@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 
 from faqbench.calibration import CalibrationSet
+from faqbench.foreign import read_as
 from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.quantization import (
-    BlockReport,
     Calibration,
-    LinearReport,
     QuantizedModel,
     RotationReport,
     assign_grids,
@@ -74,14 +73,7 @@ def load_quantized(cell: Cell, folder: Path) -> QuantizedModel:
 
 def read_reports(folder: Path) -> QuantizedModel:
     """Read what the walk left behind."""
-    raw = json.loads((folder / "reports.json").read_text())
-    return QuantizedModel(
-        linears=tuple(LinearReport(**r) for r in raw["linears"]),
-        blocks=tuple(BlockReport(**r) for r in raw["blocks"]),
-        skipped_scales=tuple(raw["skipped_scales"]),
-        n_window_cuts=raw["n_window_cuts"],
-        rotation=RotationReport(**raw["rotation"]) if raw.get("rotation") else None,
-    )
+    return read_as(folder / "reports.json", QuantizedModel)
 
 
 def _rotation(model: CellModel) -> RotationReport:

@@ -24,8 +24,10 @@ from typing import Any, Literal
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from faqbench.config import UserError
+from faqbench.foreign import read_as
 from faqbench.models import BlockStream, LoadedModel, Role, open_stream, prepared_input
 from faqbench.stages import Progress
 
@@ -235,17 +237,18 @@ def observe(
     )
 
 
+class _Meta(TypedDict):
+    n_tokens: int
+    n_blocks: int
+
+
 class ActivationStore:
     """Statistics on disk, read one block at a time."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         self._device = device
-
-    @cached_property
-    def _meta(self) -> Mapping[str, int]:
-        meta: dict[str, int] = json.loads((self.folder / "meta.json").read_text())
-        return meta
+        self._meta = read_as(folder / "meta.json", _Meta)
 
     @cached_property
     def _means(self) -> Mapping[str, Tensor]:

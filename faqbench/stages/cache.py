@@ -181,6 +181,21 @@ class StageCache:
             if self._under_way:
                 self._under_way[-1].seconds -= seconds
 
+    def reject(self, stage: str, key: Mapping[str, object], reason: str) -> None:
+        """Throw away an entry whose files are sound, but say what its stage did not write.
+
+        Args:
+            stage: as for `get`, which gave the entry last.
+            key: as for `get`.
+            reason: said to the user.
+        """
+        target = self.entry_path(stage, key)
+        _log.warning("cache: %s entry %s is foreign (%s); recomputing", stage, target.name, reason)
+        self._leases.drop(target)
+        with locked(target.with_suffix(".lock"), self._owner, lambda _: None):
+            discard(target)
+        self.uses.pop()
+
     def has(self, stage: str, key: Mapping[str, object]) -> bool:
         """Say whether there is an entry for a key, without reading what is in it."""
         return (self.entry_path(stage, key) / MANIFEST).is_file()

@@ -1,14 +1,23 @@
 """From an experiment to its folder, and what is found there afterwards."""
 
 import dataclasses
+import json
 
 import pytest
 import yaml
 
 from faqbench import hardware, pipeline
 from faqbench.config import UserError, run_id, validate
-from faqbench.records import find_runs, finished_record, read_record, read_run, write_run
+from faqbench.records import (
+    differences,
+    find_runs,
+    finished_record,
+    read_record,
+    read_run,
+    write_run,
+)
 from faqbench.stages import PlainProgress, StageCache
+from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
 
@@ -70,6 +79,26 @@ def test_no_two_methods_share_their_scores(run):
         for quant in ("fp", "rtn", "awq", "faq", "gptq")
     }
     assert len(set(values.values())) == len(values)
+
+
+@pytest.mark.parametrize(
+    "content", [[], {}, {"fingerprint": 1, "linears": 3, "n_overlapping": "no"}]
+)
+def test_an_entry_of_the_cache_with_right_checksums_and_odd_content_is_made_anew(
+    run, tmp_path, caplog, content
+):
+    first = run("quant=awq", SCORED)
+    files = [p for p in (tmp_path / "cache" / "stages").rglob("*.json") if p.name != MANIFEST]
+    assert len(files) > 8
+    for path in files:
+        path.write_text(json.dumps(content))
+    for entry in {path.parent for path in files}:
+        key = read_manifest(entry)["key"]
+        (entry / MANIFEST).unlink()
+        write_manifest(entry, key)
+    second = run("quant=awq", SCORED, "rerun=true")
+    assert differences(first, second) == []
+    assert caplog.text.count("is foreign") >= len({path.parent for path in files}) - 1
 
 
 def test_a_run_without_kept_items_has_metrics_and_no_tables(cell, run):
