@@ -143,7 +143,7 @@ class CorrectionSection(Section):
 class RotationSection(Section):
     """`quant.rotation`: where a rotation goes, and its draw."""
 
-    places: tuple[Literal["R1", "R2", "R4"], ...]
+    places: tuple[Literal["R1", "R2", "R3", "R4"], ...]
     seed: Annotated[int, Field(ge=0)]
 
 
@@ -162,7 +162,14 @@ class ActivationsSection(Section):
     dynamic: bool
     clip_ratio: Annotated[float, Field(gt=0.0, le=1.0)]
     targets: tuple[RoleName, ...]
+    kv_bits: Annotated[int, Field(ge=2, le=8)] | None
+    bmm: bool
     seen_by_rounding: bool
+
+    @property
+    def key_bits(self) -> int | None:
+        """Bits of keys and values; None where they are left as they are."""
+        return self.kv_bits if self.kv_bits is not None or not self.bmm else self.bits
 
 
 class RefinementSection(Section):

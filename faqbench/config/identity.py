@@ -177,7 +177,8 @@ def _without(section: Mapping[str, Any], keys: set[str]) -> _Json:
 def grid_slug(experiment: Experiment) -> list[str]:
     """Return bits and group size as parts of a name, `w3` or `w4a8`, and `g64`; `grow` is one per row."""
     quant = experiment.quant
-    activations = "" if quant.activations.bits is None else f"a{quant.activations.bits}"
+    grids = (("a", quant.activations.bits), ("kv", quant.activations.kv_bits))
+    activations = "".join(f"{letter}{bits}" for letter, bits in grids if bits is not None)
     return [f"w{quant.bits}{activations}", f"g{quant.group_size}".replace("-1", "row")]
 
 

@@ -295,6 +295,8 @@ _ACTIVATIONS: Options = {
     "activations.dynamic": True,
     "activations.clip_ratio": 1.0,
     "activations.targets": ["qkv", "o", "gate_up", "down"],
+    "activations.kv_bits": None,
+    "activations.bmm": False,
     "activations.seen_by_rounding": False,
 }
 _DYNAMIC = StageValue(name="dynamic", options=_ACTIVATIONS)
@@ -453,7 +455,7 @@ def _value(stage: Stage, name: object) -> StageValue:
 def _activations(section: object) -> StageValue:
     raw: Any = section if isinstance(section, Mapping) else {} if section is None else vars(section)
     if raw.get("bits") is None:
-        return _IDLE
+        return _IDLE if raw.get("kv_bits") is None else _DYNAMIC
     return _DYNAMIC if raw.get("dynamic", True) else _STATIC
 
 

@@ -186,6 +186,11 @@ def _check_rotation(quant: QuantSection) -> None:
     places = quant.rotation.places
     if len(set(places)) < len(places):
         raise UserError(f"quant.rotation.places={list(places)} names a place twice.")
+    if quant.rotate != "none" and "R3" in places and quant.activations.key_bits is None:
+        raise UserError(
+            "quant.rotation.places has R3, which changes nothing while keys are left as they are: set "
+            "quant.activations.kv_bits, or leave it out."
+        )
     if quant.rotate != "none" and not places:
         raise UserError(
             f"quant.rotate={quant.rotate} changes nothing: quant.rotation.places is empty."
@@ -198,9 +203,19 @@ def _check_activations(quant: QuantSection) -> None:
         raise UserError(
             f"quant.activations.targets={list(activations.targets)} names a role twice."
         )
-    if activations.bits is None:
+    if activations.bmm and activations.bits is None:
+        raise UserError(
+            "quant.activations.bmm=true puts the operands of attention on the grid of linears' inputs, and "
+            "quant.activations.bits is null; set it, or kv_bits for keys and values alone."
+        )
+    if method.activations.is_idle:
         return
-    start = f"quant.activations.bits={activations.bits}"
+    key, bits = next(
+        (key, bits)
+        for key, bits in (("bits", activations.bits), ("kv_bits", activations.kv_bits))
+        if bits is not None
+    )
+    start = f"quant.activations.{key}={bits}"
     if not method.quantizes:
         raise UserError(
             f"{start} needs quantized weights, but quant.round=none leaves them as they are."

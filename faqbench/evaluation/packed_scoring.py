@@ -20,10 +20,10 @@ import torch
 
 from faqbench.evaluation.head import decoded, hidden_states, log_probabilities, splits, top_token
 from faqbench.evaluation.packing import Array, Pack, Request, pack
-from faqbench.models import Model, device_of
+from faqbench.models import OPERANDS_ATTENTION, Model, device_of
 from faqbench.stages.progress import Advance
 
-_ATTENTION = ("sdpa", "eager")
+_ATTENTION = ("sdpa", "eager", OPERANDS_ATTENTION)
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 # Rotary embeddings whose frequencies depend on the longest sequence of the forward.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")

@@ -13,11 +13,13 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
 from faqbench.models.blocks import BlockStream, Call, Inputs, last_hidden_states, open_stream
 from faqbench.models.forward import fingerprint_model
+from faqbench.models.hadamard import Rotation
 from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
 from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
 from faqbench.models.memory import Budget, budget_of
 from faqbench.models.model import Model, device_of, twin
+from faqbench.models.operands import OPERANDS_ATTENTION, change_operands
 from faqbench.models.prepared import PreparedLinear, prepare, prepared_input
 from faqbench.models.rotation import (
     ROTATION_VERSION,
@@ -31,6 +33,7 @@ from faqbench.models.tensors import Tensors
 from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
 
 __all__ = [
+    "OPERANDS_ATTENTION",
     "ROTATION_VERSION",
     "Architecture",
     "BlockStream",
@@ -43,11 +46,13 @@ __all__ = [
     "PreparedLinear",
     "Role",
     "RotatedTensors",
+    "Rotation",
     "Rows",
     "Tensors",
     "architecture_of",
     "bos_of",
     "budget_of",
+    "change_operands",
     "check_ids",
     "check_rotation",
     "describe_rotation",

@@ -8,6 +8,7 @@ bias.
                               R1' W and b R1
     R2  head_dim x head_dim   values v become v R2, in each block by a draw of its own: their rows R2' W
                               and b R2; o head by head W R2
+    R3  head_dim x head_dim   queries and keys, behind their position embedding, become q R3 and k R3 online
     R4  mlp x mlp             the input of down becomes x R4 online, and down W R4
 
 A norm divides by the length of h, which R1 keeps; its gain does not commute with R1 and goes into the
@@ -185,6 +186,11 @@ class RotatedTensors:
     def _residual(self) -> Rotation | None:
         return self._draw("R1") if "R1" in self._places else None
 
+    @property
+    def of_keys(self) -> Rotation | None:
+        """R3, for whoever changes queries and keys online; None where it was not asked for."""
+        return self._draw("R3") if "R3" in self._places else None
+
     @cached_property
     def _of_mlp(self) -> Rotation:
         return self._draw("R4")
@@ -211,7 +217,8 @@ def rotated_sizes(architecture: Architecture, quant: QuantSection) -> dict[str, 
     """Return the size of the rotation at each place that a method asks for."""
     (down,) = architecture.role("down").linears
     width = architecture.shapes[down][1]
-    sizes = {"R1": architecture.hidden_size, "R2": architecture.head_dim, "R4": width}
+    head = architecture.head_dim
+    sizes = {"R1": architecture.hidden_size, "R2": head, "R3": head, "R4": width}
     return {place: sizes[place] for place in quant.rotation.places}
 
 

@@ -177,7 +177,8 @@ class CellModel:
             def prepare(module: Any, architecture: Architecture) -> None:
                 if rotated is not None:
                     rotated.prepare(module, architecture)
-                quantize_inputs(linears, activations, module, architecture)
+                of_keys = None if rotated is None else rotated.of_keys
+                quantize_inputs(linears, activations, module, architecture, of_keys)
 
             base = pristine.tensors if rotated is None else rotated
             tensors = QuantizedTensors(base, linears)

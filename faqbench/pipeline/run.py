@@ -163,7 +163,7 @@ def _record(
         extra["n_window_cuts"] = quantized.n_window_cuts
         if quantized.rotation is not None:
             extra["rotation"] = dataclasses.asdict(quantized.rotation)
-    if cell.experiment.quant.activations.bits is not None:
+    if not cell.experiment.method.activations.is_idle:
         extra["activations"] = describe_activations(cell.experiment.quant.activations)
     extra["stage_keys"] = [dataclasses.asdict(use) for use in cell.uses]
     return RunRecord(

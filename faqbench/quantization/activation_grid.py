@@ -10,9 +10,10 @@ rounding (ones without one); c `clip_ratio`; Q rounding to the grid of `grid.py`
     asymmetric        scale = (high - low) / (2^bits - 1), low at most 0 and high at least 0
 
 A range of the whole batch at hand would let a request's score depend on what lies beside it; it is refused
-when the configuration is composed. The inputs of all linears of the targeted roles are quantized; queries,
-keys, values and probabilities inside attention, the KV cache, the output head and the embedding are not
-(`describe_activations` says so in the record): published W4A4 differs in that.
+when the configuration is composed. With `kv_bits` keys, behind their position embedding, and values are on
+a grid too, as a cache would hold them, per token and head; with `bmm` also queries. Probabilities, the
+output head and the embedding are not. Published W4A4 differs in all of that, so a record says it
+(`describe_activations`). The walk knows nothing of the operands of attention.
 
 Whether the roundings that read the quantized stream see it with its activations rounded
 (`seen_by_rounding`) is a switch, since it changes the numbers of one and the same method: QuaRot's code
@@ -25,10 +26,13 @@ SmoothQuant's evaluation, which also rounds the outputs of q, k and v.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
-from faqbench.config.experiment import ActivationsSection
+from faqbench.config.experiment import ActivationsSection, RoleName
+from faqbench.models import Rotation
 from faqbench.quantization.grid import Grid, range_parameters, round_to_codes
 
 # Numbers that are rounded together on a CPU: they stay in its second-level cache.
@@ -81,6 +85,31 @@ class ActivationGrid(nn.Module):
         return rounded if self._scale is None else rounded.mul_(self._scale)
 
 
+class OperandGrid(nn.Module):
+    """The change of queries, keys and values before they meet: R3, then their grids, per token and head."""
+
+    def __init__(self, settings: ActivationsSection, rotation: Rotation | None) -> None:
+        """Fix the grids.
+
+        Args:
+            settings: bits of keys and values, and of queries.
+            rotation: R3; None for none.
+        """
+        super().__init__()
+        assert settings.key_bits is not None
+        keys = settings.model_copy(update={"bits": settings.key_bits, "dynamic": True})
+        queries = settings.model_copy(update={"dynamic": True})
+        self._keys = ActivationGrid(keys, None, None)
+        self._queries = ActivationGrid(queries, None, None) if settings.bmm else nn.Identity()
+        self._rotation = rotation
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return all three, [batch, heads, tokens, head_dim] as they came."""
+        if self._rotation is not None:
+            query, key = self._rotation.times(query), self._rotation.times(key)
+        return self._queries(query), self._keys(key), self._keys(value)
+
+
 def input_range(low: Tensor, high: Tensor, input_scale: Tensor | None) -> Tensor:
     """Return the extremes [2] over all channels of an input divided by its scale.
 
@@ -96,17 +125,19 @@ def input_range(low: Tensor, high: Tensor, input_scale: Tensor | None) -> Tensor
 
 def describe_activations(settings: ActivationsSection) -> dict[str, object]:
     """Return what a record says of quantized activations: which operands are on the grid, and on which."""
+    on_grid = settings.targets if settings.bits is not None else ()
+    has_keys = settings.key_bits is not None
+    operands = {f"inputs of {role}": role in on_grid for role in get_args(RoleName)}
+    operands |= {"queries": settings.bmm, "keys": has_keys, "values": has_keys}
+    operands |= {"KV cache": has_keys, "probabilities": False, "output head": False}
     return {
         "bits": settings.bits,
+        "kv_bits": settings.key_bits,
         "grid": "symmetric, largest code 2^(bits-1) - 1" if settings.symmetric else "asymmetric",
         "seen_by_rounding": settings.seen_by_rounding,
         "range": "per token, dynamic"
         if settings.dynamic
         else "per tensor, of the calibration tokens",
-        "quantized": [f"inputs of {role}" for role in settings.targets],
-        "not_quantized": [
-            "queries, keys, values and probabilities of attention",
-            "KV cache",
-            "head",
-        ],
+        "quantized": [name for name, is_on in operands.items() if is_on],
+        "not_quantized": [name for name, is_on in operands.items() if not is_on],
     }

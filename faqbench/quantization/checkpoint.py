@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from faqbench.config.experiment import ActivationsSection
-from faqbench.models import Architecture, Tensors, prepare
-from faqbench.quantization.activation_grid import ActivationGrid
+from faqbench.models import Architecture, Rotation, Tensors, change_operands, prepare
+from faqbench.quantization.activation_grid import ActivationGrid, OperandGrid
 from faqbench.quantization.grid import Grid, QuantizedLinear
 
 CHECKPOINT_VERSION = 1  # raise it when files change
@@ -150,8 +150,14 @@ def quantize_inputs(
     settings: ActivationsSection,
     module: nn.Module,
     architecture: Architecture,
+    of_keys: Rotation | None = None,
 ) -> None:
-    """Let the linears of a model that were quantized round their inputs too, as `activation_grid` says."""
+    """Let the linears of a model that were quantized round their inputs too, as `activation_grid` says.
+
+    And its attention queries, keys and values, rotated by `of_keys` before.
+    """
+    if settings.key_bits is not None:
+        change_operands(module, architecture, OperandGrid(settings, of_keys))
     targets = {name for role in settings.targets for name in architecture.role(role).linears}
     for name in linears if settings.bits is not None else ():
         if name.removeprefix(f"{architecture.blocks}.").partition(".")[2] in targets:

@@ -106,10 +106,11 @@ def seed(record: RunRecord) -> str:
     return nested or config_value(record.config, "seed") or "0"
 
 
-def activation_bits(record: RunRecord) -> int | None:
-    """Return the bits of the linears' inputs; None where they are left as they are."""
-    text = config_value(record.config, "quant.activations.bits")
-    return int(text) if text is not None and text.isdigit() else None
+def activation_widths(record: RunRecord) -> str | None:
+    """Return the bits of the linears' inputs and of keys and values, `A8KV4`; None where all are whole."""
+    grids = (("A", "bits"), ("KV", "kv_bits"))
+    found = [(a, config_value(record.config, f"quant.activations.{key}")) for a, key in grids]
+    return "".join(f"{letter}{bits}" for letter, bits in found if bits is not None) or None
 
 
 def activation_keys(record: RunRecord) -> dict[str, str]:
@@ -119,12 +120,12 @@ def activation_keys(record: RunRecord) -> dict[str, str]:
     """
     if is_baseline(record):
         return {}
-    bits = activation_bits(record)
-    if bits is None:
+    widths = activation_widths(record)
+    if widths is None:
         return {"activations": "full"}
     section = flatten(record.config["quant"]["activations"], "quant.activations.")
     del section["quant.activations.bits"]
-    return {"activations": str(bits)} | section
+    return {"activations": widths} | section
 
 
 def deciding_keys(record: RunRecord) -> dict[str, str]:

@@ -17,11 +17,12 @@ from faqbench.report import facts
 from faqbench.report.columns import Column, Kind, build_columns
 
 _PRINT = "fingerprint."  # before the keys of what a run was made of
+_ACTIVATION_GRID = ("symmetric", "granularity", "dynamic", "targets", "kv_bits", "bmm")
 _GRID = {
     f"quant.{option}"
     for option in (
         *("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides"),
-        *(f"activations.{leaf}" for leaf in ("symmetric", "granularity", "dynamic", "targets")),
+        *(f"activations.{leaf}" for leaf in _ACTIVATION_GRID),
     )
 }
 
@@ -62,10 +63,10 @@ class Row:
     @property
     def widths(self) -> str:
         """Bits of weights, or of weights and activations as `W4A8`; nothing for the baseline."""
-        activations = facts.activation_bits(self.runs[0])
+        activations = facts.activation_widths(self.runs[0])
         if self.bits is None or activations is None:
             return str(self.bits or "")
-        return f"W{self.bits}A{activations}"
+        return f"W{self.bits}{activations}"
 
     @property
     def name(self) -> str:

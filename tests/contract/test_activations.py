@@ -51,6 +51,30 @@ def test_only_the_targeted_inputs_are_rounded(run):
     assert some.record.extra["activations"]["quantized"] == ["inputs of down"]
 
 
+@pytest.mark.parametrize("family", ["gemma3", "llama", "mistral", "phi3", "qwen2", "qwen3"])
+def test_every_family_takes_quantized_keys_values_and_queries(run_cell, family):
+    def scores(*overrides):
+        _, data = run_cell(f"model=tiny-{family}", *PROTOCOL, "quant=rtn", "bits=8", *overrides)
+        assert [g for g in data.record.gates if not g.passed] == []
+        return nll(data)
+
+    plain = scores()
+    eight, two = (scores(f"quant.activations.kv_bits={bits}") for bits in (8, 2))
+    both = scores("quant.activations.bits=8", "quant.activations.bmm=true")
+    assert 0 < np.abs(eight - plain).mean() < np.abs(two - plain).mean() / 4
+    assert np.abs(both - plain).mean() > 0
+
+
+def test_a_record_names_the_operands_of_attention_on_the_grid(run):
+    experiment, data = run("quant=w4a4", "quant.activations.kv_bits=4")
+    activations = data.record.extra["activations"]
+    assert "-w4a4kv4-" in run_id(experiment)
+    assert activations["quantized"][-3:] == ["keys", "values", "KV cache"]
+    assert activations["not_quantized"] == ["queries", "probabilities", "output head"]
+    _, weights = run("quant=w4a4", "quant.activations.bits=null", "quant.activations.kv_bits=4")
+    assert weights.record.extra["activations"]["quantized"] == ["keys", "values", "KV cache"]
+
+
 def test_static_ranges_come_from_calibration_and_dynamic_ones_need_none(run):
     dynamic, _ = run("quant=w8a8")
     static, data = run("quant=w8a8", *STATIC)
@@ -119,6 +143,9 @@ def test_a_report_ranks_weights_alone_and_weights_with_activations_apart(run):
         (["quant=fp", "quant.activations.bits=4"], "quant.round=none"),
         (["quant=w4a4", "quant.activations.targets=[]"], "targets is empty"),
         (["quant=w4a4", "quant.activations.bits=1"], "2"),
+        (["quant=rtn", "quant.activations.bmm=true"], "quant.activations.bits is null"),
+        (["quant=fp", "quant.activations.kv_bits=4"], "quant.activations.kv_bits=4 needs"),
+        (["quant=hadamard-rtn", "quant.rotation.places=[R3]"], "while keys are left as they are"),
         (["quant=w4a4", "quant.activations.seen_by_rounding=true"], "changes nothing"),
         (["quant=smoothquant", "quant.smoothing.alpha=1.5"], "quant.smoothing.alpha"),
         (["quant=w4a4", "quant.activations.clip_ratio=0"], "clip_ratio"),

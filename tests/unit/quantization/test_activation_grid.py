@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from faqbench.models import prepare, prepared_input
-from faqbench.quantization.activation_grid import ActivationGrid, input_range
+from faqbench.models.hadamard import draw_rotation
+from faqbench.quantization.activation_grid import ActivationGrid, OperandGrid, input_range
 from faqbench.quantization.grid import Grid, fake_quantize
 from faqbench.quantization.smoothing import lae_scale, smoothquant_scale
 
@@ -78,6 +79,31 @@ def test_a_prepared_linear_keeps_its_parameters(settings):
     assert torch.equal(model(x), linear(grid(x)))
     assert torch.equal(prepared_input(model[0], x), grid(x))
     assert torch.equal(prepared_input(linear, x), x)
+
+
+def test_keys_and_values_have_a_range_per_token_and_head_and_queries_are_left_alone(settings):
+    section = settings("quant.activations.kv_bits=4")
+    q, k, v = torch.randn(3, 2, 5, 7, 16, generator=torch.Generator().manual_seed(0))
+    query, key, value = OperandGrid(section, None)(q, k, v)
+    grid = Grid(bits=4, group_size=-1, symmetric=True)
+    assert torch.equal(query, q)
+    assert torch.equal(key, fake_quantize(k.reshape(-1, 16), grid).view_as(k))
+    assert torch.equal(value, fake_quantize(v.reshape(-1, 16), grid).view_as(v))
+
+
+def test_r3_rotates_queries_and_keys_alike_so_that_their_products_stay(settings):
+    section = settings("quant.activations.kv_bits=8")
+    q, k, v = torch.randn(3, 1, 2, 9, 16, generator=torch.Generator().manual_seed(0))
+    k[..., 3] *= 30  # a channel that stands out, as keys have them
+    rotation = draw_rotation("hadamard", 16, seed=0, place="R3")
+
+    def error(change):
+        query, key, value = change(q, k, v)
+        return (query @ key.mT - q @ k.mT).norm(), (value - v).norm()
+
+    plain, rotated = error(OperandGrid(section, None)), error(OperandGrid(section, rotation))
+    assert rotated[0] < plain[0]
+    assert torch.equal(rotated[1], plain[1])
 
 
 def test_the_logarithmic_equivalent_of_two_is_one_and_a_dead_channel_is_no_zero(compose):
