@@ -12,7 +12,8 @@ writes `reports/<name>/`; the same runs give the same bytes. Reading path:
     result_tables, difference_tables, run_section       what is shown, as `faqbench.tables.Table`
     figures/           one file per plot
     content, layout    everything a report says, and on which page it stands
-    writer             puts it together
+    glance             the first screen: the verdict in a sentence, the best recipe per bit-width
+    writer, front      puts it together; the page that lists all reports
 
 Two runs have a path of their own: `run_pair` (what differs), `pair_page` (for terminal and page). So has a
 decision of `faqbench settle`: `decisions`.

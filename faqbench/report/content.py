@@ -16,6 +16,7 @@ from faqbench.report.difference_tables import differences_table
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import finished_figures
 from faqbench.report.figures.drawing import FigureContent
+from faqbench.report.glance import best_table, headline
 from faqbench.report.layout import PagedTable, Pages, lay_out, paged, slug_of
 from faqbench.report.notes import how_measured, is_published, published_table
 from faqbench.report.panels import build_panels
@@ -25,6 +26,8 @@ from faqbench.report.selection import ReportRequest, Selection, resolve_margin, 
 from faqbench.report.verdicts import Verdict, draws_note, overview_table, question, verdicts
 from faqbench.tables import Table, escape_markdown, to_markdown
 
+AT_THE_TOP = ("glance", "what_to_use")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PanelContent:
@@ -33,6 +36,8 @@ class PanelContent:
     model: str
     slug: str
     question: str
+    headline: str
+    best: Table | None
     overview: Table | None
     verdicts: tuple[Verdict, ...]
     draws_note: str
@@ -60,7 +65,16 @@ class PanelContent:
     @property
     def tables(self) -> list[Table]:
         """All tables, whole."""
-        return [t.whole for t in self.paged] + ([self.overview] if self.overview else [])
+        return [t.whole for t in self.paged] + [t for t in (self.best, self.overview) if t]
+
+    def figure(self, kind: str) -> FigureContent | None:
+        """Return the figure of a plot, or None where it had nothing to show."""
+        return next((figure for figure in self.figures if figure.kind == kind), None)
+
+    @property
+    def further_figures(self) -> list[FigureContent]:
+        """The figures that do not stand at the top."""
+        return [figure for figure in self.figures if figure.kind not in AT_THE_TOP]
 
     @property
     def verdict_groups(self) -> list[tuple[str, list[Verdict]]]:
@@ -95,6 +109,17 @@ class ReportContent:
     missing: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...]
     repeated: tuple[tuple[str, str], ...]
+
+    @property
+    def n_failed_gates(self) -> int:
+        """How many runs failed a gate, each gate by itself."""
+        return sum(len(alarm.run_ids) for alarm in self.alarms if alarm.failed)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a sentence for each model."""
+        several = len(self.panels) > 1
+        return " ".join(f"{p.model}: {p.headline}" if several else p.headline for p in self.panels)
 
 
 def build_content(request: ReportRequest, selection: Selection) -> ReportContent:
@@ -156,6 +181,8 @@ def _panel_content(analysis: Analysis, store: EvidenceStore, end: str) -> PanelC
         model=analysis.panel.model,
         slug=slug_of(analysis.panel.model),
         question=question(analysis),
+        headline=headline(analysis),
+        best=best_table(analysis, store, f"best{end}"),
         overview=overview_table(analysis, f"overview{end}"),
         verdicts=tuple(verdicts(analysis)),
         draws_note=draws_note(analysis),
@@ -243,7 +270,12 @@ def answer(request: ReportRequest) -> Answer:
     parts, metrics = [], []
     for panel in panels:
         analysis = analyse(panel, store, baseline, resolve_margin(request, selection.finished))
-        parts.append(f"## {escape_markdown(panel.model)}\n\n{escape_markdown(question(analysis))}")
+        said = (question(analysis), headline(analysis))
+        parts.append(
+            "\n\n".join([f"## {escape_markdown(panel.model)}", *map(escape_markdown, said)])
+        )
+        best = best_table(analysis, store, "best")
+        parts += [to_markdown(best)] if best else []
         over = overview_table(analysis, "overview")
         parts += [to_markdown(over)] if over else []
         lines = []

@@ -16,6 +16,7 @@ from faqbench.records.decisions import ArmOfDecision, ContestOfDecision, Decisio
 from faqbench.report import facts
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing, drawing_rules, finish
+from faqbench.report.front import write_front_page
 from faqbench.report.layout import render
 from faqbench.report.writer import write_folder
 from faqbench.statistics import percent_of_log
@@ -113,6 +114,7 @@ def write_decision_page(decision: Decision, reports: Path) -> Path:
         "figures/interval.csv": to_csv(figure.data).encode(),
     }
     write_folder(reports / decision.name, files)
+    write_front_page(reports)
     return reports / decision.name
 
 

@@ -47,7 +47,10 @@ class ReportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPaths:
-    """The files of a written report, (run id, reason) of damaged runs, a sentence on each left out."""
+    """The files of a written report, (run id, reason) of damaged runs, a sentence on each left out.
+
+    `front` is the page that lists all reports; None where something else has its place.
+    """
 
     folder: Path
     html: Path
@@ -57,6 +60,7 @@ class ReportPaths:
     n_runs: int
     damaged: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
+    front: Path | None = None
 
 
 Finder = Callable[[Path], tuple[list[RunRecord], list[tuple[str, str]]]]

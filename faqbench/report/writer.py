@@ -13,6 +13,7 @@ from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.garbage import uncollected
 from faqbench.report.content import ReportContent, build_content
+from faqbench.report.front import write_front_page
 from faqbench.report.layout import GENERATOR, render
 from faqbench.report.result_tables import metrics_table, runs_table
 from faqbench.report.selection import ReportPaths, ReportRequest, Selection, select_draws
@@ -39,7 +40,8 @@ def write_report(request: ReportRequest) -> ReportPaths:
     """
     target = _target(request)
     with uncollected():
-        return _write_report(request, target)
+        paths = _write_report(request, target)
+    return dataclasses.replace(paths, front=write_front_page(request.reports))
 
 
 def _write_report(request: ReportRequest, target: Path) -> ReportPaths:

@@ -24,6 +24,8 @@ from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures.drawing import Drawing, FigureContent, drawing_rules, finish
 
 FIGURES = (
+    "glance",
+    "what_to_use",
     "perplexity",
     "accuracy",
     "differences",
@@ -77,4 +79,4 @@ def finished_figures(
 
 def _finished(analysis: Analysis, store: EvidenceStore, name: str, end: str) -> list[FigureContent]:
     drawn = draw_figures(analysis, store, [name])
-    return [finish(f"{name}{end}", title, drawing) for name, title, drawing in drawn]
+    return [finish(kind, title, drawing, end) for kind, title, drawing in drawn]

@@ -30,6 +30,7 @@ class FigureContent:
     """A finished figure in the forms that a page and a folder need; it holds no matplotlib object.
 
     Attributes:
+        kind: the plot's module.
         name: of its files.
         title: its heading.
         caption: what is drawn and how to read it.
@@ -40,6 +41,7 @@ class FigureContent:
         png: the file.
     """
 
+    kind: str
     name: str
     title: str
     caption: str
@@ -78,10 +80,11 @@ def drawing_rules() -> Iterator[None]:
         yield
 
 
-def finish(name: str, title: str, drawing: Drawing) -> FigureContent:
-    """Return a drawing in all its forms."""
-    svg = to_svg(drawing)
+def finish(kind: str, title: str, drawing: Drawing, end: str = "") -> FigureContent:
+    """Return a drawing in all its forms; `end` makes its name one of a panel's own."""
+    svg, name = to_svg(drawing), f"{kind}{end}"
     return FigureContent(
+        kind=kind,
         name=name,
         title=title,
         caption=drawing.caption,

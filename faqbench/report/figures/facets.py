@@ -46,20 +46,20 @@ def facets(panel: Panel) -> list[Facet]:
     for setting in full:
         fitting = [r for r in rows if _fits(tuple(r.keys.get(k) for k in keys), setting)]
         named = [(k, v) for k, v in zip(keys, setting, strict=True) if v]
-        found.append(Facet(title=", ".join(_words(k, v) for k, v in named), rows=tuple(fitting)))
+        found.append(Facet(title=", ".join(key_words(k, v) for k, v in named), rows=tuple(fitting)))
     return found
 
 
 def row_label(row: Row, longest: int = 38) -> str:
     """Return a row's name for an axis: the method, what makes it a variant or a setting, its bits."""
-    words = [facts.display_method(row.method), *(_words(k, v) for k, v in row.shown.items())]
+    words = [facts.display_method(row.method), *(key_words(k, v) for k, v in row.shown.items())]
     bits = "" if row.bits is None else f", {row.bits} bits"
     return f"{style.label(' '.join(words), longest - len(bits))}{bits}"
 
 
 def setting_label(setting: dict[str, str]) -> str:
     """Return a contest's setting in few words: the bits, then values that speak for themselves."""
-    rest = [_words(k, v) for k, v in setting.items() if k != "quant.bits"]
+    rest = [key_words(k, v) for k, v in setting.items() if k != "quant.bits"]
     return ", ".join([f"{setting.get('quant.bits', '?')} bits", *rest])
 
 
@@ -77,7 +77,7 @@ def how_many(shown: int, there: int, nouns: str) -> str:
     return "" if shown == there else f" {shown} of {there} {nouns} are drawn; the tables have all."
 
 
-def _words(key: str, value: str) -> str:
+def key_words(key: str, value: str) -> str:
     """Return a value that speaks for itself, as a group's name does, or the key with it."""
     return value if key.endswith(".name") else f"{facts.key_label(key)}={value}"
 

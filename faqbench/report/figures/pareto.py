@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TITLE = "Quality against bits per weight"
 _MOST_AXES = 6
-_Points = list[tuple[float, float, Row, Estimate]]
+Points = list[tuple[float, float, Row, Estimate]]
 
 
 def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
@@ -37,13 +37,13 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         axes.set_visible(False)
     rows = []
     for axes, (column, facet, points) in zip(all_axes, shown, strict=False):
-        _plot(axes, panel, column, points)
+        plot_front(axes, panel, column, points)
         axes.set_title(style.label(facet.title or column.label, 66 // n_across))
         name = f"{column.label}\n{metric_unit(column)}" if facet.title else metric_unit(column)
         axes.set_ylabel(name)
         axes.set_xlabel("bits per weight")
     for column, facet, points in cells:
-        on_front = {id(row) for *_, row, _ in _front(points, column)}
+        on_front = {id(row) for *_, row, _ in front_of(points, column)}
         rows += [
             (
                 row.name,
@@ -59,12 +59,13 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     return Drawing(
         figure=figure,
         caption="Bits per weight count codes, scales and zero points of the quantized linears. The "
-        "grey steps are the front: nothing smaller is better by value, significance aside. The "
-        "dashed line is full precision." + how_many(len(shown), len(cells), "sets of axes"),
+        "grey steps are the front, whose methods are named: nothing smaller is better by value, "
+        "significance aside. The dashed line is full precision."
+        + how_many(len(shown), len(cells), "sets of axes"),
         alt="On the front: "
         + "; ".join(
             f"{row.name} at {formatting.number(x, 2)} bits per weight"
-            for x, _, row, _ in _front(cells[0][2], cells[0][0])
+            for x, _, row, _ in front_of(cells[0][2], cells[0][0])
         )
         + ".",
         header=("method", "setting", "bits per weight", "measured on", "value", "on the front"),
@@ -72,7 +73,7 @@ def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     )
 
 
-def _points(facet: Facet, column: Column) -> _Points:
+def _points(facet: Facet, column: Column) -> Points:
     scale, _ = metric_scale(column)
     return [
         (row.runs[0].bits_per_weight, e.value * scale, row, e)
@@ -81,25 +82,36 @@ def _points(facet: Facet, column: Column) -> _Points:
     ]
 
 
-def _front(points: _Points, column: Column) -> _Points:
+def front_of(points: Points, column: Column) -> Points:
     """Return the points that no smaller one equals or beats, from small to large."""
     sign = -1 if column.higher_is_better else 1
-    front: _Points = []
+    front: Points = []
     for point in sorted(points, key=lambda p: (p[0], sign * p[1])):
         if not front or sign * point[1] < sign * front[-1][1]:
             front.append(point)
     return front
 
 
-def _plot(axes: Axes, panel: Panel, column: Column, points: _Points) -> None:
+def plot_front(axes: Axes, panel: Panel, column: Column, points: Points) -> None:
+    """Draw the points, their front with its methods' names, and full precision as a dashed line."""
     base = estimates.baseline_value(panel, column)
     values = [y for _, y, *_ in points] + ([] if base is None else [base])
     if not column.is_percent and estimates.spans_decades(values):
         axes.set_yscale("log")
-    front = _front(points, column)
+    front = front_of(points, column)
     xs = [x for x, *_ in front] + [max(x for x, *_ in points)]
     ys = [y for _, y, *_ in front] + [front[-1][1]]
     axes.step(xs, ys, where="post", color=style.QUIET, linewidth=1.0, zorder=1.2, marker="")
+    for x, y, row, _ in front:
+        axes.annotate(
+            style.label(row.short_name, 22),
+            (x, y),
+            xytext=(5, 5 if column.higher_is_better else -5),
+            textcoords="offset points",
+            va="bottom" if column.higher_is_better else "top",
+            fontsize=8,
+            color=style.INK,
+        )
     methods = dict.fromkeys(row.method for _, _, row, _ in points)
     for method in methods:
         own = [(x, y) for x, y, row, _ in points if row.method == method]
@@ -113,12 +125,12 @@ def _plot(axes: Axes, panel: Panel, column: Column, points: _Points) -> None:
         axes.axhline(
             base, color=style.QUIET, linestyle=(0, (4, 3)), linewidth=1.1, label="full precision"
         )
-    axes.margins(x=0.12)
+    axes.margins(x=0.2, y=0.12)
     if axes.get_yscale() == "log":
         style.plain_log_ticks(axes, "y")
 
 
-def own_name(points: _Points, method: str) -> str:
+def own_name(points: Points, method: str) -> str:
     """Return a method's name in the legend, where its variants share one mark."""
     names = [row.short_name for _, _, row, _ in points if row.method == method]
     return names[0] if len(set(names)) == 1 else names[0].partition(" ")[0]

@@ -27,6 +27,8 @@ _LOOKS = {
     "gptaq": ("#882255", ">"), "foem": ("#999933", "<"), "rescomp": ("#332288", "p"),
     "qronos": ("#44aa99", "X"), "omniquant": ("#117733", "d"), "lrquant": ("#ddaa33", "h"),
     "signround": ("#aa4499", "*"),
+    "smoothquant": ("#661100", "H"), "lae": ("#6699cc", "8"), "hadamard": ("#aa4466", "<"),
+    "random": ("#888888", "d"),
 }  # fmt: skip
 _COLORS = {word: color for word, (color, _) in _LOOKS.items()}
 _MARKERS = {word: marker for word, (_, marker) in _LOOKS.items()}

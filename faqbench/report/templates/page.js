@@ -93,11 +93,14 @@
   function reveal() {
     var id = decodeURIComponent(location.hash.slice(1));
     var target = id && document.getElementById(id);
-    var details = target && target.closest("details");
-    if (details) { details.open = true; target.scrollIntoView(); }
+    if (!target) return;
+    var inner = target.querySelector(":scope > details.fold") || target;
+    for (var d = inner.closest("details"); d; d = d.parentElement.closest("details")) d.open = true;
+    target.scrollIntoView();
   }
   addEventListener("hashchange", reveal);
   addEventListener("beforeprint", function () {
+    document.querySelectorAll("details.fold").forEach(function (d) { d.open = true; });
     document.querySelectorAll("figure details").forEach(function (d) { d.open = false; });
   });
   reveal();

@@ -86,7 +86,7 @@ def test_every_id_is_unique_and_every_link_leads_somewhere(page):
 
 def test_every_figure_has_words_and_its_data_as_a_table(page):
     figures = re.findall(r"<figure.*?</figure>", page, flags=re.DOTALL)
-    assert len(figures) == 8
+    assert len(figures) == 9
     assert all("<figcaption>" in f and "<table" in f and 'role="img"' in f for f in figures)
 
 
@@ -198,7 +198,7 @@ def test_what_all_runs_share_is_said_once(page):
 
 
 def test_fidelity_has_a_table_and_paired_differences_of_its_own(page):
-    section = page[page.index('id="fidelity-smollm2-135m-h"') :].partition("</section>")[0]
+    section = page[page.index('id="fidelity-smollm2-135m"') :].partition("</section>")[0]
     assert "KL, nats ↓" in section and "agreement, % ↑" in section
     assert "heldout-wiki-512 top-1" in section and "Paired differences in fidelity" in section
 

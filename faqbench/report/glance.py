@@ -1,0 +1,187 @@
+"""What a report says at a glance: one sentence, and one row for the best recipe of each bit-width.
+
+The first protocol's perplexity decides, or the mean accuracy where no perplexity was measured; all other
+numbers stand in the tables below. What is true of several settings is counted, never averaged away, and one
+calibration set supports no claim about methods here either. Weights with quantized activations are a width
+of their own (`W4A8`), which nothing of another width is ranked with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+
+from faqbench import formatting
+from faqbench.report import facts
+from faqbench.report.analysis import TIED, Analysis, Contest
+from faqbench.report.columns import Column, estimate_cell, metric_heading
+from faqbench.report.comparisons import Comparison, churn_of
+from faqbench.report.difference_tables import difference, difference_unit
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.figures.facets import key_words
+from faqbench.report.panels import Row, is_variant
+from faqbench.report.verdicts import measure
+from faqbench.tables import Cell, Heading, Table, text_cell
+
+_MOST_WIDTHS = 3
+_MOST_TIES = 3
+FLIPS = Heading(text="flips", csv="right to wrong", csv_error="wrong to right", has_error=True)
+_Pair = tuple[Contest, Comparison]
+
+
+def telling_column(analysis: Analysis) -> Column | None:
+    """Return the column that decides at a glance."""
+    panel = analysis.panel
+    protocols = {c.task: c for c in reversed(panel.of_kind("perplexity"))}
+    first = next((m.task for m in panel.rows[0].runs[0].metrics if m.task in protocols), None)
+    if first is not None:
+        return protocols[first]
+    return next(iter(panel.of_kind("perplexity", "mean_acc", "acc")), None)
+
+
+def telling_pairs(analysis: Analysis) -> list[_Pair]:
+    """Return the comparisons with the baseline on the deciding column that could be made."""
+    column = telling_column(analysis)
+    return [(k, c) for k, c in analysis.main.comparisons if c.column == column and not c.refused]
+
+
+def widths_of(analysis: Analysis, contest: Contest) -> str:
+    """Return the bits at which a contest is held, as in `3` or `W4A8`."""
+    return analysis.panel.rows[contest.rows[0]].widths
+
+
+def at_widths(widths: str) -> str:
+    """Return where a claim holds, as in "at 3 bits" or "at W4A8"."""
+    return f"at {widths}" if widths.startswith("W") else f"at {widths} bits"
+
+
+def headline(analysis: Analysis) -> str:
+    """Return the verdict in one sentence."""
+    panel, column = analysis.panel, telling_column(analysis)
+    pairs = telling_pairs(analysis)
+    if column is None or not pairs:
+        return f"Nothing of {panel.model} can be compared here yet."
+    by_widths: dict[str, list[Comparison]] = {}
+    for contest, c in pairs:
+        by_widths.setdefault(widths_of(analysis, contest), []).append(c)
+    shown = sorted(by_widths)[:_MOST_WIDTHS]
+    clauses = [_clause(widths, by_widths[widths]) for widths in shown]
+    baseline = facts.display_method(analysis.baseline or "")
+    ending = f" ({measure(column)}, against {baseline})"
+    text = "; ".join(clauses)
+    return f"{text[:1].upper()}{text[1:]}{ending}."
+
+
+def _clause(widths: str, found: Sequence[Comparison]) -> str:
+    """Say who leads at one width, in how many of the settings that is shown, and by how much."""
+    where = at_widths(widths)
+    methods: dict[str, list[Comparison]] = {}
+    for c in found:
+        methods.setdefault(c.a.short_name, []).append(c)
+    sign = 1 if found[0].column.higher_is_better else -1
+    name = max(methods, key=lambda m: sign * fmean(difference(c)[0] for c in methods[m]))
+    own = methods[name]
+    baseline = own[0].b.short_name
+    n_better = sum(c.is_significant and c.a_is_better for c in own)
+    many = f" in {n_better} of {len(own)} settings" if len(own) > 1 else ""
+    if n_better:
+        return f"{where} {name} is better{many}, {_range(own)}"
+    if any(c.is_of_one_draw and c.stands and c.a_is_better for c in own):
+        return (
+            f"{where} {name} is ahead on one calibration set, {_range(own)}, which decides nothing"
+        )
+    if all(c.is_equal for c in found):
+        return f"{where} every method equals {baseline} within the margin"
+    return f"{where} no method is shown to be better"
+
+
+def _range(found: Sequence[Comparison]) -> str:
+    """Return the differences of a method in words, from the largest gain to the smallest."""
+    values = [difference(c)[0] for c in found]
+    ends = dict.fromkeys(formatting.signed(x, 1) for x in (min(values), max(values)))
+    unit = difference_unit(found[0].column)
+    return f"{' to '.join(ends)}\N{NO-BREAK SPACE}{unit}"
+
+
+def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | None:
+    """Return one row per width: the best recipe by value, and who cannot be told from it."""
+    panel, column = analysis.panel, telling_column(analysis)
+    best = {} if column is None else _best_rows(analysis, column)
+    if column is None or not best:
+        return None
+    full = next((row for row in panel.rows if row.is_baseline), None)
+    accuracy = next(iter(panel.of_kind("mean_acc") or panel.of_kind("acc")), None)
+    divergence = next((c for c in panel.fidelity if c.kind == "kl" and c.task == column.task), None)
+    shown = [c for c in dict.fromkeys((column, divergence, accuracy)) if c is not None]
+    rows = [*([(full, "")] if full else []), *best.values()]
+    return Table(
+        name=name,
+        caption="Best recipe per bit-width",
+        headings=(
+            Heading(text="bits"),
+            Heading(text="best recipe", numeric=False),
+            *(metric_heading(c) for c in shown),
+            *([FLIPS] if full and accuracy else []),
+            Heading(text="not told from it", numeric=False),
+        ),
+        rows=tuple(
+            (
+                text_cell(row.widths or formatting.NONE),
+                _recipe_cell(row),
+                *(replace(estimate_cell(c, c.estimate(row)), error="") for c in shown),
+                *([_flips_cell(store, row, full, accuracy)] if full and accuracy else []),
+                text_cell(ties),
+            )
+            for row, ties in rows
+        ),
+        notes=(
+            "Best by value. Flips: the items that full precision answers otherwise. Not told from it: by "
+            "tests against the best of its setting.",
+        ),
+    )
+
+
+def _best_rows(analysis: Analysis, column: Column) -> dict[str, tuple[Row, str]]:
+    """Return width -> (the row with the best value of all its settings, who ties with it)."""
+    rows, sign = analysis.panel.rows, -1 if column.higher_is_better else 1
+    index = analysis.panel.columns.index(column)
+    best: dict[str, tuple[Row, str]] = {}
+    for contest in analysis.contests:
+        known = {i: e.value for i in contest.rows if (e := column.estimate(rows[i]))}
+        if not known:
+            continue
+        first = min(known, key=lambda i: sign * known[i])
+        widths = rows[first].widths
+        held = best.get(widths)
+        estimate = column.estimate(held[0]) if held else None
+        if estimate is not None and sign * estimate.value <= sign * known[first]:
+            continue
+        marks = {i: analysis.main.marks.get((i, index)) for i in known}
+        if marks[first] is None:
+            ties = "one calibration set each" if len(known) > 1 else ""
+        else:
+            ties = _names([rows[i].short_name for i in known if i != first and marks[i] == TIED])
+        best[widths] = (rows[first], ties)
+    return dict(sorted(best.items(), reverse=True))
+
+
+def _names(names: Sequence[str]) -> str:
+    more = len(names) - _MOST_TIES
+    shown = list(names[:_MOST_TIES]) + ([f"{more} more"] if more > 0 else [])
+    return formatting.listing(shown) if shown else "none"
+
+
+def _recipe_cell(row: Row) -> Cell:
+    """Return a row's method with the values of its setting, which speak for themselves."""
+    setting = [key_words(k, v) for k, v in row.shown.items() if not is_variant(k)]
+    text = ", ".join([row.short_name, *setting])
+    return Cell(text=text, raw=row.name, method=row.method, href=row.runs[0].run_id)
+
+
+def _flips_cell(store: EvidenceStore, row: Row, full: Row, accuracy: Column) -> Cell:
+    churn = None if row is full else churn_of(store, row, full, accuracy)
+    if churn is None:
+        return Cell(text=formatting.NONE)
+    text = formatting.percent(churn.lost + churn.gained, 1)
+    return Cell(text=text, raw=churn.lost, raw_error=churn.gained)

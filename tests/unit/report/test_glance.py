@@ -1,0 +1,123 @@
+"""The first screen: one sentence, one figure, one small table; and the page that lists all reports."""
+
+import csv
+import re
+
+import pytest
+
+from faqbench.records import find_runs
+from faqbench.report import ReportRequest, write_report
+from faqbench.report.analysis import analyse
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.glance import best_table, headline, telling_column
+from faqbench.report.panels import build_panels
+
+
+@pytest.fixture(scope="module")
+def study(make_run, tmp_path_factory):
+    """AWQ and FAQ at 4 and 3 bits with three draws, RTN and full precision."""
+    runs = tmp_path_factory.mktemp("glance") / "runs"
+    make_run(runs, "fp")
+    for bits in (4, 3):
+        make_run(runs, "rtn", bits)
+        for seed in range(3):
+            for method in ("awq", "qep-awq"):
+                make_run(runs, method, bits, seed)
+    return runs
+
+
+@pytest.fixture(scope="module")
+def written(study, tmp_path_factory):
+    reports = tmp_path_factory.mktemp("reports")
+    return write_report(ReportRequest(runs=study, reports=reports, name="study"))
+
+
+def analysed(runs):
+    (panel,) = build_panels(find_runs(runs)[0])
+    store = EvidenceStore(runs)
+    return analyse(panel, store, "awq"), store
+
+
+def test_the_headline_names_the_best_method_of_each_width_as_far_as_it_is_shown(study):
+    analysis, _ = analysed(study)
+    found = {c.a.short_name: c for k, c in analysis.main.comparisons
+             if k.bits == "3" and c.column == telling_column(analysis)}  # fmt: skip
+    sentence = headline(analysis)
+    assert sentence.startswith("At 3 bits") and "; at 4 bits" in sentence
+    assert found["QEP-AWQ"].is_significant == ("At 3 bits QEP-AWQ is better" in sentence)
+    assert sentence.endswith("(perplexity on heldout-wiki-512, against AWQ).")
+
+
+def test_one_calibration_set_makes_no_claim_in_the_headline(quickstart_runs):
+    sentence = headline(analysed(quickstart_runs)[0])
+    assert "which decides nothing" in sentence or "no method is shown to be better" in sentence
+    assert "is better" not in sentence
+
+
+def test_full_precision_alone_has_nothing_to_compare(make_run, tmp_path):
+    make_run(tmp_path, "fp")
+    analysis, store = analysed(tmp_path)
+    assert "Nothing of smollm2-135m can be compared" in headline(analysis)
+    assert best_table(analysis, store, "best") is None
+
+
+def test_the_best_recipe_of_a_width_has_the_best_value_of_all_its_rows(written):
+    folder = written.folder / "tables"
+    with (folder / "best.csv").open() as best, (folder / "results.csv").open() as results:
+        best, results = list(csv.DictReader(best)), list(csv.DictReader(results))
+    value = "heldout-wiki-512 perplexity"
+    for row in best[1:]:
+        rivals = [float(r[value]) for r in results if r["bits"] == row["bits"]]
+        assert float(row[value]) == min(rivals)
+    assert [row["bits"] for row in best] == ["—", "4", "3"] and 0 < float(
+        best[1]["right to wrong"]
+    ) < 1
+
+
+def test_widths_of_weights_and_activations_are_rows_of_their_own(make_run, tmp_path):
+    make_run(tmp_path, "rtn", 4)
+    make_run(tmp_path, "rtn", 4, run_id="rtn-w4a4", quant__activations={"bits": 4})
+    analysis, store = analysed(tmp_path)
+    table = best_table(analysis, store, "best")
+    assert {row[0].text for row in table.rows} == {"4", "W4A4"}
+
+
+def test_the_sentence_the_figure_and_the_table_stand_before_all_else(written):
+    page, words = written.html.read_text(), written.markdown.read_text()
+    order = ('class="headline"', 'id="cap-glance"', "Best recipe per", 'id="cap-what_to_use"')
+    order += ('id="statements-', 'id="results-', 'id="runs"')
+    assert (places := [page.index(part) for part in order]) == sorted(places)
+    order = ("figures/glance.png", "best recipe", "figures/what_to_use.png", "### The answer")
+    assert (places := [words.index(part) for part in order]) == sorted(places)
+
+
+def test_sections_are_folded_and_the_first_screen_is_not(written):
+    page = written.html.read_text()
+    before, _, after = page.partition('id="statements-')
+    assert "<details" not in re.sub(r"<figcaption>.*?</details>", "", before, flags=re.DOTALL)
+    sections = re.findall(
+        r'<section id="(?:results|fidelity|measured|published|runs)[^"]*">\s*(<\w+)', page
+    )
+    assert set(sections) == {"<details"} and len(sections) == 5 and after
+
+
+def test_the_front_page_lists_reports_with_their_verdicts(written, study, tmp_path):
+    for name in ("first", "second"):
+        paths = write_report(ReportRequest(runs=tmp_path / "none", reports=tmp_path, name=name))
+    assert paths.front == tmp_path / "index.html"
+    text = paths.front.read_text()
+    assert 'href="first/index.html"' in text and 'href="second/index.html"' in text
+    listed = written.front.read_text()
+    assert 'href="study/index.html"' in listed and "At 3 bits" in listed
+
+
+@pytest.mark.parametrize("text", ["<h1>mine</h1>", None])
+def test_a_front_page_that_is_not_ours_or_was_edited_stays(text, tmp_path):
+    request = ReportRequest(runs=tmp_path / "none", reports=tmp_path, name="first")
+    front = tmp_path / "index.html"
+    if text is None:
+        text = (
+            write_report(request).front.read_text().replace("Reports and decisions", "My reports")
+        )
+    front.write_text(text)
+    assert write_report(request).front is None and front.read_text() == text
