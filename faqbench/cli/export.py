@@ -20,7 +20,7 @@ from faqbench.sources import why_not_reusable
 from faqbench.stages import cache_root, find_damage
 
 _KEYS = {
-    "format": "compressed-tensors, gptq, gptq_v2 or awq",
+    "format": "compressed-tensors, gptq, gptq_v2, awq or gguf",
     "into": "the folder to make",
     "runs": "the folder of runs",
     "shard_gigabytes": "of one file of weights at most; 2 unless given",

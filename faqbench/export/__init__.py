@@ -5,6 +5,7 @@
     gptq.py, awq.py         its loader wants to be told; whatever it cannot hold is refused with the
     gguf_file.py            nearest configuration that it can
     evidence.py             what a verification compares with: tokens, logits, losses, weights' hashes
+    shards.py               safetensors files of a bounded size
     writing.py              all of it into one folder, or nothing: read this first
     card.py                 the model card
     plain.py                the verification itself, in a process without any modelling code of ours

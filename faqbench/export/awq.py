@@ -9,6 +9,7 @@ Symmetric codes are stored from 0 on, their zero point being 8.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from faqbench import __version__
 from faqbench.export.fold import StoredModel
 from faqbench.export.gptq import BITS, check_grids, from_zero, pack
+from faqbench.export.shards import Shards
 from faqbench.quantization import QuantizedLinear
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -30,6 +32,11 @@ def writer() -> str:
 def check(model: StoredModel) -> None:
     """Refuse anything but 4 bits, one group size and float16 scales."""
     check_grids(model, "awq")
+
+
+def open_sink(folder: Path, model: StoredModel, most_bytes: int) -> Shards:
+    """Begin the checkpoint of a model."""
+    return Shards(folder, most_bytes, encode, model.config, settings(model))
 
 
 def encode(linear: QuantizedLinear) -> dict[str, Tensor]:

@@ -13,12 +13,14 @@ library packs 3, 5, 6 and 7 bits densely, which older readers do not know, so it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from faqbench.export.fold import StoredModel
+from faqbench.export.shards import Shards
 from faqbench.quantization import Grid, QuantizedLinear
 from faqbench.stages import library_version
 
@@ -30,6 +32,11 @@ def writer() -> str:
 
 def check(model: StoredModel) -> None:
     """Every grid is held."""
+
+
+def open_sink(folder: Path, model: StoredModel, most_bytes: int) -> Shards:
+    """Begin the checkpoint of a model."""
+    return Shards(folder, most_bytes, encode, model.config, settings(model))
 
 
 def encode(linear: QuantizedLinear) -> dict[str, Tensor]:

@@ -46,6 +46,7 @@ class StoredModel:
 
     Attributes:
         config: of transformers.
+        tokenizer: of transformers.
         architecture: where its blocks and linears are.
         names: of its parameters, in the order in which they are written.
         base: the tensors of the full precision model.
@@ -55,6 +56,7 @@ class StoredModel:
     """
 
     config: Any
+    tokenizer: Any
     architecture: Architecture
     names: tuple[str, ...]
     base: Tensors

@@ -13,6 +13,7 @@ them as they are.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 from faqbench import __version__
 from faqbench.config import UserError
 from faqbench.export.fold import StoredModel
+from faqbench.export.shards import Shards
 from faqbench.quantization import QuantizedLinear
 
 BITS = 4
@@ -44,6 +46,10 @@ class GPTQ:
     def check(self, model: StoredModel) -> None:
         """Refuse anything but 4 bits, one group size and float16 scales."""
         check_grids(model, self.name)
+
+    def open_sink(self, folder: Path, model: StoredModel, most_bytes: int) -> Shards:
+        """Begin the checkpoint of a model."""
+        return Shards(folder, most_bytes, self.encode, model.config, self.settings(model))
 
     def encode(self, linear: QuantizedLinear) -> dict[str, Tensor]:
         """Return the tensors of one linear.

@@ -89,11 +89,15 @@ def _stored(folder: Path, facts: Mapping[str, Any], evidence: Any) -> tuple[dict
 
 def _load(folder: Path, dtype: torch.dtype) -> tuple[Any, str]:
     """Return the model, and the words for who loaded it."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
     from transformers import __version__ as version
 
     if (folder / "model.gguf").is_file():
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf", dtype=dtype)
+        # The file leaves out what llama.cpp takes for granted of a family, and so do readers of it alone.
+        config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, gguf_file="model.gguf", config=config, dtype=dtype
+        )
         return model, f"transformers {version} from model.gguf"
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
     why = _why_not_plain(settings)

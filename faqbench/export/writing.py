@@ -8,8 +8,8 @@
         faqbench/                   what `faqbench verify` needs: facts.json, evidence, the run's record
         manifest.json               sha256 of every file
 
-The folder appears by one rename when everything in it is written. To add a layout: a file with the four
-functions of `TensorFormat`, as a module or an object, and its line in `FORMATS`.
+The folder appears by one rename when everything in it is written. To add a layout: a file with the
+functions of `Layout`, as a module or an object, and its line in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from faqbench import __version__
 from faqbench.config import Experiment, UserError
 from faqbench.export.card import model_card
 from faqbench.export.evidence import hash_weight, probe, prompt_evidence, protocol_evidence
-from faqbench.export.fold import StoredModel, stored_weight
+from faqbench.export.fold import Part, StoredModel, stored_weight
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.hardware import resolve_device
 from faqbench.models import budget_of, load_model, pinned
@@ -49,14 +49,26 @@ FORMATS = {
     "gptq": "faqbench.export.gptq:V1",
     "gptq_v2": "faqbench.export.gptq:V2",
     "awq": "faqbench.export.awq",
+    "gguf": "faqbench.export.gguf_file",
 }
+_WEIGHTS = ("*.safetensors", "*.gguf")
 _NOTICES = ("LICENSE*", "NOTICE*", "TERMS*", "USE_POLICY*")
 _ROOM = 1.1  # what must be free, as a multiple of what will be written
 _REMEDY = "free some space, or choose another folder with into="
 
 
-class TensorFormat(Protocol):
-    """A layout of quantized weights in safetensors."""
+class Sink(Protocol):
+    """Where the parts of a model go, one by one."""
+
+    def add(self, name: str, part: Part) -> None:
+        """Take a parameter by its name, or a quantized linear by its full name."""
+
+    def close(self) -> None:
+        """Finish the files."""
+
+
+class Layout(Protocol):
+    """A way to store quantized weights."""
 
     def writer(self) -> str:
         """Return what packs, with its version."""
@@ -68,11 +80,8 @@ class TensorFormat(Protocol):
             UserError: with the reason, and the nearest configuration that it can.
         """
 
-    def encode(self, linear: QuantizedLinear) -> dict[str, Tensor]:
-        """Return the tensors of one linear, by the last part of their names."""
-
-    def settings(self, model: StoredModel) -> dict[str, Any]:
-        """Return the `quantization_config` of config.json."""
+    def open_sink(self, folder: Path, model: StoredModel, most_bytes: int) -> Sink:
+        """Begin the checkpoint of a model, in files of so many bytes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,8 +133,8 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
         raise UserError(
             f"into={request.into} exists; nothing there is replaced: choose another folder."
         )
-    evidence, model, about = _measured(request, progress)
-    layout: TensorFormat = resolve_name(FORMATS[request.format])
+    evidence, model, generation = _measured(request, progress)
+    layout: Layout = resolve_name(FORMATS[request.format])
     layout.check(model)
     sizes = _Sizes.of(model)
     _check_space(request.into, sizes.n_bytes)
@@ -133,15 +142,15 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
         explain_os_error("write the checkpoint", request.into, _REMEDY),
         atomic_directory(request.into) as folder,
     ):
-        _write_about(folder, about, checkpoint_folder(pinned(request.experiment.model)))
-        hashes = _write_weights(folder, model, layout, request, evidence, progress)
-        _write_config(folder, model, layout.settings(model))
+        _write_about(folder, model, generation, checkpoint_folder(pinned(request.experiment.model)))
+        sink = layout.open_sink(folder, model, request.shard_bytes)
+        hashes = _write_weights(sink, model, evidence, progress)
         facts = _facts(request, model, layout, sizes, hashes)
         _write_evidence(folder, facts, evidence, request)
         (folder / "README.md").write_text(model_card(facts, request.record))
         write_manifest(folder, {"run_id": request.record.run_id, "format": request.format})
     return Exported(
-        n_bytes=sum(p.stat().st_size for p in request.into.glob("*.safetensors")),
+        n_bytes=sum(p.stat().st_size for kind in _WEIGHTS for p in request.into.glob(kind)),
         bits_per_weight=facts["bits_per_weight"],
         bits_per_parameter=facts["bits_per_parameter"],
     )
@@ -149,8 +158,8 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
 
 def _measured(
     request: ExportRequest, progress: Progress
-) -> tuple[dict[str, Tensor], StoredModel, tuple[Any, Any]]:
-    """Return the evidence of the measured model, the model to write, its tokenizer and generation config.
+) -> tuple[dict[str, Tensor], StoredModel, Any]:
+    """Return the evidence of the measured model, the model to write, and its generation config.
 
     Raises:
         UserError: when the full precision model is another than the run's.
@@ -183,6 +192,7 @@ def _measured(
     module.config.dtype = dtypes[1]
     model = StoredModel(
         config=module.config,
+        tokenizer=loaded.tokenizer,
         architecture=loaded.architecture,
         names=tuple(name for name, _ in module.named_parameters()),
         base=base,
@@ -190,7 +200,7 @@ def _measured(
         weights_dtype=dtypes[0],
         dtype=dtypes[1],
     )
-    return evidence, model, (loaded.tokenizer, module.generation_config)
+    return evidence, model, module.generation_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +241,9 @@ def _check_space(into: Path, n_bytes: int) -> None:
         )
 
 
-def _write_about(folder: Path, about: tuple[Any, Any], source: Path | None) -> None:
+def _write_about(folder: Path, model: StoredModel, generation: Any, source: Path | None) -> None:
     """Write what comes with the model: tokenizer and chat template, generation config, notices."""
-    tokenizer, generation = about
-    tokenizer.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
     if generation is not None:
         generation.save_pretrained(folder)
     if source is not None:
@@ -243,88 +252,27 @@ def _write_about(folder: Path, about: tuple[Any, Any], source: Path | None) -> N
 
 
 def _write_weights(
-    folder: Path,
-    model: StoredModel,
-    layout: TensorFormat,
-    request: ExportRequest,
-    evidence: dict[str, Tensor],
-    progress: Progress,
+    sink: Sink, model: StoredModel, evidence: dict[str, Tensor], progress: Progress
 ) -> dict[str, str]:
     """Write all tensors, add probes to the evidence, and return the hash of each linear's weight."""
     hashes: dict[str, str] = {}
-    shards = _Shards(folder, request.shard_bytes)
-    title = f"export {request.format}"
-    with progress.stage(title, len(model.names)) as advance:
+    with progress.stage("export", len(model.names)) as advance:
         for name, part in model.parts():
+            sink.add(name, part)
             if isinstance(part, QuantizedLinear):
                 weight = stored_weight(part)
                 hashes[name] = hash_weight(weight)
                 signs = evidence.setdefault(f"probe/{weight.shape[1]}", probe(weight.shape[1]))
                 evidence[f"probed/{name}"] = weight @ signs.float()
-                tensors = {f"{name}.{kind}": t for kind, t in layout.encode(part).items()}
-            else:
-                tensors = {name: part}
-            for key, tensor in tensors.items():
-                shards.add(key, tensor)
             advance()
-    shards.close()
+        sink.close()
     return hashes
-
-
-class _Shards:
-    """Safetensors files of a bounded size; a single one is `model.safetensors`."""
-
-    def __init__(self, folder: Path, most_bytes: int) -> None:
-        self._folder, self._most = folder, most_bytes
-        self._held: dict[str, Tensor] = {}
-        self._n_held, self._n_total = 0, 0
-        self._shards: list[list[str]] = []
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor, and write those before it where it would make their file too large."""
-        n_bytes = tensor.numel() * tensor.element_size()
-        if self._held and self._n_held + n_bytes > self._most:
-            self._write()
-        self._held[name] = tensor.contiguous().clone()
-        self._n_held += n_bytes
-        self._n_total += n_bytes
-
-    def close(self) -> None:
-        """Write the rest, and give the files the names that loaders know."""
-        self._write()
-        n_shards = len(self._shards)
-        if n_shards == 1:
-            self._part(0).rename(self._folder / "model.safetensors")
-            return
-        weight_map: dict[str, str] = {}
-        for index, names in enumerate(self._shards):
-            file = f"model-{index + 1:05d}-of-{n_shards:05d}.safetensors"
-            self._part(index).rename(self._folder / file)
-            weight_map |= dict.fromkeys(names, file)
-        index_file = {"metadata": {"total_size": self._n_total}, "weight_map": weight_map}
-        (self._folder / "model.safetensors.index.json").write_text(json.dumps(index_file, indent=1))
-
-    def _write(self) -> None:
-        save_file(self._held, self._part(len(self._shards)), {"format": "pt"})
-        self._shards.append(list(self._held))
-        self._held, self._n_held = {}, 0
-
-    def _part(self, index: int) -> Path:
-        return self._folder / f"part-{index}.safetensors"
-
-
-def _write_config(folder: Path, model: StoredModel, settings: Mapping[str, Any]) -> None:
-    model.config.save_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["quantization_config"] = dict(settings)
-    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _facts(
     request: ExportRequest,
     model: StoredModel,
-    layout: TensorFormat,
+    layout: Layout,
     sizes: _Sizes,
     hashes: Mapping[str, str],
 ) -> dict[str, Any]:

@@ -30,6 +30,9 @@ def exported(tmp_path_factory):
         families = "model=tiny-llama,tiny-gemma3,tiny-qwen2,tiny-phi3"
         method = ["quant=awq", "quant.search.gqa_scale=repeat", "quant.scale_dtype=float16"]
         assert main(["-q", "-m", families, "bits=4", *method, *cell]) == 0
+        symmetric = ["quant.scale_dtype=float16", "symmetric=true", "evaluation.kl=false", *cell]
+        assert main(["-q", "model=tiny-llama", "quant=awq", "bits=8", *symmetric]) == 0
+        assert main(["-q", "model=tiny-gemma3", "quant=rtn", "bits=4", *symmetric]) == 0
         method[-1] = "quant.scale_dtype=null"
         skip = 'quant.skip=["*.0.self_attn.v_proj","*.0.mlp.gate_proj"]'
         mixed = "quant.overrides=[{pattern: '*.1.*', bits: 3, group_size: null}]"
@@ -61,6 +64,14 @@ def test_what_is_exported_is_what_was_measured(exported, family, layout):
     assert checks["stored"].largest == 0
     if layout != "compressed-tensors":  # whose loader multiplies in the dtype of the scales
         assert checks["loaded"].largest == 0 and checks["logits"].largest < 1e-5
+
+
+@pytest.mark.parametrize("start", ["tiny-llama-awq-w8", "tiny-gemma3-rtn-w4"])
+def test_gguf_read_by_transformers_is_what_was_measured(exported, start):
+    _, export = exported
+    checks = judged(export(start, "gguf"))
+    assert all(check.passed for check in checks.values()), checks
+    assert checks["loaded"].largest == 0 and checks["logits"].largest < 1e-5
 
 
 def test_skipped_linears_and_several_grids_are_folded_and_packed_too(exported):
@@ -150,6 +161,8 @@ def test_what_is_measured_has_the_scales_that_are_stored(exported):
     [
         ("tiny-llama-fp", "awq", [], "is full precision: there are no codes to export"),
         ("tiny-llama-awq-w5", "awq", [], "holds 4 bits, and this run has linears of"),
+        ("tiny-llama-awq-w5", "gguf", [], "nearest .*group_size=32 symmetric=true.*Q4_0"),
+        ("tiny-llama-awq-w4", "gguf", [], r"Q4_1 .* of this run's .* groups.*symmetric=true"),
         ("tiny-llama-awq-w4", "awk", [], "format=awk is not allowed.* Did you mean"),
         ("tiny-llama-awq-w4", "awq", ["into=."], "into=. exists"),
     ],

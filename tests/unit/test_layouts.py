@@ -1,10 +1,12 @@
 """Packed weights read back, against what wrote them."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from faqbench.config import UserError
-from faqbench.export import awq, compressed_tensors, gptq
+from faqbench.export import awq, compressed_tensors, gguf_file, gptq
 from faqbench.export.fold import stored_weight
 from faqbench.layouts import decode, layout_of, unpack
 from faqbench.quantization import Grid, quantize
@@ -39,6 +41,19 @@ def test_the_first_version_of_gptq_is_refused_where_a_zero_point_is_zero():
     linear.zero_point[3, 1] = 0
     with pytest.raises(UserError, match="use format=gptq_v2"):
         gptq.V1.encode(linear)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (8, True), (4, False)])
+def test_blocks_of_gguf_are_read_by_its_package_as_they_were(bits, symmetric):
+    import gguf
+
+    linear = quantized(bits, symmetric)
+    if not symmetric:  # so that float16 holds scale times zero point
+        coarse = (linear.scale * 2**7).round() / 2**7
+        linear = dataclasses.replace(linear, scale=coarse)
+    kind = gguf.GGMLQuantizationType[{4: "Q4_0" if symmetric else "Q4_1", 8: "Q8_0"}[bits]]
+    weight = torch.from_numpy(gguf.dequantize(gguf_file.encode(linear), kind))
+    assert torch.equal(weight, stored_weight(linear))
 
 
 def test_words_of_awq_are_those_of_its_kernels():
