@@ -80,11 +80,15 @@ def _experiment(record: RunRecord) -> Experiment:
     experiment = validate(_over(defaults, record.config))
     if not experiment.quantizes:
         raise UserError(f"{record.run_id} is full precision: there are no codes to export.")
-    if not experiment.method.activations.is_idle:
-        raise UserError(
-            f"{record.run_id} quantizes activations, which no format here holds; export a run with "
-            "quant.activations.bits=null."
-        )
+    for key, value, idle in (
+        ("quant.activations.bits", experiment.method.activations, "null"),
+        ("quant.rotate", experiment.method["rotate"], "none"),
+    ):
+        if not value.is_idle:
+            raise UserError(
+                f"{record.run_id} has {key} set, which no format here holds: a plain loader would leave it "
+                f"out; export a run with {key}={idle}."
+            )
     if not experiment.method["rotate"].is_idle:
         raise UserError(
             f"{record.run_id} quantizes a rotated model, which is not exported; export a run with "
