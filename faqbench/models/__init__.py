@@ -17,7 +17,7 @@ from faqbench.models.hadamard import Rotation
 from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
 from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
-from faqbench.models.memory import Budget, budget_of
+from faqbench.models.memory import Budget, budget_of, is_streamed
 from faqbench.models.model import Model, device_of, twin
 from faqbench.models.operands import OPERANDS_ATTENTION, change_operands
 from faqbench.models.prepared import PreparedLinear, prepare, prepared_input
@@ -61,6 +61,7 @@ __all__ = [
     "fingerprint_model",
     "fingerprint_tokenizer",
     "inspect_model",
+    "is_streamed",
     "last_hidden_states",
     "load_model",
     "load_tokenizer",

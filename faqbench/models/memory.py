@@ -1,21 +1,25 @@
 """What a model may take of the memory, and whether its weights fit.
 
 The budget is `memory.device_gigabytes` and `memory.host_gigabytes` of the configuration; null is what is
-free when it is asked. On a CPU the device is the host. No result depends on it: a model that does not fit
-is streamed, block by block, with the same bits.
+free when a process first asks. On a CPU the device is the host. No result depends on it: a model that does
+not fit is streamed, block by block, with the same bits.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 
 import psutil
 import torch
 
-from faqbench.config import UserError
+from faqbench.config import Experiment, UserError
 from faqbench.config.experiment import MemorySection
+from faqbench.hardware import named_device
 from faqbench.models.architecture import Architecture
+from faqbench.models.inspection import inspect_model
 
 # Of what is free, the share that is left to what the estimates here do not see.
 _SPARED = 0.1
@@ -26,8 +30,8 @@ class Budget:
     """Bytes that weights, streams and statistics may take.
 
     Attributes:
-        device_bytes: on the device; None is what is free.
-        host_bytes: in the host's memory; None is what is free.
+        device_bytes: on the device; None is what was free.
+        host_bytes: in the host's memory; None is what was free.
         is_cpu: whether the device is the host.
     """
 
@@ -59,15 +63,40 @@ class Budget:
             return self.on_host
         if self.device_bytes is not None:
             return self.device_bytes
-        free, _ = torch.cuda.mem_get_info()
-        return int(free * (1 - _SPARED))
+        return _free_on_device()
 
     @property
     def on_host(self) -> int:
         """Bytes of the host's memory."""
         if self.host_bytes is not None:
             return self.host_bytes
-        return int(psutil.virtual_memory().available * (1 - _SPARED))
+        return _free_on_host()
+
+
+@cache
+def _free_on_host() -> int:
+    """Return what was free when this process first asked, so that all its cells are judged alike."""
+    return int(psutil.virtual_memory().available * (1 - _SPARED))
+
+
+@cache
+def _free_on_device() -> int:
+    if not torch.cuda.is_available():  # a plan for another machine
+        return sys.maxsize
+    return int(torch.cuda.mem_get_info()[0] * (1 - _SPARED))
+
+
+def is_streamed(experiment: Experiment) -> bool:
+    """Say whether a cell's model is read block by block; False for one that is not on this machine yet.
+
+    Raises:
+        UserError: when not even one block of it fits the budget.
+    """
+    architecture = inspect_model(experiment.model)
+    if architecture is None:
+        return False
+    budget = budget_of(experiment.memory, named_device(experiment.device))
+    return not budget.holds(architecture, getattr(torch, experiment.calibration.dtype))
 
 
 def budget_of(section: MemorySection, device: torch.device) -> Budget:

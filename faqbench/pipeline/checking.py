@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation import check_context, resolve_protocol
-from faqbench.models import check_rotation, inspect_model
+from faqbench.models import check_rotation, inspect_model, is_streamed
 from faqbench.quantization import assign_grids, check_correction
 
 
@@ -36,8 +36,8 @@ def check_model(experiment: Experiment) -> None:
 
     Raises:
         UserError: for a model that cannot be used, a group size that does not divide a linear's input, a
-            pattern that matches no linear, a correction or a rotation that does not suit the family, and
-            a protocol of windows that are longer than the model's context.
+            pattern that matches no linear, a correction or a rotation that does not suit the family,
+            a protocol of windows that are longer than the model's context, and a budget that no block fits.
     """
     architecture = inspect_model(experiment.model)
     if architecture is None:
@@ -47,6 +47,7 @@ def check_model(experiment: Experiment) -> None:
         assign_grids(architecture, experiment.quant)
         check_correction(experiment.quant, architecture.roles)
         check_rotation(architecture, experiment.quant)
+        is_streamed(experiment)
         for protocol in protocols:
             check_context(architecture.context, protocol.seq_len)
     except UserError as error:

@@ -17,14 +17,14 @@ from pathlib import Path
 from faqbench.config import Experiment
 from faqbench.foreign import read_as
 from faqbench.hardware import named_device
-from faqbench.models import fingerprint_tokenizer, weights_source
+from faqbench.models import fingerprint_tokenizer, is_streamed, weights_source
 from faqbench.pipeline import bias, calibrating, evaluating, gates, keys
 from faqbench.pipeline.cell import Cell, Key, Stage, fingerprints_in
 from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.leak_guard import build_overlap, load_overlap
-from faqbench.pipeline.quantizing import build_quantized, load_quantized
+from faqbench.pipeline.quantizing import DRAWN_MEANS, build_quantized, load_quantized
 from faqbench.pipeline.statistics import build_statistics, load_statistics
-from faqbench.quantization import reads_store
+from faqbench.quantization import may_observe_on_the_way, reads_store
 from faqbench.sources import large_files
 from faqbench.stages import StageCache, hash_file, hash_json, hash_text
 from faqbench.stages.manifest import MANIFEST, entry_name
@@ -144,10 +144,17 @@ def _quantization(experiment: Experiment) -> list[Stage]:
         build=build_statistics,
         load=load_statistics,
     )
-    gathered = [statistics] if reads_store(experiment.quant) else []
-    reads = tuple(stage.id for stage in gathered)
     own_basis = experiment.method["rotate"].is_idle
-    distance = _distance(reads if own_basis else ()) if experiment.needs_calibration else []
+    gathered: list[Stage] = []
+    reads: tuple[str, ...] = ()
+    if reads_store(experiment.quant):
+        # A model that is read block by block is observed while it is quantized, and its means come first:
+        # they are those of the model as loaded.
+        walks_once = may_observe_on_the_way(experiment.quant) and is_streamed(experiment)
+        gathered = [] if walks_once else [statistics]
+        reads = (DRAWN_MEANS if walks_once else statistics.id,)
+    of_statistics = tuple(stage.id for stage in gathered if own_basis)
+    distance = _distance(of_statistics) if experiment.needs_calibration else []
     quantized = Stage(
         name="quantized",
         title=experiment.quant.name,

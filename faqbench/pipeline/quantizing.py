@@ -20,16 +20,19 @@ from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.quantization import (
+    ActivationStore,
     Calibration,
     QuantizedModel,
     RotationReport,
     assign_grids,
     quantize_model,
+    reads_store,
     write_linear,
 )
 
 _EXACT = 1e-3  # how far apart logits of a rotated model may be where weights are float32
 _ROUNDINGS = 4  # where weights have fewer digits: of the largest logit
+DRAWN_MEANS = "means drawn"  # the stage with mean|x| on the calibration set
 
 
 def build_quantized(cell: Cell, folder: Path) -> None:
@@ -43,7 +46,7 @@ def build_quantized(cell: Cell, folder: Path) -> None:
     pristine = model.pristine()
     grids = assign_grids(pristine.architecture, experiment.quant)
     rotation = None if experiment.method["rotate"].is_idle else _rotation(model)
-    store = cell.get("statistics") if "statistics" in cell.stages else None
+    store = _statistics(cell)
     tokens = None
     if experiment.needs_calibration:
         calibration: CalibrationSet = cell.get("calibration")
@@ -63,6 +66,17 @@ def build_quantized(cell: Cell, folder: Path) -> None:
     )
     quantized = replace(quantized, rotation=rotation)
     (folder / "reports.json").write_text(json.dumps(asdict(quantized)))
+
+
+def _statistics(cell: Cell) -> ActivationStore | None:
+    """Return what is known of the activations: all, the means alone, or nothing where nothing is read."""
+    if not reads_store(cell.experiment.quant):
+        return None
+    if "statistics" in cell.stages:
+        found: ActivationStore = cell.get("statistics")
+        return found
+    cell.get(DRAWN_MEANS)
+    return ActivationStore(cell.entry(DRAWN_MEANS), cell.device)
 
 
 def load_quantized(cell: Cell, folder: Path) -> QuantizedModel:

@@ -47,7 +47,12 @@ from faqbench.quantization.reports import (
     QuantizedModel,
     RotationReport,
 )
-from faqbench.quantization.streams import Calibration, check_correction, reads_store
+from faqbench.quantization.streams import (
+    Calibration,
+    check_correction,
+    may_observe_on_the_way,
+    reads_store,
+)
 
 __all__ = [
     "CHECKPOINT_VERSION",
@@ -67,6 +72,7 @@ __all__ = [
     "check_correction",
     "describe_activations",
     "fake_quantize",
+    "may_observe_on_the_way",
     "observe",
     "quantize",
     "quantize_inputs",

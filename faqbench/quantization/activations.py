@@ -80,8 +80,13 @@ class GramSum:
         return result
 
     def result(self) -> Tensor:
-        """Return the whole sum [in_features, in_features]."""
-        return self._upper.triu() + self._upper.triu(diagonal=1).T
+        """Return the whole sum [in_features, in_features], which is no copy: adding goes on in it."""
+        for start in range(0, len(self._upper), _GRAM_BLOCK):
+            stop = start + _GRAM_BLOCK
+            corner = self._upper[start:stop, start:stop]
+            corner.copy_(corner.triu() + corner.triu(diagonal=1).T)
+            self._upper[stop:, start:stop] = self._upper[start:stop, stop:].T
+        return self._upper
 
 
 class Accumulator:
@@ -174,7 +179,7 @@ def observe_block(
     finally:
         for handle in handles:
             handle.remove()
-    results = {name: accumulator.result() for name, accumulator in accumulators.items()}
+    results = {role.name: accumulators.pop(role.name).result() for role in roles}
     for role in roles:
         check_finite(results[role.name], stream.index - advance, role)
     return results
@@ -243,12 +248,17 @@ class _Meta(TypedDict):
 
 
 class ActivationStore:
-    """Statistics on disk, read one block at a time."""
+    """Statistics on disk, read one block at a time; those of a pass for the means alone have no more."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         self._device = device
-        self._meta = read_as(folder / "meta.json", _Meta)
+        self._meta = read_as(folder / "meta.json", _Meta) if self.has_grams else None
+
+    @property
+    def has_grams(self) -> bool:
+        """Whether Gram matrices are there; else a walk gathers those of each block when it is there."""
+        return (self.folder / "meta.json").is_file()
 
     @cached_property
     def _means(self) -> Mapping[str, Tensor]:
@@ -262,18 +272,16 @@ class ActivationStore:
         tensors: dict[str, Tensor] = load_file(self.folder / name, device=str(self._device))
         return tensors
 
-    @property
-    def n_blocks(self) -> int:
-        """How many blocks there are."""
-        return self._meta["n_blocks"]
-
     def mean_abs(self, block: int, role: str) -> Tensor:
         """Return mean|x| [in_features] of one role of one block."""
         return self._means[f"{block}.{role}"]
 
     def block(self, block: int) -> dict[str, RoleStatistics]:
         """Return the statistics of one block by role; the caller holds the only copy."""
-        grams = self._load(f"gram-{block:03d}.safetensors")
+        assert self._meta is not None, "a pass for the means alone has no Gram matrices"
+        found = self._load(f"gram-{block:03d}.safetensors")
+        # A tensor of a file lies where it happens to, and products round by where their factors lie.
+        grams = {role: found.pop(role).clone() for role in list(found)}
         return {
             role: RoleStatistics(
                 mean_abs=self.mean_abs(block, role),

@@ -89,7 +89,8 @@ def quantize_model(
         loaded: the full precision model, which is left as it is.
         quant: the method.
         grids: of the linears to quantize, by full name, from `assign_grids`.
-        store: statistics of the full precision pass; None for methods that read none.
+        store: statistics of the full precision pass, or its means alone: Gram matrices are then gathered
+            a block at a time, on the way; None for methods that read none.
         calibration: the tokens, for methods that read the quantized stream and for tracing.
         progress: one step per block.
         keep: given every quantized linear with its full name.
@@ -100,10 +101,11 @@ def quantize_model(
     architecture = loaded.architecture
     check_correction(quant, architecture.roles)
     streams = None
+    observes = store is not None and not store.has_grams
     reads = reads_quantized(quant) or reads_full(quant) or reads_sample(quant)
-    if reads or (calibration is not None and quant.trace_windows > 0):
+    if reads or observes or (calibration is not None and quant.trace_windows > 0):
         assert calibration is not None, "this method runs the model on calibration windows"
-        streams = Streams(loaded, quant, calibration)
+        streams = Streams(loaded, quant, calibration, observes=observes)
     walk = _Walk(
         model=loaded.view,
         quant=quant,
@@ -151,7 +153,12 @@ def _quantize_roles(
 ) -> list[LinearReport]:
     """Quantize a block's twin role by role, and put its quantized linears into `found`."""
     quant, streams = walk.quant, walk.streams
-    full = walk.store.block(index) if walk.store is not None else {}
+    full: Mapping[str, RoleStatistics] = {}
+    if walk.store is not None and walk.store.has_grams:
+        full = walk.store.block(index)
+    elif walk.store is not None:
+        assert streams is not None
+        full = streams.observe_full(walk.architecture.roles)
     quantized: Mapping[str, RoleStatistics] = {}
     for role in walk.architecture.roles if streams is not None else ():
         assert streams is not None

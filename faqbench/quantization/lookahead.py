@@ -33,11 +33,11 @@ def later_statistics(
         preview: source and window.
     """
     if preview.source == "same_role":
-        end = min(block + 1 + preview.window, store.n_blocks)
+        end = min(block + 1 + preview.window, architecture.n_blocks)
         return [store.mean_abs(j, role.name) for j in range(block + 1, end)]
     roles = architecture.roles
     start = block * len(roles) + roles.index(role)
-    end = min(start + preview.window, store.n_blocks * len(roles) - 1)
+    end = min(start + preview.window, architecture.n_blocks * len(roles) - 1)
     vectors = []
     for last in range(start + 1, end + 1):
         vector = store.mean_abs(last // len(roles), roles[last % len(roles)].name)

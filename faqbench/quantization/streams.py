@@ -131,6 +131,11 @@ def reads_store(quant: QuantSection) -> bool:
     return bool(reads & {Reads.MEANS, Reads.EXTREMES, Reads.GRAM}) and not corrects(quant)
 
 
+def may_observe_on_the_way(quant: QuantSection) -> bool:
+    """Say whether a walk can gather these statistics itself, of the means of the model as loaded alone."""
+    return reads_store(quant) and method_of(quant)["rotate"].is_idle and not refines(quant)
+
+
 def reads_inputs(quant: QuantSection) -> bool:
     """Say whether any stage after the correction reads statistics of a linear's input."""
     return bool(method_of(quant).reads & {Reads.MEANS, Reads.EXTREMES, Reads.GRAM, Reads.HESSIAN})
@@ -165,18 +170,34 @@ def _reads_residuals(quant: QuantSection) -> bool:
 class Streams:
     """Both streams at the input of one block, and that block in full precision and as it is quantized."""
 
-    def __init__(self, loaded: LoadedModel, quant: QuantSection, calibration: Calibration) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        quant: QuantSection,
+        calibration: Calibration,
+        *,
+        observes: bool = False,
+    ) -> None:
+        """Open the streams that a method reads.
+
+        Args:
+            loaded: the full precision model.
+            quant: the method.
+            calibration: what they are made of.
+            observes: whether the statistics of the full precision pass are gathered here.
+        """
         self._quant = quant
         self._select: Tokens = calibration.select
         self._quantized: BlockStream | None = None
         self._full: BlockStream | None = None
         self._sample: Sample | None = None
         tokens, n_traced = calibration.tokens, quant.trace_windows
-        if reads_quantized(quant) or reads_full(quant):
+        if reads_quantized(quant) or reads_full(quant) or observes:
             read = tokens[: quant.refinement.windows] if refines(quant) else tokens
             opened = open_stream(loaded.model, loaded.architecture, read, calibration.batch_size)
-            self._quantized = opened.fork() if reads_quantized(quant) else None
-            self._full = opened.fork() if reads_full(quant) else None
+            self._full = opened if reads_full(quant) or observes else None
+            if reads_quantized(quant):
+                self._quantized = opened if self._full is None else opened.fork()
         if n_traced > 0 or reads_sample(quant):
             searched: Searched | None = None
             if reads_sample(quant):
@@ -209,6 +230,12 @@ class Streams:
             return
         if self._grid is not None and isinstance(own.steps[-1], ActivationGrid):
             own.steps[-1] = ActivationGrid(self._grid, quantized.input_scale, None)
+
+    def observe_full(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
+        """Return the statistics of the roles' inputs in full precision, in one pass."""
+        assert self._full is not None
+        stays = reads_full(self._quant)
+        return observe_block(self._full, self._original, roles, self._select, advance=not stays)
 
     def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs on the quantized stream, in one pass."""
@@ -294,7 +321,7 @@ class Streams:
 
     def release(self) -> BlockReport | None:
         """Move all streams past the block and report its error; None when nothing is traced."""
-        if self._full is not None:
+        if self._full is not None and reads_full(self._quant):  # else observing moved it
             self._full.advance(self._original)
         if self._quantized is not None:
             self._quantized.advance(self._block)

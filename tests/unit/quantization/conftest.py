@@ -117,7 +117,9 @@ def quantized(
 ) -> Callable[..., Outcome]:
     """Quantize a fresh model, or the one given, by a preset and overrides."""
 
-    def make(preset: str, *overrides: str, loaded: LoadedModel | None = None) -> Outcome:
+    def make(
+        preset: str, *overrides: str, loaded: LoadedModel | None = None, means_only: bool = False
+    ) -> Outcome:
         loaded = loaded or load()
         experiment = compose("model=tiny-llama", f"quant={preset}", *overrides)
         names = loaded.architecture.linear_names()
@@ -130,6 +132,10 @@ def quantized(
         grids = assign_grids(loaded.architecture, experiment.quant)
         select = experiment.calibration.tokens
         store = observed(loaded, select=select) if experiment.needs_calibration else None
+        if store is not None and means_only:
+            for path in store.folder.iterdir():
+                if path.name != "mean_abs.safetensors":
+                    path.unlink()
         calibration = Calibration(tokens=tokens, batch_size=2, select=select)
         linears: dict[str, QuantizedLinear] = {}
         result = quantize_model(

@@ -57,7 +57,7 @@ def test_the_batch_size_changes_nothing_but_rounding(load, observed):
 
 def test_every_block_and_role_has_statistics_of_all_tokens(load, observed, tokens):
     store = observed(load())
-    assert store.n_blocks == 4
+    assert store.has_grams
     assert set(store.block(3)) == set(ROLE_LINEARS)
     assert {s.n_tokens for s in store.block(3).values()} == {tokens.numel()}
 

@@ -1,5 +1,7 @@
 """The two streams: what each method makes them carry, and what they refuse."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -129,3 +131,26 @@ def test_every_stage_reports_its_error_and_one_that_is_off_repeats_the_one_befor
         assert all(error > 0 for error in stages)
         assert preset != "gptq" or nearest == scaled == clipped != final
         assert preset != "awq" or clipped == final
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("awq",),
+        ("faq",),
+        ("qep-faq",),
+        ("faq-gptq", "calibration.tokens=norm_cap"),
+        ("faq", "quant.preview.source=next_linear", "quant.search.loss=module"),
+    ],
+)
+def test_statistics_that_are_gathered_on_the_way_give_the_same_weights_and_reports(
+    quantized, overrides
+):
+    stored, gathered = quantized(*overrides), quantized(*overrides, means_only=True)
+    assert gathered.same_as(stored)
+    assert untimed(gathered.result) == untimed(stored.result)
+
+
+def untimed(result):
+    linears = [dataclasses.replace(report, seconds=0) for report in result.linears]
+    return linears, result.blocks

@@ -1,0 +1,200 @@
+"""What a model of true size takes: peak memory, disk and seconds by the number of blocks, per method.
+
+    python tests/benchmarks/bench_size.py --blocks 2,4 --methods rtn,awq,faq,gptq,qep,loaq
+    python tests/benchmarks/bench_size.py --shape llama-70b --blocks 2 --methods rtn,awq
+    python tests/benchmarks/bench_size.py --device cuda --blocks 36 --windows 128 --tokens 512 --grid 20
+    pytest -m benchmark tests/benchmarks/bench_size.py -s            # a tiny model, seconds
+
+The weights are random, written once as bfloat16 shards, one per block. Each cell is a process of its own
+with a cache of its own, watched from outside: its peak is the system's high-water mark, mapped shards
+counted. Few windows and a small grid of exponents do: what grows with the number of blocks is the point.
+`disk` is what lies in the cache beside the quantized weights when the cell is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+_COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+SHAPES = {
+    "qwen3-8b": {
+        **_COMMON, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 4096,
+        "intermediate_size": 12288, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151936, "max_position_embeddings": 40960,
+    },
+    "llama-70b": {
+        **_COMMON, "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8192,
+        "intermediate_size": 28672, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 128256, "max_position_embeddings": 8192,
+    },
+    "tiny": {
+        **_COMMON, "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "hidden_size": 128,
+        "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "vocab_size": 512, "max_position_embeddings": 512,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What one cell took.
+
+    Attributes:
+        method: the preset.
+        n_blocks: of the model.
+        peak_bytes: of its process.
+        disk_bytes: in its cache beside the quantized weights.
+        seconds: from start to end.
+    """
+
+    method: str
+    n_blocks: int
+    peak_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+def write_model(folder: Path, shape: str, n_blocks: int) -> None:
+    """Write random weights of a shape as a folder that transformers would load."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from faqbench.models.model import without_weights
+
+    folder.mkdir(parents=True)
+    config = {**SHAPES[shape], "num_hidden_layers": n_blocks}
+    (folder / "config.json").write_text(json.dumps(config))
+    with without_weights():
+        skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    draw, index = torch.Generator().manual_seed(0), {}
+    parameters = dict(skeleton.named_parameters())
+    part_of = {name: ".".join(name.split(".")[:3]) for name in parameters}
+    for number, part in enumerate(dict.fromkeys(part_of.values())):
+        tensors = {}
+        for name in (n for n in parameters if part_of[n] == part):
+            shape_of = parameters[name].shape
+            drawn = torch.empty(shape_of, dtype=torch.bfloat16).normal_(0, 0.02, generator=draw)
+            tensors[name] = drawn if len(shape_of) > 1 else torch.ones_like(drawn)
+            index[name] = f"model-{number:03d}.safetensors"
+        save_file(tensors, folder / f"model-{number:03d}.safetensors", {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace) -> Cell:
+    """Run one cell in a process and a cache of its own."""
+    home = Path(tempfile.mkdtemp(dir=root))
+    overrides = [
+        "model=qwen3-8b", "model.name=size", "model.source=path", "model.hub_id=null",
+        f"model.path={root / f'{options.shape}-{n_blocks}'}", "model.tokenizer=bytes",
+        f"group_size={options.group_size}", f"quant={method}", "bits=4", f"device={options.device}",
+        f"quant.search.n_grid={options.grid}", "quant.search.clip_steps=4", "tracking=none",
+        f"calibration.domain={root / 'text.txt'}", f"calibration.n_samples={options.windows}",
+        f"calibration.seq_len={options.tokens}", "calibration.n_reference=2",
+        f"data.wikitext2_path={root / 'text.txt'}",
+        f"evaluation.protocols=[wikitext2-{options.tokens}]", "evaluation.tasks=[]",
+        "evaluation.n_windows=4", "evaluation.batch_tokens=512", *options.overrides,
+    ]  # fmt: skip
+    if options.gigabytes:
+        overrides.append(f"memory.host_gigabytes={options.gigabytes}")
+    environment = {**os.environ, "FAQBENCH_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
+    start = time.perf_counter()
+    log = (home / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "faqbench", "-q", *overrides],
+        cwd=home, env=environment, stdout=log, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, (home / "log").read_text()
+    kept = [p for p in (home / "cache").rglob("*") if p.is_file() and "quantized" not in p.parts]
+    cell = Cell(
+        method=method,
+        n_blocks=n_blocks,
+        peak_bytes=usage.ru_maxrss * 1024,
+        disk_bytes=sum(p.stat().st_size for p in kept),
+        seconds=time.perf_counter() - start,
+    )
+    shutil.rmtree(home)
+    return cell
+
+
+def slope(cells: list[Cell], of: str) -> float:
+    """Return the growth of a quantity per block, by least squares over the numbers of blocks."""
+    x = [cell.n_blocks for cell in cells]
+    y = [float(getattr(cell, of)) for cell in cells]
+    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+    spread = sum((a - mean_x) ** 2 for a in x)
+    products = ((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return sum(products) / spread if spread else float("nan")
+
+
+def measure(options: argparse.Namespace) -> dict[str, list[Cell]]:
+    """Run all cells and print a line for each, and the slopes of each method."""
+    root = Path(tempfile.mkdtemp(dir=options.folder))
+    words = "the weight of a group is a number and the block has many of them in its rows. "
+    (root / "text.txt").write_text("\n\n".join(f"Text {i}. {words * 8}" for i in range(400)))
+    found: dict[str, list[Cell]] = {method: [] for method in options.methods}
+    print(f"{'method':10} blocks  peak GB  disk GB  seconds", flush=True)
+    try:
+        for n_blocks in options.blocks:
+            folder = root / f"{options.shape}-{n_blocks}"
+            write_model(folder, options.shape, n_blocks)
+            for method in options.methods:
+                cell = run_cell(root, method, n_blocks, options)
+                found[method].append(cell)
+                print(
+                    f"{method:10} {n_blocks:6} {cell.peak_bytes / 1e9:8.2f} "
+                    f"{cell.disk_bytes / 1e9:8.2f} {cell.seconds:8.0f}",
+                    flush=True,
+                )
+            shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(root)
+    for method, cells in found.items():
+        print(
+            f"{method:10} per block: peak {slope(cells, 'peak_bytes') / 1e6:.0f} MB, "
+            f"disk {slope(cells, 'disk_bytes') / 1e6:.0f} MB, {slope(cells, 'seconds'):.1f} s"
+        )
+    return found
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser()
+    comma = lambda text: text.split(",")  # noqa: E731
+    parser.add_argument("--shape", default="qwen3-8b", choices=SHAPES)
+    parser.add_argument("--blocks", type=lambda t: [int(n) for n in t.split(",")], default=[2, 4])
+    parser.add_argument("--methods", type=comma, default=comma("rtn,awq,faq,gptq,qep,loaq"))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--windows", type=int, default=4, help="of calibration text")
+    parser.add_argument("--tokens", type=int, default=128, help="of a window")
+    parser.add_argument("--grid", type=int, default=4, help="exponents of the scale search")
+    parser.add_argument("--group-size", type=int, default=128)
+    parser.add_argument("--gigabytes", type=float, default=None, help="memory.host_gigabytes")
+    parser.add_argument("--folder", default=None, help="where weights and caches are written")
+    parser.add_argument("overrides", nargs="*", default=[])
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.benchmark
+def test_peak_and_disk_do_not_grow_with_the_blocks() -> None:
+    """A tiny model through the same script; sizes are the process's own, so the bounds are wide."""
+    arguments = ["--shape", "tiny", "--blocks", "2,6", "--methods", "faq", "--group-size", "32"]
+    (cells,) = measure(parse([*arguments, "--gigabytes", "0.004"])).values()
+    assert slope(cells, "disk_bytes") < 2e5
+    assert slope(cells, "peak_bytes") < 30e6
+
+
+if __name__ == "__main__":
+    measure(parse(sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""A cell whose model does not fit the budget: read block by block, with the same bytes at the end."""
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from faqbench import pipeline
+from faqbench.config import UserError
+from faqbench.pipeline.checking import check_model
+from faqbench.stages import PlainProgress, StageCache
+
+SCORED = ("evaluation.protocols=[wikitext2-32]", "evaluation.n_windows=5")
+SMALL = (
+    "memory.host_gigabytes=0.0007"  # more than a block of a tiny model takes, less than all of it
+)
+
+
+@pytest.fixture
+def finished(cell, tmp_path):
+    """Run a cell in a cache and a runs folder of its own; return its data and its quantized tensors."""
+
+    def make(name, *overrides):
+        experiment = cell(*SCORED, *overrides, f"paths.runs={tmp_path / name / 'runs'}")
+        cache = StageCache(tmp_path / name / "cache")
+        data = pipeline.run(experiment, cache=cache, progress=PlainProgress())
+        tensors = {}
+        for path in (cache.root / "stages").glob("quantized/*/*.safetensors"):
+            with safe_open(path, framework="np") as file:
+                tensors |= {(path.name, key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return data, tensors
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("quant=awq",),
+        ("quant=faq", "model=tiny-gemma3"),
+        ("quant=qep-faq", "model=tiny-qwen3", "dtype=bfloat16"),
+        ("quant=loaq-gptq", "calibration.dtype=bfloat16"),
+    ],
+)
+def test_a_streamed_cell_ends_with_the_same_bytes(finished, overrides):
+    (resident, tensors), (streamed, again) = (
+        finished("resident", *overrides),
+        finished("streamed", *overrides, SMALL),
+    )
+    assert tensors.keys() == again.keys()
+    assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+    assert resident.tokens.keys() == streamed.tokens.keys() and len(resident.tokens) == 3
+    assert all(np.array_equal(a, streamed.tokens[name]) for name, a in resident.tokens.items())
+    assert resident.record.metrics == streamed.record.metrics
+    assert resident.record.run_id == streamed.record.run_id
+    assert "statistics" not in streamed.record.stages
+
+
+def test_a_budget_that_no_block_fits_is_refused_before_anything_is_computed(cell):
+    with pytest.raises(
+        UserError, match=r"^model=tiny-llama: One block .* \(memory\.host_gigabytes\)"
+    ):
+        check_model(cell("quant=awq", "memory.host_gigabytes=0.0001"))
