@@ -96,6 +96,8 @@ def _write_report(experiment: Experiment, run_ids: Sequence[str]) -> None:
         title=experiment.report.title,
     )
     paths = write_report(request)
+    if paths.published is not None:
+        print_table(paths.published)
     print(f"Report: {paths.html}")
     tracker(experiment.tracking, experiment.paths.runs).show_report(paths.folder)
 

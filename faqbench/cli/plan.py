@@ -21,6 +21,7 @@ from faqbench.cli.console import print_damaged, print_table
 from faqbench.cli.launching import check_launcher, in_order
 from faqbench.cli.workers import kind_of, n_workers
 from faqbench.formatting import count, n_bytes, seconds
+from faqbench.report import reproductions
 from faqbench.stages import StageCache
 from faqbench.tables import Table
 
@@ -45,6 +46,9 @@ def run(arguments: list[str]) -> int:
         print_table(Table.of(_stages(plan.stages), "stages of the cells that are left"))
         launcher = request.hydra.launcher
         print(_summary(plan, kind_of(launcher), n_workers(launcher)))
+        needs = reproductions().get(cells[0].experiment.report.name or "")
+        if needs is not None:
+            print(f"It needs {needs}.")
         for warning in _warnings(plan, cache.root, n_workers(launcher)):
             print(warning)
         for note in dtype_notes([c.experiment for c in cells]):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from faqbench.cli.arguments import read_arguments
-from faqbench.cli.console import print_damaged
+from faqbench.cli.console import print_damaged, print_table
 from faqbench.foreign import is_name
 from faqbench.records import run_folders
 from faqbench.report import ReportRequest, write_report
@@ -39,6 +39,8 @@ def run(arguments: list[str]) -> int:
         )
     )
     print_damaged(paths.damaged)
+    if paths.published is not None:
+        print_table(paths.published)
     print(f"Report over {paths.n_runs} runs: {paths.html}")
     if paths.front is None:
         print(

@@ -8,7 +8,8 @@ writes `reports/<name>/`; the same runs give the same bytes. Reading path:
     evidence           window means and items of a run, read once, and the draws of earlier studies
     comparisons        paired differences, refused where the measured texts are not the same
     analysis           contests at equal settings, Holm's correction, who is best and who ties
-    verdicts, notes    the question, the answer in words, how it was measured, what papers published
+    verdicts, notes    the question, the answer in words, how it was measured
+    published          what papers published, beside ours, with pass or fail
     result_tables, difference_tables, run_section       what is shown, as `faqbench.tables.Table`
     figures/           one file per plot
     content, layout    everything a report says, and on which page it stands
@@ -33,6 +34,7 @@ from faqbench.report.decisions import (
 from faqbench.report.facts import truncation_notes
 from faqbench.report.pair_page import pair_tables, write_pair
 from faqbench.report.panels import without_repeats
+from faqbench.report.published import reproductions
 from faqbench.report.result_tables import summary_table
 from faqbench.report.run_pair import RunPair, pair_runs
 from faqbench.report.run_section import RunEvidence, run_evidence
@@ -50,6 +52,7 @@ __all__ = [
     "answer_of",
     "pair_runs",
     "pair_tables",
+    "reproductions",
     "run_evidence",
     "sample",
     "select_runs",

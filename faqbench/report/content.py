@@ -18,8 +18,9 @@ from faqbench.report.figures import finished_figures
 from faqbench.report.figures.drawing import FigureContent
 from faqbench.report.glance import best_table, headline
 from faqbench.report.layout import PagedTable, Pages, lay_out, paged, slug_of
-from faqbench.report.notes import how_measured, is_published, published_table
+from faqbench.report.notes import how_measured
 from faqbench.report.panels import build_panels
+from faqbench.report.published import is_published, measured_beside, published_table
 from faqbench.report.result_tables import fidelity_table, further_table, results_table
 from faqbench.report.run_section import RunSection, Shared, run_section, shared_facts
 from faqbench.report.selection import ReportRequest, Selection, resolve_margin, select_draws
@@ -105,6 +106,7 @@ class ReportContent:
     shared: Shared
     published: Table
     published_is_close: bool
+    reproduced: Table | None
     failed: tuple[tuple[str, str, str], ...]
     missing: tuple[str, ...]
     damaged: tuple[tuple[str, str], ...]
@@ -153,6 +155,7 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
         shared=shared,
         published=published_table(panels),
         published_is_close=is_published(panels),
+        reproduced=measured_beside(panels),
         failed=tuple(
             (
                 run.run_id,

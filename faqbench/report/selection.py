@@ -16,6 +16,7 @@ from faqbench.config.margin import Margin, parse_margin
 from faqbench.records import RunRecord, find_runs, read_sweep
 from faqbench.report.facts import config_value, stated_margin
 from faqbench.report.panels import without_repeats
+from faqbench.tables import Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class ReportPaths:
     """The files of a written report, (run id, reason) of damaged runs, a sentence on each left out.
 
     `front` is the page that lists all reports; None where something else has its place.
+    Where a published value has one of ours beside it, `published` is the table of these.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class ReportPaths:
     damaged: tuple[tuple[str, str], ...] = ()
     left_out: tuple[str, ...] = ()
     front: Path | None = None
+    published: Table | None = None
 
 
 Finder = Callable[[Path], tuple[list[RunRecord], list[tuple[str, str]]]]

@@ -55,7 +55,8 @@ def _write_report(request: ReportRequest, target: Path) -> ReportPaths:
     content = build_content(request, selection)
     n_runs = len(selection.finished) + len(selection.failed)
     told = dataclasses.replace(selection, damaged=content.damaged)
-    return _write(target, _files(content, selection), n_runs, told)
+    paths = _write(target, _files(content, selection), n_runs, told)
+    return dataclasses.replace(paths, published=content.reproduced)
 
 
 def _target(request: ReportRequest) -> Path:

@@ -9,8 +9,8 @@ from faqbench.records import find_runs
 from faqbench.report.analysis import analyse
 from faqbench.report.difference_tables import differences_table
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.notes import published_table
 from faqbench.report.panels import build_panels
+from faqbench.report.published import published_table
 from faqbench.report.result_tables import fidelity_table, further_table, results_table
 from faqbench.tables import escape_tex, to_latex
 

@@ -15,8 +15,8 @@ import pytest
 from faqbench.config import UserError
 from faqbench.records import Gate, find_runs, write_sweep
 from faqbench.report import ReportRequest, write_report
-from faqbench.report.notes import is_published, published_table
 from faqbench.report.panels import build_panels
+from faqbench.report.published import is_published, published_table
 from faqbench.tables import to_parquet
 
 HOSTILE = "<script>alert(1)</script> & 50% _x_ #1 $y$ {z} \\end `|` *b* [l](javascript:1)"
