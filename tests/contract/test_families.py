@@ -26,7 +26,7 @@ def test_every_family_and_each_of_its_model_types_has_a_tiny_model(family):
     assert set(yaml.safe_load(text)["model_types"]) <= MODEL_TYPES
 
 
-@pytest.mark.parametrize("quant", ["awq", "faq", "gptq", "qep"])
+@pytest.mark.parametrize("quant", ["awq", "faq", "gptaq-strong", "qep", "qronos"])
 @pytest.mark.parametrize("name", TINY)
 def test_every_tiny_model_is_quantized(run_cell, name, quant):
     search = "quant.search.gqa_scale=repeat"

@@ -104,6 +104,15 @@ def test_eight_bits_are_closer_to_full_precision_than_two(run, preset):
     assert eight.layers["relative_error"].mean() < two.layers["relative_error"].mean() / 10
 
 
+def test_a_records_layers_say_which_strengths_were_searched_and_its_config_which_grid(run):
+    search = ("quant=qep-gptq", "quant.correction.strength=search")
+    experiment, data = run(*search, "symmetric=true", "quant.symmetric_grid=full_range")
+    searched = data.layers.set_index("role")["correction_strength"]
+    assert searched.drop("down").between(0, 1).all() and searched["down"].isna().all()
+    assert data.record.config["quant"]["symmetric_grid"] == "full_range"
+    assert [g for g in data.record.gates if not g.passed] == []
+
+
 def test_the_chosen_presets_have_every_choice_of_every_stage(compose):
     presets = {p: compose(f"quant={p}").quant for p in PRESETS if p not in ("fp", "rtn")}
     presets = {p: quant for p, quant in presets.items() if quant.activations.bits is None}
