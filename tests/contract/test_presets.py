@@ -106,7 +106,7 @@ def test_eight_bits_are_closer_to_full_precision_than_two(run, preset):
 
 def test_a_records_layers_say_which_strengths_were_searched_and_its_config_which_grid(run):
     search = ("quant=qep-gptq", "quant.correction.strength=search")
-    experiment, data = run(*search, "symmetric=true", "quant.symmetric_grid=full_range")
+    _, data = run(*search, "symmetric=true", "quant.symmetric_grid=full_range")
     searched = data.layers.set_index("role")["correction_strength"]
     assert searched.drop("down").between(0, 1).all() and searched["down"].isna().all()
     assert data.record.config["quant"]["symmetric_grid"] == "full_range"
