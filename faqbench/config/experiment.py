@@ -180,7 +180,7 @@ class RefinementSection(Section):
     batch: Positive
     patience: Positive | None
     seed: Annotated[int, Field(ge=0)]
-    start: Literal["none", "lae"]
+    start: Literal["none", "smoothquant", "lae"]
     scale_rate: Rate
     clip_rate: Rate
     offset_rate: Rate | None

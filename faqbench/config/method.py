@@ -118,6 +118,7 @@ _CORRECTION = _always("correction", "strength", "damping", "roles")
 _REFINEMENT = {**_always("refinement", "steps", "windows", "batch"), "refinement.patience": None}
 _REFINEMENT |= {"refinement.seed": 0}
 _LEARNT_RANGES = {**_REFINEMENT, **_always("refinement", "start", "scale_rate", "clip_rate")}
+_LEARNT_RANGES |= {"smoothing.alpha": 0.5}
 
 _IDLE = StageValue(name="none", is_idle=True)
 _UNKNOWN = StageValue(name="unknown")

@@ -127,11 +127,6 @@ def _check_refinement(quant: QuantSection, method: Method) -> None:
             f"quant.refine={quant.refine} learns the scales, ranges and roundings of a block itself, so it "
             f"goes with quant.round=nearest and no other stage, not with {beside}."
         )
-    if quant.activations.bits is not None:
-        raise UserError(
-            f"quant.refine={quant.refine} learns weights on full precision activations, so "
-            f"quant.activations.bits={quant.activations.bits} cannot go with it."
-        )
     if quant.search.loss == "module":
         raise UserError(
             "quant.search.loss=module is the objective of a search for scales, and "
@@ -231,7 +226,7 @@ def _check_activations(quant: QuantSection) -> None:
         )
     if not activations.seen_by_rounding:
         return
-    if not method.reads & {Reads.HESSIAN, Reads.BOTH_STREAMS}:
+    if not method.reads & {Reads.HESSIAN, Reads.BOTH_STREAMS, Reads.BLOCKS}:
         raise UserError(
             f"quant.activations.seen_by_rounding=true changes nothing: quant.round={quant.round} with "
             f"quant.correct={quant.correct} reads no inputs of quantized linears."

@@ -33,7 +33,12 @@ from torch import Tensor, nn
 
 from faqbench.config.experiment import ActivationsSection, RoleName
 from faqbench.models import Rotation
-from faqbench.quantization.grid import Grid, range_parameters, round_to_codes
+from faqbench.quantization.grid import (
+    Grid,
+    range_parameters,
+    round_straight_through,
+    round_to_codes,
+)
 
 # Numbers that are rounded together on a CPU: they stay in its second-level cache.
 _CHUNK = 2**17
@@ -64,6 +69,8 @@ class ActivationGrid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Round an input [..., in_features], in its own dtype."""
         tokens = x.reshape(-1, x.shape[-1])
+        if any(t is not None and t.requires_grad for t in (x, self._scale)):
+            return self._round(tokens.float(), learns=True).to(x.dtype).view_as(x)
         n_rows = len(tokens) if x.is_cuda else max(1, _CHUNK // x.shape[-1])
         rounded = torch.empty_like(tokens)
         for start in range(0, len(tokens), n_rows):
@@ -71,7 +78,7 @@ class ActivationGrid(nn.Module):
             rounded[rows] = self._round(tokens[rows].float())
         return rounded.view_as(x)
 
-    def _round(self, x: Tensor) -> Tensor:
+    def _round(self, x: Tensor, *, learns: bool = False) -> Tensor:
         if self._scale is not None:
             x = x / self._scale
         if self._range is None:
@@ -80,7 +87,10 @@ class ActivationGrid(nn.Module):
             low, high = self._range[:1].expand(len(x), 1), self._range[1:].expand(len(x), 1)
         low, high = low.clamp(max=0) * self._clip_ratio, high.clamp(min=0) * self._clip_ratio
         parameters = range_parameters(low, high, self._grid)
-        codes = round_to_codes(x.unsqueeze(-2), parameters, self._grid).squeeze(-2)
+        to_codes = round_straight_through if learns else round_to_codes
+        codes = to_codes(x.unsqueeze(-2), parameters, self._grid).squeeze(-2)
+        if learns:
+            return codes * parameters.scale * (1.0 if self._scale is None else self._scale)
         rounded = codes.mul_(parameters.scale)
         return rounded if self._scale is None else rounded.mul_(self._scale)
 

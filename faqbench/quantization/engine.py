@@ -36,6 +36,7 @@ from faqbench.quantization.method import (
     scale_statistic,
     searches_scale,
     skipped_scale,
+    static_range,
 )
 from faqbench.quantization.refine import Recipe, SharedInput, refine, start_scale
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
@@ -188,6 +189,8 @@ def _refine_roles(
     """Learn the linears of a block's twin together, as `_quantize_roles` quantizes them."""
     quant, architecture, began = walk.quant, walk.architecture, time.perf_counter()
     assert walk.streams is not None
+    for role in architecture.roles:
+        walk.streams.quantize_inputs(role, _linears(walk, index, block, role))
     linears = {role.name: _linears(walk, index, block, role) for role in architecture.roles}
     originals = {
         role: {name: _weight(linear, name, index) for name, linear in own.items()}
@@ -203,18 +206,25 @@ def _refine_roles(
             name=role.name,
             weights=originals[role.name],
             grids=_grids(walk, index, originals[role.name]),
-            start=start_scale(role, lesson.statistics[role.name], quant),
+            start=start_scale(
+                role, list(originals[role.name].values()), lesson.statistics[role.name], quant
+            ),
         )
         for role in learned
     ]
     refined = refine(lesson.block, roles, lesson.examples, recipe, quant.refinement)
-    found |= refined.linears
     n_linears, reports = len(refined.linears), list[LinearReport]()
     for role in learned:
         own, weights = linears[role.name], originals[role.name]
-        stand_ins = {n: _put(walk, index, n, own[n], refined.linears[n]) for n in own}
+        made = {name: refined.linears[name] for name in own}
+        span = static_range(
+            role, next(iter(made.values())).input_scale, lesson.statistics[role.name], quant
+        )
+        made = {name: replace(linear, input_range=span) for name, linear in made.items()}
+        found |= made
+        stand_ins = {n: _put(walk, index, n, own[n], made[n]) for n in own}
         result = RoleResult(
-            linears={name: refined.linears[name] for name in own},
+            linears=made,
             alpha=None,
             limits=dict.fromkeys(own),
             clipped_frac=refined.clipped_frac,
@@ -286,7 +296,7 @@ def _put(
     stand_in = quantized.dequantize()
     linear.weight = nn.Parameter(stand_in.to(linear.weight.dtype), requires_grad=False)
     if walk.streams is not None:
-        walk.streams.settle(name, quantized)
+        walk.streams.settle(name, quantized.input_scale)
     if walk.keep is not None:
         walk.keep(f"{walk.architecture.blocks}.{index}.{name}", quantized)
     return stand_in

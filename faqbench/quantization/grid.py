@@ -25,7 +25,7 @@ as in the reference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -219,6 +219,48 @@ def round_to_codes(grouped: Tensor, parameters: GroupParameters, grid: Grid) -> 
         return codes.clamp_(low, high)
     zero = parameters.zero_point.unsqueeze(-1)
     return clamp_between(codes, low - zero, high - zero)
+
+
+def round_straight_through(
+    grouped: Tensor, parameters: GroupParameters, grid: Grid, offset: Tensor | None = None
+) -> Tensor:
+    """Return `round_to_codes` of a grouped weight, with gradients of the weight and of the scales.
+
+    An offset of any shape of as many elements, in codes, is added before rounding, and has one too.
+    """
+    zero = 0.0 if parameters.zero_point is None else parameters.zero_point.detach().unsqueeze(-1)
+    ends = torch.zeros_like(parameters.scale.detach()).unsqueeze(-1) - zero
+    least, most = (ends + end for end in grid.code_range)
+    codes: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
+        grouped, parameters.scale, offset, least, most
+    )
+    return codes
+
+
+class StraightThrough(torch.autograd.Function):
+    """clamp(round(x / Δ + V), least, most) for x [out, n_groups, width], whose round has gradient 1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, least: Tensor, most: Tensor
+    ) -> Tensor:
+        """Return the codes, as floats."""
+        ratio = x / scale.unsqueeze(-1)
+        codes = ratio.clone() if offset is None else ratio + offset.view_as(ratio)
+        codes.round_()
+        clamped = clamp_between(codes.clone(), least, most)
+        ctx.save_for_backward(ratio, scale, clamped == codes)
+        ctx.shape = None if offset is None else offset.shape
+        return clamped
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, Δ and V."""
+        ratio, scale, is_inside = ctx.saved_tensors
+        passed = gradients[0] * is_inside
+        by_scale = -(passed * ratio).sum(dim=-1) / scale
+        by_x = passed / scale.unsqueeze(-1) if ctx.needs_input_grad[0] else None
+        return by_x, by_scale, None if ctx.shape is None else passed.view(ctx.shape), None, None
 
 
 def fake_quantize(weight: Tensor, grid: Grid, input_scale: Tensor | None = None) -> Tensor:

@@ -107,7 +107,7 @@ def quantize_role(
     }
     clipped = {n: _clipped_frac(w, choice.input_scale, limits[n]) for n, w in weights.items()}
     rounded = _round(weights, grids, choice.input_scale, limits, known, quant)
-    span = _input_range(role, choice, known, quant)
+    span = static_range(role, choice.input_scale, known.search, quant)
     return RoleResult(
         linears={
             n: replace(
@@ -156,15 +156,15 @@ def _choose_scale(
     )
 
 
-def _input_range(
-    role: Role, choice: ScaleChoice, known: RoleInput, quant: QuantSection
+def static_range(
+    role: Role, input_scale: Tensor | None, known: RoleStatistics | None, quant: QuantSection
 ) -> Tensor | None:
     """Return the range of the role's quantized input; None where it has none of its own."""
     is_static = Reads.EXTREMES in method_of(quant).activations.reads
     if not is_static or role.name not in quant.activations.targets:
         return None
-    assert known.search is not None
-    return input_range(known.search.low, known.search.high, choice.input_scale)
+    assert known is not None
+    return input_range(known.low, known.high, input_scale)
 
 
 def _choose_limit(

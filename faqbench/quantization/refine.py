@@ -18,7 +18,8 @@ precision block makes of X̂.
     M(a, b) = mean (a - b)²      N(a, b) = -log max(mean over tokens of cos(a, b), 1e-6)
     m, n running means of the sums they divide, of momentum 0.95 from 1
     lo, hi sigmoids that start at 0.98; signround's stay in [0, 1] from 1, its V in [-1/2, 1/2] from 0
-    s starts at LAE's a / log2(2 + a), at least 1e-2, where a = max|x|; u, v start at 1
+    s starts as `smoothing.py` says, usually at LAE's a / log2(2 + a), where a = max|x|; u, v start at 1
+    inputs of linears are rounded by their own grid, which divides them by s, where roundings see that
 
 What comes out are ordinary codes, scales and input scales: u goes into the scales of rows, v into s. The
 best iterate is kept, as all windows together judge it, every tenth step and at the start; so no step makes
@@ -41,29 +42,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from faqbench.config.experiment import QuantSection, RefinementSection
+from faqbench.config.method import SCALE
 from faqbench.models import Role
 from faqbench.quantization.activations import RoleStatistics
 from faqbench.quantization.grid import (
     Grid,
     GroupParameters,
     QuantizedLinear,
-    clamp_between,
     pack_codes,
     range_parameters,
+    round_straight_through,
     scaled_groups,
     stored_scale,
 )
+from faqbench.quantization.method import call_of
 from faqbench.quantization.reproducible import total
-from faqbench.quantization.smoothing import lae_scale
 
-Block = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 State = dict[str, Tensor]  # what is learned, by kind and name: "low self_attn.q_proj", "scale qkv"
 
 _START_CLIP = 4.0  # sigmoid(4) = 0.98
@@ -72,6 +73,21 @@ _LEAST_COSINE = 1e-6
 _MOMENTUM = 0.95
 _CHECK_EVERY = 10  # steps
 _MOST_RESTARTS, _SLOWER = 3, 0.1
+
+
+class StandIn(NamedTuple):
+    """What a linear is given while it is learned.
+
+    Attributes:
+        weight: Ŵ [out_features, in_features].
+        input_scale: s / v [in_features] of the input's own grid, where it has one; None without.
+    """
+
+    weight: Tensor
+    input_scale: Tensor | None
+
+
+Block = Callable[[Tensor, Mapping[str, StandIn]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +184,15 @@ class Refined:
     n_restarts: int
 
 
-def start_scale(role: Role, statistics: RoleStatistics, quant: QuantSection) -> Tensor | None:
+def start_scale(
+    role: Role, weights: Sequence[Tensor], statistics: RoleStatistics, quant: QuantSection
+) -> Tensor | None:
     """Return the s [in_features] that a role begins with; None for one that is not scaled."""
-    if quant.refinement.start == "none" or not role.residual:
+    start = SCALE.values[quant.refinement.start]
+    if start.is_idle or not role.residual:
         return None
-    return lae_scale(statistics.largest, (), quant)
+    scale: Tensor = call_of(start)(statistics.largest, weights, quant)
+    return scale
 
 
 def refine(
@@ -185,8 +205,7 @@ def refine(
     """Learn the quantized linears of one block.
 
     Args:
-        block: gives the output of hidden states [n, seq_len, hidden_size] with the weights of some linears
-            replaced by these.
+        block: gives the output of hidden states [n, seq_len, hidden_size] with stand-ins for some linears.
         roles: those linears.
         examples: what is learned from.
         recipe: what is learned.
@@ -234,15 +253,15 @@ def start_of(roles: Sequence[SharedInput], recipe: Recipe) -> State:
     return state
 
 
-def stand_ins(state: State, roles: Sequence[SharedInput], recipe: Recipe) -> dict[str, Tensor]:
-    """Return Ŵ of every linear, through which gradients reach the state."""
+def stand_ins(state: State, roles: Sequence[SharedInput], recipe: Recipe) -> dict[str, StandIn]:
+    """Return what every linear is given, through which gradients reach the state."""
     result = {}
     for role in roles:
         for name, weight in role.weights.items():
             rounded = _rounded(state, role, name, recipe)
             scaled = (rounded.codes * rounded.parameters.scale.unsqueeze(-1)).view_as(weight)
             s = rounded.input_scale
-            result[name] = scaled if s is None else scaled / s
+            result[name] = StandIn(scaled if s is None else scaled / s, s)
     return result
 
 
@@ -284,12 +303,7 @@ def _rounded(state: State, role: SharedInput, name: str, recipe: Recipe) -> _Rou
     lo, hi = ends if recipe.by_sign else (ends[0].sigmoid(), ends[1].sigmoid())
     low, high = grouped.amin(dim=-1) * lo, grouped.amax(dim=-1) * hi
     parameters = range_parameters(low, high, grid)
-    zero = 0.0 if parameters.zero_point is None else parameters.zero_point.detach().unsqueeze(-1)
-    least, most = (end - zero + torch.zeros_like(grouped[..., :1]) for end in grid.code_range)
-    offset = state.get(f"offset {name}")
-    codes: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
-        grouped, parameters.scale, offset, least.detach(), most.detach()
-    )
+    codes = round_straight_through(grouped, parameters, grid, state.get(f"offset {name}"))
     row, column = _factor(state, f"row {name}"), _factor(state, f"column {role.name}")
     if row is not None:
         scale = stored_scale(parameters.scale * row.unsqueeze(-1), grid)
@@ -301,32 +315,6 @@ def _rounded(state: State, role: SharedInput, name: str, recipe: Recipe) -> _Rou
     return _Rounded(
         codes=codes, parameters=parameters, input_scale=input_scale, is_clipped=is_clipped
     )
-
-
-class StraightThrough(torch.autograd.Function):
-    """clamp(round(x / Δ + V), least, most) for x [out, n_groups, width], whose round has gradient 1."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, least: Tensor, most: Tensor
-    ) -> Tensor:
-        """Return the codes, as floats."""
-        ratio = x / scale.unsqueeze(-1)
-        codes = ratio.clone() if offset is None else ratio + offset.view_as(ratio)
-        codes.round_()
-        clamped = clamp_between(codes.clone(), least, most)
-        ctx.save_for_backward(ratio, scale, clamped == codes)
-        ctx.shape = None if offset is None else offset.shape
-        return clamped
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, Δ and V."""
-        ratio, scale, is_inside = ctx.saved_tensors
-        passed = gradients[0] * is_inside
-        by_scale = -(passed * ratio).sum(dim=-1) / scale
-        by_x = passed / scale.unsqueeze(-1) if ctx.needs_input_grad[0] else None
-        return by_x, by_scale, None if ctx.shape is None else passed.view(ctx.shape), None, None
 
 
 def _factor(state: State, key: str) -> Tensor | None:
@@ -379,17 +367,17 @@ class _Loss:
     @torch.no_grad()
     def measure(self, state: State, batch: int) -> _Terms:
         """Return the means of the parts over all windows."""
-        weights = stand_ins(state, self.roles, self.recipe)
+        given = stand_ins(state, self.roles, self.recipe)
         n_windows, sums = len(self.examples.inputs), list[list[float]]()
         for rows in torch.split(torch.arange(n_windows), batch):
-            got = self._output(weights, rows)
+            got = self._output(given, rows)
             parts = [*self._compare(got, rows), squared_error(got, self.examples.wanted[rows])]
             sums.append([float(part) * len(rows) for part in parts])
         *parts_, error = (sum(column) / n_windows for column in zip(*sums, strict=True))
         return _Terms(parts=tuple(parts_), error=error)
 
-    def _output(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        return self.block(self.examples.inputs[rows], weights)
+    def _output(self, given: Mapping[str, StandIn], rows: Tensor) -> Tensor:
+        return self.block(self.examples.inputs[rows], given)
 
     def _compare(self, got: Tensor, rows: Tensor) -> list[Tensor]:
         targets = [self.examples.wanted[rows]]

@@ -41,10 +41,9 @@ from faqbench.quantization.correct import (
     CrossAccumulator,
     is_held_out,
 )
-from faqbench.quantization.grid import QuantizedLinear
 from faqbench.quantization.method import call_of, fixed_alpha, searches_scale
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
-from faqbench.quantization.refine import Block, Examples
+from faqbench.quantization.refine import Block, Examples, StandIn
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.sample import Sample, Searched
 
@@ -220,16 +219,16 @@ class Streams:
             for linear in linears:
                 prepare(self._block, linear, ActivationGrid(self._grid, None, None))
 
-    def settle(self, linear: str, quantized: QuantizedLinear) -> None:
-        """Let a linear that was quantized divide its input by its scale, where it rounds it.
+    def settle(self, linear: str, input_scale: Tensor | None) -> None:
+        """Let a linear whose scale is known divide its input by it, where it rounds it.
 
         Before, the scale is not known, and the input is on a grid without one.
         """
         own = self._block.get_submodule(linear)
-        if quantized.input_scale is None or not isinstance(own, PreparedLinear):
+        if input_scale is None or not isinstance(own, PreparedLinear):
             return
         if self._grid is not None and isinstance(own.steps[-1], ActivationGrid):
-            own.steps[-1] = ActivationGrid(self._grid, quantized.input_scale, None)
+            own.steps[-1] = ActivationGrid(self._grid, input_scale, None)
 
     def observe_full(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs in full precision, in one pass."""
@@ -288,8 +287,10 @@ class Streams:
             same_input.advance(self._original)
         block, kwargs = self._block, self._quantized.kwargs[self._quantized.index]
 
-        def run(hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-            own = {f"{name}.weight": w.to(hidden.dtype) for name, w in weights.items()}
+        def run(hidden: Tensor, given: Mapping[str, StandIn]) -> Tensor:
+            for name, stand_in in given.items():
+                self.settle(name, stand_in.input_scale)
+            own = {f"{name}.weight": g.weight.to(hidden.dtype) for name, g in given.items()}
             output = functional_call(block, own, (hidden,), kwargs)
             result: Tensor = output[0] if isinstance(output, tuple) else output
             return result

@@ -134,7 +134,6 @@ def test_qronos_beside_a_correction_is_refused(compose):
         ("quant.round=gptq", r"not with quant\.round=gptq\."),
         ("quant.round=none", r"quant\.refine must be none too\."),
         ("quant.search.loss=module", r"quant\.refine=lrquant searches none: leave it out\."),
-        ("quant.activations.bits=8", r"quant\.activations\.bits=8 cannot go with it\."),
     ],
 )
 def test_what_a_learned_block_does_not_go_with_is_refused(compose, override, named):

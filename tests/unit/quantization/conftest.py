@@ -36,12 +36,13 @@ def small_tensors(one_thread: None) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a model: every linear's weight before and after, and the engine's report."""
+    """What became of a model: all weights before and after, their codes, and the engine's report."""
 
     before: dict[str, Tensor]
     after: dict[str, Tensor]
     result: QuantizedModel
     loaded: LoadedModel
+    linears: dict[str, QuantizedLinear]
 
     def report(self, linear: str, block: int = 0) -> LinearReport:
         return next(r for r in self.result.linears if (r.block, r.linear) == (block, linear))
@@ -149,6 +150,6 @@ def quantized(
         )
         assert all(torch.equal(before[name], weight(name)) for name in names)
         after = before | {n: q.dequantize().to(before[n].dtype) for n, q in linears.items()}
-        return Outcome(before, after, result, with_weights(loaded, after))
+        return Outcome(before, after, result, with_weights(loaded, after), linears)
 
     return make

@@ -8,7 +8,9 @@ import torch
 
 from faqbench.quantization import Grid, fake_quantize
 from faqbench.quantization import refine as core
-from faqbench.quantization.refine import Examples, Recipe, SharedInput, StraightThrough, refine
+from faqbench.quantization.activation_grid import ActivationGrid
+from faqbench.quantization.grid import StraightThrough
+from faqbench.quantization.refine import Examples, Recipe, SharedInput, StandIn, refine
 
 RECIPES = {
     name: getattr(core, name)() for name in ("omniquant", "lrquant", "lrquant_plus", "signround")
@@ -37,13 +39,14 @@ def lesson():
 
     up, down, size = draw(24, 16), draw(16, 24) / 4, draw(16).exp()
 
-    def run(hidden, weights):
+    def run(hidden, given):
+        up, down = given["up"].weight, given["down"].weight
         x = torch.nn.functional.normalize(hidden, dim=-1) * 4 * size
-        return hidden + torch.tanh(x @ weights["up"].T) @ weights["down"].T
+        return hidden + torch.tanh(x @ up.T) @ down.T
 
     hidden = draw(6, 5, 16)
     inputs = hidden + 0.3 * draw(6, 5, 16)
-    weights = {"up": up, "down": down}
+    weights = {"up": StandIn(up, None), "down": StandIn(down, None)}
     roles = [
         SharedInput(name="gate_up", weights={"up": up}, grids={"up": GRID}, start=size.sqrt()),
         SharedInput(name="down", weights={"down": down}, grids={"down": GRID}),
@@ -57,7 +60,7 @@ def lesson():
 
 def error_of(lesson, linears):
     run, _, examples = lesson
-    got = run(examples.inputs, {name: linear.dequantize() for name, linear in linears.items()})
+    got = run(examples.inputs, {n: StandIn(q.dequantize(), None) for n, q in linears.items()})
     return float((got - examples.wanted).square().mean())
 
 
@@ -104,7 +107,7 @@ def test_the_codes_give_what_was_learned_to_the_bit(lesson, settings, recipe):
     wanted = core.stand_ins(state, roles, RECIPES[recipe])
     linears, clipped = core.quantized(state, roles, RECIPES[recipe])
     for name, linear in linears.items():
-        assert torch.equal(linear.dequantize(), wanted[name])
+        assert torch.equal(linear.dequantize(), wanted[name].weight)
         assert int(linear.qvalue.max()) <= 3
         assert 0 < clipped[name] < 1
 
@@ -192,11 +195,11 @@ def test_parts_that_stand_still_come_to_weigh_alike():
 def test_a_descent_that_meets_nan_begins_again_slower_and_says_so(lesson, settings):
     run, roles, examples = lesson
     start = core.start_of(roles, RECIPES["omniquant"])
-    begun = core.stand_ins(start, roles, RECIPES["omniquant"])["up"]
+    begun = core.stand_ins(start, roles, RECIPES["omniquant"])["up"].weight
 
-    def fragile(hidden, weights):
-        moved = float((weights["up"] - begun).detach().abs().max())
-        return run(hidden, weights) * (math.nan if moved > 1.2 else 1.0)
+    def fragile(hidden, given):
+        moved = float((given["up"].weight - begun).detach().abs().max())
+        return run(hidden, given) * (math.nan if moved > 1.2 else 1.0)
 
     result = refine(fragile, roles, examples, RECIPES["omniquant"], settings(clip_rate=1.0))
     assert result.n_restarts >= 1
@@ -207,9 +210,9 @@ def test_a_block_that_gives_nan_alone_keeps_its_start(lesson, settings):
     run, roles, examples = lesson
     n_calls = []
 
-    def broken(hidden, weights):
+    def broken(hidden, given):
         n_calls.append(len(hidden))
-        return run(hidden, weights) * (math.nan if len(n_calls) > 2 else 1.0)
+        return run(hidden, given) * (math.nan if len(n_calls) > 2 else 1.0)
 
     result = refine(broken, roles, examples, RECIPES["omniquant"], settings())
     assert (result.n_restarts, result.n_steps, len(n_calls)) == (3, 0, 2 + 4)
@@ -220,9 +223,9 @@ def test_patience_ends_a_descent_that_gets_nowhere(lesson, settings):
     run, roles, examples = lesson
     n_calls = []
 
-    def constant(hidden, weights):
+    def constant(hidden, given):
         n_calls.append(len(hidden))
-        return run(hidden, weights) * 0 + hidden
+        return run(hidden, given) * 0 + hidden
 
     result = refine(
         constant, roles, examples, RECIPES["omniquant"], settings(steps=500, patience=20)
@@ -298,3 +301,38 @@ def test_learned_scales_are_numbers_that_a_checkpoint_holds(lesson, settings):
     assert result.n_steps > 0
     for linear in result.linears.values():
         assert torch.equal(linear.scale, linear.scale.half().float())
+
+
+ROUNDED_INPUTS = ["bits=4", "quant.activations.bits=4", "quant.activations.seen_by_rounding=true"]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_grid_of_inputs_rounds_alike_while_it_is_learned_and_scales_have_gradients(
+    compose, symmetric
+):
+    kind = f"quant.activations.symmetric={symmetric}"
+    quant = compose("model=tiny-llama", "quant=lrquant", kind, *ROUNDED_INPUTS)
+    generator = torch.Generator().manual_seed(0)
+    x, scale = torch.randn(2, 3, 8, generator=generator), torch.rand(8, generator=generator) + 0.5
+    fixed = ActivationGrid(quant.quant.activations, scale, None)(x)
+    x.requires_grad_(), scale.requires_grad_()
+    learned = ActivationGrid(quant.quant.activations, scale, None)(x)
+    assert torch.equal(learned, fixed)
+    (learned - torch.ones(8)).square().sum().backward()
+    assert x.grad.abs().max() > 0 and scale.grad.abs().max() > 0
+
+
+def test_blocks_are_learned_with_rounded_inputs_where_roundings_see_them(quantized):
+    seen = quantized("lrquant", *ROUNDED_INPUTS, *OPTIONS).result.linears[0]
+    unseen = quantized("lrquant", "bits=4", *OPTIONS).result.linears[0]
+    assert seen.refine_start > 2 * unseen.refine_start
+    assert seen.refine_error < seen.refine_start
+
+
+def test_a_static_range_of_inputs_goes_with_a_learned_scale(quantized):
+    static = ["quant.activations.bits=8", "quant.activations.granularity=tensor"]
+    outcome = quantized("lrquant", *static, "quant.activations.dynamic=false", *OPTIONS)
+    role = outcome.loaded.architecture.role("qkv").linears[0]
+    assert outcome.report(role).scale_range > 1
+    ranges = {name: linear.input_range for name, linear in outcome.linears.items()}
+    assert all(low < 0 < high for low, high in ranges.values())
