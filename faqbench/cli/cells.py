@@ -24,6 +24,7 @@ from faqbench.cli.composing import (
     Request,
     all_overrides,
     compose_cells,
+    is_search,
     only_shows,
     parse_flags,
     to_experiment,
@@ -32,7 +33,7 @@ from faqbench.cli.conclusion import conclude
 from faqbench.cli.console import console_progress
 from faqbench.cli.estimating import estimates_of, tell_progress
 from faqbench.cli.isolation import attempt_in_a_process
-from faqbench.cli.launching import check_launcher, is_search, run_one, run_search, show
+from faqbench.cli.launching import check_launcher, run_one, run_search, show
 from faqbench.cli.sweep import run_sweep
 from faqbench.cli.workers import own_place
 from faqbench.config import UserError, run_id

@@ -3,7 +3,7 @@
 Hydra composes; this module asks it to do so for every cell of a sweep at once, so that a mistake in the
 last cell is found before the first one runs, and turns its messages into one sentence each. Composing
 from files takes Hydra a tenth of a second, so cells that choose the same groups are composed once, and
-their other overrides are applied to a copy: plain ones by `resolving.py`, the rest by Hydra itself.
+the values that they set are set in a copy.
 """
 
 from __future__ import annotations
@@ -14,18 +14,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.defaults_list import Overrides
-from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, ValueType
+from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import faqbench
 from faqbench.cli.refusals import (
@@ -35,9 +34,10 @@ from faqbench.cli.refusals import (
     check_is_single,
     choices_of_glob,
     explained,
+    flags_parser,
+    options_of,
     search_path_override,
 )
-from faqbench.cli.resolving import refuse_environment, with_plain_values
 from faqbench.config import Experiment, UserError, validate
 
 VERSION_BASE = "1.3"
@@ -97,7 +97,7 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UserError: for a flag that would not be followed.
     """
-    flags: argparse.Namespace = get_args_parser().parse_args(list(arguments))
+    flags = flags_parser().parse_args(list(arguments))
     check_flags(flags)
     return flags
 
@@ -129,12 +129,37 @@ def compose_cells(flags: argparse.Namespace) -> Request:
             raise UserError("--run asks for a single cell, but the experiment is a sweep.")
         _check_one_experiment(parsed)
         sweeper = first.hydra.sweeper
-        if not str(sweeper._target_).endswith(f".{BasicSweeper.__name__}"):
+        if is_search(first.hydra):
             cell = make_cell(_plain(_compose(guess), resolve=True), guess)
             return Request(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
-        cells = BasicSweeper.split_arguments(_parse(swept), None)
-        return Request(cells=_validated(cells[0]), kind="sweep", hydra=first.hydra)
+        return Request(cells=_validated(_split(_parse(swept))), kind="sweep", hydra=first.hydra)
+
+
+def is_search(hydra_config: Any) -> bool:
+    """Say whether a sweeper chooses the cells by what earlier ones gave, as all but Hydra's own do."""
+    basic: Any = ConfigStore.instance().load("hydra/sweeper/basic.yaml").node
+    return str(hydra_config.sweeper["_target_"]) != str(basic["_target_"])
+
+
+def _split(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return the cells of a sweep: every choice of each override with every one of the others.
+
+    Raises:
+        UserError: for a sweep over an interval, which takes a sweeper that searches.
+    """
+    choices: dict[str, list[str]] = {}
+    for override in overrides:
+        key = str(override.get_key_element())
+        if not override.is_sweep_override():
+            values = [str(override.get_value_element_as_str())]
+        elif override.is_discrete_sweep():
+            values = list(override.sweep_string_iterator())
+        else:
+            kind = override.value_type.name if override.value_type else ""
+            raise UserError(f"BasicSweeper does not support sweep type : {kind}")
+        choices[key] = [f"{key}={value}" for value in values]
+    return [list(cell) for cell in product(*choices.values())]
 
 
 def all_overrides(flags: argparse.Namespace) -> list[str]:
@@ -178,10 +203,36 @@ def _with_dtype(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
-    refuse_environment(OmegaConf.to_container(config, resolve=False))
+    _refuse_environment(OmegaConf.to_container(config, resolve=False))
     raw = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(raw, dict)
     return {str(k): v for k, v in raw.items() if k != "hydra"}
+
+
+def _refuse_environment(unresolved: object, place: str = "") -> None:
+    """Refuse variables of the environment, tokens among them, in what every record and report shows.
+
+    Folders and files may be named by them: which machine has what where is no secret.
+
+    Raises:
+        UserError: with the first key that holds one.
+    """
+    if isinstance(unresolved, dict):
+        for key, value in unresolved.items():
+            _refuse_environment(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(unresolved, list):
+        for value in unresolved:
+            _refuse_environment(value, place)
+    elif (
+        isinstance(unresolved, str)
+        and "oc.env:" in unresolved
+        and not place.startswith(("hydra.", "paths."))
+        and place not in ("model.path", "data.wikitext2_path")
+    ):
+        raise UserError(
+            f"{place} takes a variable of the environment, and its value would stand in every record and "
+            "report; type the value; paths, model.path and data.wikitext2_path may take variables."
+        )
 
 
 def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
@@ -203,8 +254,7 @@ class QuickComposer:
     def __init__(self) -> None:
         self._parsed: dict[str, Override] = {}
         self._composed: dict[tuple[str, ...], DictConfig] = {}
-        self._unresolved: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._repositories: dict[tuple[str, ...], Any] = {}
+        self._are_groups: dict[tuple[str, ...], bool] = {}
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose one cell, without Hydra's own configuration, and resolve it."""
@@ -213,27 +263,35 @@ class QuickComposer:
         check_choices(parsed)
         self._parsed |= dict(zip(unknown, parsed, strict=True))
         lines = [self._parsed[line] for line in overrides]
-        parts = Overrides(self._repository(lines), lines)
-        values = [o for o in parts.config_overrides if not o.is_hydra_override()]
+        of_hydra = [str(o.input_line) for o in lines if o.is_hydra_override()]
+        values = [
+            o
+            for o in lines
+            if not (o.is_hydra_override() or self._is_group(str(o.key_or_group), of_hydra))
+        ]
+        if all(o.type == OverrideType.CHANGE and o.package is None for o in values):
+            try:
+                return _plain(self._with_values(lines, values), resolve=True)
+            except OmegaConfBaseException:
+                pass  # Hydra words it below
+        return _plain(_compose([str(o.input_line) for o in lines]), resolve=True)
+
+    def _with_values(self, lines: Sequence[Override], values: Sequence[Override]) -> DictConfig:
+        """Compose the groups, and set values as Hydra does."""
         choices = tuple(str(o.input_line) for o in lines if o not in values)
         if choices not in self._composed:
             self._composed[choices] = _compose(list(choices))
-            self._unresolved[choices] = _plain(self._composed[choices], resolve=False)
-        found = with_plain_values(self._unresolved[choices], values)
-        if found is not None:
-            return found
         config = copy.deepcopy(self._composed[choices])
-        ConfigLoaderImpl._apply_overrides_to_config(values, config)
-        return _plain(config, resolve=True)
+        for override in values:
+            OmegaConf.update(config, str(override.key_or_group), override.value(), merge=True)
+        return config
 
-    def _repository(self, overrides: Sequence[Override]) -> Any:
-        """Return what knows the groups; Hydra's own overrides may add folders to it."""
-        lines = tuple(str(o.input_line) for o in overrides if o.is_hydra_override())
-        if lines not in self._repositories:
-            loader: Any = GlobalHydra.instance().config_loader()
-            made = loader._parse_overrides_and_create_caching_repo(CONFIG_NAME, list(lines))
-            self._repositories[lines] = made[1]
-        return self._repositories[lines]
+    def _is_group(self, name: str, of_hydra: list[str]) -> bool:
+        """Say whether there are files to choose from; Hydra's own overrides may add folders of them."""
+        asked = (name, *of_hydra)
+        if asked not in self._are_groups:
+            self._are_groups[asked] = bool(options_of(name, of_hydra))
+        return self._are_groups[asked]
 
 
 @contextmanager

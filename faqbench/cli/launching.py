@@ -11,19 +11,18 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.callbacks import Callbacks
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.hydra import Hydra
-from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
 from hydra.types import HydraContext, RunMode
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from faqbench.cli.composing import (
@@ -40,7 +39,6 @@ from faqbench.config.identity import calibration_identity
 from faqbench.stages import hash_json
 
 Task = Callable[..., float]  # of a composed configuration
-_BASIC_SWEEPER = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
 _EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
@@ -81,8 +79,9 @@ def launch(cells: Sequence[Cell], overrides: list[str], extra: list[str], task: 
         made = _hydra()
         config = made.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, from_shell=False)
         _write_multirun(config)
-        context = HydraContext(config_loader=made.config_loader, callbacks=Callbacks(config))
-        context.callbacks.on_multirun_start(config=config, config_name=CONFIG_NAME)
+        callbacks: Any = UsersCallbacks(config)
+        context = HydraContext(config_loader=made.config_loader, callbacks=callbacks)
+        callbacks.on_multirun_start(config=config, config_name=CONFIG_NAME)
         if kind_of(config.hydra.launcher) == "ray":
             _join_ray(config.hydra.launcher.ray.init)
         launcher = Plugins.instance().instantiate_launcher(
@@ -93,8 +92,41 @@ def launch(cells: Sequence[Cell], overrides: list[str], extra: list[str], task: 
         for start in range(0, len(cells), size):
             jobs = [[*cell.overrides, *extra] for cell in cells[start : start + size]]
             returns += launcher.launch(jobs, initial_job_idx=start)
-        context.callbacks.on_multirun_end(config=config, config_name=CONFIG_NAME)
+        callbacks.on_multirun_end(config=config, config_name=CONFIG_NAME)
     return [r._return_value if r.status == JobStatus.FAILED else None for r in returns]
+
+
+class UsersCallbacks(Callback):
+    """Tells all of `hydra.callbacks` what happens; one that fails is said, and ends nothing."""
+
+    def __init__(self, config: DictConfig) -> None:
+        """Make the callbacks that a configuration names."""
+        self._callbacks = [instantiate(own) for own in (config.hydra.callbacks or {}).values()]
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tell them before the first job."""
+        self._tell("on_multirun_start", config=config, **kwargs)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tell them after the last job."""
+        self._tell("on_multirun_end", config=config, **kwargs)
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Tell them before a job, in its process."""
+        self._tell("on_job_start", config=config, **kwargs)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Tell them after a job, in its process."""
+        self._tell("on_job_end", config=config, job_return=job_return, **kwargs)
+
+    def _tell(self, event: str, **kwargs: Any) -> None:
+        """Tell all of them, the last one first of what ends, as Hydra does."""
+        for callback in self._callbacks[:: -1 if event.endswith("_end") else 1]:
+            try:
+                getattr(callback, event)(**kwargs)
+            except Exception as error:  # noqa: BLE001 - the user's own code
+                name, kind = type(callback).__name__, type(error).__name__
+                warnings.warn(f"Callback {name}.{event} raised {kind}: {error}", stacklevel=2)
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -113,11 +145,6 @@ def check_launcher(config: DictConfig) -> None:
         extra = _EXTRAS.get(name)
         remedy = f"pip install 'faqbench[{extra}]'" if extra else f"install {module.split('.')[1]}"
         raise UserError(f"hydra/launcher={name} is not installed; {remedy}.")
-
-
-def is_search(hydra_config: HydraConf | DictConfig) -> bool:
-    """Say whether a sweeper chooses the cells by what earlier ones gave."""
-    return str(hydra_config.sweeper._target_) != _BASIC_SWEEPER
 
 
 def run_one(overrides: Sequence[str], task: Task) -> None:
@@ -145,7 +172,7 @@ def show(arguments: Sequence[str], task: Task) -> None:
         sys.argv = before
 
 
-def _hydra() -> Hydra:
+def _hydra() -> Any:
     made = GlobalHydra.instance().hydra
     assert made is not None
     return made

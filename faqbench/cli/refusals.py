@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import hydra
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -24,6 +25,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from faqbench.config import Experiment, UserError, did_you_mean
@@ -39,6 +41,27 @@ _NOT_FOLLOWED = {
 }
 _ONLY_SHOWN = {"package": "--package", "resolve": "--resolve"}
 _LIST_OF_CHOICES = re.compile(r"hydra/(?!launcher$|sweeper$)")  # of these Hydra takes several
+
+
+def flags_parser() -> argparse.ArgumentParser:
+    """Return what splits Hydra's own flags from overrides; what they mean is Hydra's to say."""
+    parser = argparse.ArgumentParser(add_help=False, description="Hydra")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--version", action="version", version=f"Hydra {hydra.__version__}")
+    for names in (
+        ("--help", "-h"), ("--hydra-help",), ("--resolve",), ("--run", "-r"), ("--multirun", "-m"),
+        ("--shell-completion", "-sc"),
+    ):  # fmt: skip
+        parser.add_argument(*names, action="store_true")
+    for names in (
+        ("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"),
+        ("--config-dir", "-cd"), ("--experimental-rerun",),
+    ):  # fmt: skip
+        parser.add_argument(*names)
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    shown = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    parser.add_argument("--info", "-i", const="all", nargs="?", choices=shown)
+    return parser
 
 
 def check_flags(flags: argparse.Namespace) -> None:
@@ -72,7 +95,7 @@ def check_choices(overrides: Sequence[Override]) -> None:
     for override in overrides:
         group = str(override.key_or_group)
         value = override.value()
-        if isinstance(value, list) and _options(group) and not _LIST_OF_CHOICES.match(group):
+        if isinstance(value, list) and options_of(group) and not _LIST_OF_CHOICES.match(group):
             choices = ",".join(map(str, value))
             raise UserError(
                 f"{group}=[{choices}] would merge several choices into one; give one, or run a cell for "
@@ -110,7 +133,7 @@ def choices_of_glob(override: Override) -> str:
     found = [name for name in override.sweep_string_iterator() if not name.startswith("_")]
     if not found:
         raise UserError(
-            f"{override.input_line} matches none of {', '.join(_options(group)) or 'no choices'}."
+            f"{override.input_line} matches none of {', '.join(options_of(group)) or 'no choices'}."
         )
     return f"{override.get_key_element()}={','.join(found)}"
 
@@ -137,9 +160,11 @@ def explained(overrides: Sequence[str]) -> Iterator[None]:
         raise UserError(_one_line(error)) from error
 
 
-def _options(group: str) -> list[str]:
-    loader: Any = GlobalHydra.instance().config_loader()
-    return [name for name in loader.get_group_options(group) if not name.startswith("_")]
+def options_of(group: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Return the choices of a group, of folders that overrides of Hydra's own add, too; none for a key."""
+    loader = GlobalHydra.instance().config_loader()
+    found = loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides))
+    return [name for name in found if not name.startswith("_")]
 
 
 def _unreadable(line: str) -> str:
@@ -188,13 +213,14 @@ def _bad_override(error: HydraException, overrides: Sequence[str]) -> str:
 
 def _unknown_key_of_hydra(key: str, overrides: Sequence[str]) -> str | None:
     """Say which keys there are, of the launcher and the sweeper that the command line chooses."""
-    choices = [line for line in overrides if _options(line.lstrip("+").partition("=")[0])]
-    found: Any = compose(CONFIG_NAME, overrides=choices, return_hydra_config=True)
+    choices = [line for line in overrides if options_of(line.lstrip("+").partition("=")[0])]
+    config = compose(CONFIG_NAME, overrides=choices, return_hydra_config=True)
+    found: Any = OmegaConf.to_container(config, resolve=False)
     for part in key.split("."):
-        known = [str(k) for k in found if k != "_target_"] if hasattr(found, "keys") else []
+        known = [str(k) for k in found if k != "_target_"] if isinstance(found, dict) else []
         if part not in known:
             return _unknown_key(key, part, known)
-        found = found._get_node(part)
+        found = found[part]
     return None
 
 

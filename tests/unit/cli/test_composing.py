@@ -3,12 +3,18 @@
 from pathlib import Path
 
 import pytest
-from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra import compose
+from omegaconf import OmegaConf
 
 from faqbench import hardware
 from faqbench.cli import cells, composing, main
-from faqbench.cli.composing import compose_cells, only_shows, parse_flags, to_experiment
-from faqbench.cli.resolving import with_plain_values
+from faqbench.cli.composing import (
+    CONFIG_NAME,
+    compose_cells,
+    only_shows,
+    parse_flags,
+    to_experiment,
+)
 from faqbench.config import UserError, run_id
 from faqbench.hardware import FastDtype
 from faqbench.records import find_runs
@@ -136,36 +142,25 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
     ["quant=faq", "quant=qep-faq", "model=gemma3-270m", "scenario=code-only", "evaluation=quick",
      "presearch=quick", "presearch=check"],
 )  # fmt: skip
-def test_a_cell_that_is_composed_quickly_is_what_omegaconf_resolves(choice, monkeypatch):
+def test_a_cell_that_is_composed_quickly_is_what_hydra_composes(choice):
     values = ["bits=2", "seed=7", "gamma=0.5", "paths.runs=some/where", "calibration.n_samples=4"]
     with composing.composer():
         quick = composing.QuickComposer()([choice, *values])
-        monkeypatch.setattr(composing, "with_plain_values", lambda *_: None)
-        slow = composing.QuickComposer()([choice, *values])
+        own = compose(CONFIG_NAME, overrides=[choice, *values])
+        slow = OmegaConf.to_container(own, resolve=True)
     assert quick == slow
     assert repr(quick) == repr(slow)  # 3 is not 3.0
 
 
 @pytest.mark.parametrize(
-    "line", ["+new=1", "~window", "quant.overrides=[]", "bits=${seed}x", "nothing.there=1"]
+    "lines",
+    [["tracking.group=a", "++tracking.group=b"], ["bits=${seed}", "seed=3"], ["bits=3", "bits=2"]],
 )
-def test_what_is_more_than_a_scalar_is_left_to_hydra(line):
-    raw = {"bits": 3, "seed": 0, "window": 1, "quant": {"overrides": [1]}}
-    overrides = OverridesParser.create().parse_overrides([line])
-    assert with_plain_values(raw, overrides) is None
-
-
-@pytest.mark.parametrize("value", ["${a.b}", "${oc.env:HOME}", "${c}", "${.a}", "???"])
-def test_so_is_a_reference_that_is_more_than_a_key(value):
-    assert with_plain_values({"c": value, "a": {"d": 1}}, []) is None
-
-
-def test_references_are_followed_through_references():
-    raw = {"bits": 3, "quant": {"bits": "${bits}"}, "list": ["${quant.bits}", None]}
-    overrides = OverridesParser.create().parse_overrides(["bits=2"])
-    found = with_plain_values(raw, overrides)
-    assert found == {"bits": 2, "quant": {"bits": 2}, "list": [2, None]}
-    assert raw["bits"] == 3
+def test_what_is_more_than_values_of_keys_is_what_hydra_composes(lines):
+    with composing.composer():
+        quick = composing.QuickComposer()(lines)
+        own = OmegaConf.to_container(compose(CONFIG_NAME, overrides=lines), resolve=True)
+    assert quick == own
 
 
 def test_a_search_is_checked_by_its_first_guess():

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.cli.launching import check_launcher, in_order, is_search
+from faqbench.cli.composing import compose_cells, is_search, parse_flags
+from faqbench.cli.launching import check_launcher, in_order
 from faqbench.config import UserError
 
 
