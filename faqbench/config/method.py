@@ -314,6 +314,7 @@ LABELS: Mapping[str, str] = (
     }
     # What a preset's name says of its options.
     | {"strong": "strong", "onecompression": "OneCompression", "plus": "plus"}
+    | {"w8a8": "W8A8", "w4a8": "W4A8", "w4a4": "W4A4", "quarot": "QuaRot"}
 )
 
 # Options of the grid itself, which every method that rounds has.

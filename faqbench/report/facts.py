@@ -23,6 +23,11 @@ from faqbench.records import RunRecord, truncated_requests
 
 # Of the setting of a comparison: a draw is one of several, a name says nothing that other keys do not.
 _NOT_OF_SETTING = {"calibration.seed"}
+_REPEATING = (
+    "quant",
+    "calibration",
+    "quant.preview",
+)  # sections with keys that knobs are named after
 _ADDED_LATER = {"model", "tokenizer"}  # fingerprints that records did not always have
 
 
@@ -214,9 +219,12 @@ def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:
         keys += ["scenario", "calibration.domain", "calibration.n_samples", "calibration.seq_len"]
         keys += ["window", "gamma"] if method_in(record.config).owns("preview") else []
         keys += ["seed"]
+    quant = method_in(record.config).identity(record.config.get("quant") or {})
+    keys += [f"quant.activations.{leaf}" for leaf in quant.get("activations", {})]
     keys += ["limit", "dtype"]
     spelled = {k: config_value(record.config, k) for k in keys}
-    extra = {k: v for k, v in varying.items() if k not in keys and k.rsplit(".")[-1] not in keys}
+    known = {*keys, "activations", *(f"{section}.{k}" for k in keys for section in _REPEATING)}
+    extra = {k: v for k, v in varying.items() if k not in known}
     words = [f"{k}={v}" for k, v in {**spelled, **extra}.items() if v is not None]
     words = [w for w in words if w not in {"limit=null", "scenario=matched"} and ".name=" not in w]
     return shlex.join(["python", "-m", "faqbench", *words])

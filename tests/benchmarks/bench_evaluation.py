@@ -8,6 +8,7 @@
     tasks        ARC-easy, PIQA and HellaSwag against lm-eval's HFLM at its best batch size
     boolq        the same for BoolQ
     perplexity   against a plain loop over windows at its best batch size; the cost of divergence
+    activations  windows with the inputs of linears on a grid, and of down rotated online too; a rotation
     spread       how far scores in the model's dtype move with the budget of tokens per forward
     memory       the peak of a process that evaluates, against the size of the model
 
@@ -29,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -55,15 +57,23 @@ from faqbench.evaluation.packed_scoring import score_packs
 from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.hardware import resolve_device
-from faqbench.models import LoadedModel, load_model
+from faqbench.models import (
+    Architecture,
+    LoadedModel,
+    Model,
+    RotatedTensors,
+    load_model,
+    prepare,
+)
 from faqbench.pipeline.planning.shape import ModelShape, shape_of
+from faqbench.quantization.activation_grid import ActivationGrid
 from faqbench.stages import PlainProgress
 
 TASKS = ("arc_easy_validation", "piqa_validation", "hellaswag_validation")
 BOOLQ = "boolq_validation"
 BATCH_SIZES = (4, 8, 16, 32)
 BUDGETS = (256, 512, 1024, 2048, 4096)
-PARTS = ("rate", "tasks", "boolq", "perplexity", "spread", "memory")
+PARTS = ("rate", "tasks", "boolq", "perplexity", "activations", "spread", "memory")
 Row = tuple[str, str, str, str, str]
 
 
@@ -219,6 +229,47 @@ class Bench:
             (f"{title}, {rate:.0f} tokens/s", f"{found['ours']:.1f} s", against,
              f"{found['theirs'] / found['ours']:.2f}x", "≥ 1.1x"),
             (f"{title}, with divergence", f"{found['divergence']:.1f} s", "without", f"{more:.2f}x", ""),
+        ]  # fmt: skip
+
+    def activations(self) -> list[Row]:
+        """Time a protocol's windows with quantized activations against those without."""
+        name, tokens, view = (
+            self.experiment.evaluation.protocols[0],
+            self._windows(),
+            self.loaded.view,
+        )
+        quant = compose("tiny-llama", "quant=w8a8", "quant.rotation.places=[R1,R2,R4]").quant
+        quant = quant.model_copy(update={"rotate": "hadamard"})
+        rotated = RotatedTensors(view.tensors, view.architecture, quant)
+
+        def on_grid(module: Any, architecture: Architecture) -> None:
+            for linear in architecture.linear_names():
+                prepare(module, linear, ActivationGrid(quant.activations, None, None))
+
+        def both(module: Any, architecture: Architecture) -> None:
+            rotated.prepare(module, architecture)
+            on_grid(module, architecture)
+
+        start = time.perf_counter()
+        views = {"plain": view, "rotated": view.view(tensors=rotated, prepare=both).fill()}
+        folding = time.perf_counter() - start
+        views["grid"] = view.view(prepare=on_grid).fill()
+        budget = self.experiment.evaluation.batch_tokens
+
+        def score(model: Model) -> None:
+            score_tokens(model.fill().module, tokens, budget, PlainProgress())
+
+        tasks = {key: partial(score, model) for key, model in views.items()}
+        found = medians(tasks, self.repeats)
+        against = f"without: {found['plain']:.1f} s"
+        title = f"{name}, {len(tokens)} windows"
+        return [
+            (f"{title}, 8-bit activations", f"{found['grid']:.1f} s", against,
+             f"{found['grid'] / found['plain']:.2f}x", "≤ 1.3x"),
+            (f"{title}, and R4 online", f"{found['rotated']:.1f} s", against,
+             f"{found['rotated'] / found['plain']:.2f}x", ""),
+            ("R1, R2 and R4 folded", f"{folding:.1f} s", f"without: {found['plain']:.1f} s",
+             f"{folding / found['plain']:.2f}x", "≤ 5 s"),
         ]  # fmt: skip
 
     @property
@@ -388,6 +439,7 @@ def run(
             "tasks": lambda: bench.compare(TASKS, "≥ 2.5x"),
             "boolq": lambda: bench.compare([BOOLQ], "≥ 1.3x"),
             "perplexity": bench.perplexity,
+            "activations": bench.activations,
             "spread": bench.spread,
             "memory": lambda: memory(model, n_documents, *overrides),
         }[part]()
@@ -408,7 +460,7 @@ def test_every_row_of_the_table_has_a_ratio():
     torch.set_num_threads(1)  # toy tensors
     parts = [part for part in PARTS if part != "memory"]
     rows = run("tiny-llama", parts, 3, 2, 1, "evaluation.protocols=[heldout-medicine-64]")
-    assert len(rows) == 5 + 4 + 1 + 2 + 3
+    assert len(rows) == 5 + 4 + 1 + 2 + 3 + 3
     assert all(row[3].endswith("x") or " of " in row[3] for row in rows)
 
 

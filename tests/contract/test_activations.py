@@ -5,6 +5,7 @@ import pytest
 
 from faqbench.config import UserError, run_id
 from faqbench.report.analysis import _contests
+from faqbench.report.facts import repeat_command
 from faqbench.report.panels import build_panels
 
 PROTOCOL = ("evaluation.protocols=[wikitext2-32]", "limit=4")
@@ -133,6 +134,21 @@ def test_a_report_ranks_weights_alone_and_weights_with_activations_apart(run):
         "awq": "4",
         "w4a4": "W4A4",
     }
+
+
+def test_a_report_repeats_a_run_with_its_activations(run):
+    _, plain = run("quant=rtn", "bits=4", "group_size=-1", "symmetric=true")
+    more = (
+        "quant.activations.bits=8",
+        "quant.activations.symmetric=false",
+        "quant.activations.kv_bits=4",
+    )
+    _, data = run("quant=rtn", "bits=4", "group_size=-1", "symmetric=true", *more)
+    (panel,) = build_panels([plain.record, data.record])
+    (row,) = [row for row in panel.rows if row.widths == "W4A8KV4"]
+    words = repeat_command(data.record, row.shown).split()
+    assert set(more) <= set(words)
+    assert not any(word.startswith("activations") for word in words)
 
 
 @pytest.mark.parametrize(
