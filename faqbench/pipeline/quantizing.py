@@ -4,12 +4,18 @@
     reports.json              the reports of linears and blocks, and what else the record says
 
 A cell whose quantized weights are there needs neither statistics nor a walk; its record is the same.
+
+The blocks of a streamed model are entries of their own until the stage is whole, so that a job that was
+killed at one block goes on there, and ends with the same bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from dataclasses import asdict, replace
+import os
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,11 +25,16 @@ from faqbench.foreign import read_as
 from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import quantized_key
 from faqbench.quantization import (
     ActivationStore,
+    BlockReport,
     Calibration,
+    FinishedBlock,
+    LinearReport,
     QuantizedModel,
     RotationReport,
+    StoredLinears,
     assign_grids,
     quantize_model,
     reads_store,
@@ -32,6 +43,7 @@ from faqbench.quantization import (
 
 _EXACT = 1e-3  # how far apart logits of a rotated model may be where weights are float32
 _ROUNDINGS = 4  # where weights have fewer digits: of the largest logit
+_BLOCKS = "quantized_blocks"
 DRAWN_MEANS = "means drawn"  # the stage with mean|x| on the calibration set
 
 
@@ -55,17 +67,79 @@ def build_quantized(cell: Cell, folder: Path) -> None:
             batch_size=experiment.calibration.batch_size,
             select=experiment.calibration.tokens,
         )
+    begun = model.start()
+    finished = None if begun.view.is_resident else _KeptBlocks(cell, folder)
     quantized = quantize_model(
-        model.start(),
+        begun,
         experiment.quant,
         grids,
         store,
         tokens,
         cell.progress,
         keep=lambda name, linear: write_linear(folder, name, linear),
+        finished=finished,
     )
     quantized = replace(quantized, rotation=rotation)
     (folder / "reports.json").write_text(json.dumps(asdict(quantized)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reports:
+    linears: tuple[LinearReport, ...]
+    traced: BlockReport | None
+
+
+class _KeptBlocks:
+    """The finished blocks of a stage under way, in the cache; their files are those of the stage."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        self._cache = cell.cache
+        self._device = cell.device
+        self._folder = folder
+        self._model = cell.model
+        self._key = quantized_key(cell.model.experiment, cell.fingerprints, cell.device.type)
+
+    def load(self, index: int) -> FinishedBlock | None:
+        path = self._cache.find(_BLOCKS, self._key_of(index))
+        if path is None:
+            return None
+        reports, start = read_as(path / "reports.json", _Reports), len(self._prefix(index))
+        stored = StoredLinears(path, self._device)
+        return FinishedBlock(
+            linears={name[start:]: stored[name] for name in stored},
+            reports=reports.linears,
+            traced=reports.traced,
+        )
+
+    def save(self, index: int, block: FinishedBlock) -> None:
+        def build(folder: Path) -> None:
+            for name in block.linears:
+                file = f"{self._prefix(index)}{name}.safetensors"
+                _link(self._folder / file, folder / file)
+            reports = asdict(_Reports(linears=block.reports, traced=block.traced))
+            (folder / "reports.json").write_text(json.dumps(reports))
+
+        self._cache.keep(_BLOCKS, self._key_of(index), build)
+
+    def forget(self) -> None:
+        for index in itertools.count():
+            if not self._cache.has(_BLOCKS, self._key_of(index)):
+                return
+            self._cache.forget(_BLOCKS, self._key_of(index))
+
+    def _prefix(self, index: int) -> str:
+        return f"{self._model.architecture.blocks}.{index}."
+
+    def _key_of(self, index: int) -> dict[str, object]:
+        return {**self._key, "block": index}
+
+
+def _link(source: Path, target: Path) -> None:
+    """Have a file in a second place, as a copy where the file system knows no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _statistics(cell: Cell) -> ActivationStore | None:
@@ -82,6 +156,7 @@ def _statistics(cell: Cell) -> ActivationStore | None:
 def load_quantized(cell: Cell, folder: Path) -> QuantizedModel:
     """Read the reports of a cell's quantized weights, which its model will evaluate from now on."""
     cell.model.use(folder)
+    _KeptBlocks(cell, folder).forget()  # the stage is whole
     return read_reports(folder)
 
 

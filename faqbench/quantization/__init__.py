@@ -39,7 +39,7 @@ from faqbench.quantization.checkpoint import (
     quantize_inputs,
     write_linear,
 )
-from faqbench.quantization.engine import CODE_VERSION, quantize_model
+from faqbench.quantization.engine import CODE_VERSION, FinishedBlock, quantize_model
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import (
     BlockReport,
@@ -60,6 +60,7 @@ __all__ = [
     "ActivationStore",
     "BlockReport",
     "Calibration",
+    "FinishedBlock",
     "Grid",
     "LinearReport",
     "QuantizedLinear",

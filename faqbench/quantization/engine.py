@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,31 @@ from faqbench.stages import Progress
 CODE_VERSION = 9  # raise it when the same method would give other weights
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FinishedBlock:
+    """What became of a block.
+
+    Attributes:
+        linears: by name relative to the block.
+        reports: of these.
+        traced: how far its output is from full precision; None when nothing was traced.
+    """
+
+    linears: Mapping[str, QuantizedLinear]
+    reports: tuple[LinearReport, ...]
+    traced: BlockReport | None
+
+
+class FinishedBlocks(Protocol):
+    """Keeps blocks as they are finished, so that a walk that was stopped goes on where it was."""
+
+    def load(self, index: int) -> FinishedBlock | None:
+        """Return a block that an earlier walk has finished, or None."""
+
+    def save(self, index: int, block: FinishedBlock) -> None:
+        """Keep a block."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Walk:
     """What stays the same from block to block."""
@@ -68,6 +94,7 @@ class _Walk:
     store: ActivationStore | None
     streams: Streams | None
     keep: Callable[[str, QuantizedLinear], None] | None
+    made: dict[str, QuantizedLinear] = field(default_factory=dict)  # of the block under way
 
     @property
     def architecture(self) -> Architecture:
@@ -83,6 +110,7 @@ def quantize_model(
     calibration: Calibration | None,
     progress: Progress,
     keep: Callable[[str, QuantizedLinear], None] | None = None,
+    finished: FinishedBlocks | None = None,
 ) -> QuantizedModel:
     """Quantize every linear of every decoder block.
 
@@ -95,6 +123,7 @@ def quantize_model(
         calibration: the tokens, for methods that read the quantized stream and for tracing.
         progress: one step per block.
         keep: given every quantized linear with its full name.
+        finished: blocks of an earlier walk, taken as they are; those of this one are added.
 
     Raises:
         UserError: when a correction does not fit the architecture, or an activation is not finite.
@@ -123,8 +152,22 @@ def quantize_model(
                 block = twin(original)
                 if streams is not None:
                     streams.arrive(original, block)
-                linears += _quantize_block(walk, index, block)
+                    for role in architecture.roles:
+                        streams.quantize_inputs(role, _linears(walk, index, block, role))
+                known = None if finished is None else finished.load(index)
+                reports = (
+                    _quantize_block(walk, index, block)
+                    if known is None
+                    else _take_up(walk, index, block, known)
+                )
                 report = streams.release() if streams is not None else None
+            if finished is not None and known is None:
+                made = dict(walk.made)
+                finished.save(
+                    index, FinishedBlock(linears=made, reports=tuple(reports), traced=report)
+                )
+            walk.made.clear()
+            linears += reports
             traced += [report] if report is not None else []
             advance()
     previews = Reads.LATER_MEANS in method_of(quant).reads
@@ -149,6 +192,18 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
     return reports
 
 
+def _take_up(walk: _Walk, index: int, block: nn.Module, known: FinishedBlock) -> list[LinearReport]:
+    """Give a block's twin the weights that it was given before, and return their reports."""
+    if walk.streams is not None:
+        walk.streams.pass_by()
+    linears = dict(block.named_modules())
+    for name, quantized in known.linears.items():
+        linear = linears[name]
+        assert isinstance(linear, nn.Linear)
+        _put(walk, index, name, linear, quantized)
+    return list(known.reports)
+
+
 def _quantize_roles(
     walk: _Walk, index: int, block: nn.Module, found: dict[str, QuantizedLinear]
 ) -> list[LinearReport]:
@@ -161,9 +216,6 @@ def _quantize_roles(
         assert streams is not None
         full = streams.observe_full(walk.architecture.roles)
     quantized: Mapping[str, RoleStatistics] = {}
-    for role in walk.architecture.roles if streams is not None else ():
-        assert streams is not None
-        streams.quantize_inputs(role, _linears(walk, index, block, role))
     if reads_quantized(quant) and not gathers_by_role(quant):
         assert streams is not None
         quantized = streams.observe(walk.architecture.roles)
@@ -189,8 +241,6 @@ def _refine_roles(
     """Learn the linears of a block's twin together, as `_quantize_roles` quantizes them."""
     quant, architecture, began = walk.quant, walk.architecture, time.perf_counter()
     assert walk.streams is not None
-    for role in architecture.roles:
-        walk.streams.quantize_inputs(role, _linears(walk, index, block, role))
     linears = {role.name: _linears(walk, index, block, role) for role in architecture.roles}
     originals = {
         role: {name: _weight(linear, name, index) for name, linear in own.items()}
@@ -297,6 +347,7 @@ def _put(
     linear.weight = nn.Parameter(stand_in.to(linear.weight.dtype), requires_grad=False)
     if walk.streams is not None:
         walk.streams.settle(name, quantized.input_scale)
+    walk.made[name] = quantized
     if walk.keep is not None:
         walk.keep(f"{walk.architecture.blocks}.{index}.{name}", quantized)
     return stand_in

@@ -236,6 +236,11 @@ class Streams:
         stays = reads_full(self._quant)
         return observe_block(self._full, self._original, roles, self._select, advance=not stays)
 
+    def pass_by(self) -> None:
+        """Leave a block unobserved, whose statistics nobody needs any more."""
+        if self._full is not None and not reads_full(self._quant):
+            self._full.advance(self._original)
+
     def observe(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs on the quantized stream, in one pass."""
         assert self._quantized is not None

@@ -167,6 +167,24 @@ class StageCache:
         self.uses.append(use)
         return CacheEntry(path=target, cached=cached, seconds=lap.seconds)
 
+    def keep(self, stage: str, key: Mapping[str, object], build: Callable[[Path], None]) -> None:
+        """Keep a part of an entry that is being made; no cell has asked for it, so it is no use.
+
+        Args:
+            stage: as for `get`.
+            key: as for `get`.
+            build: as for `get`.
+        """
+        self._get(stage, key, build)
+
+    def forget(self, stage: str, key: Mapping[str, object]) -> None:
+        """Remove such a part, if it is there."""
+        target = self.entry_path(stage, key)
+        self._leases.drop(target)
+        if target.is_dir():
+            with locked(target.with_suffix(".lock"), self._owner, lambda _: None):
+                discard(target)
+
     @contextmanager
     def lap(self) -> Iterator[Lap]:
         """Time what runs inside, and leave it out of the seconds of what it is a part of."""

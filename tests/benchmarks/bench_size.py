@@ -104,7 +104,7 @@ def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace
         f"calibration.seq_len={options.tokens}", "calibration.n_reference=2",
         f"data.wikitext2_path={root / 'text.txt'}",
         f"evaluation.protocols=[wikitext2-{options.tokens}]", "evaluation.tasks=[]",
-        "evaluation.n_windows=4", "evaluation.batch_tokens=512", *options.overrides,
+        "evaluation.n_windows=2", "evaluation.batch_tokens=512", *options.overrides,
     ]  # fmt: skip
     if options.gigabytes:
         overrides.append(f"memory.host_gigabytes={options.gigabytes}")

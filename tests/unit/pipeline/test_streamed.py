@@ -7,6 +7,7 @@ from safetensors import safe_open
 from faqbench import pipeline
 from faqbench.config import UserError
 from faqbench.pipeline.checking import check_model
+from faqbench.quantization import engine
 from faqbench.stages import PlainProgress, StageCache
 
 SCORED = ("evaluation.protocols=[wikitext2-32]", "evaluation.n_windows=5")
@@ -53,6 +54,43 @@ def test_a_streamed_cell_ends_with_the_same_bytes(finished, overrides):
     assert resident.record.metrics == streamed.record.metrics
     assert resident.record.run_id == streamed.record.run_id
     assert "statistics" not in streamed.record.stages
+
+
+@pytest.mark.parametrize(
+    ("overrides", "model"),
+    [
+        (("quant=faq",), "model=tiny-qwen3"),
+        (("quant=qep-gptq",), "model=tiny-llama"),
+        (("quant=w8a8",), "model=tiny-llama"),
+    ],
+)
+def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the_same_bytes(
+    finished, monkeypatch, overrides, model
+):
+    whole, tensors = finished("whole", *overrides, model, SMALL)
+    quantize_block, started = engine._quantize_block, []
+
+    def stop(walk, index, block):
+        started.append(index)
+        if index == 2 and started.count(2) == 1:
+            raise KeyboardInterrupt
+        return quantize_block(walk, index, block)
+
+    monkeypatch.setattr(engine, "_quantize_block", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finished("stopped", *overrides, model, SMALL)
+    data, again = finished("stopped", *overrides, model, SMALL)
+    assert started == [0, 1, 2, 2, 3]
+    assert tensors.keys() == again.keys()
+    assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+    timed = ["seconds"]
+    assert data.layers.drop(columns=timed).equals(whole.layers.drop(columns=timed))
+    assert data.record.extra["blocks"] == whole.record.extra["blocks"]
+
+
+def test_finished_blocks_go_when_the_stage_is_whole(finished, tmp_path):
+    finished("cell", "quant=rtn", SMALL)
+    assert not list((tmp_path / "cell" / "cache" / "stages").glob("quantized_blocks/*/"))
 
 
 def test_a_budget_that_no_block_fits_is_refused_before_anything_is_computed(cell):
