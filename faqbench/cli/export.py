@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from faqbench import formatting
 from faqbench.cli.arguments import read_arguments, read_number
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress
@@ -58,7 +59,7 @@ def run(arguments: list[str]) -> int:
     )
     done = export_run(request, console_progress())
     print(
-        f"{into}: {done.n_bytes / 1e6:.1f} MB, {done.bits_per_weight:.3f} bits per weight, "
+        f"{into}: {formatting.n_bytes(done.n_bytes)}, {done.bits_per_weight:.3f} bits per weight, "
         f"{done.bits_per_parameter:.3f} per parameter with embeddings"
     )
     print(f"Verify it: python -m faqbench verify {into}")

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from faqbench import formatting
 from faqbench.config import UserError, did_you_mean
 from faqbench.corpora.text_file import Texts, read_text, regular_file
 from faqbench.stages import Progress
@@ -125,8 +126,8 @@ def _rows_at_once(name: str, metadata: Any, column: str, most: int) -> int:
     largest: int = max([1, *sizes])
     if largest > _LARGEST_CHUNK * most:
         raise UserError(
-            f"The file '{name}' unpacks to {largest / 1e6:.0f} MB in one group of rows; write it with "
-            f"smaller groups, or raise calibration.max_characters={most}."
+            f"The file '{name}' unpacks to {formatting.n_bytes(largest)} in one group of rows; write it "
+            f"with smaller groups, or raise calibration.max_characters={most}."
         )
     return min(_MOST_ROWS, max(_FEWEST_ROWS, most // largest))
 

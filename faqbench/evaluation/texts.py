@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
-from faqbench import corpora
+from faqbench import corpora, formatting
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.protocols import Protocol
 from faqbench.hub import hub_errors, hub_or_local_copies
@@ -67,8 +67,8 @@ def _read(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise UserError(
-                f"data.wikitext2_path={path} has {path.stat().st_size / 1e9:.1f} GB; the test split of "
-                "WikiText-2 has 1.3 MB."
+                f"data.wikitext2_path={path} has {formatting.n_bytes(path.stat().st_size)}; the test "
+                "split of WikiText-2 has 1.3 MB."
             )
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:

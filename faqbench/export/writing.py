@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
-from faqbench import __version__
+from faqbench import __version__, formatting
 from faqbench.config import Experiment, UserError
 from faqbench.export.card import model_card
 from faqbench.export.evidence import hash_weight, probe, prompt_evidence, protocol_evidence
@@ -236,8 +236,8 @@ def _check_space(into: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < _ROOM * n_bytes:
         raise UserError(
-            f"The checkpoint takes {n_bytes / 1e9:.2f} GB, but {parent} has {free / 1e9:.2f} GB free; "
-            f"{_REMEDY}."
+            f"The checkpoint takes {formatting.n_bytes(n_bytes)}, but {parent} has "
+            f"{formatting.n_bytes(free)} free; {_REMEDY}."
         )
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 import torch
 
+from faqbench import formatting
 from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
 from faqbench.models.architecture import Architecture, architecture_of
@@ -124,8 +125,8 @@ def _check_size(architecture: Architecture) -> None:
     memory = psutil.virtual_memory().total
     if n_bytes > memory:
         raise UserError(
-            f"its weights take {n_bytes / 1e9:.0f} GB in float32, and this machine has {memory / 1e9:.0f} "
-            "GB of memory; make it smaller"
+            f"its weights take {formatting.n_bytes(n_bytes)} in float32, and this machine has "
+            f"{formatting.n_bytes(memory)} of memory; make it smaller"
         )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from faqbench import formatting
 from faqbench.config import Experiment, UserError
 from faqbench.presearch.candidates import AWQ, Candidate, candidates
 from faqbench.presearch.choice import Evidence, weigh
@@ -74,7 +75,7 @@ def search(experiment: Experiment, *, cache: StageCache, progress: Progress) -> 
 
     def loss(name: str, draw: int) -> float:
         trial = trials[name, draw] = bench.trial(known[name], draw)
-        end = "known" if trial.cached else f"{trial.seconds:.0f} s"
+        end = "known" if trial.cached else formatting.seconds(trial.seconds)
         progress.note(
             f"{name}, draw {draw}: perplexity {exp(trial.loss):.3f}, output error "
             f"{trial.output_error:.5f} ({end})"

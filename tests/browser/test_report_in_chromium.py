@@ -16,7 +16,7 @@ from toy_parts import SCENARIOS
 from toy_runs import write_toy_run
 
 from faqbench.records import write_sweep
-from faqbench.report import ReportRequest, pages, pair_runs, write_pair, write_report
+from faqbench.report import ReportRequest, layout, pair_runs, write_pair, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser")
 CHROMIUM = os.environ.get("FAQBENCH_CHROMIUM") or shutil.which("chromium")
@@ -33,7 +33,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-WIDTHS = {"phone": (390, 844), "desktop": (1280, 900)}
+WIDTHS = {"phone": (390, 844), "desktop": (1280, 800)}
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +55,8 @@ def folder(tmp_path_factory):
     write_report(ReportRequest(runs=root / "none", reports=root, name="empty"))
     write_pair(pair_runs(runs, records["faq"], records["awq"]), runs, root / "pair.html")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "MOST_RUNS", 5)
-        patch.setattr(pages, "_RUNS_PER_PAGE", 6)
+        patch.setattr(layout, "MOST_RUNS", 5)
+        patch.setattr(layout, "_RUNS_PER_PAGE", 6)
         write_report(ReportRequest(runs=runs, reports=root, name="large"))
     return root
 
@@ -74,7 +74,7 @@ def open_page(browser, folder):
     """Return a function that opens a page from disk, cut off from every network."""
     contexts, complaints, requests = [], [], []
 
-    def open_(name, width="desktop", scheme="light"):
+    def open_(name, width="desktop", scheme="light", *, folded=False):
         size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
         context = browser.new_context(viewport=size, color_scheme=scheme, offline=True)
         contexts.append(context)
@@ -83,6 +83,8 @@ def open_page(browser, folder):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda r: requests.append(r.url))
         page.goto((folder / name).as_uri())
+        if not folded:
+            page.locator("details.fold").evaluate_all("all => all.forEach(d => { d.open = true; })")
         return page
 
     yield open_
@@ -102,6 +104,21 @@ def test_the_page_opens_from_disk_with_its_answer_and_its_plots(open_page):
     assert page.locator("figure svg").count() == page.locator("figure").count() > 8
     box = page.locator("figure svg").first.bounding_box()
     assert box["width"] > 200 and box["height"] > 80
+
+
+@pytest.mark.parametrize("width", list(WIDTHS))
+def test_the_sentence_and_the_first_figure_are_seen_without_scrolling(open_page, width):
+    page = open_page("study/index.html", width, folded=True)
+    box = page.locator("figure .drawing").first.bounding_box()
+    assert page.locator(".headline").first.is_visible()
+    assert box["y"] + box["height"] <= WIDTHS[width][1] and box["width"] > 300
+
+
+def test_a_link_to_a_folded_section_opens_it(open_page):
+    page = open_page("study/index.html", folded=True)
+    assert not page.locator("table.tool").first.is_visible()
+    page.get_by_role("navigation").get_by_role("link", name="Results").click()
+    assert page.locator("table.tool").first.is_visible()
 
 
 def test_a_click_on_a_head_sorts_and_another_turns_the_order(open_page):
@@ -153,7 +170,7 @@ def test_a_number_links_to_its_run_which_opens(open_page):
 
 def test_an_address_with_a_run_opens_it(open_page, folder):
     name = "smollm2-135m-faq-w3-g64-s0-0a1b2c"
-    page = open_page("study/index.html")
+    page = open_page("study/index.html", folded=True)
     page.goto((folder / "study" / "index.html").as_uri() + f"#run-{name}")
     page.reload()
     assert page.locator(f"[id='run-{name}']").is_visible()

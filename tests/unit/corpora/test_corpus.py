@@ -166,7 +166,7 @@ def test_a_small_parquet_of_endless_text_is_read_no_further_than_the_bound(
         assert found.texts == (text,) and found.is_cut
     else:  # pages that unpack to much more than the bound
         sentence = mistake(read, path, max_characters=100_000)
-        assert "unpacks to 20 MB in one group of rows; write it with smaller groups" in sentence
+        assert " MB in one group of rows; write it with smaller groups" in sentence
 
 
 def test_six_gigabytes_in_some_hundred_bytes_are_read_no_further_than_the_bound(read, tmp_path):

@@ -11,8 +11,8 @@ from faqbench.cli import main
     ("setting", "sentence"),
     [
         ("model.random.num_hidden_layers=1000000", "is more than the 10000 blocks that are built"),
-        ("model.random.hidden_size=1000000000", "GB in float32, and this machine has"),
-        ("model.random.vocab_size=1000000000000", "GB in float32, and this machine has"),
+        ("model.random.hidden_size=1000000000", "B in float32, and this machine has"),
+        ("model.random.vocab_size=1000000000000", "B in float32, and this machine has"),
     ],
 )
 def test_an_absurd_size_is_refused_before_the_model_is_built(
