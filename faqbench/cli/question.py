@@ -187,6 +187,7 @@ def read_inquiry(arguments: Sequence[str]) -> Inquiry:
         flags=flags,
     )
     _check_budget(inquiry)
+    _check_fidelity(inquiry)
     return inquiry
 
 
@@ -255,8 +256,8 @@ def _compose(flags: argparse.Namespace, overrides: Sequence[str], draws: range) 
     request = compose_cells(own)
     if request.kind == "search" or len(request.cells) != len(draws):
         raise UserError(
-            "settle asks about one setting; a key with several values, or an experiment that is a sweep, "
-            "gives several: ask for one at a time."
+            "settle asks about one setting; a key with several values, or an experiment that sweeps "
+            "(hydra.sweeper.params=null leaves its sweep out), gives several: ask for one at a time."
         )
     return request
 
@@ -342,4 +343,18 @@ def _check_budget(inquiry: Inquiry) -> None:
         raise UserError(
             f"max_draws={inquiry.max_draws} decides nothing: at alpha={inquiry.alpha:g}{over} no interval "
             f"ends before draw {fewest}."
+        )
+
+
+def _check_fidelity(inquiry: Inquiry) -> None:
+    """Refuse to compare full precision by how far arms are from it."""
+    baselines = [
+        arm.name
+        for arm, experiment in zip(inquiry.arms, inquiry.experiments, strict=True)
+        if not experiment.quantizes
+    ]
+    if baselines and inquiry.metric.kind in ("kl", "agreement"):
+        raise UserError(
+            f"metric={inquiry.metric.name} says how far an arm is from full precision, and {baselines[0]} "
+            "is full precision."
         )

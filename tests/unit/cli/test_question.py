@@ -46,6 +46,7 @@ def refusal(capsys, monkeypatch, tmp_path):
         ([*ASKED, "experiment=study"], "settle asks about one setting"),
         ([*ASKED, "metric=heldout-wiki-51"], "Did you mean 'heldout-wiki-512'?"),
         ([*ASKED, "metric=boolq", "evaluation=none"], "evaluation=none measures nothing"),
+        (["fp < awq", *SETTING, "metric=heldout-wiki-512.kl"], "and fp is full precision."),
         ([*ASKED, "metric=mean_acc", "evaluation.keep_items=false"], "keep_items=false keeps none"),
         ([*ASKED, "margin=0.5"], "margin '0.5' is not allowed; write 1%, 1pt, 0.01nats"),
         ([*ASKED, "margin=1pt"], "perplexities are compared in percent, as in margin=1%."),
