@@ -330,7 +330,8 @@ def _stand_ins(stage: Stage, key: Key) -> dict[str, str]:
 
 def _question(stage: Stage, experiment: Experiment) -> Key:
     """Return what stands in for a key that is not known: all that it could be made of."""
-    sections = ["model", "evaluation", "data", "limit"]
+    sections = ["model"]
+    sections += ["evaluation", "data", "limit"] if stage.needs else []
     sections += ["calibration", "scenario"] if stage.name == "calibration" else []
     return {"unknown": stage.id, **experiment.model_dump(mode="json", include=set(sections))}
 

@@ -144,6 +144,22 @@ def test_what_is_not_known_is_stood_in_for_alike_in_all_cells(cell, tmp_path):
     assert set(kinds[1]) == {"calibration", "statistics", "means", "bias_distance", *kinds[0]}
 
 
+def test_a_model_that_is_not_here_yet_is_one_to_fetch_for_all_cells(cell, tmp_path):
+    hub = (
+        "model.source=hub",
+        "model.hub_id=nobody/nothing",
+        "model.random=null",
+        "model.tokenizer=null",
+    )
+    needs = [
+        look_up(cell("quant=rtn", *hub, *own), StageCache(tmp_path / "cache"), made=())
+        for own in ([SCORED], ["bits=4"])
+    ]
+    first, second = ({n.kind: n.entry for n in own} for own in needs)
+    assert first["weights"] == second["weights"] and first["tokenizer"] == second["tokenizer"]
+    assert all(n.is_due for own in needs for n in own)
+
+
 def test_a_text_that_changed_is_not_taken_for_the_one_that_was_run(run, cell, tmp_path, text_file):
     text = tmp_path / "own.txt"
     text.write_text(text_file.read_text())
