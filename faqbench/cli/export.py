@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from faqbench import formatting
-from faqbench.cli.arguments import read_arguments, read_number
+from faqbench.cli.arguments import read_arguments, read_flag, read_number
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress
 from faqbench.cli.show import find_record
 from faqbench.config import Experiment, UserError, did_you_mean, run_id, validate
+from faqbench.config.identity import identity_of
 from faqbench.records import RunRecord, read_scores
 from faqbench.sources import why_not_reusable
-from faqbench.stages import cache_root, find_damage
+from faqbench.stages import StageCache, cache_root, find_damage
 
 _KEYS = {
     "format": "compressed-tensors, gptq, gptq_v2, awq or gguf",
     "into": "the folder to make",
     "runs": "the folder of runs",
+    "requantize": "quantize again where the cache has lost the codes, and see that they are the same",
     "shard_gigabytes": "of one file of weights at most; 2 unless given",
 }
 
@@ -52,7 +54,7 @@ def run(arguments: list[str]) -> int:
         record=record,
         experiment=experiment,
         scores=read_scores(runs / record.run_id),
-        codes=_codes(record),
+        codes=_codes(record, experiment, read_flag("export", "requantize", values)),
         format=name,
         into=into,
         shard_bytes=shard_bytes,
@@ -95,7 +97,7 @@ def _experiment(record: RunRecord) -> Experiment:
             f"{record.run_id} quantizes a rotated model, which is not exported; export a run with "
             "quant.rotate=none."
         )
-    if run_id(experiment).rpartition("-")[2] != record.run_id.rpartition("-")[2]:
+    if identity_of(experiment.model_dump(mode="json")) != identity_of(record.config):
         raise UserError(
             f"The configuration of {record.run_id} means another cell to this faqbench "
             f"({run_id(experiment)}); run that one, and export it."
@@ -117,19 +119,39 @@ def _over(defaults: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def _codes(record: RunRecord) -> Path:
+def _codes(record: RunRecord, experiment: Experiment, is_made_again: bool) -> Path:
     """Return the folder of a run's quantized linears.
 
     Raises:
-        UserError: when the cache no longer holds it as it was written.
+        UserError: when the cache no longer holds it as it was written, and quantizing again is not asked
+            for or gives other codes.
     """
     used = [str(use["entry"]) for use in record.extra.get("stage_keys", [])]
     entry = next((entry for entry in used if entry.startswith("quantized/")), None)
     folder = cache_root() / "stages" / (entry or "quantized")
     damage = "its record names none" if entry is None else find_damage(folder)
-    if damage is not None:
+    if damage is None:
+        return folder
+    start = f"The codes of {record.run_id} are not in the cache ({damage})"
+    if not is_made_again:
         raise UserError(
-            f"The codes of {record.run_id} are not in the cache ({damage}); run the cell again, with "
-            "rerun=true, or set FAQBENCH_CACHE to the cache that has them."
+            f"{start}; requantize=true makes them again and checks that they are the same, or set "
+            "FAQBENCH_CACHE to the cache that has them."
         )
-    return folder
+    expected = record.extra.get("codes_sha256")
+    if expected is None:
+        raise UserError(
+            f"{start}, and its record is too old to say whether codes that are made again are the same; "
+            "run the cell with rerun=true, and export that."
+        )
+    from faqbench.pipeline import quantize_again
+    from faqbench.quantization import fingerprint_codes
+
+    with StageCache(owner=record.run_id) as cache:
+        made = quantize_again(experiment, cache=cache, progress=console_progress())
+    if fingerprint_codes(made) != expected:
+        raise UserError(
+            f"{start}, and quantizing again gave others: the numbers of its record are not theirs; run the "
+            "cell with rerun=true, and export that."
+        )
+    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -24,7 +25,7 @@ from faqbench.pipeline.gates import Finished, check_gates
 from faqbench.pipeline.graph import hash_in, stages_of
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.pipeline.planning import Estimate, compare_with_plan
-from faqbench.quantization import QuantizedModel, describe_activations
+from faqbench.quantization import QuantizedModel, describe_activations, fingerprint_codes
 from faqbench.records import SCHEMA_VERSION, Gate, RunData, RunRecord, write_run
 from faqbench.sources import Facts, sources_of
 from faqbench.stages import Progress, StageCache
@@ -75,6 +76,20 @@ def run(
     data = _run_data(cell, evaluated, _judged(record, check_gates(finished)))
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
+
+
+def quantize_again(experiment: Experiment, *, cache: StageCache, progress: Progress) -> Path:
+    """Return the folder of a cell's quantized linears, made anew where the cache has lost it.
+
+    Raises:
+        UserError: for anything that the user can mend.
+    """
+    check_model(experiment)
+    cell = Cell(experiment, cache, progress, ModelHolder(), stages_of(experiment))
+    cell.model.fetch()
+    stage = f"quantized {experiment.quant.name}"
+    cell.get(stage)
+    return cell.entry(stage)
 
 
 def write_failure(experiment: Experiment, error: str) -> RunData:
@@ -161,6 +176,8 @@ def _record(
     if quantized is not None:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts
+        codes = cell.entry(f"quantized {cell.experiment.quant.name}")
+        extra["codes_sha256"] = fingerprint_codes(codes)
         if quantized.rotation is not None:
             extra["rotation"] = dataclasses.asdict(quantized.rotation)
     if not cell.experiment.method.activations.is_idle:

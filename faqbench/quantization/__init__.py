@@ -36,6 +36,7 @@ from faqbench.quantization.checkpoint import (
     CHECKPOINT_VERSION,
     QuantizedTensors,
     StoredLinears,
+    fingerprint_codes,
     quantize_inputs,
     write_linear,
 )
@@ -73,6 +74,7 @@ __all__ = [
     "check_correction",
     "describe_activations",
     "fake_quantize",
+    "fingerprint_codes",
     "may_observe_on_the_way",
     "observe",
     "quantize",

@@ -17,6 +17,7 @@ the bit. One file per linear lets a reader hold one linear at a time.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -87,6 +88,18 @@ def read_linear(folder: Path, name: str, device: torch.device) -> QuantizedLinea
         grid=grid,
         input_range=tensors.get("input_range"),
     )
+
+
+def fingerprint_codes(folder: Path) -> str:
+    """Return a sha256 over the names, shapes and bytes of all that a folder's linears are made of."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        with safe_open(path, framework="np") as file:
+            for key in sorted(file.keys()):
+                tensor = file.get_tensor(key)
+                digest.update(f"{path.name} {key} {tensor.dtype} {tensor.shape}".encode())
+                digest.update(tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _grid(metadata: Mapping[str, str]) -> Grid:

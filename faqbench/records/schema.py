@@ -137,6 +137,7 @@ class Extra(TypedDict, total=False):
         calibration: how the calibration set was drawn, and how far it is from the reference set.
         blocks: the errors that each decoder block was left with, where they were traced.
         n_window_cuts: blocks with fewer later blocks than FAQ's window asks for.
+        codes_sha256: of the quantized linears; see `quantization.checkpoint.fingerprint_codes`.
         activations: on which grid a linear's inputs were put.
         stage_keys: the entries of the cache that the cell asked for, in that order.
         plan: what a plan said of the cell, what then happened, and by how much it erred.
@@ -145,6 +146,7 @@ class Extra(TypedDict, total=False):
     evaluation: dict[Text, _Scored]
     sources: dict[Text, _Free]
     n_window_cuts: Count
+    codes_sha256: Text
     activations: Any
     calibration: _DrawnCalibration
     plan: _Plan

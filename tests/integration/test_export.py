@@ -180,18 +180,25 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(
     assert sorted(place.root.iterdir()) == before
 
 
-def test_codes_that_are_gone_or_damaged_are_not_exported(exported, capsys):
+def test_codes_that_are_gone_are_made_again_on_request_and_compared(exported, capsys):
     place, _ = exported
     (run,) = place.runs.glob("tiny-qwen2-awq-w4*")
-    uses = json.loads((run / "record.json").read_text())["extra"]["stage_keys"]
+    record = json.loads((run / "record.json").read_text())
+    uses = record["extra"]["stage_keys"]
     (entry,) = [use["entry"] for use in uses if use["entry"].startswith("quantized/")]
-    aside = place.root / "cache" / "stages" / entry
-    aside.rename(aside.with_name("aside"))
-    try:
-        assert main(["export", run.name, "format=awq", f"into={place.root / 'new'}"]) == 2
-        assert "are not in the cache" in capsys.readouterr().err
-    finally:
-        aside.with_name("aside").rename(aside)
+    into = [f"into={place.root / 'again'}", "format=awq"]
+    shutil.rmtree(place.root / "cache" / "stages" / entry)
+    assert main(["export", run.name, *into]) == 2
+    assert "requantize=true makes them again" in capsys.readouterr().err
+    record["extra"]["codes_sha256"] = "0" * 64
+    other = shutil.copytree(run, run.with_name("other"))
+    (other / "record.json").write_text(json.dumps(record))
+    assert main(["export", "other", *into, "requantize=true"]) == 2
+    assert "quantizing again gave others" in capsys.readouterr().err
+    shutil.rmtree(other)
+    shutil.rmtree(place.root / "cache" / "stages" / entry)
+    assert main(["-q", "export", run.name, *into, "requantize=true"]) == 0
+    assert judged(place.root / "again")["stored"].passed
 
 
 def test_a_folder_that_is_no_export_is_one_sentence(tmp_path, capsys):
