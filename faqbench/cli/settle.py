@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -209,7 +209,16 @@ class Settling:
             self._n_items, self._n_before = self._n_before, 0
             return  # there were no more of them
         self._n_before = 0
+        names = [arm.name for arm in self.inquiry.arms]
+        seen = set()
         for contest, (responses, n_items) in zip(contests, found, strict=True):
+            if (
+                not self._draws_differ(contest)
+                and contest.looks
+                and contest.looks[-1][1] == n_items
+            ):
+                continue  # nothing new
+            seen.add((names[contest.a], names[contest.b]))
             look = look_at(
                 responses,
                 alpha=self.inquiry.contest_alpha,
@@ -221,7 +230,7 @@ class Settling:
         self._drop_beaten()
         decision = self.decision()
         write_decision(self._first.paths.runs, decision)
-        _print_look(decision, n_draws)
+        _print_look(decision, seen)
         if self._is_news and self._open:
             self.show_looks(decision)
 
@@ -368,15 +377,15 @@ def _settings(inquiry: Inquiry) -> list[str]:
     return [o for o in inquiry.flags.overrides if not o.startswith(("paths.", "hydra", "tracking"))]
 
 
-def _print_look(decision: Decision, n_draws: int) -> None:
-    """Print a line per contest; on a terminal the interval is drawn, so that it is seen to shrink."""
+def _print_look(decision: Decision, seen: Collection[tuple[str, str]]) -> None:
+    """Print a line per contest seen; on a terminal the interval is drawn, and is seen to shrink."""
     if current_verbosity() == "quiet":
         return
     console, unit = Console(), decision.unit
     for contest in decision.contests:
-        look = contest.looks[-1]
-        if look.n_draws < n_draws and any(a.is_calibrated for a in decision.arms):
+        if (contest.a, contest.b) not in seen:
             continue  # decided before, or dropped
+        look = contest.looks[-1]
         margins = [shown_margin(x, unit) for x in (look.draws_margin, look.items_margin)]
         line = (
             f"{sample(look, decision)}: {contest.a} - {contest.b} {shown_interval(look, unit)}, "

@@ -164,6 +164,20 @@ def test_the_best_of_several_is_found_and_what_is_worse_is_dropped(toy):
     assert draws["awq"] < draws["faq"]
 
 
+def test_arms_without_calibration_are_looked_at_once_while_others_are_drawn(toy):
+    decision = toy(
+        "rtn, fp < awq",
+        "max_draws=8",
+        "limit=40",
+        rtn=(0, 0, 0.5, 50),
+        fp=(0, 0, 0.5, 50),
+        awq=(0, 0.5, 1e-3, 50),
+    )
+    looks = {(c.a, c.b): len(c.looks) for c in decision.contests}
+    assert looks == {("rtn", "fp"): 1, ("rtn", "awq"): 3, ("fp", "awq"): 3}
+    assert toy.out.count("rtn - fp") == 1
+
+
 def test_a_decision_that_was_tampered_with_is_refused(toy, tmp_path):
     decision = toy("faq < awq", faq=(-0.1, 0.01, 0.01, 50), awq=(0, 0.01, 0.01, 50))
     path = tmp_path / "runs" / "_settled" / f"{decision.name}.json"
