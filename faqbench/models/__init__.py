@@ -20,7 +20,7 @@ from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
 from faqbench.models.memory import Budget, budget_of, is_streamed
 from faqbench.models.model import Model, device_of, twin
 from faqbench.models.operands import OPERANDS_ATTENTION, change_operands
-from faqbench.models.prepared import PreparedLinear, prepare, prepared_input
+from faqbench.models.prepared import OnlineRotation, PreparedLinear, prepare, prepared_input
 from faqbench.models.rotation import (
     ROTATION_VERSION,
     RotatedTensors,
@@ -43,6 +43,7 @@ __all__ = [
     "LoadedModel",
     "Model",
     "ModelHolder",
+    "OnlineRotation",
     "PreparedLinear",
     "Role",
     "RotatedTensors",

@@ -71,6 +71,11 @@ class Rotation:
             rows = (parts @ factor.to(x)).reshape(*lead, -1)
         return rows.reshape(x.shape)
 
+    def like(self, x: Tensor) -> Rotation:
+        """Return the same in the dtype and on the device of a tensor."""
+        signs = None if self.signs is None else self.signs.to(x)
+        return replace(self, factors=tuple(factor.to(x) for factor in self.factors), signs=signs)
+
     def matrix(self) -> Tensor:
         """Return R, float64 [size, size]."""
         return self.times(torch.eye(self.size, dtype=torch.float64))

@@ -31,11 +31,14 @@ class OnlineRotation(nn.Module):
 
     def __init__(self, rotation: Rotation) -> None:
         super().__init__()
-        self.rotation = rotation
+        self._rotation = self._cast = rotation
+        self._seen: tuple[object, object] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Rotate the last dimension."""
-        return self.rotation.times(x)
+        if self._seen != (x.dtype, x.device):  # once, not with every batch
+            self._cast, self._seen = self._rotation.like(x), (x.dtype, x.device)
+        return self._cast.times(x)
 
 
 def prepared_input(linear: nn.Module, x: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from faqbench.config.experiment import ActivationsSection, RoleName
-from faqbench.models import Rotation
+from faqbench.models import OnlineRotation, Rotation
 from faqbench.quantization.grid import (
     Grid,
     range_parameters,
@@ -111,12 +111,11 @@ class OperandGrid(nn.Module):
         queries = settings.model_copy(update={"dynamic": True})
         self._keys = ActivationGrid(keys, None, None)
         self._queries = ActivationGrid(queries, None, None) if settings.bmm else nn.Identity()
-        self._rotation = rotation
+        self._rotate = nn.Identity() if rotation is None else OnlineRotation(rotation)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return all three, [batch, heads, tokens, head_dim] as they came."""
-        if self._rotation is not None:
-            query, key = self._rotation.times(query), self._rotation.times(key)
+        query, key = self._rotate(query), self._rotate(key)
         return self._queries(query), self._keys(key), self._keys(value)
 
 

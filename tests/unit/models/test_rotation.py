@@ -5,7 +5,8 @@ import torch
 
 from faqbench.cli.composing import conf_dir
 from faqbench.config import UserError
-from faqbench.models import RotatedTensors, load_model
+from faqbench.models import Model, RotatedTensors, load_model
+from faqbench.models.model import skeleton_of
 from faqbench.models.rotation import untied_weights
 from faqbench.stages import PlainProgress
 
@@ -72,6 +73,13 @@ def test_a_rotated_model_gives_the_same_logits(load, rotation, family, kind):
     assert (logits(other) - before).abs().max() < 1e-3
     assert not torch.equal(other.weight("model.layers.1.mlp.down_proj.weight"),
                            view.weight("model.layers.1.mlp.down_proj.weight"))  # fmt: skip
+
+
+def test_a_streamed_model_is_rotated_with_the_same_bits(load, rotation):
+    view, quant = load("llama"), rotation("hadamard", "R1,R2,R4")
+    skeleton = skeleton_of(view.module)
+    streamed = Model(skeleton, view.architecture, view.tensors, view.dtypes, CPU, is_resident=False)
+    assert torch.equal(logits(rotated(streamed, quant)), logits(rotated(view, quant)))
 
 
 @pytest.mark.parametrize("place", ["R1", "R2", "R4"])

@@ -77,6 +77,12 @@ def test_a_method_without_a_preview_is_one_sentence(compose, overrides, tmp_path
         search(experiment, cache=StageCache(tmp_path), progress=notes)
 
 
+def test_a_rotated_model_is_refused_in_one_sentence(compose, overrides, tmp_path, notes):
+    experiment = compose("quant=faq", "quant.rotate=hadamard", *overrides)
+    with pytest.raises(UserError, match=r"quant\.rotate=hadamard .* use quant\.rotate=none"):
+        search(experiment, cache=StageCache(tmp_path), progress=notes)
+
+
 def test_the_table_has_a_row_per_trial_with_options_and_errors_by_role(found):
     result = found()
     rows = list(csv.DictReader(io.StringIO(trials_csv(result))))
