@@ -131,7 +131,7 @@ def _summary(plan: Plan, kind: str, workers: int) -> str:
 
 
 def _warnings(plan: Plan, root: Path, workers: int) -> list[str]:
-    warnings = []
+    warnings = list(plan.notes)
     place = next(p for p in (root, *root.parents) if p.exists())
     free = shutil.disk_usage(place).free
     if plan.n_bytes > free:

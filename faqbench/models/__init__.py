@@ -17,7 +17,7 @@ from faqbench.models.hadamard import Rotation
 from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
 from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
-from faqbench.models.memory import Budget, budget_of, is_streamed
+from faqbench.models.memory import Budget, budget_of, is_streamed, streamed_bytes, streaming_note
 from faqbench.models.model import Model, device_of, twin
 from faqbench.models.operands import OPERANDS_ATTENTION, change_operands
 from faqbench.models.prepared import OnlineRotation, PreparedLinear, prepare, prepared_input
@@ -72,6 +72,8 @@ __all__ = [
     "prepare",
     "prepared_input",
     "probe_logits",
+    "streamed_bytes",
+    "streaming_note",
     "tokenizer_source",
     "twin",
     "weights_source",

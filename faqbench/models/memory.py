@@ -47,14 +47,17 @@ class Budget:
         """
         available, working = self.on_device, working_bytes(architecture, dtype)
         if working > available:
-            name = "memory.host_gigabytes" if self.is_cpu else "memory.device_gigabytes"
             raise UserError(
                 f"One block of this model takes {gigabytes(working)} of memory while it is quantized, and "
-                f"there are {gigabytes(available)} ({name}); raise the budget, or take a machine with "
-                "more."
+                f"there are {gigabytes(available)} ({self.setting}); raise the budget, or take a machine "
+                "with more."
             )
-        weights = sum(map(prod, architecture.weight_shapes().values())) * dtype.itemsize
-        return weights + working <= available
+        return weight_bytes(architecture, dtype) + working <= available
+
+    @property
+    def setting(self) -> str:
+        """The key of the configuration that says how much of the device's memory may be taken."""
+        return "memory.host_gigabytes" if self.is_cpu else "memory.device_gigabytes"
 
     @property
     def on_device(self) -> int:
@@ -99,6 +102,35 @@ def is_streamed(experiment: Experiment) -> bool:
     return not budget.holds(architecture, getattr(torch, experiment.calibration.dtype))
 
 
+def streaming_note(experiment: Experiment) -> str | None:
+    """Say that a cell's model is read block by block, and why; None for one that is not."""
+    architecture = inspect_model(experiment.model)
+    if architecture is None or not is_streamed(experiment):
+        return None
+    dtype = getattr(torch, experiment.calibration.dtype)
+    budget = budget_of(experiment.memory, named_device(experiment.device))
+    weights, block = weight_bytes(architecture, dtype), working_bytes(architecture, dtype)
+    return (
+        f"model={experiment.model.name} is read block by block, with the same results: its weights take "
+        f"{gigabytes(weights)}, a block {gigabytes(block)} while it is quantized, and there are "
+        f"{gigabytes(budget.on_device)} ({budget.setting})."
+    )
+
+
+def streamed_bytes(experiment: Experiment) -> int | None:
+    """Return about the most that a streamed model takes at once; None for one that is not streamed.
+
+    Beside a block there is the output head, in the dtypes that it is stored in and evaluated in.
+    """
+    architecture = inspect_model(experiment.model)
+    if architecture is None or not is_streamed(experiment):
+        return None
+    head = architecture.vocab_size * architecture.hidden_size
+    evaluated: int = getattr(torch, experiment.dtype).itemsize
+    working = working_bytes(architecture, getattr(torch, experiment.calibration.dtype))
+    return max(working, head * (2 + evaluated))
+
+
 def budget_of(section: MemorySection, device: torch.device) -> Budget:
     """Return the budget of a configuration."""
 
@@ -111,6 +143,11 @@ def budget_of(section: MemorySection, device: torch.device) -> Budget:
         host_bytes=n_bytes(section.host_gigabytes),
         is_cpu=is_cpu,
     )
+
+
+def weight_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Return what all weights take."""
+    return dtype.itemsize * sum(map(prod, architecture.weight_shapes().values()))
 
 
 def working_bytes(architecture: Architecture, dtype: torch.dtype) -> int:

@@ -14,7 +14,7 @@ import yaml
 
 from faqbench.config import Experiment, run_id
 from faqbench.hardware import dtype_warning
-from faqbench.models import ModelHolder
+from faqbench.models import ModelHolder, streaming_note
 from faqbench.pipeline.calibrating import calibration_warnings, describe_calibration
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.cell_model import WeightFacts
@@ -60,6 +60,9 @@ def run(
     cell.model.fetch()
     check_model(experiment)  # once more, for one that had to be fetched first
     sources = sources_of(experiment, cell.model.experiment.model, partial(hash_in, cell))
+    note = streaming_note(experiment)
+    if note is not None:
+        progress.note(note)
     cell.walk()
     evaluated = evaluate(cell)
     record = _record(cell, evaluated, sources, said)

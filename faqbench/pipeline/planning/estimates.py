@@ -151,23 +151,34 @@ class Estimator:
         imports = _IMPORTING + (_IMPORTING_TASKS if has_tasks else 0.0)
         return self._rate.python_seconds * imports + loading
 
-    def peak_memory_bytes(self, config: Mapping[str, Any]) -> int:
-        """Return the most memory that a cell holds at once."""
+    def peak_memory_bytes(self, config: Mapping[str, Any], streamed: int | None = None) -> int:
+        """Return the most memory that a cell holds at once.
+
+        Args:
+            config: the cell's, as records hold it.
+            streamed: what its model takes where it is read block by block.
+        """
+        if streamed is not None:
+            return _PROCESS_BYTES + streamed + self._stream_bytes(config)
         method = str(config["quant"]["name"])
         peaks = self._peaks.get(method) or [p for all_of in self._peaks.values() for p in all_of]
         if peaks:
             return int(median(peaks))
         if self._shape is None:
             return _PROCESS_BYTES
-        tokens = _work("statistics", "", config)
-        streams = 0 if config["quant"]["round"] == "none" else 2
         return int(
             _PROCESS_BYTES
             + 4 * self._shape.n_parameters
-            + 4 * tokens * self._shape.hidden_size * streams
+            + self._stream_bytes(config)
             + 3 * 4 * self._shape.n_gram_elements
             + _LOGITS_BYTES
         )
+
+    def _stream_bytes(self, config: Mapping[str, Any]) -> int:
+        """Return what the hidden states of the calibration windows take, on both streams."""
+        if self._shape is None or config["quant"]["round"] == "none":
+            return 0
+        return int(8 * _work("statistics", "", config) * self._shape.hidden_size)
 
     def _read(self, record: RunRecord) -> None:
         method = str(record.config["quant"]["name"])

@@ -13,7 +13,7 @@ from faqbench.assets import DATA_NAME, fetch, packaged_data_place, packaged_mode
 from faqbench.config import Experiment, run_id
 from faqbench.evaluation import task_names
 from faqbench.hardware import named_device
-from faqbench.models import model_config
+from faqbench.models import model_config, streamed_bytes, streaming_note
 from faqbench.pipeline.graph import StageNeed, look_up
 from faqbench.pipeline.planning.estimates import Cost, Estimator
 from faqbench.pipeline.planning.outcome import Estimate
@@ -84,12 +84,14 @@ class Plan:
         n_records: earlier records that the estimates are taken from; 0 when from shapes alone.
         is_blind: whether some model has neither records nor a configuration here, so that nothing is known
             of what its cells take.
+        notes: what is to be known of how cells would go.
     """
 
     cells: tuple[PlannedCell, ...]
     stages: tuple[PlannedStage, ...]
     n_records: int
     is_blind: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -156,13 +158,14 @@ def make_plan(
             status="new" if status == "finished" else status,
             seconds=seconds,
             stages=of_kind,
-            peak_memory_bytes=estimator.peak_memory_bytes(config),
+            peak_memory_bytes=estimator.peak_memory_bytes(config, streamed_bytes(experiment)),
             n_bytes=sum(cost.n_bytes for cost in due.values()),
             n_due=len(due),
             n_reused=sum(need.is_asked for need in needs) - len(due),
         )
     return Plan(
         cells=tuple(cells.values()),
+        notes=tuple(dict.fromkeys(filter(None, map(streaming_note, experiments)))),
         stages=tuple(
             PlannedStage(need=need, n_cells=askers[entry], cost=cost)
             for entry, (need, cost) in stages.items()

@@ -7,10 +7,12 @@ from safetensors import safe_open
 from faqbench import pipeline
 from faqbench.config import UserError
 from faqbench.pipeline.checking import check_model
+from faqbench.pipeline.planning import make_plan
 from faqbench.quantization import engine
 from faqbench.stages import PlainProgress, StageCache
 
 SCORED = ("evaluation.protocols=[wikitext2-32]", "evaluation.n_windows=5")
+LARGE = "memory.host_gigabytes=1"
 SMALL = (
     "memory.host_gigabytes=0.0007"  # more than a block of a tiny model takes, less than all of it
 )
@@ -91,6 +93,16 @@ def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the
 def test_finished_blocks_go_when_the_stage_is_whole(finished, tmp_path):
     finished("cell", "quant=rtn", SMALL)
     assert not list((tmp_path / "cell" / "cache" / "stages").glob("quantized_blocks/*/"))
+
+
+def test_a_plan_says_that_a_model_is_streamed_and_expects_less_of_the_memory(cell, tmp_path):
+    cells, cache = [cell("quant=awq", budget) for budget in (LARGE, SMALL)], StageCache(tmp_path)
+    resident, streamed = (make_plan([experiment], [], cache) for experiment in cells)
+    assert not resident.notes and "statistics" in {s.need.kind for s in resident.stages}
+    (note,) = streamed.notes
+    assert note.startswith("model=tiny-llama is read block by block") and "0.66 MB" in note
+    assert "statistics" not in {s.need.kind for s in streamed.stages}
+    assert streamed.peak_memory_bytes < resident.peak_memory_bytes
 
 
 def test_a_budget_that_no_block_fits_is_refused_before_anything_is_computed(cell):
