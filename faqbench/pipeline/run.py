@@ -169,7 +169,7 @@ def _record(
     """Return the record of a cell whose stages are all there; its gates are still open."""
     weights: WeightFacts = cell.get("weights")
     quantized, now = _quantized(cell), datetime.now(UTC)
-    warnings = [*said, *weights.warnings]
+    warnings = [*said, *weights.warnings, *(quantized.warnings if quantized else ())]
     extra: dict[str, object] = {"evaluation": evaluated.protocols, "sources": sources}
     given = ["weights", "model", "tokenizer"]
     if cell.experiment.needs_calibration:

@@ -126,6 +126,17 @@ class QuantizedModel:
     rotation: RotationReport | None = None
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the result should know of how it came about."""
+        restarts = {r.block: r.refine_restarts for r in self.linears if r.refine_restarts}
+        if not restarts:
+            return ()
+        blocks = ", ".join(f"{block} ({n} times)" for block, n in restarts.items())
+        return (
+            f"Learning met NaN or infinity and began again at a tenth of its rates in blocks: {blocks}.",
+        )
+
+    @property
     def bits_per_weight(self) -> float:
         """Bits of codes, scales and zero points, and of an untied head, per weight of the linears."""
         return self.storage_bits / sum(r.n_weights for r in self.linears)

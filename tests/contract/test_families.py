@@ -26,12 +26,12 @@ def test_every_family_and_each_of_its_model_types_has_a_tiny_model(family):
     assert set(yaml.safe_load(text)["model_types"]) <= MODEL_TYPES
 
 
-@pytest.mark.parametrize("quant", ["awq", "faq", "gptaq-strong", "qep", "qronos"])
+@pytest.mark.parametrize("quant", ["awq", "faq", "gptaq-strong", "qep", "qronos", "lrquant-plus"])
 @pytest.mark.parametrize("name", TINY)
 def test_every_tiny_model_is_quantized(run_cell, name, quant):
-    search = "quant.search.gqa_scale=repeat"
+    options = ["quant.search.gqa_scale=repeat", "quant.refinement.steps=3"]
     protocol = "evaluation.protocols=[wikitext2-32]"
-    _, data = run_cell(f"model={name}", f"quant={quant}", search, protocol, "limit=2")
+    _, data = run_cell(f"model={name}", f"quant={quant}", *options, protocol, "limit=2")
     assert [g for g in data.record.gates if not g.passed] == []
     known = data.layers[data.layers["relative_error"].notna()]
     assert known["relative_error"].between(0, 0.5).all()

@@ -43,7 +43,7 @@ _IMPORTING, _IMPORTING_TASKS, _BUILDING_A_TASK, _TOKENISING, _RECORDING = (
 )
 _SEARCHING = 1.3  # what a search takes of memory beside its products
 _ROUNDING = 1200.0  # operations' worth of a weight's way to the grid and back, mostly memory
-_ROUNDING_AND_BACK = 2400.0  # the same where gradients go back through it
+_ROUNDING_AND_BACK = 600.0  # the same where gradients go back through it
 _STEPS_PER_CHECK = 10  # of a learned block, on all windows that it is learned from
 _PROCESS_BYTES = 700_000_000  # Python, torch and the other libraries
 _LOGITS_BYTES = 400_000_000

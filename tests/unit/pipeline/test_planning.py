@@ -224,6 +224,10 @@ def test_without_records_costs_grow_with_the_work_and_the_method(estimator, cell
 
     assert 0 < seconds("quantized", "quant=rtn") < seconds("quantized", "quant=awq")
     assert seconds("quantized", "quant=gptq") < seconds("quantized", "quant=qep-gptq")
+    learned = [
+        seconds("quantized", "quant=lrquant", f"quant.refinement.steps={n}") for n in (9, 90)
+    ]
+    assert seconds("quantized", "quant=rtn") < learned[0] < learned[1] / 2
     few, many = "calibration.n_samples=2", "calibration.n_samples=4"
     assert 2 * seconds("statistics", few) == pytest.approx(seconds("statistics", many), rel=1e-6)
     assert known.peak_memory_bytes(cell("quant=awq").model_dump(mode="json")) > 10**8

@@ -336,3 +336,11 @@ def test_a_static_range_of_inputs_goes_with_a_learned_scale(quantized):
     assert outcome.report(role).scale_range > 1
     ranges = {name: linear.input_range for name, linear in outcome.linears.items()}
     assert all(low < 0 < high for low, high in ranges.values())
+
+
+def test_a_block_that_began_again_is_named_in_a_warning_of_the_record(quantized):
+    result = quantized("signround", *OPTIONS).result
+    again = [replace(r, refine_restarts=2) if r.block == 1 else r for r in result.linears]
+    assert result.warnings == ()
+    (warning,) = replace(result, linears=tuple(again)).warnings
+    assert warning.endswith("in blocks: 1 (2 times).")
