@@ -83,10 +83,14 @@ def _clause(widths: str, found: Sequence[Comparison]) -> str:
     name = max(methods, key=lambda m: sign * fmean(difference(c)[0] for c in methods[m]))
     own = methods[name]
     baseline = own[0].b.short_name
-    n_better = sum(c.is_significant and c.a_is_better for c in own)
-    many = f" in {n_better} of {len(own)} settings" if len(own) > 1 else ""
-    if n_better:
-        return f"{where} {name} is better{many}, {_range(own)}"
+    better = {m: sum(c.is_significant and c.a_is_better for c in cs) for m, cs in methods.items()}
+    if better[name]:
+        many = len(own) > 1
+        others = [m for m, n in better.items() if n and m != name][:_MOST_TIES]
+        also = [f"{m} in {better[m]}" if many else m for m in others]
+        ending = f" ({'' if many else 'so is '}{formatting.listing(also)})" if also else ""
+        settings = f" in {better[name]} of {len(own)} settings" if many else ""
+        return f"{where} {name} is better{settings}, {_range(own)}{ending}"
     if any(c.is_of_one_draw and c.stands and c.a_is_better for c in own):
         return (
             f"{where} {name} is ahead on one calibration set, {_range(own)}, which decides nothing"
