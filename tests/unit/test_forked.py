@@ -11,9 +11,20 @@ import pytest
 from faqbench.forked import in_forks
 
 
+@pytest.fixture
+def has_cores(monkeypatch):
+    """Return a function that sets the number of cores; threads that other tests left do not count."""
+
+    def set_(n):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(n)))
+        monkeypatch.setattr(threading, "active_count", lambda: 1)
+
+    return set_
+
+
 @pytest.fixture(params=[1, 3], ids=["one core", "three cores"])
-def cores(request, monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(request.param)))
+def cores(request, has_cores):
+    has_cores(request.param)
     return request.param
 
 
@@ -33,8 +44,8 @@ def test_an_error_in_a_piece_of_work_is_raised_where_it_was_asked_for(cores):
         results()
 
 
-def test_what_a_killed_process_left_undone_is_done(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+def test_what_a_killed_process_left_undone_is_done(has_cores):
+    has_cores(2)
     here = os.getpid()
 
     def die_elsewhere():
@@ -59,8 +70,8 @@ def test_nothing_is_forked_beside_another_thread(monkeypatch):
         thread.join()
 
 
-def test_who_leaves_early_leaves_no_process_behind(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+def test_who_leaves_early_leaves_no_process_behind(has_cores):
+    has_cores(2)
     with in_forks([signal.pause] * 2):
         pass
     assert not multiprocessing.active_children()
