@@ -212,23 +212,18 @@ def refine(
         settings: for how long, and at which rates.
     """
     loss = _Loss(block=block, roles=roles, examples=examples, recipe=recipe)
-    begin = start_of(roles, recipe)
-    first = loss.measure(begin, settings.batch)
-    size = first.size_beside(first, recipe)
-    best = _Iterate(state=begin, terms=first, n_steps=0, size=size)
+    best = first = loss.measure(start_of(roles, recipe), 0, settings.batch)
     n_restarts = 0
-    if settings.steps > 0:
-        for n_restarts in range(_MOST_RESTARTS + 1):
-            rate = _SLOWER**n_restarts
-            best, is_finite = _descend(loss, begin, first, best, settings, rate)
-            if is_finite:
-                break
+    for n_restarts in range(_MOST_RESTARTS + 1 if settings.steps > 0 else 0):
+        best, is_finite = _descend(loss, first, best, settings, _SLOWER**n_restarts)
+        if is_finite:
+            break
     linears, clipped_frac = quantized(best.state, roles, recipe)
     return Refined(
         linears=linears,
         clipped_frac=clipped_frac,
         start_error=first.error,
-        error=best.terms.error,
+        error=best.error,
         n_steps=best.n_steps,
         n_restarts=n_restarts,
     )
@@ -275,25 +270,29 @@ def quantized(
         for name, grid in role.grids.items():
             it = _rounded(state, role, name, recipe)
             linears[name] = pack_codes(it.codes, it.parameters, grid, it.input_scale)
-            clipped_frac[name] = int(it.is_clipped.sum()) / it.is_clipped.numel()
+            low, high = (end.unsqueeze(-1) for end in it.ends)
+            is_clipped = (it.grouped < low) | (it.grouped > high)
+            clipped_frac[name] = int(is_clipped.sum()) / is_clipped.numel()
     return linears, clipped_frac
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rounded:
-    """A weight [out, n_groups, width] on its grid.
+    """A weight on its grid.
 
     Attributes:
-        codes: less their zero point.
+        grouped: W s [out, n_groups, width].
+        ends: of the ranges, [out, n_groups] each.
+        codes: of the same shape as `grouped`, less their zero point.
         parameters: whose scales give Ŵ times the input scale.
         input_scale: [in_features] or None, with v in it.
-        is_clipped: whether a weight is outside its group's range.
     """
 
+    grouped: Tensor
+    ends: tuple[Tensor, Tensor]
     codes: Tensor
     parameters: GroupParameters
     input_scale: Tensor | None
-    is_clipped: Tensor
 
 
 def _rounded(state: State, role: SharedInput, name: str, recipe: Recipe) -> _Rounded:
@@ -311,9 +310,12 @@ def _rounded(state: State, role: SharedInput, name: str, recipe: Recipe) -> _Rou
     if column is not None:
         assert input_scale is not None
         input_scale = input_scale / column
-    is_clipped = (grouped < low.unsqueeze(-1)) | (grouped > high.unsqueeze(-1))
     return _Rounded(
-        codes=codes, parameters=parameters, input_scale=input_scale, is_clipped=is_clipped
+        grouped=grouped,
+        ends=(low, high),
+        codes=codes,
+        parameters=parameters,
+        input_scale=input_scale,
     )
 
 
@@ -324,30 +326,26 @@ def _factor(state: State, key: str) -> Tensor | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Terms:
-    """What a loss is made of, on some windows.
+class _Iterate:
+    """What is learned after some steps, and what all windows make of it.
 
     Attributes:
+        state: of its own, which later steps leave alone.
+        n_steps: how many were taken.
         parts: the sum of M over targets, and that of N where the recipe has it.
         error: M(Ŷ, Y).
     """
 
+    state: State
+    n_steps: int
     parts: tuple[float, ...]
     error: float
 
-    def size_beside(self, first: _Terms, recipe: Recipe) -> float:
+    def size(self, first: _Iterate, recipe: Recipe) -> float:
         """Return what iterates are compared by: the parts, of a dynamic recipe relative to the first."""
         if not recipe.is_dynamic:
             return sum(self.parts)
         return sum(a / b if b > 0 else a for a, b in zip(self.parts, first.parts, strict=True))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Iterate:
-    state: State
-    terms: _Terms
-    n_steps: int
-    size: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,23 +359,21 @@ class _Loss:
 
     def parts(self, state: State, rows: Tensor) -> list[Tensor]:
         """Return the parts on some windows."""
-        got = self._output(stand_ins(state, self.roles, self.recipe), rows)
-        return self._compare(got, rows)
+        given = stand_ins(state, self.roles, self.recipe)
+        return self._compare(self.block(self.examples.inputs[rows], given), rows)
 
     @torch.no_grad()
-    def measure(self, state: State, batch: int) -> _Terms:
-        """Return the means of the parts over all windows."""
+    def measure(self, state: State, n_steps: int, batch: int) -> _Iterate:
+        """Return an iterate with the means of its parts over all windows."""
         given = stand_ins(state, self.roles, self.recipe)
         n_windows, sums = len(self.examples.inputs), list[list[float]]()
         for rows in torch.split(torch.arange(n_windows), batch):
-            got = self._output(given, rows)
-            parts = [*self._compare(got, rows), squared_error(got, self.examples.wanted[rows])]
-            sums.append([float(part) * len(rows) for part in parts])
-        *parts_, error = (sum(column) / n_windows for column in zip(*sums, strict=True))
-        return _Terms(parts=tuple(parts_), error=error)
-
-    def _output(self, given: Mapping[str, StandIn], rows: Tensor) -> Tensor:
-        return self.block(self.examples.inputs[rows], given)
+            got = self.block(self.examples.inputs[rows], given)
+            measured = [*self._compare(got, rows), squared_error(got, self.examples.wanted[rows])]
+            sums.append([float(part) * len(rows) for part in measured])
+        *parts, error = (sum(column) / n_windows for column in zip(*sums, strict=True))
+        kept = {key: value.detach().clone() for key, value in state.items()}
+        return _Iterate(state=kept, n_steps=n_steps, parts=tuple(parts), error=error)
 
     def _compare(self, got: Tensor, rows: Tensor) -> list[Tensor]:
         targets = [self.examples.wanted[rows]]
@@ -419,27 +415,17 @@ class RunningMeans:
 
 
 def _descend(
-    loss: _Loss,
-    begin: State,
-    first: _Terms,
-    best: _Iterate,
-    settings: RefinementSection,
-    rate: float,
+    loss: _Loss, first: _Iterate, best: _Iterate, settings: RefinementSection, rate: float
 ) -> tuple[_Iterate, bool]:
     """Take all steps, or as many as are finite; return the best iterate, and whether all were."""
-    state = {key: value.clone().requires_grad_() for key, value in begin.items()}
-    take_step = (
-        _signs(state, settings, rate) if loss.recipe.by_sign else _adam(state, settings, rate)
-    )
-    means, batches = (
-        RunningMeans(),
-        _batches(len(loss.examples.inputs), settings.batch, settings.seed),
-    )
-    since = 0
+    recipe, batches = loss.recipe, _batches(len(loss.examples.inputs), settings)
+    state = {key: value.clone().requires_grad_() for key, value in first.state.items()}
+    take_step = (_signs if recipe.by_sign else _adam)(state, settings, rate)
+    means, since = RunningMeans(), 0
     for step in range(1, settings.steps + 1):
         with torch.enable_grad():
             parts = loss.parts(state, next(batches))
-            value = means.weighed(parts) if loss.recipe.is_dynamic else torch.stack(parts).sum()
+            value = means.weighed(parts) if recipe.is_dynamic else torch.stack(parts).sum()
             if not math.isfinite(float(value.detach())):
                 return best, False
             value.backward()  # type: ignore[no-untyped-call]
@@ -447,23 +433,22 @@ def _descend(
         since += 1
         if step % _CHECK_EVERY and step < settings.steps:
             continue
-        terms = loss.measure(state, settings.batch)
-        size = terms.size_beside(first, loss.recipe)
+        iterate = loss.measure(state, step, settings.batch)
+        size = iterate.size(first, recipe)
         if not math.isfinite(size):
             return best, False
-        if size < best.size:
-            kept = {key: value.detach().clone() for key, value in state.items()}
-            best, since = _Iterate(state=kept, terms=terms, n_steps=step, size=size), 0
+        if size < best.size(first, recipe):
+            best, since = iterate, 0
         elif settings.patience is not None and since >= settings.patience:
             break
     return best, True
 
 
-def _batches(n_windows: int, batch: int, seed: int) -> Iterator[Tensor]:
+def _batches(n_windows: int, settings: RefinementSection) -> Iterator[Tensor]:
     """Yield the rows of batches without end: every window once, in an order drawn anew, and again."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(settings.seed)
     while True:
-        yield from torch.split(torch.randperm(n_windows, generator=generator), batch)
+        yield from torch.split(torch.randperm(n_windows, generator=generator), settings.batch)
 
 
 def _signs(state: State, settings: RefinementSection, rate: float) -> Callable[[int], None]:
