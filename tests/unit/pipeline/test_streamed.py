@@ -42,6 +42,8 @@ def finished(cell, tmp_path):
         ("quant=faq", "model=tiny-gemma3"),
         ("quant=qep-faq", "model=tiny-qwen3", "dtype=bfloat16"),
         ("quant=loaq-gptq", "calibration.dtype=bfloat16"),
+        ("quant=w4a4-quarot", "quant.rotation.places=[R1,R2,R4]"),
+        ("quant=smoothquant", "model=tiny-qwen2"),
     ],
 )
 def test_a_streamed_cell_ends_with_the_same_bytes(finished, overrides):
