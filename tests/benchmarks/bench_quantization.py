@@ -129,7 +129,7 @@ class Bench:
         for index, block in enumerate(blocks[:N_MODULE_BLOCKS]):
             start = time.perf_counter()
             known = self.store.block(index)
-            streams.arrive(block)
+            streams.arrive(block, block)
             for role in architecture.roles:
                 mean_abs, gram = known[role.name].mean_abs, known[role.name].gram
                 statistic = scale_statistic(role, mean_abs, [], architecture, quant)

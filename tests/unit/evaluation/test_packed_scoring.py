@@ -17,7 +17,10 @@ from faqbench.evaluation import packed_scoring
 from faqbench.evaluation.packed_scoring import score_packs
 from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.scorer import TaskModel
+from faqbench.models import Model, architecture_of
+from faqbench.models.model import skeleton_of
 from faqbench.models.random_model import random_model
+from faqbench.models.tensors import Held
 
 SMALL = {
     "seed": 3,
@@ -85,6 +88,20 @@ def packed(model: Any, requests: list[Request], budget: int = 512) -> Any:
 
 def refusal(model: Any, longest: int) -> str | None:
     return TaskModel(model, None).refusal(longest)
+
+
+@pytest.mark.parametrize("name", ["llama, tied", "qwen2, sliding", "gemma3"])
+def test_a_streamed_model_scores_packs_with_the_same_bits(name: str) -> None:
+    model, requests = family(name), multiple_choice()
+    architecture = architecture_of(model.config.to_dict())
+    state, cpu = Held(model.state_dict()), torch.device("cpu")
+    view = Model(skeleton_of(model), architecture, state, (torch.float32,), cpu, is_resident=False)
+    assert TaskModel(view.module, None, view).refusal(100) is None
+    packs = pack(requests, 512)
+    found = score_packs(view.module, packs, len(requests), lambda _n=1: None, view)
+    for one, other in zip(found, packed(model, requests), strict=True):
+        assert np.array_equal(one, other)
+    assert all(p.is_meta for p in view.module.parameters())
 
 
 def hflm(model: Any, tokenizer: Any, requests: list[Request]) -> Any:
