@@ -212,7 +212,9 @@ class StageCache:
         self._leases.drop(target)
         with locked(target.with_suffix(".lock"), self._owner, lambda _: None):
             discard(target)
-        self.uses.pop()
+        entry = f"{stage}/{target.name}"
+        last = max(i for i, use in enumerate(self.uses) if use.entry == entry)
+        del self.uses[last]  # it was of no use
 
     def has(self, stage: str, key: Mapping[str, object]) -> bool:
         """Say whether there is an entry for a key, without reading what is in it."""

@@ -98,6 +98,8 @@ def test_an_entry_of_the_cache_with_right_checksums_and_odd_content_is_made_anew
         write_manifest(entry, key)
     second = run("quant=awq", SCORED, "rerun=true")
     assert differences(first, second) == []
+    entries = [[use["entry"] for use in run.record.extra["stage_keys"]] for run in (first, second)]
+    assert set(entries[1]) <= set(entries[0]) and len(set(entries[1])) == len(entries[1])
     assert caplog.text.count("is foreign") >= len({path.parent for path in files}) - 1
 
 
