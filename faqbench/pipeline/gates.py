@@ -211,12 +211,14 @@ def load_check(_: Cell, folder: Path) -> WeightsCheck:
 
 
 def look_over(model: Model) -> WeightsCheck:
-    """Look over the weights of a model, one at a time."""
+    """Look over the weights of a model, some rows of a streamed one at a time."""
     head, embedding = model.module.get_output_embeddings(), model.module.get_input_embeddings()
     return WeightsCheck(
         linears=tuple(model.architecture.linear_names()),
         not_finite=tuple(
-            name for name, weight in model.named_weights() if not bool(weight.isfinite().all())
+            name
+            for name, _ in model.module.named_parameters()
+            if not all(bool(rows.isfinite().all()) for rows in model.pieces(name))
         ),
         is_tied=head is not None and head.weight is embedding.weight,
         wants_tied=bool(model.module.config.get_text_config().tie_word_embeddings),

@@ -40,7 +40,7 @@ def sound(run, look, tmp_path):
         record=data.record,
         evaluated=Evaluated(tokens=data.tokens),
         weights=look(),
-        quantized=SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * 28),
+        quantized=SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * 28, rotation=None),
         neighbours=Neighbours(tmp_path / "runs"),
     )
 
