@@ -105,7 +105,7 @@ def test_a_weight_that_is_not_finite_is_named(sound, look, value):
 
 def test_a_linears_report_that_is_not_finite_is_named(sound):
     broken = SimpleNamespace(**{**LINEAR, "relative_error": float("nan")})
-    found = gate("finite", sound, quantized=SimpleNamespace(linears=[broken]))
+    found = gate("finite", sound, quantized=SimpleNamespace(linears=[broken], rotation=None))
     assert not found.passed and "report of block 3 mlp.up_proj" in found.detail
 
 
@@ -119,14 +119,16 @@ def test_a_head_that_lost_its_tie_is_found(sound, look):
 
 
 def test_linears_that_were_not_quantized_are_counted(sound):
-    found = gate("all_linears_quantized", sound, quantized=SimpleNamespace(linears=[]))
+    found = gate(
+        "all_linears_quantized", sound, quantized=SimpleNamespace(linears=[], rotation=None)
+    )
     assert not found.passed and "0 of 28" in found.detail
 
 
 @pytest.mark.parametrize(("n_found", "passes"), [(24, True), (23, False), (25, False)])
 def test_linears_that_were_skipped_on_purpose_are_said_and_counted(sound, run, n_found, passes):
     record = run("quant=rtn", SCORED, 'quant.skip=["*.down_proj"]').record
-    quantized = SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * n_found)
+    quantized = SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * n_found, rotation=None)
     found = gate("all_linears_quantized", sound, record=record, quantized=quantized)
     assert found.passed == passes
     assert f"{n_found} of 28 linears, 4 skipped by *.down_proj" in found.detail
