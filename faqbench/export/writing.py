@@ -19,7 +19,8 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
@@ -136,15 +137,14 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
     evidence, model, generation = _measured(request, progress)
     layout: Layout = resolve_name(FORMATS[request.format])
     layout.check(model)
-    sizes = _Sizes.of(model)
-    _check_space(request.into, sizes.n_bytes)
+    _check_space(request.into, _most_bytes(model))
     with (
         explain_os_error("write the checkpoint", request.into, _REMEDY),
         atomic_directory(request.into) as folder,
     ):
         _write_about(folder, model, generation, checkpoint_folder(pinned(request.experiment.model)))
         sink = layout.open_sink(folder, model, request.shard_bytes)
-        hashes = _write_weights(sink, model, evidence, progress)
+        sizes, hashes = _write_weights(sink, model, evidence, progress)
         facts = _facts(request, model, layout, sizes, hashes)
         _write_evidence(folder, facts, evidence, request)
         (folder / "README.md").write_text(model_card(facts, request.record))
@@ -207,28 +207,40 @@ def _measured(
 class _Sizes:
     """Bits by arithmetic: of the quantized linears, and of all parameters."""
 
-    linear_bits: int
-    other_bits: int
-    n_weights: int
-    n_others: int
+    linear_bits: int = 0
+    other_bits: int = 0
+    n_weights: int = 0
+    n_others: int = 0
 
     @property
     def n_bytes(self) -> int:
         return (self.linear_bits + self.other_bits) // 8
 
-    @classmethod
-    def of(cls, model: StoredModel) -> _Sizes:
-        linear_bits = other_bits = n_weights = n_others = 0
-        for _, part in model.parts():
-            if isinstance(part, QuantizedLinear):
-                linear_bits += part.storage_bits()
-                n_weights += part.qvalue.numel()
-            else:
-                other_bits += part.numel() * part.element_size() * 8
-                n_others += part.numel()
-        return cls(
-            linear_bits=linear_bits, other_bits=other_bits, n_weights=n_weights, n_others=n_others
+    def with_part(self, part: Part) -> _Sizes:
+        """Return the sizes with those of one more part."""
+        if isinstance(part, QuantizedLinear):
+            bits, n_weights = part.storage_bits(), part.qvalue.numel()
+            return replace(
+                self, linear_bits=self.linear_bits + bits, n_weights=self.n_weights + n_weights
+            )
+        return replace(
+            self,
+            other_bits=self.other_bits + 8 * part.nbytes,
+            n_others=self.n_others + part.numel(),
         )
+
+
+def _most_bytes(model: StoredModel) -> int:
+    """Return how large the weights may become, from shapes alone."""
+    bits = 0.0
+    for name in model.names:
+        shape = model.base.shape(name) or ()
+        grid = model.grids.get(name.removesuffix(".weight"))
+        per_weight = 8.0 * model.dtype.itemsize
+        if grid is not None:  # a scale and a zero point for each group take 64 bits at most
+            per_weight = grid.bits + 64 / grid.group_width(shape[-1])
+        bits += prod(shape) * per_weight
+    return int(bits / 8)
 
 
 def _check_space(into: Path, n_bytes: int) -> None:
@@ -236,7 +248,7 @@ def _check_space(into: Path, n_bytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < _ROOM * n_bytes:
         raise UserError(
-            f"The checkpoint takes {formatting.n_bytes(n_bytes)}, but {parent} has "
+            f"The checkpoint may take {formatting.n_bytes(n_bytes)}, but {parent} has "
             f"{formatting.n_bytes(free)} free; {_REMEDY}."
         )
 
@@ -253,12 +265,13 @@ def _write_about(folder: Path, model: StoredModel, generation: Any, source: Path
 
 def _write_weights(
     sink: Sink, model: StoredModel, evidence: dict[str, Tensor], progress: Progress
-) -> dict[str, str]:
-    """Write all tensors, add probes to the evidence, and return the hash of each linear's weight."""
-    hashes: dict[str, str] = {}
+) -> tuple[_Sizes, dict[str, str]]:
+    """Write all tensors, add probes to the evidence, and return sizes and each linear's weight's hash."""
+    sizes, hashes = _Sizes(), dict[str, str]()
     with progress.stage("export", len(model.names)) as advance:
         for name, part in model.parts():
             sink.add(name, part)
+            sizes = sizes.with_part(part)
             if isinstance(part, QuantizedLinear):
                 weight = stored_weight(part)
                 hashes[name] = hash_weight(weight)
@@ -266,7 +279,7 @@ def _write_weights(
                 evidence[f"probed/{name}"] = weight @ signs.float()
             advance()
         sink.close()
-    return hashes
+    return sizes, hashes
 
 
 def _facts(
