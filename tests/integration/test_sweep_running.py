@@ -79,7 +79,7 @@ def test_a_cell_that_no_machine_has_the_memory_for_is_refused_before_any_runs(fo
     sweep = ["-m", "quant=rtn", f"model.random.vocab_size={HUGE},257"]
     done = forks.run(workplace, *sweep, *workplace.cell)
     assert done.wait() == 2 and "Traceback" not in done.output
-    assert "its weights take 256000 GB" in done.output
+    assert "its weights take 256 TB" in done.output
     assert find_runs(workplace.runs) == ([], [])
 
 

@@ -122,7 +122,7 @@ def test_options_of_idle_stages_do_not_count(id_of, quant, override):
         ("gptaq", "quant.gptaq.beta=0.1"),
         ("rescomp", "quant.gptaq.original=0.1"),
         ("qronos", "quant.gptq.act_order=false"),
-        ("gptq-strong", "quant.mse.steps=20"),
+        ("gptq-strong", "quant.mse.steps=40"),
         ("gptq-strong", "quant.clip=mse_unweighted"),
         ("omniquant", "quant.refine=lrquant"),
         ("lrquant", "quant.refinement.start=none"),
