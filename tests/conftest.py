@@ -49,12 +49,19 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_log() -> Iterator[None]:
-    """Give the log back as it was: the command line sends it to standard error."""
+    """Start each test with a log that nobody has sent anywhere, as the command line does.
+
+    Fixtures of a module or a session call it too, and would leave what they did to all tests after them.
+    """
     log = logging.getLogger("faqbench")
-    before = list(log.handlers), log.level, log.propagate
+    _forget(log)
     yield
-    log.handlers, log.propagate = before[0], before[2]
-    log.setLevel(before[1])
+    _forget(log)
+
+
+def _forget(log: logging.Logger) -> None:
+    log.handlers, log.propagate = [], True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

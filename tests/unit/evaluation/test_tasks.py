@@ -238,7 +238,6 @@ def test_lm_eval_is_silent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
-    caplog.set_level(logging.INFO, logger="faqbench")  # whatever another test's `-q` left
     before = logging.getLogger("lm_eval").level
     run_task("hellaswag_validation", toy_model, experiment(), progress)
     captured = capfd.readouterr()
