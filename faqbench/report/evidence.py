@@ -168,7 +168,7 @@ def _means(curves: Iterable[Mapping[int, float]]) -> dict[int, float]:
 _FEWEST_DRAWS = 3
 _FAMILY = (
     "quant.rotate", "quant.scale", "quant.clip", "quant.correct", "quant.round", "quant.bits",
-    "quant.group_size", "quant.activations.bits", "scenario",
+    "quant.group_size", "quant.activations.bits",
 )  # fmt: skip
 
 
@@ -217,9 +217,10 @@ class EarlierDraws:
     def _spread_in(self, folder: str, a: Row, b: Row, column: Column) -> DrawSpread | None:
         settings: dict[tuple[str, str], list[float]] = defaultdict(list)
         values_a, values_b = (self._values(folder, row, column) for row in (a, b))
+        is_paired = a.is_calibrated and b.is_calibrated
         for (setting_a, seed_a), value_a in values_a.items():
             for (setting_b, seed_b), value_b in values_b.items():
-                if seed_a == seed_b or not (a.is_calibrated and b.is_calibrated):
+                if seed_a == seed_b or not is_paired:
                     settings[setting_a, setting_b].append(value_a - value_b)
         enough = [x for x in settings.values() if len(x) >= _FEWEST_DRAWS]
         degrees = sum(len(x) - 1 for x in enough)
@@ -235,24 +236,33 @@ class EarlierDraws:
     def _values(self, folder: str, row: Row, column: Column) -> dict[tuple[str, str], float]:
         """Return (setting, seed) -> the number that a difference is taken of, for a row's family."""
         first, found = row.runs[0], {}
-        for run in self._records[folder]:
-            alike = same_model(run, first) and all(_same(run, first, key) for key in _FAMILY)
-            value = _number(run, column) if alike else None
+        is_calibrated = row.is_calibrated
+        family = _family(first, of_scenario=facts.is_calibrated(first))
+        for run, setting, seed in self._families.get((folder, family), ()):
+            value = _number(run, column) if same_model(run, first) else None
             if value is not None:
-                setting = facts.setting_identity(run, {})
-                found[setting, facts.seed(run) if row.is_calibrated else ""] = value
+                found[setting, seed if is_calibrated else ""] = value
+        return found
+
+    @cached_property
+    def _families(self) -> Mapping[tuple[str, tuple[str, ...]], list[tuple[RunRecord, str, str]]]:
+        """The runs of each folder by their family, of its scenario and of any, with setting and seed."""
+        found = defaultdict(list)
+        for folder, records in self._records.items():
+            for run in records:
+                told = run, facts.setting_identity(run, {}), facts.seed(run)
+                for family in {_family(run, of_scenario=True), _family(run, of_scenario=False)}:
+                    found[folder, family].append(told)
         return found
 
 
-def _same(run: RunRecord, other: RunRecord, key: str) -> bool:
+def _family(run: RunRecord, *, of_scenario: bool) -> tuple[str, ...]:
     # Full precision has no grid and no calibration, whatever its configuration says.
-    if facts.is_baseline(run) and facts.is_baseline(other):
-        return True
-    if key == "scenario" and not facts.is_calibrated(other):
-        return True
+    if facts.is_baseline(run):
+        return ("full precision",)
     # A stage that a record is too old to name is idle in it.
-    values = [facts.config_value(record.config, key) or "none" for record in (run, other)]
-    return values[0] == values[1]
+    keys = (*_FAMILY, "scenario") if of_scenario else _FAMILY
+    return tuple(facts.config_value(run.config, key) or "none" for key in keys)
 
 
 def _number(run: RunRecord, column: Column) -> float | None:
