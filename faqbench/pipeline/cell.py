@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from safetensors import SafetensorError
+
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation import TaskModel
 from faqbench.foreign import read_as
@@ -28,6 +30,8 @@ from faqbench.stages import Progress, StageCache, StageUse
 
 Key = dict[str, object]
 Fingerprints = Mapping[str, str]
+# What reading something else than was written raises; to run out of memory is none of it.
+_ODD = (ValueError, LookupError, TypeError, AttributeError, EOFError, SafetensorError)
 MakeKey = Callable[[Experiment, Fingerprints, str], Key | None]
 
 
@@ -177,7 +181,7 @@ class Cell:
         self.fingerprints[f"entry/{stage.id}"] = entry.path.name
         try:
             return self._loaded(stage, entry.path, entry.seconds, is_cached=entry.cached)
-        except Exception as error:
+        except _ODD as error:
             if isinstance(error, UserError) or not entry.cached:
                 raise
             # Its checksums are right and what it says is not: somebody else wrote it.

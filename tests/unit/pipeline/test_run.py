@@ -103,6 +103,19 @@ def test_an_entry_of_the_cache_with_right_checksums_and_odd_content_is_made_anew
     assert caplog.text.count("is foreign") >= len({path.parent for path in files}) - 1
 
 
+def test_an_entry_that_there_is_no_memory_to_read_stays(run, tmp_path, monkeypatch, caplog):
+    run("quant=rtn", SCORED)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache" / "stages").rglob("*.json")}
+
+    def starved(_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("faqbench.pipeline.quantizing.read_reports", starved)
+    with pytest.raises(MemoryError):
+        run("quant=rtn", SCORED, "rerun=true")
+    assert {p: p.stat().st_mtime_ns for p in before} == before and "foreign" not in caplog.text
+
+
 def test_a_run_without_kept_items_has_metrics_and_no_tables(cell, run):
     data = run("quant=rtn", SCORED, "evaluation.keep_items=false")
     assert data.record.metrics and not data.tokens and data.items.empty
