@@ -24,6 +24,7 @@ from typing import Self
 import platformdirs
 
 from faqbench.files import atomic_directory, explain_os_error
+from faqbench.garbage import give_back
 from faqbench.locks import locked
 from faqbench.scratch import discard, remove_leftovers
 from faqbench.stages.inventory import evict
@@ -248,6 +249,7 @@ class StageCache:
             discard(target)
         with atomic_directory(target) as scratch:
             build(scratch)
+            give_back()
             write_manifest(scratch, key)
             self._leases.hold(scratch, target)
         if self._max_bytes is not None:
