@@ -85,8 +85,9 @@ class PreviewSection(Section):
     window: Annotated[int, Field(ge=0)]
     gamma: Fraction
     roles: Literal["all", "residual"]
-    source: Literal["same_role", "next_linear"]
-    weights: Literal["uniform", "linear", "geometric"]
+    source: Literal["same_role", "next_linear", "consumers"]
+    stream: Literal["full", "quantized"]
+    weights: Literal["uniform", "linear", "geometric", "error"]
     norm: Literal["none", "mean", "max"]
     fuse: Literal["convex", "geometric", "max"]
     alpha: Annotated[float, Field(ge=0.0, le=1.0)] | None

@@ -13,7 +13,8 @@ To add a value: write its function of tensors in a file of `faqbench/quantizatio
 stage's values below, and a preset that uses it to `conf/quant/`. What a function is given:
 
     rotate    none: `models.rotation` makes another view of the model that was loaded
-    scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, of later ones; or,
+    scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, and the
+              `quantization.preview.Later` of what comes after it; or,
               for a value that reads extremes, (largest, weights, quant) -> scale [in]    of max|x| [in]
     clip      (weight, gram, grid, input_scale, quant) -> limit [out, n_groups]; gram None unless read
     correct   a class as `quantization.correct.CorrectionAccumulator`
@@ -110,7 +111,7 @@ def _always(section: str, *leaves: str) -> dict[str, object]:
 _SEARCH = _always("search", "n_grid", "loss", "gqa_scale", "clip_steps", "clip_max_shrink")
 _PREVIEW = _always(
     "preview", "window", "gamma", "roles", "source", "weights", "norm", "fuse", "alpha"
-)
+) | {"preview.stream": "full"}
 _GPTQ = _always("gptq", "damping", "act_order", "block_size")
 _MSE = _always("mse", "p", "steps", "max_shrink")
 _CORRECTION = _always("correction", "strength", "damping", "roles")

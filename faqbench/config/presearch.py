@@ -16,8 +16,9 @@ class GridSection(Section):
     window: tuple[Annotated[int, Field(ge=0)], ...]
     gamma: tuple[Fraction, ...]
     roles: tuple[Literal["all", "residual"], ...]
-    source: tuple[Literal["same_role", "next_linear"], ...]
-    weights: tuple[Literal["uniform", "linear", "geometric"], ...]
+    source: tuple[Literal["same_role", "next_linear", "consumers"], ...]
+    stream: tuple[Literal["full", "quantized"], ...]
+    weights: tuple[Literal["uniform", "linear", "geometric", "error"], ...]
     norm: tuple[Literal["none", "mean", "max"], ...]
     fuse: tuple[Literal["convex", "geometric", "max"], ...]
 

@@ -57,6 +57,7 @@ def _name(preview: PreviewSection) -> str:
     words = [f"window={preview.window}", f"gamma={preview.gamma:g}", f"roles={preview.roles}"]
     usual: Sequence[tuple[str, str]] = (
         ("source", "same_role"),
+        ("stream", "full"),
         ("norm", "none"),
         ("fuse", "convex"),
     )

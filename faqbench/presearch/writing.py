@@ -23,7 +23,7 @@ from faqbench.presearch.choice import Evidence, verdict
 from faqbench.presearch.search import SearchResult
 from faqbench.statistics import exp, percent_of_log
 
-_OPTIONS = ("window", "gamma", "roles", "source", "weights", "norm", "fuse")
+_OPTIONS = ("window", "gamma", "roles", "source", "stream", "weights", "norm", "fuse")
 
 
 def preset_name(result: SearchResult, day: date) -> str:

@@ -28,7 +28,7 @@ from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.damping import HessianError
 from faqbench.quantization.folding import fold_block
 from faqbench.quantization.grid import Grid, QuantizedLinear
-from faqbench.quantization.lookahead import later_statistics, n_window_cuts
+from faqbench.quantization.lookahead import Lookahead, n_window_cuts
 from faqbench.quantization.method import (
     RoleInput,
     RoleResult,
@@ -39,6 +39,7 @@ from faqbench.quantization.method import (
     skipped_scale,
     static_range,
 )
+from faqbench.quantization.preview import Later
 from faqbench.quantization.refine import Recipe, SharedInput, refine, start_scale
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
 from faqbench.quantization.streams import (
@@ -93,6 +94,7 @@ class _Walk:
     grids: Mapping[str, Grid]
     store: ActivationStore | None
     streams: Streams | None
+    ahead: Lookahead | None
     keep: Callable[[str, QuantizedLinear], None] | None
     made: dict[str, QuantizedLinear] = field(default_factory=dict)  # of the block under way
 
@@ -136,12 +138,18 @@ def quantize_model(
     if reads or observes or (calibration is not None and quant.trace_windows > 0):
         assert calibration is not None, "this method runs the model on calibration windows"
         streams = Streams(loaded, quant, calibration, observes=observes)
+    previews = Reads.LATER_MEANS in method_of(quant).reads
+    ahead = None
+    if previews:
+        assert store is not None
+        ahead = Lookahead(store, loaded.view, grids, quant.preview)
     walk = _Walk(
         model=loaded.view,
         quant=quant,
         grids=grids,
         store=store,
         streams=streams,
+        ahead=ahead,
         keep=keep,
     )
     linears: list[LinearReport] = []
@@ -170,7 +178,6 @@ def quantize_model(
             linears += reports
             traced += [report] if report is not None else []
             advance()
-    previews = Reads.LATER_MEANS in method_of(quant).reads
     skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
     return QuantizedModel(
         linears=tuple(linears),
@@ -367,15 +374,12 @@ def _known(
     if not reads_inputs(quant):
         return RoleInput()
     statistic = objective = None
-    scale = method_of(quant)["scale"]
     if searches_scale(quant):
         assert search is not None
-        later: list[Tensor] = []
-        if Reads.LATER_MEANS in scale.reads:
-            assert walk.store is not None
-            later = later_statistics(
-                role, index, walk.store, walk.architecture, walk.model, quant.preview
-            )
+        later = Later()
+        if walk.ahead is not None:
+            drift = () if walk.streams is None else walk.streams.drift
+            later = walk.ahead.later(role, index, drift)
         statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
         if walk.streams is not None:
             objective = walk.streams.objective(role)

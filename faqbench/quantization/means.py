@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from faqbench.models import BlockStream, LoadedModel, Role, open_stream
+from faqbench.models import BlockStream, LoadedModel, Role, open_stream, prepared_input
 from faqbench.quantization.activations import Tokens, select_tokens
 from faqbench.stages import Progress
 
@@ -50,21 +50,21 @@ def observe_means(
         stream = open_stream(loaded.model, architecture, tokens, batch_size)
         for index in range(architecture.n_blocks):
             with loaded.view.block(index) as block:
-                found = _block_means(stream, block, architecture.roles, select)
+                found = block_means(stream, block, architecture.roles, select)
             means |= {f"{index}.{name}": mean.cpu() for name, mean in found.items()}
             advance()
     save_file(means, folder / _FILE)
 
 
-def _block_means(
+def block_means(
     stream: BlockStream, block: nn.Module, roles: Sequence[Role], select: Tokens
 ) -> dict[str, Tensor]:
-    """Return the means of one block's roles and move the stream past it."""
+    """Return mean|x| [in_features] of one block's roles and move the stream past it."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def hook(_: nn.Module, args: tuple[Any, ...], name: str) -> None:
-        x = select_tokens(args[0], select).float()
+    def hook(own: nn.Module, args: tuple[Any, ...], name: str) -> None:
+        x = select_tokens(prepared_input(own, args[0]), select).float()
         sums[name] = sums.get(name, 0) + x.abs().sum(dim=0).double()
         counts[name] = counts.get(name, 0) + len(x)
 

@@ -32,6 +32,7 @@ from faqbench.quantization.grid import (
     pack_codes,
 )
 from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
+from faqbench.quantization.preview import Later
 from faqbench.quantization.quadratic import (
     halve,
     row_chunks,
@@ -255,7 +256,7 @@ def _round_input(
 def scale_statistic(
     role: Role,
     current: Tensor,
-    later: Sequence[Tensor],
+    later: Later,
     architecture: Architecture,
     quant: QuantSection,
 ) -> Tensor | None:
@@ -264,7 +265,7 @@ def scale_statistic(
     Args:
         role: the role.
         current: [in_features], mean|x| of this block.
-        later: what the preview reads of the blocks after this one, nearest first.
+        later: what the preview reads of what comes after the role.
         architecture: tells whether o's scale has linear rows to fold into.
         quant: the method.
     """

@@ -27,13 +27,34 @@ grouped-query attention o's vector is averaged over the query heads that share a
 the way are left out, since their gain is already part of the mean|x| behind them. Means over outputs
 shrink with every step: blend them with `norm=mean` or `norm=max`, which bring them to a_i's own size.
 
+`consumers` goes the same way with what the readers make of their inputs in the place of a_{r+j}:
+
+    c_{r+j} = a_{r+j} u_{r+j}            u_k [in of role k] the root mean square of the columns of all the
+                                         linears of role k
+
+A channel that is large where it is read, but that its readers' weights hardly take up, counts little.
+
+`weights=error` takes the share of each vector from the error that rounding makes where it is read:
+
+    w_j = e_{i+j}    e_k = sum over the linears of role k, with E the change by rounding to nearest, of
+                     sum_rc E_rc² a_c² over sum_rc W_rc² a_c²: the relative output error of inputs that
+                     are taken as uncorrelated, with a² for their second moments
+
+`stream=quantized` shows what the blocks before this one, which are quantized by now, do to later inputs:
+
+    a_k -> a_k m̂_k / m_k    m_k mean|x| of the sample's tokens (`sample.py`) that enter this block in full
+                            precision, m̂_k of those that the quantized blocks give, both sent on through
+                            full precision blocks to role k; in the first block the two are equal
+
 Reference: FAQ, arXiv 2602.02538 (window-wise preview, soft aggregation). The formulas above are our
-reading of it, and `next_linear` is ours altogether: the paper's body was not available to us.
+reading of it, and `next_linear`, `consumers`, `weights=error` and `stream=quantized` are ours altogether:
+the paper's body was not available to us.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,11 +62,15 @@ from torch import Tensor
 from faqbench.config.experiment import PreviewSection, QuantSection
 from faqbench.models import Role
 
-# How the blocks of the window are weighted, before normalisation; j counts from 1, the next block.
-WEIGHTS: dict[str, Callable[[int], float]] = {
-    "uniform": lambda j: 1.0,
-    "linear": lambda j: 1.0 / j,
-    "geometric": lambda j: 0.5**j,
+_LEAST_ERROR = 1e-12  # where nothing later errs, all count alike
+
+# How the vectors of the window are weighted, before normalisation; j counts from 1, the next one, and e is
+# the error where it is read.
+WEIGHTS: dict[str, Callable[[int, float], float]] = {
+    "uniform": lambda j, e: 1.0,
+    "linear": lambda j, e: 1.0 / j,
+    "geometric": lambda j, e: 0.5**j,
+    "error": lambda j, e: max(e, _LEAST_ERROR),
 }
 
 # What a block's vector is divided by before blending; the result is brought back to a_i's own size.
@@ -75,9 +100,20 @@ FUSES: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
 }
 
 
-def current_statistic(
-    current: Tensor, later: Sequence[Tensor], role: Role, quant: QuantSection
-) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Later:
+    """What a preview reads of what comes after a role, nearest first.
+
+    Attributes:
+        vectors: [in_features] each.
+        errors: of rounding where each is read; empty where the preview does not weigh by them.
+    """
+
+    vectors: Sequence[Tensor] = ()
+    errors: Sequence[float] = ()
+
+
+def current_statistic(current: Tensor, later: Later, role: Role, quant: QuantSection) -> Tensor:
     """Return AWQ's statistic [in_features] of one role: mean|x| of this block and nothing else.
 
     The value `scale=awq` of the table in `config/method.py`.
@@ -86,9 +122,7 @@ def current_statistic(
     return current
 
 
-def blended_statistic(
-    current: Tensor, later: Sequence[Tensor], role: Role, quant: QuantSection
-) -> Tensor:
+def blended_statistic(current: Tensor, later: Later, role: Role, quant: QuantSection) -> Tensor:
     """Return FAQ's statistic [in_features] of one role, AWQ's for a role that `preview.roles` leaves out.
 
     The value `scale=faq` of the table in `config/method.py`.
@@ -97,19 +131,19 @@ def blended_statistic(
     return preview_statistic(current, later, quant.preview) if previews else current
 
 
-def preview_statistic(current: Tensor, later: Sequence[Tensor], preview: PreviewSection) -> Tensor:
+def preview_statistic(current: Tensor, later: Later, preview: PreviewSection) -> Tensor:
     """Return FAQ's statistic f [in_features] of one role of one block.
 
     Args:
         current: [in_features], mean|x| of this block.
-        later: the vectors [in_features] of the blocks after this one, nearest first; only the first
-            `preview.window` are read, and an empty sequence returns `current` itself.
+        later: only the first `preview.window` vectors are read; without any it is `current` itself.
         preview: window, gamma, weights, norm and fuse.
     """
-    window = later[: preview.window]
+    window = later.vectors[: preview.window]
     if not window or preview.gamma == 1.0:
         return current
-    weights = [WEIGHTS[preview.weights](j) for j in range(1, len(window) + 1)]
+    errors = later.errors[: len(window)] or [0.0] * len(window)
+    weights = [WEIGHTS[preview.weights](j, e) for j, e in enumerate(errors, start=1)]
     norm = NORMS[preview.norm]
     size = norm(current)
     blend = torch.zeros_like(current)

@@ -1,18 +1,22 @@
 """The beginnings of a few calibration windows, carried along both streams.
 
 512 tokens in all, so that carrying them costs little beside quantizing a block. They show how the error
-of the blocks' outputs grows with depth, and they are what `loss=attention` runs attention on.
+of the blocks' outputs grows with depth, they are what `loss=attention` runs attention on, and they tell
+FAQ's preview of the quantized stream what later blocks will read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from faqbench.models import BlockStream, LoadedModel, open_stream
+from faqbench.models import BlockStream, LoadedModel, Model, Role, open_stream
+from faqbench.quantization.activations import Tokens
+from faqbench.quantization.means import block_means
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.reproducible import total
 
@@ -26,7 +30,13 @@ class Sample:
     """Both streams of the sample at the input of one block."""
 
     def __init__(
-        self, loaded: LoadedModel, tokens: Tensor, *, n_traced: int, searched: Searched | None
+        self,
+        loaded: LoadedModel,
+        tokens: Tensor,
+        *,
+        n_traced: int,
+        searched: Searched | None,
+        looks_ahead: bool,
     ) -> None:
         """Open both streams.
 
@@ -35,17 +45,20 @@ class Sample:
             tokens: [n_samples, seq_len], all calibration windows.
             n_traced: how many windows' errors are reported.
             searched: the stream that scale searches read, if any.
+            looks_ahead: whether `drift` will be asked for.
         """
         self._n_traced = min(n_traced, len(tokens))
         self._searched = searched
         n_tokens = _N_TOKENS // min(N_SEARCHED, len(tokens))
-        cut = tokens[: max(n_traced, 0 if searched is None else N_SEARCHED), :n_tokens]
+        n_read = 0 if searched is None and not looks_ahead else N_SEARCHED
+        cut = tokens[: max(n_traced, n_read), :n_tokens]
         # All in one batch: what is found must not depend on the batch size.
         opened = open_stream(loaded.model, loaded.architecture, cut, len(cut))
         # Each stream carries what is read of it.
         everything, traced = slice(None), slice(self._n_traced)
-        self._quantized = opened.fork(everything if searched == "quantized" else traced)
-        self._full = opened.fork(everything if searched == "full" else traced)
+        read = [searched] if not looks_ahead else ["quantized", "full"]
+        self._quantized = opened.fork(everything if "quantized" in read else traced)
+        self._full = opened.fork(everything if "full" in read else traced)
         self._entered = self._full.fork()
 
     def arrive(self, block: nn.Module) -> None:
@@ -57,6 +70,25 @@ class Sample:
         """Return what enters the block, of the stream and the windows that searches read."""
         stream = self._quantized if self._searched == "quantized" else self._entered
         return stream.fork(slice(N_SEARCHED))
+
+    @torch.no_grad()
+    def drift(
+        self, blocks: Model, n_ahead: int, roles: Sequence[Role], select: Tokens
+    ) -> list[dict[str, Tensor]]:
+        """Return mean|x| of the quantized stream over that in full precision, by role.
+
+        Both are sent on from the block that has arrived through it and `n_ahead` blocks after it, all in
+        full precision; there is one entry for each of these. A channel that is never active gets 1.
+        """
+        streams = [s.fork(slice(N_SEARCHED)) for s in (self._quantized, self._entered)]
+        start, found = self._entered.index, list[dict[str, Tensor]]()
+        for index in range(start, min(start + n_ahead + 1, blocks.architecture.n_blocks)):
+            with blocks.block(index) as block:
+                quantized, full = (block_means(s, block, roles, select) for s in streams)
+            found.append(
+                {r: torch.where(full[r] > 0, quantized[r] / full[r], 1.0) for r in quantized}
+            )
+        return found
 
     @torch.no_grad()
     def release(self, block: nn.Module) -> BlockReport | None:

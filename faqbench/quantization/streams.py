@@ -41,6 +41,7 @@ from faqbench.quantization.correct import (
     CrossAccumulator,
     is_held_out,
 )
+from faqbench.quantization.lookahead import Drift, n_blocks_ahead
 from faqbench.quantization.method import call_of, fixed_alpha, searches_scale
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.refine import Block, Examples, StandIn
@@ -117,8 +118,8 @@ def gathers_by_role(quant: QuantSection) -> bool:
 
 
 def reads_sample(quant: QuantSection) -> bool:
-    """Say whether a scale search reads the sample of the windows."""
-    return _searches_alpha(quant) and quant.search.loss == "attention"
+    """Say whether a scale search or a preview reads the sample of the windows."""
+    return _searches_on_sample(quant) or _looks_ahead(quant)
 
 
 def reads_store(quant: QuantSection) -> bool:
@@ -154,6 +155,16 @@ def _aligns(quant: QuantSection) -> bool:
     return Reads.BOTH_STREAMS in method_of(quant)["round"].reads
 
 
+def _searches_on_sample(quant: QuantSection) -> bool:
+    return _searches_alpha(quant) and quant.search.loss == "attention"
+
+
+def _looks_ahead(quant: QuantSection) -> bool:
+    preview = quant.preview
+    is_read = Reads.LATER_MEANS in method_of(quant).reads and preview.gamma < 1
+    return is_read and preview.window > 0 and preview.stream == "quantized"
+
+
 def _runs_modules(quant: QuantSection) -> bool:
     return _searches_alpha(quant) and quant.search.loss == "module"
 
@@ -167,7 +178,11 @@ def _reads_residuals(quant: QuantSection) -> bool:
 
 
 class Streams:
-    """Both streams at the input of one block, and that block in full precision and as it is quantized."""
+    """Both streams at the input of one block, and that block in full precision and as it is quantized.
+
+    Attributes:
+        drift: of the block that has arrived, for previews that read it; else empty.
+    """
 
     def __init__(
         self,
@@ -199,9 +214,17 @@ class Streams:
                 self._quantized = opened if self._full is None else opened.fork()
         if n_traced > 0 or reads_sample(quant):
             searched: Searched | None = None
-            if reads_sample(quant):
+            if _searches_on_sample(quant):
                 searched = "quantized" if corrects(quant) else "full"
-            self._sample = Sample(loaded, tokens, n_traced=n_traced, searched=searched)
+            self._sample = Sample(
+                loaded,
+                tokens,
+                n_traced=n_traced,
+                searched=searched,
+                looks_ahead=_looks_ahead(quant),
+            )
+        self._model = loaded.view
+        self.drift: Drift = ()
         settings = quant.activations
         self._grid = settings if settings.bits is not None and settings.seen_by_rounding else None
         self._original: nn.Module = nn.Identity()
@@ -212,6 +235,10 @@ class Streams:
         self._original, self._block = original, block
         if self._sample is not None:
             self._sample.arrive(original)
+            if _looks_ahead(self._quant):
+                n_ahead = n_blocks_ahead(self._model.architecture, self._quant.preview)
+                roles = self._model.architecture.roles
+                self.drift = self._sample.drift(self._model, n_ahead, roles, self._select)
 
     def quantize_inputs(self, role: Role, linears: Iterable[str]) -> None:
         """Let some linears of a role of the twin round their inputs, where roundings are to see that."""
@@ -312,7 +339,7 @@ class Streams:
 
         None when the Gram matrix is all it needs.
         """
-        if reads_sample(self._quant):
+        if _searches_on_sample(self._quant):
             if role.name != "qkv":
                 return None
             assert self._sample is not None

@@ -41,6 +41,7 @@ from faqbench.quantization import (
 )
 from faqbench.quantization.method import scale_statistic
 from faqbench.quantization.module_loss import search_module_scale
+from faqbench.quantization.preview import Later
 from faqbench.quantization.scale import alpha_grid, search_scale
 from faqbench.quantization.streams import Streams
 from faqbench.stages import PlainProgress, StageCache
@@ -132,7 +133,7 @@ class Bench:
             streams.arrive(block, block)
             for role in architecture.roles:
                 mean_abs, gram = known[role.name].mean_abs, known[role.name].gram
-                statistic = scale_statistic(role, mean_abs, [], architecture, quant)
+                statistic = scale_statistic(role, mean_abs, Later(), architecture, quant)
                 if statistic is None:
                     continue
                 weights = {n: block.get_submodule(n).weight.float().clone() for n in role.linears}

@@ -7,7 +7,7 @@ from faqbench.stages import PlainProgress, StageCache
 
 GRID = (
     "presearch.grids=[{window: [1, 2], gamma: [0.5, 0.9], roles: [all], source: [same_role], "
-    "weights: [uniform], norm: [none], fuse: [convex]}]"
+    "stream: [full], weights: [uniform], norm: [none], fuse: [convex]}]"
 )
 
 

@@ -4,8 +4,8 @@ from faqbench.config import UserError
 from faqbench.presearch.candidates import AWQ, candidates
 
 GRID = (
-    "presearch.grids=[{{window: {}, gamma: {}, roles: {}, source: [same_role], weights: {}, "
-    "norm: [none], fuse: [convex]}}]"
+    "presearch.grids=[{{window: {}, gamma: {}, roles: {}, source: [same_role], stream: [full], "
+    "weights: {}, norm: [none], fuse: [convex]}}]"
 )
 
 

@@ -1,9 +1,11 @@
-"""FAQ's preview through the next linears, against the formula of preview.py written out."""
+"""What FAQ's previews read, against the formulas of preview.py written out."""
 
 import pytest
 import torch
 
-from faqbench.quantization.lookahead import later_statistics, n_window_cuts
+from faqbench.quantization import assign_grids
+from faqbench.quantization.grid import fake_quantize
+from faqbench.quantization.lookahead import Lookahead, n_window_cuts
 from faqbench.quantization.preview import pull_back
 
 NEXT = "quant.preview.source=next_linear"
@@ -17,13 +19,17 @@ def look(load, observed, compose):
     store = observed(loaded)
     blocks = list(loaded.architecture.block_modules(loaded.model))
 
-    def make(role, block, window, source="next_linear"):
-        preview = compose("model=tiny-llama", "quant=faq", f"window={window}").quant.preview
-        preview = preview.model_copy(update={"source": source})
-        chosen = loaded.architecture.role(role)
-        return later_statistics(chosen, block, store, loaded.architecture, loaded.view, preview)
+    quant = compose("model=tiny-llama", "quant=faq").quant
+    grids = assign_grids(loaded.architecture, quant)
+
+    def make(role, block, window, source="next_linear", drift=(), **options):
+        options |= {"window": window, "source": source}
+        ahead = Lookahead(store, loaded.view, grids, quant.preview.model_copy(update=options))
+        later = ahead.later(loaded.architecture.role(role), block, drift)
+        return later.errors if options.get("weights") == "error" else later.vectors
 
     make.store, make.blocks, make.architecture = store, blocks, loaded.architecture
+    make.grid = next(iter(grids.values()))
     return make
 
 
@@ -97,21 +103,58 @@ def test_blocks_whose_window_is_cut_are_counted(look, compose, window, cuts):
     assert n_window_cuts(look.architecture, preview) == cuts
 
 
+PREVIEWS = {
+    "next_linear": (NEXT,),
+    "consumers": ("quant.preview.source=consumers",),
+    "error": ("quant.preview.weights=error",),
+    "quantized": ("quant.preview.stream=quantized",),
+}
+
+
+@pytest.mark.parametrize("preview", PREVIEWS.values(), ids=PREVIEWS)
 @pytest.mark.parametrize("override", ["gamma=1", "window=0"])
-def test_without_a_preview_it_is_awq_bit_for_bit(quantized, override):
-    assert quantized("faq", NEXT, override).same_as(quantized("awq"))
+def test_without_a_preview_it_is_awq_bit_for_bit(quantized, override, preview):
+    assert quantized("faq", *preview, override).same_as(quantized("awq"))
 
 
-def test_only_down_of_the_last_block_has_nothing_to_preview(quantized):
-    strong = ("gamma=0.0", "quant.preview.norm=mean", "quant.search.gqa_scale=repeat")
-    faq = quantized("faq", NEXT, *strong)
-    awq = quantized("awq", "quant.search.gqa_scale=repeat")
-    assert faq.same_as(awq, "layers.3.mlp.down_proj")
-    assert not faq.same_as(awq, "layers.3.self_attn.q_proj")
-
-
-@pytest.mark.parametrize("family", ["gemma3", "qwen3", "phi3"])
-def test_it_runs_on_every_kind_of_block(load, quantized, family):
-    outcome = quantized("faq", NEXT, "quant.preview.norm=mean", loaded=load(family))
+@pytest.mark.parametrize("preview", list(PREVIEWS.values())[1:], ids=list(PREVIEWS)[1:])
+@pytest.mark.parametrize("family", ["gemma3", "phi3"])
+def test_every_preview_is_another_method_on_every_kind_of_block(load, quantized, family, preview):
+    strong = ("gamma=0.0", "quant.preview.norm=mean")
+    outcome = quantized("faq", *strong, *preview, loaded=load(family))
     assert all(w.isfinite().all() for w in outcome.after.values())
-    assert any(r.alpha for r in outcome.result.linears)
+    assert not outcome.same_as(quantized("faq", *strong, loaded=load(family)))
+
+
+def test_consumers_weigh_what_they_read_by_the_columns_of_all_their_linears(look):
+    layer = look.blocks[1]
+    both = torch.cat([layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight])
+    taken_up = look.store.mean_abs(1, "gate_up") * both.square().mean(dim=0).sqrt()
+    (found,) = look("o", 1, 1, source="consumers")
+    torch.testing.assert_close(found, mean_over_outputs(taken_up, layer.self_attn.o_proj.weight))
+
+
+def test_errors_are_those_of_plain_rounding_under_uncorrelated_inputs(look):
+    found = look("gate_up", 0, 2, source="same_role", weights="error")
+    for block, error in zip((1, 2), found, strict=True):
+        layer, x = look.blocks[block].mlp, look.store.mean_abs(block, "gate_up").diag()
+        weights = [layer.gate_proj.weight, layer.up_proj.weight]
+        changes = [fake_quantize(w, look.grid) - w for w in weights]
+        wrong = sum((change @ x).square().sum() for change in changes)
+        assert error == pytest.approx(float(wrong / sum((w @ x).square().sum() for w in weights)))
+
+
+def test_drift_multiplies_the_vectors_of_the_block_it_is_of(look):
+    roles, n = look.architecture.roles, 3
+    drift = [{r.name: torch.tensor(float(2 + k)) for r in roles} for k in range(n)]
+    plain = look("down", 1, 2, source="same_role")
+    moved = look("down", 1, 2, source="same_role", drift=drift)
+    assert [m.tolist() for m in moved] == [(plain[0] * 3).tolist(), (plain[1] * 4).tolist()]
+    (own,) = look("qkv", 1, 1, drift=drift)  # o of the same block
+    torch.testing.assert_close(own, 2 * look("qkv", 1, 1)[0])
+
+
+def test_the_quantized_stream_shows_the_first_block_what_full_precision_does(quantized):
+    faq = quantized("faq", "gamma=0.0")
+    drifted = quantized("faq", "gamma=0.0", *PREVIEWS["quantized"])
+    assert drifted.same_as(faq, "layers.0.") and not drifted.same_as(faq, "layers.1.")

@@ -37,6 +37,8 @@ def quant(compose):
         (["quant=rtn", "quant.clip=mse_unweighted"], ""),
         (["quant=gptaq"], "quantized full"),
         (["quant=qronos"], "quantized full"),
+        (["quant=faq", "quant.preview.stream=quantized", "quant.search.loss=gram"], "sample"),
+        (["quant=faq", "quant.preview.stream=quantized", "gamma=1", "quant.search.loss=gram"], ""),
         (["quant=qep"], "quantized full"),
         (["quant=qep-awq"], "quantized full sample"),
         (["quant=qep", "quant.correction.strength=0"], ""),
