@@ -97,7 +97,7 @@ def _experiment(record: RunRecord) -> Experiment:
             f"{record.run_id} quantizes a rotated model, which is not exported; export a run with "
             "quant.rotate=none."
         )
-    if identity_of(experiment.model_dump(mode="json")) != identity_of(record.config):
+    if identity_of(experiment.model_dump(mode="json")) != record.identity:
         raise UserError(
             f"The configuration of {record.run_id} means another cell to this faqbench "
             f"({run_id(experiment)}); run that one, and export it."

@@ -45,7 +45,8 @@ def identity(experiment: Experiment) -> _Json:
 
 def identity_of(config: Mapping[str, Any]) -> _Json:
     """Return the same of a configuration, as an experiment or a record has it."""
-    deciding = deciding_config(config)
+    method = method_in(config)
+    deciding = _deciding_config(config, method)
     evaluation = {k: v for k, v in deciding["evaluation"].items() if k != "name"}
     result: _Json = {
         "model": deciding["model"],
@@ -53,7 +54,7 @@ def identity_of(config: Mapping[str, Any]) -> _Json:
         "evaluation": evaluation | deciding["data"],
         "dtype": deciding["dtype"],
     }
-    if needs_calibration(config):
+    if method.is_calibrated:
         result["calibration"] = _calibration_identity(config)
     elif deciding["calibration"]:
         result["weights_dtype"] = deciding["calibration"]["dtype"]
@@ -66,16 +67,20 @@ def deciding_config(config: Mapping[str, Any]) -> _Json:
     The knobs that repeat a nested key (`bits` is `quant.bits`, `seed` is `calibration.seed`) are left
     out; `limit` is in the numbers of windows and documents that it caps.
     """
+    return _deciding_config(config, method_in(config))
+
+
+def _deciding_config(config: Mapping[str, Any], method: Method) -> _Json:
     limit, evaluation = config.get("limit"), _section(config, "evaluation")
     caps = {k: smaller(evaluation.get(k), limit) for k in ("n_windows", "n_documents")}
     reads_wikitext2 = any(p.startswith("wikitext2") for p in evaluation.get("protocols") or ())
     path = _section(config, "data").get("wikitext2_path")
     return {
         "model": _without(_section(config, "model"), _NOT_OF_MODEL),
-        "quant": _quant_identity(_section(config, "quant")),
-        "calibration": _deciding_calibration(config),
+        "quant": _quant_identity(_section(config, "quant"), method),
+        "calibration": _deciding_calibration(config, method),
         "scenario": _without(_section(config, "scenario"), {"allow_overlap"})
-        if needs_calibration(config)
+        if method.is_calibrated
         else {},
         "evaluation": _without(evaluation, _NOT_OF_EVALUATION) | caps,
         "data": {"wikitext2_path": path} if reads_wikitext2 else {},
@@ -100,7 +105,7 @@ def method_in(config: Mapping[str, Any]) -> Method:
 
 def quant_identity(experiment: Experiment) -> _Json:
     """Return the part of `quant` that decides the quantized weights, options of idle stages dropped."""
-    return _quant_identity(experiment.quant.model_dump(mode="json"))
+    return _quant_identity(experiment.quant.model_dump(mode="json"), method_of(experiment.quant))
 
 
 def calibration_identity(experiment: Experiment) -> _Json:
@@ -111,17 +116,17 @@ def calibration_identity(experiment: Experiment) -> _Json:
     return _calibration_identity(experiment.model_dump(mode="json"))
 
 
-def _quant_identity(quant: Mapping[str, Any]) -> _Json:
+def _quant_identity(quant: Mapping[str, Any], method: Method) -> _Json:
     strength = _section(quant, "correction").get("strength")
     if isinstance(strength, Mapping) and len(set(strength.values())) == 1:
         one = next(iter(strength.values()))
         quant = {**quant, "correction": {**quant["correction"], "strength": one}}
-    return method_of(quant).identity(quant)
+    return method.identity(quant)
 
 
-def _deciding_calibration(config: Mapping[str, Any]) -> _Json:
+def _deciding_calibration(config: Mapping[str, Any], method: Method) -> _Json:
     calibration = _section(config, "calibration")
-    if not needs_calibration(config):  # the weights are read in this dtype by every method
+    if not method.is_calibrated:  # the weights are read in this dtype by every method
         dtype = calibration.get("dtype") or _USUAL_WEIGHTS
         return {} if dtype == _USUAL_WEIGHTS else {"dtype": dtype}
     kept = _without(calibration, {"n_reference"})

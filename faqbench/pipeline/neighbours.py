@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from faqbench.config.identity import method_in
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.records import Gate, RunRecord, find_heads, read_items, read_scores, same_model
 from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
@@ -60,11 +59,13 @@ class Neighbours:
 
     def not_worse_than_rtn(self, record: RunRecord, evaluated: Evaluated) -> Gate:
         """Compare a method with plain rounding on the same grid, and plain rounding with the methods."""
-        is_rtn = _is_rtn(record)
+        is_rtn = record.method.is_plain_rounding
         others = [
             other
             for other in self._of_same_model(record)
-            if _is_rtn(other) != is_rtn and _quantizes(other) and _grid(other) == _grid(record)
+            if other.method.is_plain_rounding != is_rtn
+            and other.method.quantizes
+            and _grid(other) == _grid(record)
         ]
         return self._compare(
             "not_worse_than_rtn", record, evaluated, others, should_win=[not is_rtn] * len(others)
@@ -78,7 +79,7 @@ class Neighbours:
             for other in self._of_same_model(record)
             if other.fingerprints.get("calibration") == calibration
             and _quant(other, "bits") not in (None, _quant(record, "bits"))
-            and _quantizes(other)
+            and other.method.quantizes
             and _but_bits(other) == own
         ]
         wins = [bool(_quant(record, "bits") > _quant(other, "bits")) for other in others]
@@ -191,21 +192,8 @@ def _quant(record: RunRecord, key: str) -> Any:
 
 
 def _grid(record: RunRecord) -> dict[str, Any]:
-    identity = _identity(record)
-    return {key: identity.get(key) for key in _GRID}
-
-
-def _quantizes(record: RunRecord) -> bool:
-    return method_in(record.config).quantizes
-
-
-def _is_rtn(record: RunRecord) -> bool:
-    return method_in(record.config).is_plain_rounding
-
-
-def _identity(record: RunRecord) -> dict[str, Any]:
-    return method_in(record.config).identity(record.config.get("quant") or {})
+    return {key: record.identity["quant"].get(key) for key in _GRID}
 
 
 def _but_bits(record: RunRecord) -> dict[str, Any]:
-    return {k: v for k, v in _identity(record).items() if k != "bits"}
+    return {k: v for k, v in record.identity["quant"].items() if k != "bits"}

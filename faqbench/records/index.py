@@ -19,16 +19,20 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from faqbench.files import atomic_write
 from faqbench.foreign import read_json
 from faqbench.garbage import uncollected
-from faqbench.records.run_record import RunRecord
+from faqbench.records.run_record import Gate, Metric, RunRecord
+from faqbench.records.schema import Amount, Count, Number, Text, check_free_parts
 from faqbench.records.store import RECORD, find_with, read_written
 
 _INDEX = "_index.json"
@@ -36,11 +40,48 @@ _VERSION = 1
 _MOST_MEGABYTES = 256
 _WORTH_WRITING = 64  # so many records are read as quickly as an index is written
 _SETTLED_NANOSECONDS = 2_000_000_000  # a younger file may change without its times showing it
-_WHOLE = ("schema_version", "status", "error", "bits_per_weight", "checkpoint_bytes",
-          "peak_memory_bytes", "warnings", "skipped_scales", "started", "seconds", "run_id")  # fmt: skip
 
-State = list[int]
+State = tuple[Count, int, int, Count]  # size, times of change in nanoseconds, inode
 Heads = dict[str, tuple[State, RunRecord]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Folded:
+    """A head as the index holds it: what it shares with others by its number."""
+
+    schema_version: Literal[1]
+    run_id: Text
+    status: Literal["finished", "failed"]
+    error: Text | None
+    bits_per_weight: Amount | None
+    checkpoint_bytes: Count | None
+    peak_memory_bytes: Count
+    warnings: tuple[Text, ...]
+    skipped_scales: tuple[Text, ...]
+    started: Text
+    seconds: Amount
+    config: tuple[Count, ...]
+    fingerprints: tuple[Count, ...]
+    environment: Count
+    gates: tuple[Count, ...]
+    metrics: tuple[tuple[Count, Number | None, Amount | None], ...]
+    evaluation: tuple[Count, ...]
+
+
+_SHARING = ("config", "fingerprints", "environment", "gates", "metrics", "evaluation")
+_WHOLE = tuple(f.name for f in dataclasses.fields(_Folded) if f.name not in _SHARING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """The file: what heads share, and each head with the state of the record that it was read from."""
+
+    version: Literal[1]
+    shared: tuple[Any, ...]
+    heads: dict[Text, tuple[State, _Folded]]
+
+
+_CONTENT = TypeAdapter(_Content)
 
 
 def find_heads(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
@@ -68,15 +109,12 @@ class _Index:
         self._n_read = 0
 
     @cached_property
-    def _stored(self) -> tuple[list[Any], dict[str, tuple[State, Any]]]:
-        """What heads share, and their states and folded selves; nothing where there is no index."""
-        with suppress(ValueError, KeyError, TypeError, AttributeError):  # then all records are read
-            raw = read_json(self._path, _MOST_MEGABYTES)
-            if raw["version"] == _VERSION:
-                return raw["shared"], {
-                    name: (state, h) for name, (state, h) in raw["heads"].items()
-                }
-        return [], {}
+    def _stored(self) -> tuple[_Shared, dict[str, tuple[State, _Folded]]]:
+        """What the index holds; nothing where there is none that can be read."""
+        with suppress(ValueError):  # then all records are read
+            content = _CONTENT.validate_python(read_json(self._path, _MOST_MEGABYTES))
+            return _Shared(content.shared), content.heads
+        return _Shared(()), {}
 
     def head(self, folder: Path) -> RunRecord:
         """Return a record's head, from memory or the index where these are up to date.
@@ -100,8 +138,8 @@ class _Index:
             return seen[1]
         shared, stored = self._stored
         if name in stored and stored[name][0] == state:
-            with suppress(ValueError, KeyError, TypeError, IndexError):
-                head = RunRecord.from_json(_expanded(stored[name][1], shared))
+            with suppress(ValueError, IndexError):
+                head = _expanded(stored[name][1], shared)
                 if head.run_id == name:  # else the reader has something to say of it
                     return head
         return None
@@ -113,11 +151,11 @@ class _Index:
         n_gone = len(self._stored[1].keys() - self._heads.keys()) if "_stored" in vars(self) else 0
         if max(self._n_read, n_gone) < _WORTH_WRITING:
             return
-        shared = _Shared()
+        numbers = _Numbers()
         heads = {
-            name: [state, _folded(head, shared)] for name, (state, head) in self._heads.items()
+            name: [state, _folded(head, numbers)] for name, (state, head) in self._heads.items()
         }
-        content = {"version": _VERSION, "shared": shared.values, "heads": heads}
+        content = {"version": _VERSION, "shared": numbers.values, "heads": heads}
         with suppress(OSError):  # a folder that cannot be written is read each time
             atomic_write(self._path, json.dumps(content, separators=(",", ":")).encode())
 
@@ -127,8 +165,8 @@ def _head_of(record: RunRecord) -> RunRecord:
     return dataclasses.replace(record, stages={}, extra=extra)
 
 
-class _Shared:
-    """Values that are stored once, by their number."""
+class _Numbers:
+    """Values that are stored once, and the number of each."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
@@ -145,7 +183,27 @@ class _Shared:
         return [self.number(value) for value in values]
 
 
-def _folded(head: RunRecord, shared: _Shared) -> dict[str, Any]:
+class _Shared:
+    """The values that heads share, each checked once as what it is used for."""
+
+    def __init__(self, values: tuple[Any, ...]) -> None:
+        self._values = values
+        self._checked: dict[tuple[Callable[[Any], Any], int], Any] = {}
+
+    def part(self, number: int, checked: Callable[[Any], Any]) -> Any:
+        """Return the value of a number, as `checked` returns it.
+
+        Raises:
+            IndexError: where there is no such number.
+            ValueError: where the value is not what it should be.
+        """
+        key = checked, number
+        if key not in self._checked:
+            self._checked[key] = checked(self._values[number])
+        return self._checked[key]
+
+
+def _folded(head: RunRecord, shared: _Numbers) -> dict[str, Any]:
     whole = {name: getattr(head, name) for name in _WHOLE}
     metrics = [
         [shared.number({**vars(m), "value": 0, "stderr": 0}), m.value, m.stderr]
@@ -161,19 +219,45 @@ def _folded(head: RunRecord, shared: _Shared) -> dict[str, Any]:
     }
 
 
-def _expanded(folded: Mapping[str, Any], shared: list[Any]) -> dict[str, Any]:
-    return {name: folded[name] for name in _WHOLE} | {
-        "config": dict(shared[i] for i in folded["config"]),
-        "fingerprints": dict(shared[i] for i in folded["fingerprints"]),
-        "environment": shared[folded["environment"]],
-        "gates": [shared[i] for i in folded["gates"]],
-        "metrics": [
-            {**shared[i], "value": value, "stderr": stderr}
-            for i, value, stderr in folded["metrics"]
-        ],
-        "stages": {},
-        "extra": {"evaluation": dict(shared[i] for i in folded["evaluation"])},
-    }
+def _expanded(folded: _Folded, shared: _Shared) -> RunRecord:
+    """Return a head, checked as a record is: its parts where they were not before, then what they make."""
+    part = shared.part
+    metrics = [
+        Metric(**{**part(i, _metric), "value": value, "stderr": stderr})
+        for i, value, stderr in folded.metrics
+    ]
+    return RunRecord(
+        **{name: getattr(folded, name) for name in _WHOLE},
+        config=dict(part(i, _config) for i in folded.config),
+        fingerprints=dict(part(i, _FINGERPRINT.validate_python) for i in folded.fingerprints),
+        environment=part(folded.environment, _MAPPING.validate_python),
+        gates=tuple(part(i, _GATE.validate_python) for i in folded.gates),
+        metrics=tuple(metrics),
+        stages={},
+        extra={"evaluation": dict(part(i, _evaluation) for i in folded.evaluation)},
+    ).checked()
+
+
+_PAIR: TypeAdapter[tuple[str, Any]] = TypeAdapter(tuple[Text, Any])
+_FINGERPRINT: TypeAdapter[tuple[str, str]] = TypeAdapter(tuple[Text, Text])
+_MAPPING: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[Text, Any])
+_METRIC, _GATE = TypeAdapter(Metric), TypeAdapter(Gate)
+
+
+def _config(value: Any) -> tuple[str, Any]:
+    name, section = _PAIR.validate_python(value)
+    check_free_parts({name: section}, {})
+    return name, section
+
+
+def _evaluation(value: Any) -> tuple[str, Any]:
+    name, measured = _PAIR.validate_python(value)
+    check_free_parts({}, {"evaluation": {name: measured}})
+    return name, measured
+
+
+def _metric(value: Any) -> dict[str, Any]:
+    return vars(_METRIC.validate_python(value))
 
 
 def _state_of(folder: Path) -> State | None:
@@ -184,4 +268,4 @@ def _state_of(folder: Path) -> State | None:
         return None
     if time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) < _SETTLED_NANOSECONDS:
         return None
-    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+    return about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino

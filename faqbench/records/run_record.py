@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from faqbench.config.identity import identity_hash, identity_of
+from faqbench.config.identity import identity_of, method_in
+from faqbench.config.method import Method
 from faqbench.records.schema import (
     Amount,
     Count,
@@ -138,9 +139,33 @@ class RunRecord:
             raise ValueError(f"malformed record: {first_fault(error)}") from error
         except ValueError as error:
             raise ValueError(f"malformed record: {error}") from error
-        _check_metrics(record.metrics)
-        _check_identity(record.config)
-        return record
+        return record.checked()
+
+    def checked(self) -> RunRecord:
+        """Return the record, whose parts are each what they should be, once they are known to go together.
+
+        Raises:
+            ValueError: with the reason why they do not.
+        """
+        _check_metrics(self.metrics)
+        try:
+            _ = self.identity
+        except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"malformed record: config is that of no experiment: {reason}"
+            ) from error
+        return self
+
+    @cached_property
+    def method(self) -> Method:
+        """The method that the configuration composes."""
+        return method_in(self.config)
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, as `config.identity` defines it: equal results have equal ones."""
+        return identity_of(self.config)
 
     @property
     def error_line(self) -> str:
@@ -179,12 +204,3 @@ def _check_metrics(metrics: tuple[Metric, ...]) -> None:
     for m in metrics:
         if m.unit == "perplexity" and m.value is not None and m.value <= 0:
             raise ValueError(f"malformed record: {m.task} {m.name} is {m.value:.4g}, no perplexity")
-
-
-def _check_identity(config: dict[str, Any]) -> None:
-    """Refuse a configuration of which it cannot be told what it decides: no experiment ever had it."""
-    try:
-        identity_hash(identity_of(config))
-    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"malformed record: config is that of no experiment: {reason}") from error

@@ -10,13 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from faqbench.config.identity import (
-    deciding_config,
-    identity_of,
-    method_in,
-    needs_calibration,
-    quantizes,
-)
+from faqbench.config.identity import deciding_config
 from faqbench.config.margin import Margin, parse_margin
 from faqbench.config.method import LABELS
 from faqbench.records import RunRecord, truncated_requests
@@ -69,12 +63,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 def is_baseline(record: RunRecord) -> bool:
     """Whether this is the full precision model."""
-    return not quantizes(record.config)
+    return not record.method.quantizes
 
 
 def is_calibrated(record: RunRecord) -> bool:
     """Whether any stage of the method reads activations; not so for the baseline and plain RTN."""
-    return needs_calibration(record.config)
+    return record.method.is_calibrated
 
 
 def key_label(key: str) -> str:
@@ -166,13 +160,14 @@ def setting_identity(record: RunRecord, prints: Mapping[str, str]) -> str:
     It is the identity that names a run, its seed left out, with the fingerprints of what was found
     (`made_of`) in the place of the names of where it was looked for.
     """
-    found = identity_of(record.config)
-    calibration = {k: v for k, v in found.pop("calibration", {}).items() if k != "seed"}
+    stated = dict(record.identity)
+    calibration = {k: v for k, v in stated.pop("calibration", {}).items() if k != "seed"}
     if "weights" in prints:
-        del found["model"]
+        del stated["model"]
     if any(k.startswith("protocol/") for k in prints):
-        found["evaluation"].pop("wikitext2_path", None)
-    return json.dumps([method_name(record), found, calibration, prints], sort_keys=True)
+        evaluation = stated["evaluation"].items()
+        stated["evaluation"] = {k: v for k, v in evaluation if k != "wikitext2_path"}
+    return json.dumps([method_name(record), stated, calibration, prints], sort_keys=True)
 
 
 def truncation_notes(records: Sequence[RunRecord]) -> tuple[str, ...]:
@@ -217,10 +212,10 @@ def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:
         keys += ["bits", "group_size", "symmetric"]
     if is_calibrated(record):
         keys += ["scenario", "calibration.domain", "calibration.n_samples", "calibration.seq_len"]
-        keys += ["window", "gamma"] if method_in(record.config).owns("preview") else []
+        keys += ["window", "gamma"] if record.method.owns("preview") else []
         keys += ["seed"]
-    quant = method_in(record.config).identity(record.config.get("quant") or {})
-    keys += [f"quant.activations.{leaf}" for leaf in quant.get("activations", {})]
+    activations = record.identity["quant"].get("activations", {})
+    keys += [f"quant.activations.{leaf}" for leaf in activations]
     keys += ["limit", "dtype"]
     spelled = {k: config_value(record.config, k) for k in keys}
     known = {*keys, "activations", *(f"{section}.{k}" for k in keys for section in _REPEATING)}
