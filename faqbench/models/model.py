@@ -29,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from faqbench.models.architecture import Architecture
-from faqbench.models.tensors import Tensors
+from faqbench.models.tensors import ALL, Tensors
 
 Prepare = Callable[[Any, Architecture], None]
-_ROWS = 2**14  # of a table that are looked at together
+_ROWS = 2**14  # of a table that are read together
 
 
 class Model:
@@ -148,8 +148,8 @@ class Model:
         if not parameter.is_meta:
             yield parameter
             return
-        for rows in torch.split(self.tensors.read(self._names[id(parameter)]), _ROWS):
-            yield self._cast(rows)
+        for rows in _cuts(parameter):
+            yield self._cast(self.tensors.read(self._names[id(parameter)], rows))
 
     def view(
         self,
@@ -197,9 +197,15 @@ class Model:
         return made
 
     def _read(self, parameter: nn.Parameter) -> Tensor:
-        name = self._names[id(parameter)]
+        name, shape = self._names[id(parameter)], tuple(parameter.shape)
+        found = self.tensors.shape(name)
+        assert found == shape, f"{name} is {found}, not {shape}"
+        if len(cuts := _cuts(parameter)) > 1:  # never there twice: of a vocabulary it is gigabytes
+            whole = torch.empty(shape, dtype=self.dtype, device=self.device)
+            for rows in cuts:
+                whole[rows] = self._cast(self.tensors.read(name, rows))
+            return whole
         stored = self.tensors.read(name)
-        assert stored.shape == parameter.shape, f"{name} is {stored.shape}, not {parameter.shape}"
         value = self._cast(stored)
         # A view of a mapped file goes when the file does, and lies there as it happens to.
         return value.clone() if value.data_ptr() == stored.data_ptr() else value
@@ -235,6 +241,14 @@ class Model:
 
         embedding.register_forward_pre_hook(look_up)
         embedding.register_forward_hook(forget, always_call=True)
+
+
+def _cuts(parameter: Tensor) -> list[slice]:
+    """Return the rows of a parameter that are read together."""
+    n_rows = len(parameter) if parameter.dim() else 0
+    if n_rows <= _ROWS:
+        return [ALL]
+    return [slice(start, min(start + _ROWS, n_rows)) for start in range(0, n_rows, _ROWS)]
 
 
 def skeleton_of(module: Any) -> Any:

@@ -38,7 +38,7 @@ from faqbench.models.architecture import Architecture, Role
 from faqbench.models.hadamard import Kind, Rotation, block_width, draw_rotation
 from faqbench.models.model import Model
 from faqbench.models.prepared import OnlineRotation, prepare
-from faqbench.models.tensors import Tensors
+from faqbench.models.tensors import ALL, Tensors
 
 ROTATION_VERSION = 1  # raise it when the same options would give other weights
 _N_PROBED = 64  # tokens
@@ -83,12 +83,14 @@ class RotatedTensors:
         change = self._changes.get(name)
         return self._base.shape(name if change is None else change.of)
 
-    def read(self, name: str) -> Tensor:
-        """Return a tensor: rotated in float64 and given in float32, or as the base has it."""
+    def read(self, name: str, rows: slice = ALL) -> Tensor:
+        """Return a tensor's rows: rotated in float64 and given in float32, or as the base has them."""
         change = self._changes.get(name)
         if change is None:
-            return self._base.read(name)
-        tensor = self._base.read(change.of)
+            return self._base.read(name, rows)
+        if change.rows and rows != ALL:  # which mix with others
+            return self.read(name)[rows]
+        tensor = self._base.read(change.of, rows)
         if change.is_gain:
             return torch.ones_like(tensor)
         if change.gain is not None or change.columns is not None:

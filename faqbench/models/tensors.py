@@ -17,6 +17,8 @@ from torch import Tensor
 
 from faqbench.models.checkpoint import TensorHeader
 
+ALL = slice(None)
+
 
 class Tensors(Protocol):
     """Named tensors."""
@@ -24,8 +26,8 @@ class Tensors(Protocol):
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return a tensor's shape, or None when there is no such tensor."""
 
-    def read(self, name: str) -> Tensor:
-        """Return a tensor, in the dtype that it is kept in; whoever changes or keeps it takes a copy."""
+    def read(self, name: str, rows: slice = ALL) -> Tensor:
+        """Return a tensor's rows, in the dtype that it is kept in; whoever changes or keeps them copies."""
 
 
 class Stored:
@@ -39,10 +41,10 @@ class Stored:
         header = self._headers.get(name)
         return None if header is None else header.shape
 
-    def read(self, name: str) -> Tensor:
-        """Return a tensor as it lies in its file."""
+    def read(self, name: str, rows: slice = ALL) -> Tensor:
+        """Return a tensor's rows as they lie in its file; of some, no others come into memory."""
         with safe_open(self._headers[name].file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
         return tensor
 
 
@@ -56,6 +58,6 @@ class Held:
         """Return a tensor's shape, or None when there is no such tensor."""
         return tuple(self._state[name].shape) if name in self._state else None
 
-    def read(self, name: str) -> Tensor:
-        """Return a tensor, not a copy of it."""
-        return self._state[name]
+    def read(self, name: str, rows: slice = ALL) -> Tensor:
+        """Return a tensor's rows, not a copy of them."""
+        return self._state[name] if rows == ALL else self._state[name][rows]

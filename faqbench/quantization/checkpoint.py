@@ -150,12 +150,12 @@ class QuantizedTensors:
         """Return a tensor's shape, or None when there is no such tensor."""
         return self._base.shape(name)
 
-    def read(self, name: str) -> Tensor:
-        """Return a tensor; a quantized weight is float32."""
+    def read(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """Return a tensor's rows; those of a quantized weight are float32."""
         linear = name.removesuffix(".weight")
         if linear not in self._linears:
-            return self._base.read(name)
-        return self._linears[linear].dequantize()
+            return self._base.read(name, rows)
+        return self._linears[linear].dequantize()[rows]
 
 
 def quantize_inputs(

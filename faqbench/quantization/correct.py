@@ -155,8 +155,9 @@ class CorrectionAccumulator:
         hessian = sums.hessian()
         if not hessian.any():
             return {}, self._settings.damping
-        hessian, mean = hessian.double(), float(hessian.diagonal().double().mean())
-        lower, damping = damped_cholesky(hessian, self._settings.damping)
+        mean = float(hessian.diagonal().double().mean())
+        lower, damping = damped_cholesky(hessian, self._settings.damping, torch.float64)
+        del hessian  # of a wide linear as large as all that is left of the block
         moved = {}
         for name in self._weights:
             wanted = self._wanted(sums, name, strength)

@@ -4,6 +4,7 @@
 
 A Hessian that cannot be factored gets ten times the damping, again and again; what was used is returned
 and recorded, never a silent pass. H is divided by m first, so that tiny and huge activations factor alike.
+The factor is computed in the place of the damped Hessian: of a wide linear each of them is a gigabyte.
 """
 
 from __future__ import annotations
@@ -20,22 +21,27 @@ class HessianError(ValueError):
     """A Hessian that no damping makes factorable; the engine adds which linear's it was."""
 
 
-def damped_cholesky(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
+def damped_cholesky(
+    hessian: Tensor, damping: float, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, float]:
     """Return the lower factor L of the damped Hessian over its mean diagonal, and the damping used.
 
     Args:
         hessian: [in_features, in_features], symmetric, its diagonal not all zero.
         damping: relative to the mean of the diagonal.
+        dtype: of the factor.
 
     Raises:
         HessianError: when no damping up to 10^4 helps, as with NaN.
     """
-    relative = hessian / hessian.diagonal().mean()
+    mean = hessian.diagonal().to(dtype).mean()
     while damping <= MAX_DAMPING:
-        damped = relative.clone()
+        damped = hessian.to(dtype, copy=True).div_(mean)
         damped.diagonal().add_(damping)
+        lower = damped.T  # in LAPACK's order of elements, and equal, since it is symmetric
+        failed = torch.empty((), dtype=torch.int32, device=hessian.device)
         with one_thread(hessian.device):
-            lower, failed = torch.linalg.cholesky_ex(damped)
+            torch.linalg.cholesky_ex(lower, out=(lower, failed))
         if not failed and bool(lower.isfinite().all()):
             return lower, damping
         damping *= 10

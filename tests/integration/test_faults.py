@@ -108,6 +108,53 @@ def test_a_sweep_killed_at_ten_random_moments_ends_as_an_undisturbed_one(
     assert hidden(workplace.runs) == []
 
 
+# Runs in the process that is to die: at the n-th of all blocks read and of all files and entries written.
+DYING = """
+import os, signal
+from faqbench.models import Model
+from faqbench.pipeline import quantizing
+from faqbench.stages import cache
+left = [{moment}]
+
+def may_die(owner, name):
+    original = getattr(owner, name)
+
+    def counted(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+may_die(Model, "block")
+may_die(quantizing, "write_linear")
+may_die(quantizing, "_link")
+may_die(quantizing, "asdict")
+"""
+
+
+def test_a_streamed_cell_killed_at_ten_moments_ends_with_the_bytes_of_an_undisturbed_one(
+    forks, workplace
+):
+    cell = ["quant=awq", *workplace.cell, "memory.host_gigabytes=0.0009"]
+    quiet = Workplace(workplace.root / "quiet", workplace.cell)
+    quiet.root.mkdir()
+    assert forks.run(quiet, *cell).wait() == 0
+    for moment in (2, 9, 15, 17, 19, 27, 33, 38, 45, 2):
+        killed = forks.run(workplace, *cell, prelude=DYING.format(moment=moment))
+        assert killed.wait() == -signal.SIGKILL, killed.output
+    done = forks.run(workplace, *cell)
+    assert done.wait() == 0, done.output
+    assert "is read block by block" in done.output
+    assert_same(results(workplace.runs), results(quiet.runs))
+    codes = [
+        {r.record.extra["codes_sha256"] for r in results(place.runs).values()}
+        for place in (workplace, quiet)
+    ]
+    assert codes[0] == codes[1]
+
+
 def test_two_processes_on_an_empty_cache_compute_every_stage_once(forks, workplace, undisturbed):
     both = [
         forks.start(workplace, *SWEEP, *workplace.cell, f"paths.runs={name}")

@@ -147,3 +147,20 @@ def test_tensors_of_another_model_are_not_taken(load):
     state = {name: w[:1] for name, w in loaded.view.named_weights()}
     with pytest.raises(AssertionError, match=r"is .* not"):
         loaded.view.view(tensors=Held(state)).fill()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_large_table_is_read_some_rows_at_a_time_with_the_same_bits(load, name, monkeypatch):
+    class Counted(Held):
+        def read(self, name, rows=slice(None)):
+            read = super().read(name, rows)
+            largest.append(len(read))
+            return read
+
+    loaded, largest = load(name), []
+    monkeypatch.setattr("faqbench.models.model._ROWS", 100)
+    view = streamed(loaded, tensors=Counted(dict(loaded.model.state_dict())))
+    found = view.weight("model.embed_tokens.weight")
+    assert torch.equal(found, loaded.view.weight("model.embed_tokens.weight"))
+    assert max(largest) == 100
+    assert fingerprint_weights(view) == loaded.fingerprint

@@ -77,7 +77,7 @@ def test_gptq_rounds_alike_on_any_number_of_threads(with_threads, hessian, compo
 
 
 def test_a_correction_factors_alike_on_any_number_of_threads(with_threads, hessian):
-    assert all_equal(with_threads(lambda: damped_cholesky(hessian.double(), 0.01)[0]))
+    assert all_equal(with_threads(lambda: damped_cholesky(hessian, 0.01, torch.float64)[0]))
 
 
 def test_a_search_chooses_alike_on_any_number_of_threads(with_threads, hessian):
