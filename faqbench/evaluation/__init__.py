@@ -40,7 +40,7 @@ from faqbench.evaluation.perplexity import (
     score_tokens,
 )
 from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
-from faqbench.evaluation.reference import HiddenStates, HiddenWriter
+from faqbench.evaluation.reference import Beside, HiddenStates, HiddenWriter
 from faqbench.evaluation.results import TaskResult
 from faqbench.evaluation.scorer import TaskModel
 from faqbench.evaluation.texts import protocol_passages, text_source
@@ -49,6 +49,7 @@ from faqbench.evaluation.windows import ProtocolTokens, expected_tokens_hash, pr
 __all__ = [
     "HARNESS_VERSION",
     "SCORER_VERSION",
+    "Beside",
     "HiddenStates",
     "HiddenWriter",
     "Overlap",

@@ -11,6 +11,7 @@ where it takes a fifth of the time:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -51,12 +52,25 @@ def decoded(model: Any, inputs: Sequence[Inputs], view: Model | None = None) -> 
         for make in inputs:
             yield hidden_states(model, **make())
         return
+    for (hidden,) in decoded_together([view], inputs):
+        yield hidden
+
+
+def decoded_together(
+    views: Sequence[Model], inputs: Sequence[Inputs]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what `hidden_states` returns of several views of a model, which read their blocks side by side.
+
+    The weights of the first one's head are there meanwhile.
+    """
 
     def renamed(make: Inputs) -> Inputs:
         return lambda: {"input_ids" if k == "tokens" else k: v for k, v in make().items()}
 
-    with stacked_attention(model):
-        yield from last_hidden_states(view, [renamed(make) for make in inputs])
+    with ExitStack() as stack:
+        for view in views:
+            stack.enter_context(stacked_attention(view.module))
+        yield from last_hidden_states(views, [renamed(make) for make in inputs])
 
 
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:

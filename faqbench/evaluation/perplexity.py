@@ -5,8 +5,8 @@
     agrees[w, t] = whether p and r have the same most likely token
 
 with log p the float32 log-softmax of the logits. The reference is the full precision model in the same
-dtype, kept as its hidden states (`reference.py`): quantizers leave the output head alone, so one head
-turns both into logits, some hundred rows at a time, and no second model is in memory.
+dtype, as its hidden states (`reference.py`): quantizers leave the output head alone, so one head turns
+both into logits, some hundred rows at a time, and no second model is in memory.
 
 A model that does more after its head than `head.py` knows is scored through its own forward, one window
 at a time, and has no divergence.
@@ -14,6 +14,7 @@ at a time, and has no divergence.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,9 +25,15 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from faqbench.config import UserError
-from faqbench.evaluation.head import decoded, log_probabilities, splits, top_token
+from faqbench.evaluation.head import (
+    decoded,
+    decoded_together,
+    log_probabilities,
+    splits,
+    top_token,
+)
 from faqbench.evaluation.protocols import Protocol
-from faqbench.evaluation.reference import HiddenStates, HiddenWriter
+from faqbench.evaluation.reference import Beside, HiddenStates, HiddenWriter
 from faqbench.models import Model, device_of
 from faqbench.records import Metric
 from faqbench.stages import Progress
@@ -58,7 +65,7 @@ def score_tokens(
     progress: Progress,
     title: str = "perplexity",
     *,
-    reference: HiddenStates | None = None,
+    reference: HiddenStates | Beside | None = None,
     keep: HiddenWriter | None = None,
     view: Model | None = None,
 ) -> TokenScores:
@@ -71,7 +78,7 @@ def score_tokens(
             rounding only.
         progress: advanced by one step per window.
         title: what the progress is called.
-        reference: hidden states of the full precision model on the same windows.
+        reference: hidden states of the full precision model on the same windows, or that model.
         keep: where to write this model's hidden states, as a later reference.
         view: the model as a view, where it may be streamed.
 
@@ -93,11 +100,11 @@ def score_tokens(
     found: list[tuple[torch.Tensor, ...]] = []
     with progress.stage(title, n_windows) as advance:
         if in_parts:
-            inputs = [partial(_on_device, batch, device) for batch in batches]
-            for number, hidden in enumerate(decoded(model, inputs, view)):
-                batch, start = batches[number].to(device), number * rows
-                found.append(_score_in_parts(model, batch, hidden, start, reference, keep))
-                advance(len(batch))
+            for part, hidden, wanted in _hidden_states(model, batches, reference, view):
+                if keep is not None:
+                    keep.append(hidden)
+                found.append(_score_in_parts(model, part.to(device), hidden, wanted))
+                advance(len(part))
         else:
             for batch in batches:
                 found.append(_score_whole(model, batch.to(device)))
@@ -154,23 +161,47 @@ def _on_device(batch: torch.Tensor, device: torch.device) -> dict[str, torch.Ten
     return {"tokens": batch.to(device)}
 
 
-def _score_in_parts(
+def _hidden_states(
     model: Any,
-    batch: torch.Tensor,
-    hidden: torch.Tensor,
-    start: int,
-    reference: HiddenStates | None,
-    keep: HiddenWriter | None,
+    batches: Sequence[torch.Tensor],
+    reference: HiddenStates | Beside | None,
+    view: Model | None,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """Yield each batch with its scored rows of hidden states, and the reference's where there is one."""
+    device = device_of(model)
+    inputs = [partial(_on_device, batch, device) for batch in batches]
+    if isinstance(reference, Beside):
+        assert view is not None, "a model that another one walks beside is a view"
+        both = decoded_together([view, reference.view], inputs)
+        for batch, (hidden, other) in zip(batches, both, strict=True):
+            wanted = _scored(other)
+            yield (
+                batch,
+                _scored(hidden),
+                wanted if reference.rotate is None else reference.rotate(wanted),
+            )
+        return
+    start = 0
+    for batch, hidden in zip(batches, decoded(model, inputs, view), strict=True):
+        known = None if reference is None else reference.read(start, len(batch), device)
+        yield batch, _scored(hidden), known
+        start += len(batch)
+
+
+def _scored(hidden: torch.Tensor) -> torch.Tensor:
+    """Return the rows of windows that predict a token of them."""
+    return hidden[:, :-1].flatten(0, 1)
+
+
+def _score_in_parts(
+    model: Any, batch: torch.Tensor, hidden: torch.Tensor, wanted: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...]:
-    """Return flat nll, and kl and agrees with a reference, of windows `start` and following."""
-    hidden = hidden[:, :-1].flatten(0, 1)
-    if keep is not None:
-        keep.append(hidden)
+    """Return flat nll of a batch of windows, and kl and agrees where the reference's rows are given."""
     targets = batch[:, 1:].flatten()
     of_p = log_probabilities(model, hidden)
-    if reference is None:
+    if wanted is None:
         return (torch.cat([_nll(log_p, targets[rows]) for rows, log_p in of_p]),)
-    of_r = log_probabilities(model, reference.read(start, len(batch), hidden.device))
+    of_r = log_probabilities(model, wanted)
     scores = [
         (_nll(log_p, targets[rows]), *_divergence(log_p, log_r))
         for (rows, log_p), (_, log_r) in zip(of_p, of_r, strict=True)

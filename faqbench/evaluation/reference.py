@@ -1,8 +1,9 @@
-"""The full precision model's hidden states on a protocol's windows, on disk.
+"""The full precision model's hidden states on a protocol's windows, on disk or made on the way.
 
 What a quantized model is compared with is kept after the last norm, in the evaluation's dtype: hidden_size
 numbers per token instead of a vocabulary's. They are written and read some windows at a time, so that
-neither side holds them all.
+neither side holds them all. Of a streamed model they would take more than the model's memory, and it reads
+its blocks anew for every cell in any case: there the full precision model walks beside the quantized one.
 
     hidden.raw     [n_windows, seq_len - 1, hidden_size], little endian, rows one after the other
     hidden.json    dtype and shape
@@ -22,6 +23,7 @@ import torch
 from typing_extensions import TypedDict
 
 from faqbench.foreign import read_as
+from faqbench.models import Model
 
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 
@@ -68,6 +70,24 @@ class _About(TypedDict):
     shape: tuple[int, int, int]
 
 
+# Turns hidden states into what the head of the model that is compared takes; None where that is the head of
+# the full precision model.
+Rotate = Callable[[torch.Tensor], torch.Tensor] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """The full precision model, which walks beside the one that is compared with it.
+
+    Attributes:
+        view: in the evaluation's dtype.
+        rotate: see above.
+    """
+
+    view: Model
+    rotate: Rotate = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class HiddenStates:
     """Hidden states on disk.
@@ -76,19 +96,16 @@ class HiddenStates:
         path: of `hidden.raw`.
         dtype: of the numbers.
         shape: windows, scored tokens of a window, hidden_size.
-        rotate: turns them into what the head of the model that is compared takes; None where that is the
-            head of the full precision model.
+        rotate: see above.
     """
 
     path: Path
     dtype: torch.dtype
     shape: tuple[int, int, int]
-    rotate: Callable[[torch.Tensor], torch.Tensor] | None = None
+    rotate: Rotate = None
 
     @classmethod
-    def open(
-        cls, folder: Path, rotate: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> HiddenStates:
+    def open(cls, folder: Path, rotate: Rotate = None) -> HiddenStates:
         """Return what a `HiddenWriter` left in a folder.
 
         Raises:

@@ -31,6 +31,7 @@ from faqbench.models.rotation import (
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
 from faqbench.models.tensors import Tensors
 from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
+from faqbench.models.walk import Passenger, walk_blocks
 
 __all__ = [
     "OPERANDS_ATTENTION",
@@ -44,6 +45,7 @@ __all__ = [
     "Model",
     "ModelHolder",
     "OnlineRotation",
+    "Passenger",
     "PreparedLinear",
     "Role",
     "RotatedTensors",
@@ -76,5 +78,6 @@ __all__ = [
     "streaming_note",
     "tokenizer_source",
     "twin",
+    "walk_blocks",
     "weights_source",
 ]

@@ -14,7 +14,7 @@ corrupt every later call of a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from faqbench.models.architecture import Architecture
 from faqbench.models.model import Model, device_of
 from faqbench.models.prepared import prepared_input
+from faqbench.models.walk import walk_blocks
 
 Inputs = Callable[[], Mapping[str, Any]]
 
@@ -153,32 +154,54 @@ def open_stream(
 
 
 @torch.no_grad()
-def last_hidden_states(model: Model, inputs: Sequence[Inputs]) -> Iterator[Tensor]:
-    """Yield the decoder's output for each of many inputs, reading every block once.
+def last_hidden_states(
+    models: Sequence[Model], inputs: Sequence[Inputs]
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the outputs of the models' decoders for each of many inputs, reading every block once.
 
-    All inputs go through one block before the next is read. Masks and positions are made anew for each
-    of them, by the model's own forward. While an output is looked at, the head's weights are there.
+    All inputs go through one block before the next is read. While outputs are looked at, the weights of
+    the first model's head are there.
 
     Args:
-        model: of any size.
-        inputs: give the arguments of the decoder's forward.
+        models: of any size.
+        inputs: give the arguments of a decoder's forward.
     """
-    decoder, hidden = model.module.get_decoder(), list[Tensor]()
-    blocks = list(model.architecture.block_modules(model.module))
-    with _recorders(model.module, model.architecture) as recorders:
-        for index, (block, recorder) in enumerate(zip(blocks, recorders, strict=True)):
-            with model.there(block):
-                for number, make in enumerate(inputs):
-                    decoder(**make(), use_cache=False)
-                    if index == 0:
-                        assert recorder.hidden is not None
-                        hidden.append(recorder.hidden)
-                    output = block(hidden[number], **recorder.kwargs)
-                    hidden[number] = output[0] if isinstance(output, tuple) else output
-        with model.there(model.module.get_output_embeddings()):
-            for number, make in enumerate(inputs):
-                recorders[-1].given = hidden[number]
-                yield decoder(**make(), use_cache=False).last_hidden_state
+    with ExitStack() as stack:
+        decodings = [_Decoding(model, inputs, stack) for model in models]
+        walk_blocks(decodings)
+        stack.enter_context(models[0].there(models[0].module.get_output_embeddings()))
+        for number in range(len(inputs)):
+            yield tuple(decoding.output(number) for decoding in decodings)
+
+
+class _Decoding:
+    """Many inputs on their way through a model.
+
+    Masks and positions are made anew for each of them and each block, by the model's own forward.
+    """
+
+    def __init__(self, model: Model, inputs: Sequence[Inputs], stack: ExitStack) -> None:
+        self.model = model
+        self._decoder = model.module.get_decoder()
+        self._inputs = inputs
+        self._hidden: list[Tensor] = []
+        self._recorders = stack.enter_context(_recorders(model.module, model.architecture))
+
+    def work(self, index: int, block: nn.Module) -> None:
+        recorder = self._recorders[index]
+        for number, make in enumerate(self._inputs):
+            self._decoder(**make(), use_cache=False)
+            if index == 0:
+                assert recorder.hidden is not None
+                self._hidden.append(recorder.hidden)
+            output = block(self._hidden[number], **recorder.kwargs)
+            self._hidden[number] = output[0] if isinstance(output, tuple) else output
+
+    def output(self, number: int) -> Tensor:
+        """Return what the decoder gives for an input that has passed all blocks."""
+        self._recorders[-1].given = self._hidden[number]
+        output: Tensor = self._decoder(**self._inputs[number](), use_cache=False).last_hidden_state
+        return output
 
 
 @contextmanager

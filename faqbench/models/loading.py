@@ -106,7 +106,16 @@ def load_model(
         architecture = architecture_of(skeleton.config.to_dict())
         _check_layout(skeleton, architecture)
         is_resident = budget is None or budget.holds(architecture, dtype)
-        view = Model(skeleton, architecture, tensors, (dtype,), device, is_resident=is_resident)
+        reads_ahead = budget is not None and budget.has_room_ahead(architecture, dtype)
+        view = Model(
+            skeleton,
+            architecture,
+            tensors,
+            (dtype,),
+            device,
+            is_resident=is_resident,
+            reads_ahead=reads_ahead,
+        )
         fingerprint = fingerprint or fingerprint_weights(view)
         tokenizer = load_tokenizer(section, progress)
         advance()

@@ -54,6 +54,11 @@ class Budget:
             )
         return weight_bytes(architecture, dtype) + working <= available
 
+    def has_room_ahead(self, architecture: Architecture, dtype: torch.dtype) -> bool:
+        """Say whether a block may be read while another is worked on."""
+        block = dtype.itemsize * sum(map(prod, architecture.shapes.values()))
+        return working_bytes(architecture, dtype) + block <= self.on_device
+
     @property
     def setting(self) -> str:
         """The key of the configuration that says how much of the device's memory may be taken."""

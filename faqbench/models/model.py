@@ -21,6 +21,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -45,6 +46,7 @@ class Model:
         dtypes: that they are cast to, one after the other; the last is the model's.
         device: where it runs.
         is_resident: whether weights stay where they are once they were read.
+        reads_ahead: whether there is room for a block that is not worked on yet.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Model:
         device: torch.device,
         *,
         is_resident: bool = True,
+        reads_ahead: bool = False,
         prepare: Prepare | None = None,
     ) -> None:
         """Make a view; nothing is read yet.
@@ -67,6 +70,7 @@ class Model:
             dtypes: see the class.
             device: see the class.
             is_resident: see the class.
+            reads_ahead: see the class.
             prepare: changes the view's own skeleton once: it may replace modules by others that have
                 parameters of the same names, on the meta device.
         """
@@ -77,8 +81,11 @@ class Model:
         self.dtypes = tuple(dtypes)
         self.device = device
         self.is_resident = is_resident
+        self.reads_ahead = reads_ahead
         if prepare is not None:
             prepare(self.module, architecture)
+        self._blocks = list(architecture.block_modules(self.module))
+        self._ahead: dict[int, Future[dict[int, Tensor]]] = {}
         self._names = {id(p): name for name, p in self.module.named_parameters()}
         self._shared: dict[int, nn.Parameter] = {}  # of a resident view: tied parameters stay one
         # What the parts that are there will be given back, by part.
@@ -106,8 +113,23 @@ class Model:
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
         """Have a decoder block with its weights while it is used."""
-        with self.there(self.architecture.block_modules(self.module)[index]) as block:
+        with self.there(self._blocks[index]) as block:
             yield block
+
+    def read_ahead(self, index: int, reader: Executor) -> None:
+        """Begin to read a block that is used next, if it goes and there is room; see `walk.py`."""
+        if self.is_resident or not self.reads_ahead:
+            return
+        block = self._blocks[index]
+
+        def read() -> dict[int, Tensor]:
+            return {id(p): self._read(p) for p in block.parameters() if p.is_meta}
+
+        self._ahead[id(block)] = reader.submit(read)
+
+    def forget_ahead(self) -> None:
+        """Let go of what was read and is not used."""
+        self._ahead.clear()
 
     @contextmanager
     def there(self, part: nn.Module) -> Iterator[nn.Module]:
@@ -166,6 +188,7 @@ class Model:
             self.dtypes if dtypes is None else dtypes,
             self.device,
             is_resident=self.is_resident,
+            reads_ahead=self.reads_ahead,
             prepare=prepare,
         )
 
@@ -173,11 +196,13 @@ class Model:
         self._users[id(part)] += 1
         if self._users[id(part)] > 1:
             return
+        ahead = self._ahead.pop(id(part), None)
+        known = {} if ahead is None else ahead.result()
         filled = self._emptied[id(part)] = []
         for owner in part.modules():
             for leaf, parameter in owner._parameters.items():
                 if parameter is not None and parameter.is_meta:
-                    owner._parameters[leaf] = self._made(parameter)
+                    owner._parameters[leaf] = self._made(parameter, known.get(id(parameter)))
                     filled.append((owner, leaf, parameter))
 
     def _leave(self, part: nn.Module) -> None:
@@ -187,11 +212,12 @@ class Model:
         for owner, leaf, parameter in self._emptied.pop(id(part)):
             owner._parameters[leaf] = parameter
 
-    def _made(self, parameter: nn.Parameter) -> nn.Parameter:
+    def _made(self, parameter: nn.Parameter, value: Tensor | None) -> nn.Parameter:
         if id(parameter) in self._shared:
             return self._shared[id(parameter)]
         with torch.inference_mode(False):  # whoever reads first: others may take gradients
-            made = nn.Parameter(self._read(parameter), requires_grad=False)
+            value = self._read(parameter) if value is None else value
+            made = nn.Parameter(value, requires_grad=False)
         if self.is_resident:
             self._shared[id(parameter)] = made
         return made
@@ -219,7 +245,7 @@ class Model:
     def _watch(self) -> None:
         """Let every part of a streamed view have its weights while it runs."""
         embedding = self.module.get_input_embeddings()
-        parts = [*self.architecture.block_modules(self.module)]
+        parts = list(self._blocks)
         covered = {id(m) for part in [*parts, embedding] for m in part.modules()}
         parts += [m for m in self.module.modules() if m._parameters and id(m) not in covered]
         for part in parts:

@@ -7,7 +7,8 @@
 
 A stage's key holds the weights that are evaluated, not the experiment: the full precision baseline and
 cells that differ only in what else they evaluate share their results. The reference is taken once per
-weights, tokens and dtype; the baseline has its own perplexity from it.
+weights, tokens and dtype; the baseline has its own perplexity from it. There is none for a streamed model:
+the full precision model then walks beside the quantized one (`evaluation.reference`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pydantic import TypeAdapter
 from typing_extensions import TypedDict
 
 from faqbench.evaluation import (
+    Beside,
     HiddenStates,
     HiddenWriter,
     ProtocolTokens,
@@ -130,11 +132,17 @@ def build_reference(name: str, cell: Cell, folder: Path) -> None:
 
 def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
     """Score a protocol's windows by the cell's model, and compare it with the reference if wanted."""
-    wanted = cell.experiment.needs_reference
-    rotated = cell.model.rotated if wanted else None
+    if not (cell.experiment.needs_reference and cell.experiment.quantizes):
+        _score(name, cell, cell.model.evaluated, folder, None)
+        return
+    rotated, stage = cell.model.rotated, f"reference {name}"
     rotate = None if rotated is None else rotated.rotate_output
-    hidden = HiddenStates.open(cell.get(f"reference {name}"), rotate) if wanted else None
-    _score(name, cell, cell.model.evaluated, folder, hidden)
+    wanted: HiddenStates | Beside
+    if stage in cell.stages:
+        wanted = HiddenStates.open(cell.get(stage), rotate)
+    else:
+        wanted = Beside(view=cell.model.full_precision, rotate=rotate)
+    _score(name, cell, cell.model.evaluated, folder, wanted)
 
 
 class _Cost(TypedDict):
@@ -226,7 +234,11 @@ def _protocol(name: str, cell: Cell) -> Evaluated:
 
 
 def _score(
-    name: str, cell: Cell, view: Model, folder: Path, hidden: HiddenStates | HiddenWriter | None
+    name: str,
+    cell: Cell,
+    view: Model,
+    folder: Path,
+    hidden: HiddenStates | Beside | HiddenWriter | None,
 ) -> None:
     """Score a protocol's windows and write the scores, and what they cost, into a stage's folder."""
     windows: ProtocolTokens = cell.get(f"windows {name}")
@@ -239,7 +251,7 @@ def _score(
             cell.experiment.evaluation.batch_tokens,
             cell.progress,
             f"{name}: full precision" if is_kept else name,
-            reference=hidden if isinstance(hidden, HiddenStates) else None,
+            reference=None if isinstance(hidden, HiddenWriter) else hidden,
             keep=hidden if isinstance(hidden, HiddenWriter) else None,
             view=view,
         )

@@ -129,9 +129,14 @@ def _protocols(experiment: Experiment) -> list[Stage]:
             load=evaluating.load_scores,
         )
         for name in names
-        if experiment.needs_reference
+        if _keeps_reference(experiment)
     ]
     return [*windows, *references]
+
+
+def _keeps_reference(experiment: Experiment) -> bool:
+    """Say whether full precision's hidden states are kept; a streamed model makes them on the way."""
+    return experiment.needs_reference and not is_streamed(experiment)
 
 
 def _quantization(experiment: Experiment) -> list[Stage]:
@@ -221,14 +226,15 @@ def _evaluation(experiment: Experiment) -> list[Stage]:
     weights += ["calibration"] if experiment.needs_calibration else []
     # The stage that quantizes says where the weights are that are evaluated.
     weights += [f"quantized {experiment.quant.name}"] if experiment.quantizes else []
-    has_own_scores = experiment.quantizes or not experiment.needs_reference
+    keeps_reference = _keeps_reference(experiment)
+    has_own_scores = experiment.quantizes or not keeps_reference
     perplexities = [
         Stage(
             name="perplexity",
             title=name,
             timed="evaluate",
             needs=(*weights, f"windows {name}"),
-            reads=(f"reference {name}",) if experiment.needs_reference else (),
+            reads=(f"reference {name}",) if keeps_reference else (),
             key=partial(keys.protocol_key, name),
             build=partial(evaluating.build_perplexity, name),
             load=evaluating.load_scores,

@@ -28,7 +28,15 @@ from typing_extensions import TypedDict
 
 from faqbench.config import UserError
 from faqbench.foreign import read_as
-from faqbench.models import BlockStream, LoadedModel, Role, open_stream, prepared_input
+from faqbench.models import (
+    BlockStream,
+    LoadedModel,
+    Model,
+    Role,
+    open_stream,
+    prepared_input,
+    walk_blocks,
+)
 from faqbench.stages import Progress
 
 CODE_VERSION = 4  # raise it when the numbers that `observe` writes change
@@ -217,29 +225,42 @@ def observe(
         folder: an empty folder.
         progress: one step per block.
     """
-    architecture, view = loaded.architecture, loaded.view
-    means: dict[str, Tensor] = {}
-    extremes: dict[str, Tensor] = {}
-    n_tokens = 0
-    with progress.stage("activation statistics", architecture.n_blocks) as advance:
-        stream = open_stream(loaded.model, architecture, tokens, batch_size)
-        for index in range(architecture.n_blocks):
-            with view.block(index) as block:
-                results = observe_block(stream, block, architecture.roles, select, advance=True)
-            save_file(
-                {name: r.gram.cpu().contiguous() for name, r in results.items()},
-                folder / f"gram-{index:03d}.safetensors",
-            )
-            means |= {f"{index}.{name}": r.mean_abs.cpu() for name, r in results.items()}
-            extremes |= {f"{index}.{name}.low": r.low.cpu() for name, r in results.items()}
-            extremes |= {f"{index}.{name}.high": r.high.cpu() for name, r in results.items()}
-            n_tokens = next(iter(results.values())).n_tokens
-            advance()
-    save_file(means, folder / "mean_abs.safetensors")
-    save_file(extremes, folder / "extremes.safetensors")
+    n_blocks = loaded.architecture.n_blocks
+    with progress.stage("activation statistics", n_blocks) as advance:
+        stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size)
+        observing = _Observing(loaded.view, stream, select, folder)
+        walk_blocks([observing], advance)
+    save_file(observing.means, folder / "mean_abs.safetensors")
+    save_file(observing.extremes, folder / "extremes.safetensors")
     (folder / "meta.json").write_text(
-        json.dumps({"n_tokens": n_tokens, "n_blocks": architecture.n_blocks})
+        json.dumps({"n_tokens": observing.n_tokens, "n_blocks": n_blocks})
     )
+
+
+class _Observing:
+    """A passenger who writes the Gram matrices of every block, and keeps the vectors."""
+
+    def __init__(self, model: Model, stream: BlockStream, select: Tokens, folder: Path) -> None:
+        self.model = model
+        self.means: dict[str, Tensor] = {}
+        self.extremes: dict[str, Tensor] = {}
+        self.n_tokens = 0
+        self._stream = stream
+        self._select = select
+        self._folder = folder
+
+    def work(self, index: int, block: nn.Module) -> None:
+        roles = self.model.architecture.roles
+        results = observe_block(self._stream, block, roles, self._select, advance=True)
+        save_file(
+            {name: r.gram.cpu().contiguous() for name, r in results.items()},
+            self._folder / f"gram-{index:03d}.safetensors",
+        )
+        for name, found in results.items():
+            self.means[f"{index}.{name}"] = found.mean_abs.cpu()
+            self.extremes[f"{index}.{name}.low"] = found.low.cpu()
+            self.extremes[f"{index}.{name}.high"] = found.high.cpu()
+            self.n_tokens = found.n_tokens
 
 
 class _Meta(TypedDict):

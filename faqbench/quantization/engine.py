@@ -1,4 +1,4 @@
-"""The walk over a model's decoder blocks: a block arrives, is observed, quantized, and released.
+"""Quantizing on a walk over a model's blocks: a block arrives, is observed, quantized, and released.
 
 Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.method import Reads, method_of
-from faqbench.models import Architecture, LoadedModel, Model, Role, twin
+from faqbench.models import Architecture, LoadedModel, Model, Role, twin, walk_blocks
 from faqbench.quantization.activations import ActivationStore, RoleStatistics
 from faqbench.quantization.damping import HessianError
 from faqbench.quantization.folding import fold_block
@@ -103,7 +103,6 @@ class _Walk:
         return self.model.architecture
 
 
-@torch.no_grad()
 def quantize_model(
     loaded: LoadedModel,
     quant: QuantSection,
@@ -114,77 +113,106 @@ def quantize_model(
     keep: Callable[[str, QuantizedLinear], None] | None = None,
     finished: FinishedBlocks | None = None,
 ) -> QuantizedModel:
-    """Quantize every linear of every decoder block.
+    """Quantize every linear of every decoder block, in a walk of its own; see `Quantizing`."""
+    passenger = Quantizing(loaded, quant, grids, store, calibration, keep, finished)
+    with progress.stage(f"quantize {quant.name}", loaded.architecture.n_blocks) as advance:
+        walk_blocks([passenger], advance)
+    return passenger.result()
 
-    Args:
-        loaded: the full precision model, which is left as it is.
-        quant: the method.
-        grids: of the linears to quantize, by full name, from `assign_grids`.
-        store: statistics of the full precision pass, or its means alone: Gram matrices are then gathered
-            a block at a time, on the way; None for methods that read none.
-        calibration: the tokens, for methods that read the quantized stream and for tracing.
-        progress: one step per block.
-        keep: given every quantized linear with its full name.
-        finished: blocks of an earlier walk, taken as they are; those of this one are added.
 
-    Raises:
-        UserError: when a correction does not fit the architecture, or an activation is not finite.
+class Quantizing:
+    """A method on its way through a model: a passenger of the walk over its blocks.
+
+    Attributes:
+        model: in full precision; it is left as it is.
     """
-    architecture = loaded.architecture
-    check_correction(quant, architecture.roles)
-    streams = None
-    observes = store is not None and not store.has_grams
-    reads = reads_quantized(quant) or reads_full(quant) or reads_sample(quant)
-    if reads or observes or (calibration is not None and quant.trace_windows > 0):
-        assert calibration is not None, "this method runs the model on calibration windows"
-        streams = Streams(loaded, quant, calibration, observes=observes)
-    previews = Reads.LATER_MEANS in method_of(quant).reads
-    ahead = None
-    if previews:
-        assert store is not None
-        ahead = Lookahead(store, loaded.view, grids, quant.preview)
-    walk = _Walk(
-        model=loaded.view,
-        quant=quant,
-        grids=grids,
-        store=store,
-        streams=streams,
-        ahead=ahead,
-        keep=keep,
-    )
-    linears: list[LinearReport] = []
-    traced: list[BlockReport] = []
-    with progress.stage(f"quantize {quant.name}", architecture.n_blocks) as advance:
-        for index in range(architecture.n_blocks):
-            with loaded.view.block(index) as original:
-                block = twin(original)
-                if streams is not None:
-                    streams.arrive(original, block)
-                    for role in architecture.roles:
-                        streams.quantize_inputs(role, _linears(walk, index, block, role))
-                known = None if finished is None else finished.load(index)
-                reports = (
-                    _quantize_block(walk, index, block)
-                    if known is None
-                    else _take_up(walk, index, block, known)
-                )
-                report = streams.release() if streams is not None else None
-            if finished is not None and known is None:
-                made = dict(walk.made)
-                finished.save(
-                    index, FinishedBlock(linears=made, reports=tuple(reports), traced=report)
-                )
-            walk.made.clear()
-            linears += reports
-            traced += [report] if report is not None else []
-            advance()
-    skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
-    return QuantizedModel(
-        linears=tuple(linears),
-        blocks=tuple(traced),
-        skipped_scales=tuple(reason for reason in skipped if reason is not None),
-        n_window_cuts=n_window_cuts(architecture, quant.preview) if previews else 0,
-    )
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        quant: QuantSection,
+        grids: Mapping[str, Grid],
+        store: ActivationStore | None,
+        calibration: Calibration | None,
+        keep: Callable[[str, QuantizedLinear], None] | None = None,
+        finished: FinishedBlocks | None = None,
+    ) -> None:
+        """Open the streams that the method reads.
+
+        Args:
+            loaded: the full precision model.
+            quant: the method.
+            grids: of the linears to quantize, by full name, from `assign_grids`.
+            store: statistics of the full precision pass, or its means alone: Gram matrices are then
+                gathered a block at a time, on the way; None for methods that read none.
+            calibration: the tokens, for methods that read the quantized stream and for tracing.
+            keep: given every quantized linear with its full name.
+            finished: blocks of an earlier walk, taken as they are; those of this one are added.
+
+        Raises:
+            UserError: when a correction does not fit the architecture, or an activation is not finite.
+        """
+        self.model = loaded.view
+        self._finished = finished
+        self._linears: list[LinearReport] = []
+        self._traced: list[BlockReport] = []
+        check_correction(quant, loaded.architecture.roles)
+        streams = None
+        observes = store is not None and not store.has_grams
+        reads = reads_quantized(quant) or reads_full(quant) or reads_sample(quant)
+        if reads or observes or (calibration is not None and quant.trace_windows > 0):
+            assert calibration is not None, "this method runs the model on calibration windows"
+            streams = Streams(loaded, quant, calibration, observes=observes)
+        ahead = None
+        if _previews(quant):
+            assert store is not None
+            ahead = Lookahead(store, loaded.view, grids, quant.preview)
+        self._walk = _Walk(
+            model=loaded.view,
+            quant=quant,
+            grids=grids,
+            store=store,
+            streams=streams,
+            ahead=ahead,
+            keep=keep,
+        )
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Quantize a block's twin, or take it up as an earlier walk has left it."""
+        walk, streams, second = self._walk, self._walk.streams, twin(block)
+        if streams is not None:
+            streams.arrive(block, second)
+            for role in walk.architecture.roles:
+                streams.quantize_inputs(role, _linears(walk, index, second, role))
+        known = None if self._finished is None else self._finished.load(index)
+        reports = (
+            _quantize_block(walk, index, second)
+            if known is None
+            else _take_up(walk, index, second, known)
+        )
+        report = streams.release() if streams is not None else None
+        if self._finished is not None and known is None:
+            made = FinishedBlock(linears=dict(walk.made), reports=tuple(reports), traced=report)
+            self._finished.save(index, made)
+        walk.made.clear()
+        self._linears += reports
+        self._traced += [report] if report is not None else []
+
+    def result(self) -> QuantizedModel:
+        """Return what became of the model, once all blocks have passed."""
+        architecture, quant = self._walk.architecture, self._walk.quant
+        skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
+        return QuantizedModel(
+            linears=tuple(self._linears),
+            blocks=tuple(self._traced),
+            skipped_scales=tuple(reason for reason in skipped if reason is not None),
+            n_window_cuts=n_window_cuts(architecture, quant.preview) if _previews(quant) else 0,
+        )
+
+
+def _previews(quant: QuantSection) -> bool:
+    return Reads.LATER_MEANS in method_of(quant).reads
 
 
 def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearReport]:

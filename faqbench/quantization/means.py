@@ -16,7 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from faqbench.models import BlockStream, LoadedModel, Role, open_stream, prepared_input
+from faqbench.models import (
+    BlockStream,
+    LoadedModel,
+    Model,
+    Role,
+    open_stream,
+    prepared_input,
+    walk_blocks,
+)
 from faqbench.quantization.activations import Tokens, select_tokens
 from faqbench.stages import Progress
 
@@ -44,16 +52,25 @@ def observe_means(
         folder: an empty folder.
         progress: one step per block.
     """
-    architecture = loaded.architecture
-    means: dict[str, Tensor] = {}
-    with progress.stage("reference activations", architecture.n_blocks) as advance:
-        stream = open_stream(loaded.model, architecture, tokens, batch_size)
-        for index in range(architecture.n_blocks):
-            with loaded.view.block(index) as block:
-                found = block_means(stream, block, architecture.roles, select)
-            means |= {f"{index}.{name}": mean.cpu() for name, mean in found.items()}
-            advance()
-    save_file(means, folder / _FILE)
+    with progress.stage("reference activations", loaded.architecture.n_blocks) as advance:
+        stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size)
+        averaging = _Averaging(loaded.view, stream, select)
+        walk_blocks([averaging], advance)
+    save_file(averaging.means, folder / _FILE)
+
+
+class _Averaging:
+    """A passenger who keeps the means of every block."""
+
+    def __init__(self, model: Model, stream: BlockStream, select: Tokens) -> None:
+        self.model = model
+        self.means: dict[str, Tensor] = {}
+        self._stream = stream
+        self._select = select
+
+    def work(self, index: int, block: nn.Module) -> None:
+        found = block_means(self._stream, block, self.model.architecture.roles, self._select)
+        self.means |= {f"{index}.{name}": mean.cpu() for name, mean in found.items()}
 
 
 def block_means(

@@ -44,8 +44,8 @@ def test_the_walk_over_many_inputs_gives_what_each_gives_by_itself(load, name):
     own["position_ids"] = torch.arange(40)[None] // 2
     inputs = [lambda: {"input_ids": TOKENS}, lambda: own]
     decoder = loaded.model.get_decoder()
-    found = list(last_hidden_states(streamed(loaded), inputs))
-    for make, hidden in zip(inputs, found, strict=True):
+    found = list(last_hidden_states([streamed(loaded)], inputs))
+    for make, (hidden,) in zip(inputs, found, strict=True):
         assert torch.equal(hidden, decoder(**make(), use_cache=False).last_hidden_state)
 
 
