@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from faqbench.cli.console import console_progress
 from faqbench.config import Experiment, UserError
-from faqbench.formatting import count, seconds
+from faqbench.formatting import count, n_bytes, seconds
 from faqbench.records import RunRecord, read_record
 from faqbench.report import summary_table
 from faqbench.stages import StageCache
 
 if TYPE_CHECKING:
-    from faqbench.pipeline.planning import Estimate
+    from faqbench.pipeline.planning import Estimate, Plan
 
 
 def estimates_of(experiments: Sequence[Experiment], n_workers: int = 1) -> Mapping[str, Estimate]:
@@ -46,10 +49,42 @@ def estimates_of(experiments: Sequence[Experiment], n_workers: int = 1) -> Mappi
         else "as a short measurement says"
     )
     left = seconds(plan.seconds / max(1, min(n_workers, len(due))))
-    progress.note(f"{count(len(due), 'cell')} to run: about {left} on this machine, {whence}")
+    progress.note(
+        f"{count(len(due), 'cell')} to run: about {left}, {n_bytes(plan.peak_memory_bytes)} of memory and "
+        f"{n_bytes(plan.n_bytes)} of disk on this machine, {whence}"
+    )
+    for note in shortages(plan, cache.root, n_workers):
+        progress.note(note)
     now = _stamp(time.time())
     shared = {"planned": now, "n_workers": n_workers}
     return {cell.run_id: {**cell.estimate(), **shared} for cell in due}
+
+
+def shortages(plan: Plan, root: Path, n_workers: int) -> list[str]:
+    """Say what a machine has less of than cells are expected to take: both numbers, and what to change.
+
+    Args:
+        plan: of the cells.
+        root: of the cache.
+        n_workers: processes that run cells at the same time.
+    """
+    found = []
+    place = next(p for p in (root, *root.parents) if p.exists())
+    free, memory = shutil.disk_usage(place).free, psutil.virtual_memory().total
+    if plan.n_bytes > free:
+        found.append(
+            f"These cells leave about {n_bytes(plan.n_bytes)} in the cache, and the disk of {root} has "
+            f"{n_bytes(free)} free: free some space, or set FAQBENCH_CACHE to a folder of another disk."
+        )
+    needed, n_at_once = plan.peak_memory_bytes, max(1, min(n_workers, len(plan.cells)))
+    if needed * n_at_once > memory:
+        each = f" in each of {n_at_once} processes" if n_at_once > 1 else ""
+        found.append(
+            f"A cell takes about {n_bytes(needed)} of memory at its peak{each}, and this machine has "
+            f"{n_bytes(memory)}: set memory.host_gigabytes, so that the model is read block by block, or "
+            "take fewer processes or a smaller calibration.n_samples."
+        )
+    return found
 
 
 def tell_progress(runs: Path, estimates: Mapping[str, Estimate], record: RunRecord) -> None:

@@ -7,17 +7,14 @@ machine that takes a second.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import psutil
 
 from faqbench.cli.arithmetic import dtype_notes
 from faqbench.cli.checking import check_unfinished
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import print_damaged, print_table
+from faqbench.cli.estimating import shortages
 from faqbench.cli.launching import check_launcher, in_order
 from faqbench.cli.workers import kind_of, n_workers
 from faqbench.formatting import count, n_bytes, seconds
@@ -49,8 +46,8 @@ def run(arguments: list[str]) -> int:
         needs = reproductions().get(cells[0].experiment.report.name or "")
         if needs is not None:
             print(f"It needs {needs}.")
-        for warning in _warnings(plan, cache.root, n_workers(launcher)):
-            print(warning)
+        for note in (*plan.notes, *shortages(plan, cache.root, n_workers(launcher))):
+            print(note)
         for note in dtype_notes([c.experiment for c in cells]):
             print(note)
     return 0
@@ -128,16 +125,3 @@ def _summary(plan: Plan, kind: str, workers: int) -> str:
         f"{n_bytes(plan.peak_memory_bytes)} of memory at the peak of a process and "
         f"{n_bytes(plan.n_bytes)} of disk, {whence}."
     )
-
-
-def _warnings(plan: Plan, root: Path, workers: int) -> list[str]:
-    warnings = list(plan.notes)
-    place = next(p for p in (root, *root.parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    if plan.n_bytes > free:
-        warnings.append(f"The disk of {root} has only {n_bytes(free)} free.")
-    memory = psutil.virtual_memory().total
-    needed = plan.peak_memory_bytes * workers
-    if needed > memory:
-        warnings.append(f"This machine has {n_bytes(memory)} of memory in all.")
-    return warnings

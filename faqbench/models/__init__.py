@@ -18,7 +18,7 @@ from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
 from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
 from faqbench.models.memory import Budget, budget_of, is_streamed, streamed_bytes, streaming_note
-from faqbench.models.model import Model, device_of, twin
+from faqbench.models.model import Model, Room, device_of, twin
 from faqbench.models.operands import OPERANDS_ATTENTION, change_operands
 from faqbench.models.prepared import OnlineRotation, PreparedLinear, prepare, prepared_input
 from faqbench.models.rotation import (
@@ -48,6 +48,7 @@ __all__ = [
     "Passenger",
     "PreparedLinear",
     "Role",
+    "Room",
     "RotatedTensors",
     "Rotation",
     "Rows",

@@ -159,19 +159,36 @@ def last_hidden_states(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yield the outputs of the models' decoders for each of many inputs, reading every block once.
 
-    All inputs go through one block before the next is read. While outputs are looked at, the weights of
-    the first model's head are there.
+    All inputs go through one block before the next is read, or as many as there is room for the hidden
+    states of, and the others after them. While outputs are looked at, the weights of the first model's
+    head are there.
 
     Args:
         models: of any size.
         inputs: give the arguments of a decoder's forward.
     """
-    with ExitStack() as stack:
-        decodings = [_Decoding(model, inputs, stack) for model in models]
-        walk_blocks(decodings)
-        stack.enter_context(models[0].there(models[0].module.get_output_embeddings()))
-        for number in range(len(inputs)):
-            yield tuple(decoding.output(number) for decoding in decodings)
+    for together in _that_fit(models, inputs):
+        with ExitStack() as stack:
+            decodings = [_Decoding(model, together, stack) for model in models]
+            walk_blocks(decodings)
+            stack.enter_context(models[0].there(models[0].module.get_output_embeddings()))
+            for number in range(len(together)):
+                yield tuple(decoding.output(number) for decoding in decodings)
+
+
+def _that_fit(models: Sequence[Model], inputs: Sequence[Inputs]) -> Iterator[list[Inputs]]:
+    """Cut inputs into runs of which the hidden states of all models fit; a single one is a run."""
+    first, together, n_bytes = models[0], list[Inputs](), 0
+    per_token = len(models) * first.architecture.hidden_size * first.dtype.itemsize
+    for make in inputs:
+        own = per_token * make()["input_ids"].numel()
+        room = first.room.hidden_bytes
+        if together and room is not None and n_bytes + own > room:
+            yield together
+            together, n_bytes = [], 0
+        together.append(make)
+        n_bytes += own
+    yield together
 
 
 class _Decoding:

@@ -106,7 +106,6 @@ def load_model(
         architecture = architecture_of(skeleton.config.to_dict())
         _check_layout(skeleton, architecture)
         is_resident = budget is None or budget.holds(architecture, dtype)
-        reads_ahead = budget is not None and budget.has_room_ahead(architecture, dtype)
         view = Model(
             skeleton,
             architecture,
@@ -114,7 +113,7 @@ def load_model(
             (dtype,),
             device,
             is_resident=is_resident,
-            reads_ahead=reads_ahead,
+            room=None if budget is None else budget.room(architecture, dtype),
         )
         fingerprint = fingerprint or fingerprint_weights(view)
         tokenizer = load_tokenizer(section, progress)

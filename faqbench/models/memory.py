@@ -20,9 +20,12 @@ from faqbench.config.experiment import MemorySection
 from faqbench.hardware import named_device
 from faqbench.models.architecture import Architecture
 from faqbench.models.inspection import inspect_model
+from faqbench.models.model import Room
 
 # Of what is free, the share that is left to what the estimates here do not see.
 _SPARED = 0.1
+# Of a budget, the share that hidden states of an evaluation have at least.
+_LEAST_HIDDEN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +57,16 @@ class Budget:
             )
         return weight_bytes(architecture, dtype) + working <= available
 
-    def has_room_ahead(self, architecture: Architecture, dtype: torch.dtype) -> bool:
-        """Say whether a block may be read while another is worked on."""
-        block = dtype.itemsize * sum(map(prod, architecture.shapes.values()))
-        return working_bytes(architecture, dtype) + block <= self.on_device
+    def room(self, architecture: Architecture, dtype: torch.dtype) -> Room:
+        """Return what a streamed model may have in memory beside the block that is worked on."""
+        working, block = working_bytes(architecture, dtype), _block_bytes(architecture, dtype)
+        reads_ahead = working + block <= self.on_device
+        head = 4 * architecture.vocab_size * architecture.hidden_size
+        beside = self.on_device - max(head, working + block * reads_ahead)
+        return Room(
+            reads_ahead=reads_ahead,
+            hidden_bytes=max(beside, int(self.on_device * _LEAST_HIDDEN)),
+        )
 
     @property
     def setting(self) -> str:
@@ -125,15 +134,18 @@ def streaming_note(experiment: Experiment) -> str | None:
 def streamed_bytes(experiment: Experiment) -> int | None:
     """Return about the most that a streamed model takes at once; None for one that is not streamed.
 
-    Beside a block there is the output head, in the dtypes that it is stored in and evaluated in.
+    Beside a block, and the next one where there is room, there is the output head as it is evaluated.
     """
     architecture = inspect_model(experiment.model)
     if architecture is None or not is_streamed(experiment):
         return None
     head = architecture.vocab_size * architecture.hidden_size
     evaluated: int = getattr(torch, experiment.dtype).itemsize
-    working = working_bytes(architecture, getattr(torch, experiment.calibration.dtype))
-    return max(working, head * (2 + evaluated))
+    dtype = getattr(torch, experiment.calibration.dtype)
+    working = working_bytes(architecture, dtype)
+    room = budget_of(experiment.memory, named_device(experiment.device)).room(architecture, dtype)
+    working += _block_bytes(architecture, dtype) * room.reads_ahead
+    return max(working, head * evaluated)
 
 
 def budget_of(section: MemorySection, device: torch.device) -> Budget:
@@ -160,13 +172,17 @@ def working_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
 
     A role takes its weights in float32 several times over, and its Gram matrix twice.
     """
-    block = sum(map(prod, architecture.shapes.values()))
     role = max(
         4 * sum(prod(architecture.shapes[name]) for name in role.linears)
         + 2 * architecture.shapes[role.linears[0]][1] ** 2
         for role in architecture.roles
     )
-    return 2 * dtype.itemsize * block + 4 * role
+    return 2 * _block_bytes(architecture, dtype) + 4 * role
+
+
+def _block_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Return what the linears of a block take."""
+    return dtype.itemsize * sum(map(prod, architecture.shapes.values()))
 
 
 def gigabytes(n_bytes: float) -> str:

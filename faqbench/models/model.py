@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -36,6 +37,20 @@ Prepare = Callable[[Any, Architecture], None]
 _ROWS = 2**14  # of a table that are read together
 
 
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What there may be in memory beside a block that is worked on.
+
+    Attributes:
+        reads_ahead: whether the next block.
+        hidden_bytes: of the hidden states of an evaluation, of all models that walk side by side; more are
+            scored in several walks. None is any number.
+    """
+
+    reads_ahead: bool = False
+    hidden_bytes: int | None = None
+
+
 class Model:
     """A causal language model of transformers over tensors.
 
@@ -46,7 +61,7 @@ class Model:
         dtypes: that they are cast to, one after the other; the last is the model's.
         device: where it runs.
         is_resident: whether weights stay where they are once they were read.
-        reads_ahead: whether there is room for a block that is not worked on yet.
+        room: what a streamed one may have in memory beside the block that is worked on.
     """
 
     def __init__(
@@ -58,7 +73,7 @@ class Model:
         device: torch.device,
         *,
         is_resident: bool = True,
-        reads_ahead: bool = False,
+        room: Room | None = None,
         prepare: Prepare | None = None,
     ) -> None:
         """Make a view; nothing is read yet.
@@ -70,7 +85,7 @@ class Model:
             dtypes: see the class.
             device: see the class.
             is_resident: see the class.
-            reads_ahead: see the class.
+            room: see the class.
             prepare: changes the view's own skeleton once: it may replace modules by others that have
                 parameters of the same names, on the meta device.
         """
@@ -81,7 +96,7 @@ class Model:
         self.dtypes = tuple(dtypes)
         self.device = device
         self.is_resident = is_resident
-        self.reads_ahead = reads_ahead
+        self.room = room or Room()
         if prepare is not None:
             prepare(self.module, architecture)
         self._blocks = list(architecture.block_modules(self.module))
@@ -118,7 +133,7 @@ class Model:
 
     def read_ahead(self, index: int, reader: Executor) -> None:
         """Begin to read a block that is used next, if it goes and there is room; see `walk.py`."""
-        if self.is_resident or not self.reads_ahead:
+        if self.is_resident or not self.room.reads_ahead:
             return
         block = self._blocks[index]
 
@@ -188,7 +203,7 @@ class Model:
             self.dtypes if dtypes is None else dtypes,
             self.device,
             is_resident=self.is_resident,
-            reads_ahead=self.reads_ahead,
+            room=self.room,
             prepare=prepare,
         )
 

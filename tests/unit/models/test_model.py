@@ -5,7 +5,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from faqbench.config import UserError
-from faqbench.models import Budget, Model, architecture_of, last_hidden_states, load_model, twin
+from faqbench.models import (
+    Budget,
+    Model,
+    Room,
+    architecture_of,
+    last_hidden_states,
+    load_model,
+    twin,
+)
 from faqbench.models.loading import fingerprint_weights
 from faqbench.models.memory import working_bytes
 from faqbench.models.model import skeleton_of
@@ -47,6 +55,22 @@ def test_the_walk_over_many_inputs_gives_what_each_gives_by_itself(load, name):
     found = list(last_hidden_states([streamed(loaded)], inputs))
     for make, (hidden,) in zip(inputs, found, strict=True):
         assert torch.equal(hidden, decoder(**make(), use_cache=False).last_hidden_state)
+
+
+@pytest.mark.parametrize(("hidden_bytes", "n_walks"), [(None, 1), (2 * 90 * 64 * 4 * 2, 2), (1, 4)])
+def test_hidden_states_that_do_not_fit_are_made_in_several_walks_with_the_same_bits(
+    load, hidden_bytes, n_walks, monkeypatch
+):
+    loaded, blocks, block = load(), [], Model.block
+    view = streamed(loaded, room=Room(hidden_bytes=hidden_bytes))
+    inputs = [lambda i=i: {"input_ids": TOKENS[i % 3][None]} for i in range(4)]
+    monkeypatch.setattr(Model, "block", lambda *args: blocks.append(1) or block(*args))
+    found = list(last_hidden_states([view, streamed(loaded)], inputs))
+    assert len(blocks) == n_walks * 2 * view.architecture.n_blocks
+    decoder = loaded.model.get_decoder()
+    for make, both in zip(inputs, found, strict=True):
+        wanted = decoder(**make(), use_cache=False).last_hidden_state
+        assert all(torch.equal(hidden, wanted) for hidden in both)
 
 
 def test_a_failing_forward_leaves_no_weights_behind(load):

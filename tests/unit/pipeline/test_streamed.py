@@ -1,11 +1,15 @@
 """A cell whose model does not fit the budget: read block by block, with the same bytes at the end."""
 
+import errno
+
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from faqbench import pipeline
 from faqbench.config import UserError
+from faqbench.models import Model
+from faqbench.pipeline import quantizing
 from faqbench.pipeline.checking import check_model
 from faqbench.pipeline.planning import make_plan
 from faqbench.quantization import engine
@@ -90,6 +94,46 @@ def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the
     timed = ["seconds"]
     assert data.layers.drop(columns=timed).equals(whole.layers.drop(columns=timed))
     assert data.record.extra["blocks"] == whole.record.extra["blocks"]
+
+
+def test_a_disk_that_fills_in_the_middle_is_one_sentence_and_finished_blocks_stay(
+    finished, monkeypatch, tmp_path
+):
+    _, tensors = finished("whole", "quant=rtn", SMALL)
+    write, written = quantizing.write_linear, []
+
+    def fill(folder, name, linear):
+        if len(written) == 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(name)
+        write(folder, name, linear)
+
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"the disk is full; free"):
+        patch.setattr(quantizing, "write_linear", fill)
+        finished("full", "quant=rtn", SMALL)
+    kept = (tmp_path / "full" / "cache" / "stages").glob("quantized_blocks/*/manifest.json")
+    assert len(list(kept)) == 2
+    _, again = finished("full", "quant=rtn", SMALL)
+    assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+
+
+def test_a_streamed_cell_stores_no_hidden_states(finished, tmp_path):
+    finished("cell", "quant=rtn", SMALL)
+    assert not list((tmp_path / "cell" / "cache").rglob("hidden.raw"))
+
+
+def test_blocks_are_read_ahead_where_there_is_room_with_the_same_bytes(finished, monkeypatch):
+    _, tensors = finished("without", "quant=awq", "memory.host_gigabytes=0.0007")
+    read, ahead = Model.read_ahead, []
+
+    def counted(self, index, reader):
+        read(self, index, reader)
+        ahead.append(len(self._ahead))
+
+    monkeypatch.setattr(Model, "read_ahead", counted)
+    _, again = finished("ahead", "quant=awq", "memory.host_gigabytes=0.0009")
+    assert max(ahead) == 1
+    assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
 
 
 def test_finished_blocks_go_when_the_stage_is_whole(finished, tmp_path):
