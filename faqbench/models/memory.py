@@ -50,10 +50,11 @@ class Budget:
         """
         available, working = self.on_device, working_bytes(architecture, dtype)
         if working > available:
+            narrower = "set calibration.dtype=bfloat16, " if dtype.itemsize > 2 else ""
             raise UserError(
                 f"One block of this model takes {gigabytes(working)} of memory while it is quantized, and "
-                f"there are {gigabytes(available)} ({self.setting}); raise the budget, or take a machine "
-                "with more."
+                f"there are {gigabytes(available)} ({self.setting}); {narrower}raise the budget, or take a "
+                "machine with more."
             )
         return weight_bytes(architecture, dtype) + working <= available
 

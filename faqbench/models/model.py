@@ -149,8 +149,8 @@ class Model:
     @contextmanager
     def there(self, part: nn.Module) -> Iterator[nn.Module]:
         """Have a part of the model with its weights while it is used; a streamed one's go afterwards."""
-        self._enter(part)
         try:
+            self._enter(part)
             yield part
         finally:
             self._leave(part)

@@ -10,11 +10,13 @@ second copy of the model.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from faqbench.config import UserError
 from faqbench.models.checkpoint import TensorHeader
 
 ALL = slice(None)
@@ -31,10 +33,14 @@ class Tensors(Protocol):
 
 
 class Stored:
-    """The tensors of safetensors files; a file is mapped while a tensor of it is in use."""
+    """The tensors of safetensors files; a file is mapped while a tensor of it is in use.
+
+    A streamed model reads them for as long as its cell takes, and must not end as a mixture of two.
+    """
 
     def __init__(self, headers: Mapping[str, TensorHeader]) -> None:
         self._headers = headers
+        self._states = {file: _state(file) for file in {h.file for h in headers.values()}}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Return a tensor's shape, or None when no file holds it."""
@@ -42,10 +48,29 @@ class Stored:
         return None if header is None else header.shape
 
     def read(self, name: str, rows: slice = ALL) -> Tensor:
-        """Return a tensor's rows as they lie in its file; of some, no others come into memory."""
-        with safe_open(self._headers[name].file, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
+        """Return a tensor's rows as they lie in its file; of some, no others come into memory.
+
+        Raises:
+            UserError: when the file is not what it was, or not there.
+        """
+        path = self._headers[name].file
+        try:
+            if _state(path) != self._states[path]:
+                raise UserError(
+                    f"{path} changed while its model was in use; run again when nothing writes it."
+                )
+            with safe_open(path, framework="pt") as file:
+                tensor: Tensor = (
+                    file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
+                )
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} can no longer be read: {error}.") from error
         return tensor
+
+
+def _state(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size
 
 
 class Held:

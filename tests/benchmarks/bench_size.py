@@ -1,7 +1,9 @@
 """What a model of true size takes: peak memory, disk and seconds by the number of blocks, per method.
 
-    python tests/benchmarks/bench_size.py --blocks 2,4 --methods rtn,awq,faq,gptq,qep,loaq
-    python tests/benchmarks/bench_size.py --shape llama-70b --blocks 2 --methods rtn,awq
+    python tests/benchmarks/bench_size.py --blocks 2,4 --methods rtn,awq,faq --most 6
+    python tests/benchmarks/bench_size.py --blocks 2,4 --methods gptq,qep,loaq --most 8
+    python tests/benchmarks/bench_size.py --shape llama-70b --blocks 2 --methods rtn,awq --gigabytes 15 \
+        calibration.dtype=bfloat16
     python tests/benchmarks/bench_size.py --device cuda --blocks 36 --windows 128 --tokens 512 --grid 20
     pytest -m benchmark tests/benchmarks/bench_size.py -s            # a tiny model, seconds
 
@@ -181,7 +183,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=128, help="of a window")
     parser.add_argument("--grid", type=int, default=4, help="exponents of the scale search")
     parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--gigabytes", type=float, default=None, help="memory.host_gigabytes")
+    parser.add_argument("--gigabytes", type=float, default=6.0, help="memory.host_gigabytes")
+    parser.add_argument("--most", type=float, default=None, help="GB; a higher peak is a failure")
     parser.add_argument("--folder", default=None, help="where weights and caches are written")
     parser.add_argument("overrides", nargs="*", default=[])
     return parser.parse_args(arguments)
@@ -196,5 +199,15 @@ def test_peak_and_disk_do_not_grow_with_the_blocks() -> None:
     assert slope(cells, "peak_bytes") < 30e6
 
 
+def main(arguments: list[str]) -> int:
+    """Measure, and say by the exit code whether all peaks were as low as wanted."""
+    options = parse(arguments)
+    cells = [cell for found in measure(options).values() for cell in found]
+    above = [c for c in cells if options.most and c.peak_bytes > options.most * 1e9]
+    for cell in above:
+        print(f"{cell.method} with {cell.n_blocks} blocks took more than {options.most} GB")
+    return 1 if above else 0
+
+
 if __name__ == "__main__":
-    measure(parse(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,8 @@
 """Models from random weights, from folders and from nowhere; devices; fingerprints."""
 
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -101,6 +104,18 @@ def test_damaged_weights_are_refused_in_one_sentence(section, load, tmp_path):
     load().model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(UserError, match=r"^model=tiny-llama could not be loaded: [^\n]*$"):
+        from_folder(section, tmp_path)
+
+
+def test_a_tensor_that_two_shards_hold_is_refused_in_one_sentence(section, load, tmp_path):
+    load().model.save_pretrained(tmp_path)
+    whole = tmp_path / "model.safetensors"
+    for name in ("a.safetensors", "b.safetensors"):
+        shutil.copyfile(whole, tmp_path / name)
+    whole.unlink()
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"both a\.safetensors and b\.safetensors hold [^\n]*$"):
         from_folder(section, tmp_path)
 
 

@@ -117,6 +117,25 @@ def test_a_folder_opens_as_what_transformers_loads(section, tmp_path, name):
     assert ours.config._attn_implementation == theirs.config._attn_implementation
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.unlink(), "can no longer be read: "),
+        (lambda path: path.write_bytes(b"x"), "changed while its model was in use; run again"),
+    ],
+)
+def test_a_file_that_changes_under_a_streamed_model_is_one_sentence(section, tmp_path, spoil, said):
+    random_model(section("tiny-llama").random).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    changed = section("tiny-llama", source="path", path=str(tmp_path), random=None, tokenizer=None)
+    view = streamed(load_model(changed, torch.float32, CPU, PlainProgress()))
+    view.module(TOKENS)
+    spoil(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=rf"model\.safetensors {said}"):
+        view.module(TOKENS)
+    assert all(p.is_meta for p in view.module.parameters())
+
+
 def named_buffers(*models):
     return [dict(model.named_buffers()) for model in models]
 
