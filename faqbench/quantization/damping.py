@@ -22,18 +22,19 @@ class HessianError(ValueError):
 
 
 def damped_cholesky(
-    hessian: Tensor, damping: float, dtype: torch.dtype = torch.float32
+    hessian: Tensor, damping: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, float]:
     """Return the lower factor L of the damped Hessian over its mean diagonal, and the damping used.
 
     Args:
         hessian: [in_features, in_features], symmetric, its diagonal not all zero.
         damping: relative to the mean of the diagonal.
-        dtype: of the factor.
+        dtype: of the factor; None is that of the Hessian.
 
     Raises:
         HessianError: when no damping up to 10^4 helps, as with NaN.
     """
+    dtype = dtype or hessian.dtype
     mean = hessian.diagonal().to(dtype).mean()
     while damping <= MAX_DAMPING:
         damped = hessian.to(dtype, copy=True).div_(mean)
