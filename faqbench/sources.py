@@ -30,7 +30,7 @@ from faqbench.records import RunRecord, finished_record
 from faqbench.stages import SMALL_BYTES, hash_file
 
 Facts = dict[str, Any]
-_OF_A_MODEL = (".safetensors", ".json", ".model", ".txt", ".jinja", ".py")
+_OF_A_MODEL = (".safetensors", ".gguf", ".json", ".model", ".txt", ".jinja", ".py")
 
 
 def sources_of(
@@ -52,8 +52,8 @@ def sources_of(
                 found[name] = {"files": _facts([Path(value)], hash_of)}
             case "model" if section.revision is not None:
                 found[name] = {"commit": section.revision}
-            case "data set":
-                commit = resolve_commit(value, _revision(experiment, name), "dataset")
+            case "data set" | "checkpoint":
+                commit = _commit(experiment, name, kind, value)
                 found[name] = {"commit": commit} if commit is not None else {}
             case "asset":
                 found[name] = {"asset": packaged_model_place(value)[1]}
@@ -98,10 +98,8 @@ def why_not_reusable(record: RunRecord, experiment: Experiment) -> str | None:
                 paths = _files_of(path) if kind == "folder" else [path]
                 if (why := _changed(facts.get("files", {}), paths)) is not None:
                     return f"{name}: {why}"
-            case "model" | "data set":
-                is_model = kind == "model"
-                revision = experiment.model.revision if is_model else _revision(experiment, name)
-                now = resolve_commit(value, revision, "model" if is_model else "dataset")
+            case "model" | "data set" | "checkpoint":
+                now = _commit(experiment, name, kind, value)
                 if now is not None and now != facts.get("commit", now):
                     return f"{name} is at commit {now[:10]} now, not {facts['commit'][:10]}"
             case "asset":
@@ -121,6 +119,12 @@ def _named(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         yield f"model.hub_id={model.hub_id}", "model", str(model.hub_id)
     elif model.source == "path":
         yield f"model.path={model.path}", "folder", str(model.path)
+    checkpoint = experiment.quant.checkpoint
+    if experiment.method.owns("checkpoint") and checkpoint.path is not None:
+        kind = "folder" if Path(checkpoint.path).expanduser().is_dir() else "file"
+        yield f"quant.checkpoint.path={checkpoint.path}", kind, checkpoint.path
+    elif experiment.method.owns("checkpoint"):
+        yield f"quant.checkpoint.hub_id={checkpoint.hub_id}", "checkpoint", str(checkpoint.hub_id)
     if model.tokenizer is not None and Path(model.tokenizer).expanduser().is_dir():
         yield f"model.tokenizer={model.tokenizer}", "folder", model.tokenizer
     if experiment.needs_calibration:
@@ -141,6 +145,14 @@ def _hub_path(experiment: Experiment, domain: str) -> str | None:
         return hub_set(domain).path
     is_hub = domain.startswith("hub:")
     return section_hub_set(domain, experiment.calibration).path if is_hub else None
+
+
+def _commit(experiment: Experiment, name: str, kind: str, value: str) -> str | None:
+    """Return the commit that a name of the hub stands for now."""
+    if kind == "data set":
+        return resolve_commit(value, _revision(experiment, name), "dataset")
+    section = experiment.model if kind == "model" else experiment.quant.checkpoint
+    return resolve_commit(value, section.revision)
 
 
 def _revision(experiment: Experiment, name: str) -> str | None:

@@ -39,6 +39,7 @@ from faqbench.cli.refusals import (
     search_path_override,
 )
 from faqbench.config import Experiment, UserError, validate
+from faqbench.config.experiment import CheckpointSection
 
 VERSION_BASE = "1.3"
 AUTO = "auto"
@@ -164,10 +165,24 @@ def _split(overrides: Sequence[Override]) -> list[list[str]]:
 
 def all_overrides(flags: argparse.Namespace) -> list[str]:
     """Return a command line's overrides, the user's own folder of yamls among them."""
-    overrides = list(flags.overrides)
+    overrides = _as_parent(flags.overrides)
     if flags.config_dir:
         overrides.append(search_path_override(flags.config_dir))
     return overrides
+
+
+def _as_parent(overrides: Sequence[str]) -> list[str]:
+    """Return overrides in which the model is the parent of the checkpoint that they call the model.
+
+    `model.path=FOLDER model.parent=NAME` reads as people think of it; all else of a cell, the fingerprint
+    of its weights above all, is about the parent.
+    """
+    if not any(line.startswith("model.parent=") for line in overrides):
+        return list(overrides)
+    named = {"model.parent": "model"}
+    named |= {f"model.{key}": f"quant.checkpoint.{key}" for key in ("path", "hub_id", "revision")}
+    parts = [line.partition("=") for line in overrides]
+    return [f"{named.get(key, key)}{equals}{value}" for key, equals, value in parts]
 
 
 def to_experiment(config: DictConfig) -> Experiment:
@@ -176,7 +191,7 @@ def to_experiment(config: DictConfig) -> Experiment:
     Raises:
         UserError: for anything that is not allowed.
     """
-    return validate(_with_dtype(_plain(config, resolve=True)))
+    return validate(_resolved(_plain(config, resolve=True)))
 
 
 def make_cell(raw: dict[str, Any], overrides: Sequence[str]) -> Cell:
@@ -185,9 +200,34 @@ def make_cell(raw: dict[str, Any], overrides: Sequence[str]) -> Cell:
     Raises:
         UserError: for anything that is not allowed.
     """
-    experiment = validate(_with_dtype(raw))
+    experiment = validate(_resolved(raw))
     fixed = [f"dtype={experiment.dtype}"] if raw.get("dtype") == AUTO else []
     return Cell(experiment=experiment, overrides=(*overrides, *fixed))
+
+
+def _resolved(raw: dict[str, Any]) -> dict[str, Any]:
+    """Put what is only known on this machine into a configuration: the dtype, a checkpoint's own grid."""
+    return _with_stated_grid(_with_dtype(raw))
+
+
+def _with_stated_grid(raw: dict[str, Any]) -> dict[str, Any]:
+    """Put bits, group size and symmetry of a quantized checkpoint where those of a method stand.
+
+    Raises:
+        UserError: for what is no checkpoint of a format that is read here.
+    """
+    quant = raw.get("quant")
+    if not isinstance(quant, dict) or quant.get("round") != "checkpoint":
+        return raw
+    section = CheckpointSection.model_validate(quant["checkpoint"])
+    if (section.path is None) == (section.hub_id is None):
+        return raw  # which validation refuses
+    from faqbench.models import bring_packed, stated_of  # torch, which not every verb needs
+
+    stated = stated_of(bring_packed(section, whole=False))
+    grid = {k: getattr(stated, k) for k in ("bits", "group_size", "symmetric")}
+    own = quant["name"] if quant["name"] != "checkpoint" else f"checkpoint-{stated.method.lower()}"
+    return raw | grid | {"quant": quant | grid | {"name": own}}
 
 
 def _with_dtype(raw: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +267,7 @@ def _refuse_environment(unresolved: object, place: str = "") -> None:
         isinstance(unresolved, str)
         and "oc.env:" in unresolved
         and not place.startswith(("hydra.", "paths."))
-        and place not in ("model.path", "data.wikitext2_path")
+        and place not in ("model.path", "quant.checkpoint.path", "data.wikitext2_path")
     ):
         raise UserError(
             f"{place} takes a variable of the environment, and its value would stand in every record and "

@@ -187,6 +187,22 @@ class RefinementSection(Section):
     offset_rate: Rate | None
 
 
+class CheckpointSection(Section):
+    """`quant.checkpoint`: where round=checkpoint finds weights that are quantized already."""
+
+    path: str | None
+    hub_id: str | None
+    revision: str | None
+
+
+class ExternalSection(Section):
+    """`quant.external`: the tool that round=external runs."""
+
+    driver: str | None
+    requirements: tuple[str, ...]
+    options: dict[str, int | float | str | bool | None]
+
+
 class LinearOverride(Section):
     """One entry of `quant.overrides`: a grid for the linears whose names match a pattern."""
 
@@ -221,6 +237,9 @@ class QuantSection(Section):
     smoothing: SmoothingSection
     activations: ActivationsSection
     refinement: RefinementSection
+    checkpoint: CheckpointSection
+    external: ExternalSection
+    like: Slug | None
     trace_windows: Annotated[int, Field(ge=0)]
     skip: tuple[str, ...]
     overrides: tuple[LinearOverride, ...]
@@ -337,6 +356,11 @@ class Experiment(Section):
     def quantizes(self) -> bool:
         """Whether any weight is put on a grid; false for the full precision baseline."""
         return self.method.quantizes
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool makes the quantized weights."""
+        return self.method.is_foreign
 
     @property
     def needs_calibration(self) -> bool:

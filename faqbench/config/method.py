@@ -51,6 +51,7 @@ class Reads(Enum):
         "the residual stream that a linear adds to, in full precision and on the quantized stream"
     )
     BLOCKS = "what enters and leaves a block in full precision and on the quantized stream"
+    TOKENS = "the calibration tokens themselves, which another tool is handed"
 
 
 class _Always(Enum):
@@ -73,6 +74,7 @@ class StageValue:
         options: that it owns.
         call: `module:function`, what does the work; None for an idle value.
         spares_attention: a clip's: whether it leaves the rows of q and k alone.
+        is_foreign: a rounding's: whether another tool does the work.
     """
 
     name: str
@@ -82,6 +84,7 @@ class StageValue:
     options: Options = field(default_factory=dict)
     call: str | None = None
     spares_attention: bool = False
+    is_foreign: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +232,18 @@ ROUND = _stage(
         options=_always("qronos", "alpha") | _always("gptq", "act_order", "block_size"),
         call="faqbench.quantization.qronos:round_qronos",
     ),
+    # No function of tensors: another tool has made the weights, or makes them; see `pipeline.foreign`.
+    StageValue(
+        name="checkpoint",
+        options=_always("checkpoint", "path", "hub_id", "revision"),
+        is_foreign=True,
+    ),
+    StageValue(
+        name="external",
+        reads=frozenset({Reads.TOKENS}),
+        options=_always("external", "driver", "requirements", "options"),
+        is_foreign=True,
+    ),
     is_always_named=True,
 )
 
@@ -315,6 +330,7 @@ LABELS: Mapping[str, str] = (
     }
     # What a preset's name says of its options.
     | {"strong": "strong", "onecompression": "OneCompression", "plus": "plus"}
+    | {"llmcompressor": "llm-compressor", "gptqmodel": "GPTQModel", "autoround": "AutoRound"}
     | {"w8a8": "W8A8", "w4a8": "W4A8", "w4a4": "W4A4", "quarot": "QuaRot"}
 )
 
@@ -338,8 +354,9 @@ OWNED = (
     }
     | frozenset(_ACTIVATIONS)
 )
-# What decides no weight: the preset's name, and how much of the result is traced for the reader.
-UNDECIDING: Final = frozenset({"name", "trace_windows"})
+# What decides no weight: the preset's name, the preset here that is its like, and how much of the result is
+# traced for the reader.
+UNDECIDING: Final = frozenset({"name", "trace_windows", "like"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +379,11 @@ class Method:
     def quantizes(self) -> bool:
         """Whether weights are put on a grid; false for the full precision baseline."""
         return not self["round"].is_idle
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another tool makes the quantized weights."""
+        return self["round"].is_foreign
 
     @cached_property
     def reads(self) -> frozenset[Reads]:

@@ -50,6 +50,7 @@ def _check_combination(experiment: Experiment) -> None:
     quant, model = experiment.quant, experiment.model
     _check_group_size("group_size", quant.group_size)
     _check_stages(experiment.method)
+    _check_foreign(quant, experiment.method)
     _check_refinement(quant, experiment.method)
     _check_grid(quant)
     _check_correction(quant.correction)
@@ -110,6 +111,42 @@ def _check_stages(method: Method) -> None:
             f"quant.round={method['round'].name} solves for the weights anew, so nothing is left of "
             f"quant.correct={method['correct'].name}: set one of them to another value."
         )
+
+
+def _check_foreign(quant: QuantSection, method: Method) -> None:
+    """Check what another tool makes, or has made: nothing of a method of ours is left to do."""
+    if not method.is_foreign:
+        return
+    busy = [
+        f"quant.{s}={v.name}" for s, v in method.values.items() if s != "round" and not v.is_idle
+    ]
+    busy += [] if method.activations.is_idle else ["quant.activations"]
+    busy += [f"quant.{key}" for key in ("skip", "overrides") if getattr(quant, key)]
+    if busy:
+        raise UserError(
+            f"quant.round={quant.round} takes weights as another tool quantizes them, so nothing is left "
+            f"to do for {' and '.join(busy)}."
+        )
+    place = quant.checkpoint
+    if quant.round == "checkpoint" and (place.path is None) == (place.hub_id is None):
+        both = "both are set" if place.path is not None else "neither is set"
+        raise UserError(
+            "quant=checkpoint evaluates a quantized checkpoint beside its full precision parent, so it "
+            f"needs model.path=FOLDER or model.hub_id=NAME, with model.parent=MODEL, and {both}."
+        )
+    if quant.round != "external":
+        return
+    if quant.external.driver is None:
+        raise UserError(
+            "quant.round=external needs quant.external.driver, the script that runs the tool; "
+            "quant=external/llmcompressor-awq is a recipe, for example."
+        )
+    for requirement in quant.external.requirements:
+        if "==" not in requirement and "@" not in requirement:
+            raise UserError(
+                f"quant.external.requirements has {requirement}, which names no version, so that the same "
+                f"recipe would give other weights another day; pin it, as in {requirement}==1.0."
+            )
 
 
 def _check_refinement(quant: QuantSection, method: Method) -> None:

@@ -20,6 +20,16 @@ from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
 from faqbench.models.memory import Budget, budget_of, is_streamed, streamed_bytes, streaming_note
 from faqbench.models.model import Model, Room, device_of, twin
 from faqbench.models.operands import OPERANDS_ATTENTION, change_operands
+from faqbench.models.packed import (
+    PACKED_VERSION,
+    Packed,
+    bring_packed,
+    open_packed,
+    packed_files,
+    packed_place,
+    packed_source,
+    stated_of,
+)
 from faqbench.models.prepared import OnlineRotation, PreparedLinear, prepare, prepared_input
 from faqbench.models.rotation import (
     ROTATION_VERSION,
@@ -35,6 +45,7 @@ from faqbench.models.walk import Passenger, walk_blocks
 
 __all__ = [
     "OPERANDS_ATTENTION",
+    "PACKED_VERSION",
     "ROTATION_VERSION",
     "Architecture",
     "BlockStream",
@@ -45,6 +56,7 @@ __all__ = [
     "Model",
     "ModelHolder",
     "OnlineRotation",
+    "Packed",
     "Passenger",
     "PreparedLinear",
     "Role",
@@ -55,6 +67,7 @@ __all__ = [
     "Tensors",
     "architecture_of",
     "bos_of",
+    "bring_packed",
     "budget_of",
     "change_operands",
     "check_ids",
@@ -70,11 +83,16 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "model_config",
+    "open_packed",
     "open_stream",
+    "packed_files",
+    "packed_place",
+    "packed_source",
     "pinned",
     "prepare",
     "prepared_input",
     "probe_logits",
+    "stated_of",
     "streamed_bytes",
     "streaming_note",
     "tokenizer_source",

@@ -38,9 +38,15 @@ def forward_settings(model: Any) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "attention": model.config._attn_implementation,
-        "config": _canonical(model.config.to_dict()),
+        "config": config_settings(model.config),
         "generation": None if generation is None else _canonical(generation.to_dict()),
     }
+
+
+def config_settings(config: Any) -> dict[str, Any]:
+    """Return what a configuration of transformers says of the forward, as JSON."""
+    settings: dict[str, Any] = _canonical(config.to_dict())
+    return settings
 
 
 def _canonical(value: Any) -> Any:

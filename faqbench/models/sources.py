@@ -59,11 +59,11 @@ def tokenizer_source(section: ModelSection) -> _Source | None:
         return _source(section, _tokenizer)
     folder = Path(section.tokenizer).expanduser()
     if folder.is_dir():
-        return {"files": _facts(folder, _tokenizer(folder, section))}
+        return {"files": file_facts(folder, _tokenizer(folder, section))}
     snapshot = local_snapshot(section.tokenizer, section.revision, "tokenizer_config.json")
     if snapshot is None:
         return None
-    files = _facts(snapshot, _tokenizer(snapshot, section))
+    files = file_facts(snapshot, _tokenizer(snapshot, section))
     return {"hub_id": section.tokenizer, "commit": snapshot.name, "files": files}
 
 
@@ -119,11 +119,13 @@ def _source(
             folder = checkpoint_folder(section)
             if folder is None:
                 return None
-            files = _facts(folder, files_of(folder, section))
+            files = file_facts(folder, files_of(folder, section))
             return {"hub_id": section.hub_id, "commit": folder.name, "files": files}
         case "path":
             folder = checkpoint_folder(section)
-            return None if folder is None else {"files": _facts(folder, files_of(folder, section))}
+            return (
+                None if folder is None else {"files": file_facts(folder, files_of(folder, section))}
+            )
 
 
 def _weights(folder: Path, section: ModelSection) -> list[Path]:
@@ -142,7 +144,7 @@ def _matching(folder: Path, patterns: Iterable[str]) -> list[Path]:
     return sorted({p for pattern in patterns for p in folder.glob(pattern) if p.is_file()})
 
 
-def _facts(folder: Path, files: Iterable[Path]) -> list[list[object]]:
+def file_facts(folder: Path, files: Iterable[Path]) -> list[list[object]]:
     """Return what tells one state of files from another, large ones without reading them."""
     facts: list[list[object]] = []
     for path in files:

@@ -19,9 +19,11 @@ from faqbench.models import (
     LoadedModel,
     Model,
     ModelHolder,
+    Packed,
     RotatedTensors,
     budget_of,
     check_ids,
+    open_packed,
     pinned,
     weights_source,
 )
@@ -78,6 +80,8 @@ class CellModel:
         self._progress = progress
         self._loaded: LoadedModel | None = None
         self._quantized: Path | None = None
+        self._packed_place: Path | None = None
+        self._packed: Packed | None = None
 
     def fetch(self) -> None:
         """Load a hub's model that is not here yet: its commit and its files are known afterwards.
@@ -151,6 +155,21 @@ class CellModel:
         """Evaluate the quantized weights of a folder; see `quantization.checkpoint`."""
         self._quantized = quantized
 
+    def use_packed(self, place: Path) -> None:
+        """Take quantized weights from a checkpoint that another tool made; see `models.packed`."""
+        self._packed_place = place
+
+    def packed(self) -> Packed:
+        """Return that checkpoint, opened beside the model as loaded, its parent.
+
+        Raises:
+            UserError: when it is none of this parent's.
+        """
+        assert self._packed_place is not None, "a checkpoint is named before it is opened"
+        if self._packed is None:
+            self._packed = open_packed(self._packed_place, self.pristine().view)
+        return self._packed
+
     @property
     def full_precision(self) -> Model:
         """The model as loaded, in the evaluation's dtype."""
@@ -172,6 +191,8 @@ class CellModel:
         def make(pristine: Model) -> Model:
             if quantized is None:
                 return pristine.view(dtypes=dtypes)
+            if self.experiment.is_foreign:
+                return pristine.view(tensors=self.packed(), dtypes=dtypes)
             linears, rotated = StoredLinears(quantized, self.device), self.rotated
 
             def prepare(module: Any, architecture: Architecture) -> None:
@@ -186,4 +207,6 @@ class CellModel:
 
         if self._loaded is None:
             self.pristine()
+        if quantized is not None and self.experiment.is_foreign:
+            self.packed()
         return self._holder.view((experiment.model.name, quantized, *dtypes), make)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation import check_context, resolve_protocol
 from faqbench.models import check_rotation, inspect_model, is_streamed
+from faqbench.pipeline.foreign import driver_of
 from faqbench.quantization import assign_grids, check_correction
 
 
@@ -44,7 +45,12 @@ def check_model(experiment: Experiment) -> None:
         return
     protocols = [resolve_protocol(name, experiment) for name in experiment.evaluation.protocols]
     try:
-        assign_grids(architecture, experiment.quant)
+        if (
+            experiment.needs_calibration or not experiment.is_foreign
+        ):  # a checkpoint has its own grid
+            assign_grids(architecture, experiment.quant)
+        if experiment.is_foreign and experiment.needs_calibration:
+            driver_of(experiment)
         check_correction(experiment.quant, architecture.roles)
         check_rotation(architecture, experiment.quant)
         is_streamed(experiment)

@@ -18,7 +18,7 @@ from faqbench.config import Experiment
 from faqbench.foreign import read_as
 from faqbench.hardware import named_device
 from faqbench.models import fingerprint_tokenizer, is_streamed, weights_source
-from faqbench.pipeline import bias, calibrating, evaluating, gates, keys
+from faqbench.pipeline import bias, calibrating, evaluating, foreign, gates, keys
 from faqbench.pipeline.cell import Cell, Key, Stage, fingerprints_in
 from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.leak_guard import build_overlap, load_overlap
@@ -36,7 +36,9 @@ def stages_of(experiment: Experiment) -> Mapping[str, Stage]:
     if experiment.needs_calibration:
         stages += _calibration(experiment)
     stages += _protocols(experiment)
-    if experiment.quantizes:
+    if experiment.is_foreign:
+        stages += _foreign(experiment)
+    elif experiment.quantizes:
         stages += _quantization(experiment)
     stages += _evaluation(experiment)
     return {stage.id: stage for stage in stages}
@@ -171,6 +173,42 @@ def _quantization(experiment: Experiment) -> list[Stage]:
         load=load_quantized,
     )
     return [*gathered, quantized, *distance]
+
+
+def _foreign(experiment: Experiment) -> list[Stage]:
+    """Return the stages of weights that another tool has quantized, or quantizes."""
+    if experiment.needs_calibration:
+        made = Stage(
+            name="external",
+            title=experiment.quant.name,
+            timed="quantize",
+            needs=("weights", "tokenizer", "calibration"),
+            key=foreign.external_key,
+            gives={"checkpoint": "fingerprint"},
+            build=foreign.build_external,
+            load=foreign.load_external,
+        )
+    else:
+        made = Stage(
+            name="checkpoint",
+            timed="load",
+            needs=("weights",),
+            key=foreign.checkpoint_key,
+            gives={"checkpoint": "fingerprint"},
+            build=foreign.build_checkpoint,
+            load=foreign.load_checkpoint,
+        )
+    reports = Stage(
+        name="quantized",
+        title=experiment.quant.name,
+        timed="quantize",
+        needs=("weights", made.id),
+        key=keys.reports_key,
+        build=foreign.build_reports,
+        load=foreign.load_reports,
+    )
+    distance = _distance(()) if experiment.needs_calibration else []
+    return [made, reports, *distance]
 
 
 def _distance(statistics: tuple[str, ...]) -> list[Stage]:

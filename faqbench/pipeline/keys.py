@@ -11,7 +11,7 @@ parts of a cell (a protocol, a task, a set of tokens) are told its name first.
     overlap        the calibration set, where an evaluation's text comes from
     statistics     model, calibration tokens, how tokens count
     means          the same
-    quantized      model, the method, calibration tokens
+    quantized      model, the method, calibration tokens; of another tool's checkpoint its fingerprint
     reference      model, a protocol's tokens: what quantized models are compared with
     evaluated      the part of every evaluation's key that says which model is scored
     tasks          the same, the tokenizer, the task's data, and the versions of what reads them
@@ -39,7 +39,7 @@ from faqbench.evaluation import (
     text_source,
 )
 from faqbench.evaluation.overlap import CODE_VERSION as OVERLAP_VERSION
-from faqbench.models import ROTATION_VERSION, tokenizer_source, weights_source
+from faqbench.models import PACKED_VERSION, ROTATION_VERSION, tokenizer_source, weights_source
 from faqbench.pipeline.cell import Fingerprints, Key
 from faqbench.quantization import CHECKPOINT_VERSION
 from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
@@ -50,6 +50,7 @@ from faqbench.stages import library_version
 WEIGHTS_VERSION = 3  # raise it when a fingerprint or the facts beside it change
 TOKENIZER_VERSION = 1  # raise it when `fingerprint_tokenizer` tells other tokenizers apart
 DISTANCE_VERSION = 2  # raise it when the same sets would be at another distance
+REPORTS_VERSION = 1  # raise it when the same checkpoint would be reported otherwise
 CHECK_VERSION = 2  # raise it when the same weights would be found otherwise
 
 
@@ -150,6 +151,16 @@ def quantized_key(experiment: Experiment, given: Fingerprints, device: str) -> K
     return key
 
 
+def reports_key(_: Experiment, given: Fingerprints, __: str) -> Key:
+    """Return the key of the reports of a checkpoint that another tool made."""
+    return {
+        "version": REPORTS_VERSION,
+        "files": PACKED_VERSION,
+        "checkpoint": given["checkpoint"],
+        "parent": given["model"],
+    }
+
+
 def windows_key(name: str, experiment: Experiment, _: Fingerprints, __: str = "") -> Key | None:
     """Return the key of a protocol's windows, or None when its text or tokenizer has no known version."""
     protocol = resolve_protocol(name, experiment)
@@ -218,6 +229,10 @@ def check_key(experiment: Experiment, given: Fingerprints, device: str) -> Key:
 
 def evaluated_key(experiment: Experiment, given: Fingerprints, device: str) -> Key:
     """Return the part of an evaluation's key that says which model is scored, and in which dtype."""
+    if experiment.is_foreign:  # its files are all that counts, whoever made them of whatever
+        checkpoint = {"version": PACKED_VERSION, "fingerprint": given["checkpoint"]}
+        parent = {"model": given["model"], "dtype": experiment.dtype}
+        return {**parent, "checkpoint": checkpoint, **computed_on(device)}
     key: Key = _rotation(experiment) | {
         "model": given["model"],
         "quant": quant_identity(experiment),

@@ -21,6 +21,7 @@ from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.checking import check_model
 from faqbench.pipeline.environment import PeakMemory, describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
+from faqbench.pipeline.foreign import describe_foreign
 from faqbench.pipeline.gates import Finished, check_gates
 from faqbench.pipeline.graph import hash_in, stages_of
 from faqbench.pipeline.neighbours import Neighbours
@@ -172,6 +173,8 @@ def _record(
     warnings = [*said, *weights.warnings, *(quantized.warnings if quantized else ())]
     extra: dict[str, object] = {"evaluation": evaluated.protocols, "sources": sources}
     given = ["weights", "model", "tokenizer"]
+    if cell.experiment.is_foreign and not cell.experiment.needs_calibration:
+        given.append("checkpoint")  # of a tool that ran here it is a draw's own
     if cell.experiment.needs_calibration:
         given.append("calibration")
         extra["calibration"] = describe_calibration(cell)
@@ -179,8 +182,11 @@ def _record(
     if quantized is not None:
         extra["blocks"] = [dataclasses.asdict(b) for b in quantized.blocks]
         extra["n_window_cuts"] = quantized.n_window_cuts
-        codes = cell.entry(f"quantized {cell.experiment.quant.name}")
-        extra["codes_sha256"] = fingerprint_codes(codes)
+        if cell.experiment.is_foreign:
+            extra["checkpoint"] = describe_foreign(cell)
+        else:
+            codes = cell.entry(f"quantized {cell.experiment.quant.name}")
+            extra["codes_sha256"] = fingerprint_codes(codes)
         if quantized.rotation is not None:
             extra["rotation"] = dataclasses.asdict(quantized.rotation)
     if not cell.experiment.method.activations.is_idle:

@@ -23,6 +23,7 @@ that may be rotated before (`models.rotation`) and whose activations may be quan
     sample.py       the same for the beginnings of a few windows, for tracing and `loss=attention`
     engine.py       the walk over the blocks
     checkpoint.py   quantized linears on disk
+    foreign.py      how far the linears of another tool's checkpoint are from their parent's
 
 To add a value of a stage: write its function of tensors in a file here with its source in the docstring,
 and its row in the table of `config/method.py`, which lists what each stage's function is given. A preset
@@ -41,6 +42,7 @@ from faqbench.quantization.checkpoint import (
     write_linear,
 )
 from faqbench.quantization.engine import CODE_VERSION, FinishedBlock, quantize_model
+from faqbench.quantization.foreign import report_packed
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import (
     BlockReport,
@@ -81,5 +83,6 @@ __all__ = [
     "quantize_inputs",
     "quantize_model",
     "reads_store",
+    "report_packed",
     "write_linear",
 ]

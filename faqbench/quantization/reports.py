@@ -41,6 +41,8 @@ class LinearReport:
         refine_error: the same of what was kept; this and the next two None likewise.
         refine_steps: after which the kept iterate was reached; 0 is the start.
         refine_restarts: how often a descent met NaN or infinity and began again, slower.
+        weight_error: relative squared error of the weight itself, of another tool's checkpoint; None for
+            what is quantized here, whose output errors say more.
         storage_bits: of codes, scales and zero points.
         n_weights: out_features times in_features.
         seconds: of the linear's role, or of a learned block, shared equally among its linears.
@@ -66,6 +68,7 @@ class LinearReport:
     refine_error: float | None = None
     refine_steps: int | None = None
     refine_restarts: int | None = None
+    weight_error: float | None = None
     storage_bits: int
     n_weights: int
     seconds: float

@@ -123,6 +123,14 @@ class _DrawnCalibration(TypedDict, total=False):
     bias_distance: _Distance | None
 
 
+class _Checkpoint(TypedDict, total=False):
+    fingerprint: Text
+    made_by: Text
+    seconds: Amount
+    peak_memory_bytes: Count
+    packages: list[Text]
+
+
 class _Scored(TypedDict, total=False):
     n_windows: Count | None
     verified: Flag | None
@@ -138,6 +146,7 @@ class Extra(TypedDict, total=False):
         blocks: the errors that each decoder block was left with, where they were traced.
         n_window_cuts: blocks with fewer later blocks than FAQ's window asks for.
         codes_sha256: of the quantized linears; see `quantization.checkpoint.fingerprint_codes`.
+        checkpoint: whose weights another tool made: its fingerprint, the tool, and what that took.
         activations: on which grid a linear's inputs were put.
         stage_keys: the entries of the cache that the cell asked for, in that order.
         plan: what a plan said of the cell, what then happened, and by how much it erred.
@@ -147,6 +156,7 @@ class Extra(TypedDict, total=False):
     sources: dict[Text, _Free]
     n_window_cuts: Count
     codes_sha256: Text
+    checkpoint: _Checkpoint
     activations: Any
     calibration: _DrawnCalibration
     plan: _Plan

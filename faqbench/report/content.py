@@ -12,7 +12,7 @@ from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis, analyse, resolve_baseline
-from faqbench.report.difference_tables import differences_table
+from faqbench.report.difference_tables import differences_table, tools_table
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import finished_figures
 from faqbench.report.figures.drawing import FigureContent
@@ -44,6 +44,7 @@ class PanelContent:
     draws_note: str
     results: PagedTable
     comparisons: PagedTable | None
+    tools: PagedTable | None
     fidelity: PagedTable | None
     fidelity_comparisons: PagedTable | None
     further: PagedTable | None
@@ -57,6 +58,7 @@ class PanelContent:
         tables = (
             self.results,
             self.comparisons,
+            self.tools,
             self.fidelity,
             self.fidelity_comparisons,
             self.further,
@@ -191,6 +193,7 @@ def _panel_content(analysis: Analysis, store: EvidenceStore, end: str) -> PanelC
         draws_note=draws_note(analysis),
         results=results,
         comparisons=paged(differences_table(analysis, analysis.main, f"differences{end}")),
+        tools=paged(tools_table(analysis, store, f"tools{end}")),
         fidelity=paged(fidelity_table(analysis, store, f"fidelity{end}")),
         fidelity_comparisons=paged(
             differences_table(analysis, analysis.fidelity, f"fidelity-differences{end}")

@@ -8,7 +8,9 @@ from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Family
 from faqbench.report.columns import Column
-from faqbench.report.comparisons import Churn, Comparison
+from faqbench.report.comparisons import Churn, Comparison, compare_rows, with_holm
+from faqbench.report.evidence import EvidenceStore
+from faqbench.report.panels import Row
 from faqbench.statistics import detectable_from_stderr, percent_of_log
 from faqbench.tables import Cell, Heading, Table, text_cell
 
@@ -73,6 +75,98 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
         breaks=frozenset(i for i in range(1, len(labels)) if labels[i] != labels[i - 1]),
         notes=_notes(analysis, family),
     )
+
+
+def tools_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | None:
+    """Return the rows of other tools beside ours of the same recipe, or None where there are none.
+
+    The preset that a tool's row is paired with is its own `quant.like`.
+    """
+    rows, columns = analysis.panel.rows, analysis.panel.columns
+    columns = tuple(c for c in columns if c.kind in ("perplexity", "mean_acc", "acc"))
+    pairs = [
+        (contest, rows[a], rows[b])
+        for contest in analysis.contests
+        for a in contest.rows
+        for b in contest.rows
+        if facts.is_foreign(rows[a].runs[0])
+        and facts.config_value(rows[a].runs[0].config, "quant.like") == rows[b].method
+    ]
+    compared = with_holm(
+        [
+            compare_rows(store, theirs, ours, column, analysis.margin)
+            for _, theirs, ours in pairs
+            for column in columns
+        ]
+    )
+    if not compared:
+        return None
+    lines = []
+    for i, c in enumerate(compared):
+        contest, theirs, ours = pairs[i // len(columns)]
+        lines.append(
+            (
+                text_cell(contest.label),
+                Cell(text=theirs.short_name, raw=theirs.method, href=theirs.runs[0].run_id),
+                text_cell(facts.made_by(theirs.runs[0])),
+                Cell(text=ours.short_name, raw=ours.method, href=ours.runs[0].run_id),
+                text_cell(c.column.label),
+                *_difference_cells(c),
+                text_cell(_efforts(theirs, ours)),
+                text_cell(_options(theirs)),
+                text_cell(_options(ours)),
+            )
+        )
+    unit = " or ".join(dict.fromkeys(difference_unit(c) for c in columns))
+    return Table(
+        name=name,
+        caption=f"{analysis.panel.model}: the same recipe by another tool",
+        headings=(
+            Heading(text="setting", numeric=False),
+            Heading(text="other tool", numeric=False),
+            Heading(text="made by", numeric=False),
+            Heading(text="ours", numeric=False),
+            Heading(text="measured on", numeric=False),
+            Heading(text="difference", sub=unit, csv="difference"),
+            Heading(text="95 % interval", csv="low", csv_error="high", has_error=True),
+            Heading(text="p", sub="after Holm", csv="p after Holm"),
+            Heading(text="verdict", numeric=False),
+            Heading(text="would show", sub=unit, csv="detectable"),
+            Heading(text="time and peak memory", sub="theirs; ours", numeric=False),
+            Heading(text="its options", numeric=False),
+            Heading(text="our options", numeric=False),
+        ),
+        rows=tuple(lines),
+        notes=(
+            "Both saw the same calibration tokens, bits and group size; what differs is in the options. "
+            "Times are of quantizing alone, where it was done in these runs and not found in a cache.",
+        ),
+    )
+
+
+def _efforts(theirs: Row, ours: Row) -> str:
+    """Return the mean seconds and the largest peak of two rows' runs, where they are known."""
+    words = []
+    for row in (theirs, ours):
+        known = [facts.effort(run) for run in row.runs]
+        seconds = [s for s, _ in known if s is not None]
+        peaks = [p for _, p in known if p is not None]
+        if not seconds or not peaks:
+            words.append("not measured")
+            continue
+        mean = formatting.seconds(sum(seconds) / len(seconds))
+        words.append(f"{mean}, {formatting.n_bytes(max(peaks))}")
+    return "; ".join(words)
+
+
+def _options(row: Row) -> str:
+    """Return what a row's method was told, in the words of the tool that it is of."""
+    config = row.runs[0].config
+    if facts.is_foreign(row.runs[0]):
+        options = (config["quant"].get("external") or {}).get("options") or {}
+        return ", ".join(f"{k}={facts.as_text(v)}" for k, v in options.items()) or "none stated"
+    found = facts.flatten(row.runs[0].method.identity(config["quant"]))
+    return ", ".join(f"{k}={v}" for k, v in found.items() if "." in k) or "none"
 
 
 def _notes(analysis: Analysis, family: Family) -> tuple[str, ...]:

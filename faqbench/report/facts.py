@@ -99,6 +99,35 @@ def method_order(name: str) -> tuple[int, str]:
     return (order.index(head) if head in order else len(order), name)
 
 
+def is_foreign(record: RunRecord) -> bool:
+    """Whether another tool made the quantized weights."""
+    return record.method.is_foreign
+
+
+def made_by(record: RunRecord) -> str:
+    """Return the tool that made the weights, with its version."""
+    if is_foreign(record):
+        return (
+            record.extra.get("checkpoint", {}).get("made_by")
+            or "a tool that its checkpoint does not name"
+        )
+    return f"faqbench {record.environment.get('faqbench', '')}".rstrip()
+
+
+def effort(record: RunRecord) -> tuple[float | None, int | None]:
+    """Return the seconds that quantizing took, and its peak memory; None where it was not done in this run.
+
+    Of our own methods the statistics count, and the peak is that of the whole run.
+    """
+    if is_foreign(record):
+        found = record.extra.get("checkpoint", {})
+        return found.get("seconds"), found.get("peak_memory_bytes")
+    stages = [record.stages[name] for name in ("statistics", "quantize") if name in record.stages]
+    if not stages or any(stage.cached for stage in stages):
+        return None, None
+    return sum(stage.seconds for stage in stages), record.peak_memory_bytes
+
+
 def seed(record: RunRecord) -> str:
     """Return the calibration draw's seed."""
     nested = config_value(record.config, "calibration.seed")
@@ -164,6 +193,8 @@ def setting_identity(record: RunRecord, prints: Mapping[str, str]) -> str:
     calibration = {k: v for k, v in stated.pop("calibration", {}).items() if k != "seed"}
     if "weights" in prints:
         del stated["model"]
+    if "checkpoint" in prints:
+        stated["quant"] = {k: v for k, v in stated["quant"].items() if k != "checkpoint"}
     if any(k.startswith("protocol/") for k in prints):
         evaluation = stated["evaluation"].items()
         stated["evaluation"] = {k: v for k, v in evaluation if k != "wikitext2_path"}

@@ -21,8 +21,10 @@ _MOST_SEED_LINKS = 6
 def results_table(analysis: Analysis, name: str) -> Table:
     """Return the main table: methods x bits x metrics, one row per method and setting."""
     panel = analysis.panel
+    others = any(facts.is_foreign(row.runs[0]) for row in panel.rows)
     headings = [
         *_leading_headings(panel),
+        *([Heading(text="made by", numeric=False)] if others else []),
         *(metric_heading(column) for column in panel.columns),
         Heading(text="bits per weight"),
         Heading(text="time", csv="seconds"),
@@ -31,6 +33,7 @@ def results_table(analysis: Analysis, name: str) -> Table:
     rows = [
         (
             *_leading_cells(panel, row),
+            *([text_cell(facts.made_by(row.runs[0]))] if others else []),
             *_metric_cells(analysis.main, i, row),
             _bits_per_weight_cell(row),
             _time_cell(row),

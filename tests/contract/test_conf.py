@@ -18,18 +18,26 @@ EXPERIMENTS = sorted(path.stem for path in conf_dir().glob("experiment/*.yaml"))
 FILES = sorted(path.relative_to(conf_dir()).as_posix() for path in conf_dir().rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("experiment/")])
+# It names a checkpoint: see tests/integration/test_foreign.py.
+COMPOSABLE = [c for c in CHOICES if not c.startswith("experiment/") and c != "quant/checkpoint"]
+COMPOSABLE += [
+    path.relative_to(conf_dir()).with_suffix("").as_posix()
+    for path in sorted(conf_dir().glob("quant/external/*.yaml"))
+]
+
+
+@pytest.mark.parametrize("choice", COMPOSABLE)
 def test_every_choice_composes_and_validates(compose, choice):
-    group, _, name = choice.rpartition("/")
+    group, _, name = choice.partition("/")
     assert getattr(compose(f"{group}={name}"), group) is not None
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("experiment/")])
+@pytest.mark.parametrize("choice", COMPOSABLE)
 def test_every_choice_is_named_after_its_file(compose, choice):
-    group, _, name = choice.rpartition("/")
+    group, _, name = choice.partition("/")
     experiment = compose(f"{group}={name}")
     section = getattr(experiment, group)
-    assert getattr(section, "name", getattr(section, "domain", None)) == name
+    assert getattr(section, "name", getattr(section, "domain", None)) == name.rpartition("/")[2]
 
 
 @pytest.mark.parametrize("file", FILES)

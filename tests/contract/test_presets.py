@@ -8,7 +8,10 @@ from faqbench.config import run_id
 from faqbench.records import read_run
 
 EXPERIMENTS = sorted(conf_dir().glob("experiment/*.yaml"))
-PRESETS = sorted(p.stem for p in conf_dir().glob("quant/*.yaml") if not p.name.startswith("_"))
+# Of another tool's checkpoint: see tests/integration/test_foreign.py.
+FOREIGN = {"checkpoint"}
+PRESETS = {p.stem for p in conf_dir().glob("quant/*.yaml") if not p.name.startswith("_")}
+PRESETS = sorted(PRESETS - FOREIGN)
 DESIGN = {
     "fp", "rtn", "awq", "faq", "gptq", "qep", "qep-gptq", "qep-awq", "qep-faq", "loaq", "loaq-gptq",
     "gptq-strong", "gptaq", "foem", "rescomp", "qronos", "gptaq-strong", "qronos-strong",

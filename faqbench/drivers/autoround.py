@@ -1,0 +1,41 @@
+"""Intel's auto-round: signed gradient descent on each block's rounding, written in GPTQ's layout.
+
+Options: iters (200 in the paper), batch_size, and whatever else AutoRound takes.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from auto_round import AutoRound
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def main(request):
+    """Quantize a model as a request says."""
+    tokens = load_file(request["tokens"])["tokens"]
+    model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
+    tuned = AutoRound(
+        model,
+        tokenizer=AutoTokenizer.from_pretrained(request["model"]),
+        scheme="W4A16",
+        bits=request["bits"],
+        group_size=request["group_size"],
+        sym=request["symmetric"],
+        dataset=[
+            {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in tokens
+        ],
+        nsamples=len(tokens),
+        seqlen=tokens.shape[1],
+        seed=request["seed"],
+        device_map="cpu",
+        enable_torch_compile=False,
+        **request["options"],
+    )
+    tuned.quantize_and_save(request["into"], format="auto_gptq")
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()))
