@@ -4,6 +4,7 @@ Options: iters (200 in the paper), batch_size, and whatever else AutoRound takes
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,7 +35,11 @@ def main(request):
         enable_torch_compile=False,
         **request["options"],
     )
-    tuned.quantize_and_save(request["into"], format="auto_gptq")
+    into = Path(request["into"])
+    tuned.quantize_and_save(str(into), format="auto_gptq")
+    (config,) = into.rglob("config.json")  # in a folder that it names itself
+    for path in list(config.parent.iterdir()) if config.parent != into else []:
+        shutil.move(path, into / path.name)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,8 @@ def record_of(place, start, made_from):
     return next(
         r
         for r in records
-        if r.run_id.startswith(start)
+        if r.status == "finished"
+        and r.run_id.startswith(start)
         and str(r.config["quant"]["checkpoint"]["path"] or "").endswith(made_from)
     )
 
