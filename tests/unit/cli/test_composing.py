@@ -49,6 +49,21 @@ def test_the_group_size_defaults_to_the_models():
     assert experiment.quant.group_size == 128
 
 
+def test_a_yaml_is_parsed_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    mine = tmp_path / "quant" / "mine.yaml"
+    mine.parent.mkdir()
+    asked = ("--config-dir", str(tmp_path), "quant=mine", "model=tiny-llama")
+    mine.write_text("defaults: [rtn, _self_]\nclip: search\n")
+    assert request(*asked).experiments[0].quant.clip == "search"
+    parsed = []
+    load = OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda file: parsed.append(file.name) or load(file))
+    assert request(*asked).experiments[0].quant.clip == "search" and parsed == []
+    mine.write_text("defaults: [rtn, _self_]\nclip: none\nround: nearest\n")
+    assert request(*asked).experiments[0].quant.clip == "none"
+    assert parsed == [str(mine)]
+
+
 def test_a_misspelt_choice_gets_all_choices_and_the_nearest():
     text = mistake("quant=fqa")
     assert text.startswith("quant=fqa is not known; allowed: awq, ")

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import faqbench
 from faqbench.config import run_id
+
+from .conftest import Forked, Forks, Workplace
 
 ROOT = Path(faqbench.__file__).parents[1]
 
@@ -58,22 +57,36 @@ name: choice
 round: choice
 """
 
-SCRIPT = """
-import json, sys
+# In a process that has imported all but the house's own modules.
+PRELUDE = """
+import sys
+for name in [name for name in sys.modules if name.partition(".")[0] == "faqbench"]:
+    del sys.modules[name]
+sys.path.insert(0, {house!r})
+"""
+
+COMMANDS = """
 from faqbench.cli import main
-for line in json.loads(sys.argv[1]):
+for line in {lines!r}:
     code = main(line)
     assert code == 0, (code, line)
+sys.exit(0)
+"""
+
+COMPOSED = """
+from faqbench.cli.composing import compose_cells, parse_flags
+from faqbench.config import run_id
+print(*[run_id(e) for e in compose_cells(parse_flags({line!r})).experiments])
+sys.exit(0)
 """
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package and its yamls, with the toy added."""
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "faqbench", tmp_path / "house" / "faqbench", ignore=ignore)
-    shutil.copytree(ROOT / "conf", tmp_path / "house" / "conf", ignore=ignore)
-    house = tmp_path / "house"
+    house = tmp_path_factory.mktemp("new") / "house"
+    for name in ("faqbench", "conf"):
+        shutil.copytree(ROOT / name, house / name)  # what was compiled, too
     (house / "faqbench" / "quantization" / "choice.py").write_text(FUNCTION)
     add(
         house / "faqbench" / "config" / "method.py",
@@ -96,57 +109,36 @@ def add(path: Path, *, before: str, text: str) -> None:
     path.write_text(whole.replace(before, text + before))
 
 
-def run(house: Path, *lines: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(lines)],
-        cwd=house.parent,
-        env=os.environ | {"PYTHONPATH": str(house), "FAQBENCH_CACHE": str(house.parent / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def run(forks: Forks, place: Workplace, house: Path, code: str) -> Forked:
+    return forks.run(place, prelude=PRELUDE.format(house=str(house)) + code)
 
 
 def test_a_new_value_is_calibrated_quantized_evaluated_planned_and_reported(
-    house: Path, toy_cell: list[str], tmp_path: Path
+    forks: Forks, workplace: Workplace, house: Path
 ) -> None:
-    cells = [
-        "-m", *toy_cell, "model=tiny-llama", "evaluation.protocols=[wikitext2-64]",
-        "quant=choice,rtn", "scenario=matched,shuffled-tokens",
-    ]  # fmt: skip
-    paths = [f"runs={tmp_path}/runs", f"reports={tmp_path}/reports"]
-    done = run(house, cells, ["plan", *cells], ["report", *paths, "name=toy"])
-    assert done.returncode == 0, done.stderr
+    cells = ["-m", *workplace.cell, "quant=choice,rtn", "scenario=matched,shuffled-tokens"]
+    lines = [cells, ["plan", *cells], ["report", "name=toy"]]
+    done = run(forks, workplace, house, COMMANDS.format(lines=lines))
+    assert done.wait() == 0, done.output
     records = {
         (r["config"]["quant"]["name"], r["config"]["scenario"]["name"]): r
-        for r in (json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/record.json"))
+        for r in (json.loads(p.read_text()) for p in workplace.runs.glob("*/record.json"))
     }
     matched, shuffled = records["choice", "matched"], records["choice", "shuffled-tokens"]
     assert matched["fingerprints"]["calibration"] != shuffled["fingerprints"]["calibration"]
     assert "statistics" in matched["stages"]
     # RTN reads no calibration, so its two cells are one; the toy's are two, in the report as well.
     assert len(records) == 3
-    rows = (tmp_path / "reports" / "toy" / "report.md").read_text()
+    rows = (workplace.reports / "toy" / "report.md").read_text()
     assert rows.count("| Choice") + rows.count("| choice") >= 2
 
 
 def test_a_new_section_of_options_leaves_the_run_ids_of_all_other_methods_as_they_were(
-    house: Path, compose
+    forks: Forks, workplace: Workplace, house: Path, compose
 ) -> None:
     quants = ("fp", "rtn", "awq", "faq", "gptq", "qep", "loaq")
-    script = (
-        "import sys\nfrom faqbench.cli.composing import compose_cells, parse_flags\n"
-        "from faqbench.config import run_id\n"
-        "cells = compose_cells(parse_flags(sys.argv[1:])).experiments\n"
-        "print(*[run_id(e) for e in cells])"
-    )
     common = ["model=tiny-llama", "dtype=float32"]
     line = ["-m", *common, f"quant={','.join(quants)}"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *line],
-        env=os.environ | {"PYTHONPATH": str(house)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.split() == [run_id(compose(*common, f"quant={q}")) for q in quants]
+    done = run(forks, workplace, house, COMPOSED.format(line=line))
+    assert done.wait() == 0, done.output
+    assert done.output.split() == [run_id(compose(*common, f"quant={q}")) for q in quants]
