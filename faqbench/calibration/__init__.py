@@ -1,13 +1,15 @@
 """Calibration sets: windows of tokens, drawn with a seed from corpora, biased on purpose or not.
 
 `draw` is the pure part: corpora, a tokenizer and a request in, tokens out. The scenarios' functions are
-in `scenarios/`, how far a set is from a reference set in `distance`. Statistics, fingerprints and cache
+in `scenarios`, how far a set is from a reference set in `distance`. Statistics, fingerprints and cache
 keys all start from the `CalibrationSet`; `pipeline.calibrating` reads an experiment and caches.
 """
 
 from faqbench.calibration.calibration_set import (
     CalibrationSet,
+    DrawRequest,
     load_calibration_set,
+    request_of,
     save_calibration_set,
 )
 from faqbench.calibration.distance import activation_shift, token_divergence
@@ -17,12 +19,11 @@ from faqbench.calibration.drawing import (
     draw_evaluation,
     draw_without_text,
 )
-from faqbench.calibration.request import Request, request_of
 
 __all__ = [
     "CODE_VERSION",
     "CalibrationSet",
-    "Request",
+    "DrawRequest",
     "activation_shift",
     "draw",
     "draw_evaluation",

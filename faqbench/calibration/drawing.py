@@ -26,10 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from faqbench.calibration.calibration_set import CalibrationSet, fingerprint_tokens
-from faqbench.calibration.request import Request
-from faqbench.calibration.scenarios import change_tokens, draw_random_tokens, draw_texts
-from faqbench.calibration.scenarios.texts import DrawnTexts
+from faqbench.calibration.calibration_set import CalibrationSet, DrawRequest, fingerprint_tokens
+from faqbench.calibration.scenarios import DrawnTexts, change_tokens, draw_random_tokens, draw_texts
 from faqbench.config import UserError
 from faqbench.corpora import Corpus
 from faqbench.models import encode
@@ -47,7 +45,7 @@ class Tokenizer(Protocol):
 
 
 def draw(
-    corpora: Sequence[tuple[Corpus, float]], tokenizer: Any, request: Request
+    corpora: Sequence[tuple[Corpus, float]], tokenizer: Any, request: DrawRequest
 ) -> CalibrationSet:
     """Draw windows of text from one corpus or a mixture.
 
@@ -81,7 +79,7 @@ def draw(
     )
 
 
-def draw_without_text(tokenizer: Any, request: Request) -> CalibrationSet:
+def draw_without_text(tokenizer: Any, request: DrawRequest) -> CalibrationSet:
     """Draw windows of tokens that are uniform on the vocabulary, special tokens left out."""
     windows = draw_random_tokens(
         vocabulary(tokenizer, request.vocab_size), (request.n_samples, request.width), request.seed
@@ -103,7 +101,7 @@ def draw_evaluation(
     protocols: Mapping[str, torch.Tensor],
     texts: Sequence[str],
     tokenizer: Any,
-    request: Request,
+    request: DrawRequest,
 ) -> CalibrationSet:
     """Draw windows from the very tokens that an evaluation scores.
 
@@ -175,7 +173,9 @@ class _Piece:
     n_repeated: int
 
 
-def _draw_corpus(corpus: Corpus, tokenizer: Tokenizer, request: Request, n_windows: int) -> _Piece:
+def _draw_corpus(
+    corpus: Corpus, tokenizer: Tokenizer, request: DrawRequest, n_windows: int
+) -> _Piece:
     end = "" if request.apart else SEPARATOR
 
     width = request.width
@@ -196,7 +196,7 @@ def _draw_corpus(corpus: Corpus, tokenizer: Tokenizer, request: Request, n_windo
     return _Piece(windows=windows, texts=drawn.texts, n_repeated=drawn.n_repeated)
 
 
-def _too_few(corpus: Corpus, request: Request, n_windows: int, drawn: DrawnTexts) -> str:
+def _too_few(corpus: Corpus, request: DrawRequest, n_windows: int, drawn: DrawnTexts) -> str:
     name = request.scenario.name
     where = f"The {corpus.part} part of '{corpus.domain}'"
     where += "" if name == "matched" else f" under scenario={name}"
@@ -213,7 +213,7 @@ def _too_few(corpus: Corpus, request: Request, n_windows: int, drawn: DrawnTexts
 
 
 def _finish(
-    windows: NDArray[np.int64], tokenizer: Any, request: Request, **facts: Any
+    windows: NDArray[np.int64], tokenizer: Any, request: DrawRequest, **facts: Any
 ) -> CalibrationSet:
     """Change the tokens as the scenario says, put BOS in front, and fingerprint the set."""
     scenario = request.scenario

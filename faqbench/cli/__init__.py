@@ -13,8 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from faqbench.cli.surroundings import check_folder, own_streams
-from faqbench.cli.verbosity import take_verbosity, verbosity
+from faqbench.cli.surroundings import check_folder, own_streams, take_verbosity, verbosity
 from faqbench.config import UserError
 from faqbench.interrupts import number_of, received, signals_end_it
 

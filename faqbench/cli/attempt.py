@@ -1,15 +1,50 @@
-"""One attempt at one cell, in this process: run it, or say why not, and leave a record either way."""
+"""One attempt at one cell: run it, or say why not, and leave a record either way.
+
+`isolate=process` gives a cell a process of its own, whose death is that cell's failure and no other's:
+
+    python -m faqbench.cli.attempt < cell.json     {"experiment": …, "estimate": …, "parent": …}
+
+The parent loads no model and needs little memory, so what the system kills for want of memory is the
+child. A child ends with code 0 when the record is written, whatever its status. A signal that ends the
+parent is passed on to the child at once, one that ends the child ends the sweep, and a child whose parent
+was killed ends by itself. A limit on a child's memory is on private writable memory (RLIMIT_DATA), not on
+the address space, in which libraries and mapped weights take many gigabytes that cost nothing. Beyond it
+an allocation fails inside the process, which can then say so.
+
+A record is committed and shown in reports. Folders of whoever ran it are nobody's business there: of a
+fault of the program modules and lines say as much.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+import faqbench
 from faqbench.cli.console import console_progress
-from faqbench.cli.fault import told, without_paths
-from faqbench.cli.memory import lift_memory_limit
+from faqbench.cli.surroundings import own_streams
 from faqbench.config import Experiment, UserError, run_id
-from faqbench.interrupts import must_pass, raise_if_interrupted
+from faqbench.interrupts import (
+    ENDING,
+    end_with,
+    held_back,
+    interrupt,
+    must_pass,
+    raise_if_interrupted,
+    received,
+    signals_end_it,
+)
 from faqbench.records import (
     RunData,
     RunRecord,
@@ -126,3 +161,133 @@ def _holder() -> ModelHolder:
     from faqbench.models import ModelHolder
 
     return ModelHolder()
+
+
+_SECONDS_TO_FINISH = 5.0  # docker kills after ten
+
+
+def attempt_in_a_process(
+    experiment: Experiment, estimate: Mapping[str, float] | None = None
+) -> RunRecord:
+    """Run a cell in a process of its own and return its record.
+
+    Args:
+        experiment: the cell.
+        estimate: what a plan said of it.
+
+    Raises:
+        UserError: when no record can be written.
+    """
+    with (
+        held_back(),
+        _blocked(),
+    ):  # the child inherits it, and is interrupted when `main` can answer
+        child = subprocess.Popen(
+            [sys.executable, "-m", "faqbench.cli.attempt"],
+            stdin=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": _import_path()},
+            text=True,
+        )
+    try:
+        cell = {
+            "experiment": experiment.model_dump(mode="json"),
+            "estimate": estimate,
+            "parent": os.getpid(),
+        }
+        child.communicate(json.dumps(cell))
+    except BaseException:
+        child.send_signal(received() or signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(_SECONDS_TO_FINISH)
+        child.kill()
+        child.wait()
+        raise
+    if child.returncode == 0:
+        return read_record(experiment.paths.runs / run_id(experiment))
+    if child.returncode - 128 in ENDING:
+        interrupt(child.returncode - 128)
+    return record_failure(experiment, _cause_of_death(child.returncode))
+
+
+def main() -> int:
+    """Run the cell that is described on standard input."""
+    code = 0
+    with own_streams(), suppress(KeyboardInterrupt), signals_end_it() as came:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        try:
+            _run_described(json.load(sys.stdin))
+        except UserError as error:
+            print(f"faqbench: {error}", file=sys.stderr)
+            code = 2
+    return 128 + came[0] if came else code
+
+
+def _run_described(cell: Mapping[str, Any]) -> None:
+    end_with(cell["parent"])
+    experiment = Experiment.model_validate_json(json.dumps(cell["experiment"]))
+    if experiment.memory_limit_gigabytes is not None:
+        limit_memory(int(experiment.memory_limit_gigabytes * 1e9))
+    attempt(experiment, cell["estimate"])
+
+
+@contextmanager
+def _blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _cause_of_death(code: int) -> str:
+    if code >= 0:
+        return f"The cell's process ended with code {code} and left no record."
+    name = signal.Signals(-code).name
+    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
+    return f"The cell's process was killed by {name}{hint}."
+
+
+def _import_path() -> str:
+    """Let the child import what this process runs, wherever that lies."""
+    here = str(Path(faqbench.__file__).parent.parent)
+    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def limit_memory(n_bytes: int) -> None:
+    """Let this process allocate no more than so many bytes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        n_bytes = min(n_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (n_bytes, hard))
+
+
+def lift_memory_limit() -> None:
+    """Take the limit off again, so that what went wrong can be recorded."""
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+
+
+_MOST_FRAMES = 6
+_LONGEST = 2000
+# An absolute path of two parts or more, in quotes or between spaces, as messages hold them.
+_PATH = re.compile(r"(?<![\w./:~-])/(?:[^\s/'\":;,]+/)+[^\s'\":;,]*")
+
+
+def told(error: BaseException) -> str:
+    """Return the last frames of an error as module and line, then its kind and message."""
+    frames = list(traceback.walk_tb(error.__traceback__))[-_MOST_FRAMES:]
+    lines = ["Traceback (most recent call last):"]
+    for frame, line in frames:
+        module = frame.f_globals.get("__name__", "?")
+        lines.append(f"  {module}, line {line}, in {frame.f_code.co_name}")
+    message = "".join(traceback.format_exception_only(error)).strip()
+    return "\n".join([*lines, without_paths(message)[:_LONGEST]])
+
+
+def without_paths(text: str) -> str:
+    """Return a text in which absolute paths are their last part."""
+    return _PATH.sub(lambda found: f"…/{PurePosixPath(found[0]).name}", text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -20,7 +20,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from faqbench.cli.arguments import read_arguments, read_flag, read_number
+from faqbench.cli.arguments import Flag, KeysOfRuns, Number, read_arguments
 from faqbench.cli.console import print_damaged, print_table
 from faqbench.config import UserError, did_you_mean
 from faqbench.formatting import ago, count, n_bytes
@@ -29,38 +29,50 @@ from faqbench.stages import StoredEntry, find_damaged, list_entries, oldest_over
 from faqbench.stages.cache import cache_root
 from faqbench.tables import Table
 
-_KEYS = {
-    "stage": "one stage only, such as statistics",
-    "runs": "the folder of runs, for who uses what",
-    "max_gigabytes": "prune: how much may stay",
-    "days": "prune: what was not used for so many days",
-    "unused": "prune: what no run was made of",
-    "damaged": "prune: what does not match its checksums",
-    "dry": "prune: only say what would go",
-}
 _ACTIONS = ("ls", "verify", "prune")
 _N_USERS = 3
 
 
+class CacheKeys(KeysOfRuns):
+    """What to look at, and what `prune` removes.
+
+    Attributes:
+        runs: the folder of runs, for who uses what.
+        stage: one stage only, such as statistics.
+        max_gigabytes: how much may stay.
+        days: what was not used for so many days goes.
+        unused: what no run was made of goes.
+        damaged: what does not match its checksums goes.
+        dry: only say what would go.
+    """
+
+    stage: str | None = None
+    max_gigabytes: Number | None = None
+    days: Number | None = None
+    unused: Flag = False
+    damaged: Flag = False
+    dry: Flag = False
+
+
 def run(arguments: list[str]) -> int:
     """List, check or prune the cache."""
-    words, values = read_arguments("cache", arguments, _KEYS, n_words=1)
+    words, keys = read_arguments("cache", arguments, CacheKeys, n_words=1)
     action = words[0] if words else "ls"
     if action not in _ACTIONS:
         known = ", ".join(_ACTIONS)
         raise UserError(
             f"cache {action} is not known; it is one of {known}.{did_you_mean(action, _ACTIONS)}"
         )
-    root, stage = cache_root(), values.get("stage")
+    root, stage = cache_root(), keys.stage
     entries = [e for e in list_entries(root) if stage in (None, e.stage)]
     stages = {e.stage for e in list_entries(root)}
     if stage is not None and not entries and stages:
         raise UserError(f"stage={stage} has no entries; there are {', '.join(sorted(stages))}.")
     if action == "verify":
         return _verify(root, stage)
-    users = _users(Path(values.get("runs", "runs")))
+    users = _users(keys.runs)
     if action == "prune":
-        return _prune(root, entries, users, values)
+        return _prune(root, entries, users, keys)
     _list(root, entries, users, in_detail=stage is not None)
     return 0
 
@@ -114,23 +126,23 @@ def _prune(
     root: Path,
     entries: Sequence[StoredEntry],
     users: Mapping[str, Sequence[str]],
-    values: Mapping[str, str],
+    keys: CacheKeys,
 ) -> int:
     stored = [e for e in entries if e.stage != "assets"]
     doomed: dict[str, StoredEntry] = {}
-    if "days" in values:
-        limit = time.time() - 86400 * read_number("cache prune", "days", values["days"])
+    if keys.days is not None:
+        limit = time.time() - 86400 * keys.days
         doomed |= {e.title: e for e in stored if e.used < limit}
-    if read_flag("cache prune", "unused", values):
+    if keys.unused:
         doomed |= {e.title: e for e in stored if e.title not in users}
-    if read_flag("cache prune", "damaged", values):
+    if keys.damaged:
         broken = {e.title for e, damage in find_damaged(root) if damage is not None}
         doomed |= {e.title: e for e in stored if e.title in broken}
-    if "max_gigabytes" in values:
-        limit = 1e9 * read_number("cache prune", "max_gigabytes", values["max_gigabytes"])
+    if keys.max_gigabytes is not None:
+        limit = 1e9 * keys.max_gigabytes
         kept = [e for e in stored if e.title not in doomed]
         doomed |= {e.title: e for e in oldest_over(kept, limit)}
-    if read_flag("cache prune", "dry", values):
+    if keys.dry:
         for entry in doomed.values():
             print(f"{entry.title}  {n_bytes(entry.n_bytes)}")
         freed = sum(e.n_bytes for e in doomed.values())

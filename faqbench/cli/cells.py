@@ -17,24 +17,22 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 
-from faqbench.cli.arithmetic import safe_dtypes
-from faqbench.cli.attempt import attempt
-from faqbench.cli.checking import check_unfinished
+from faqbench.cli.attempt import attempt, attempt_in_a_process
+from faqbench.cli.checking import check_unfinished, safe_dtypes
 from faqbench.cli.composing import (
     Request,
     all_overrides,
     compose_cells,
+    composer,
     is_search,
     only_shows,
     parse_flags,
     to_experiment,
 )
-from faqbench.cli.conclusion import conclude
+from faqbench.cli.conclusion import conclude, estimates_of, tell_progress
 from faqbench.cli.console import console_progress
-from faqbench.cli.estimating import estimates_of, tell_progress
-from faqbench.cli.isolation import attempt_in_a_process
-from faqbench.cli.launching import check_launcher, run_one, run_search, show
-from faqbench.cli.sweep import run_sweep
+from faqbench.cli.launching import Sweep, check_launcher, launch, ready_hydra, run_search, show
+from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.cli.workers import own_place
 from faqbench.config import UserError, run_id
 from faqbench.files import explain_os_error
@@ -67,10 +65,12 @@ def run(arguments: list[str]) -> int:
                 first = request.experiments[0]
                 check_unfinished([first])
                 estimates = estimates_of([first])
-                run_one(request.cells[0].overrides, partial(run_cell, estimates=estimates))
+                with composer():
+                    task = partial(run_cell, estimates=estimates)
+                    ready_hydra().run(CONFIG_NAME, task, list(request.cells[0].overrides))
                 return conclude(first, [run_id(first)], is_sweep=False, planned=estimates)
             case "sweep":
-                return run_sweep(request, all_overrides(flags), run_cell)
+                return _run_sweep(request, all_overrides(flags))
             case "search":
                 return _run_search(request, all_overrides(flags))
 
@@ -150,6 +150,16 @@ def _run_composed(config: DictConfig, estimates: Mapping[str, Estimate]) -> floa
         record = run_it(experiment, estimate)
     tell_progress(runs, estimates, record)
     return _objective(record)
+
+
+def _run_sweep(request: Request, overrides: list[str]) -> int:
+    """Run the cells that did not finish before."""
+    first = request.experiments[0]
+    run_ids = list(dict.fromkeys(map(run_id, request.experiments)))
+    name = first.tracking.group or first.report.name or f"sweep-{hash_json(run_ids)[:10]}"
+    sweep = Sweep(cells=request.cells, name=name, run_ids=run_ids, run_cell=run_cell)
+    planned, problems = launch(sweep, overrides)
+    return conclude(first, run_ids, is_sweep=True, planned=planned, problems=problems)
 
 
 def _run_search(request: Request, overrides: list[str]) -> int:

@@ -1,10 +1,11 @@
-"""The models of cells that are yet to run, checked before the first of them starts."""
+"""What is checked and said of cells before the first of them starts: their models and their dtypes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
-from faqbench.config import Experiment
+from faqbench.config import Experiment, UserError
+from faqbench.config.section import DType
 from faqbench.records import finished_record
 
 
@@ -17,3 +18,47 @@ def check_unfinished(experiments: Iterable[Experiment]) -> None:
     from faqbench.pipeline import check_models
 
     check_models([e for e in experiments if finished_record(e) is None])
+
+
+def dtype_notes(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Yield a sentence on each dtype and device of the cells: why it is fast there, or how slow.
+
+    Raises:
+        UserError: for a dtype that a device of this machine does not have.
+    """
+    from faqbench.hardware import dtype_warning, fast_dtype, named_device
+
+    for name, dtype in _choices(experiments):
+        device = named_device(name)
+        fast = fast_dtype(device)
+        warning = dtype_warning(device, dtype) if _is_here(name) else None
+        if warning is not None:
+            yield warning
+        elif dtype == fast.dtype:
+            yield f"dtype={dtype} on {device}: {fast.reason}."
+        else:
+            yield f"dtype={dtype} on {device}, where dtype=auto means {fast.dtype}: {fast.reason}."
+
+
+def safe_dtypes(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Yield a sentence on each dtype that the hardware was not there, or not able, to be asked for."""
+    from faqbench.hardware import fast_dtype, named_device
+
+    for name, dtype in _choices(experiments):
+        fast = fast_dtype(named_device(name))
+        if dtype == fast.dtype and not fast.is_known:
+            yield f"dtype={dtype}: {fast.reason}."
+
+
+def _choices(experiments: Sequence[Experiment]) -> Sequence[tuple[str, DType]]:
+    return list(dict.fromkeys((e.device, e.dtype) for e in experiments))
+
+
+def _is_here(device: str) -> bool:
+    from faqbench.hardware import resolve_device
+
+    try:
+        resolve_device(device)
+    except UserError:
+        return False
+    return True

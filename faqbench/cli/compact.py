@@ -6,12 +6,11 @@ the copy; `faqbench report name=study` finds runs/study by itself.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import KeysOfSelection, read_arguments
 from faqbench.cli.console import print_damaged
 from faqbench.config import UserError
 from faqbench.foreign import is_name
@@ -27,20 +26,25 @@ from faqbench.records import (
 from faqbench.report.facts import config_value
 from faqbench.report.selection import ReportRequest, select_runs
 
-_KEYS = {
-    "into": "the folder that the compact runs are written to",
-    "name": "the sweep to copy, all runs otherwise",
-    "select": "patterns on run ids and key=value filters, separated by spaces",
-    "runs": "the folder of runs",
-}
+
+class CompactKeys(KeysOfSelection):
+    """Which runs go where.
+
+    Attributes:
+        into: the folder that the compact runs are written to.
+        name: the sweep to copy, all runs otherwise.
+    """
+
+    into: Path | None = None
+    name: str | None = None
 
 
 def run(arguments: list[str]) -> int:
     """Copy runs and say how large the folder is now."""
-    _, values = read_arguments("compact", arguments, _KEYS)
-    if "into" not in values:
+    _, keys = read_arguments("compact", arguments, CompactKeys)
+    if keys.into is None:
         raise UserError("compact needs into=FOLDER, such as into=runs/study.")
-    runs, into, name = Path(values.get("runs", "runs")), Path(values["into"]), values.get("name")
+    runs, into, name = keys.runs, keys.into, keys.name
     if into.resolve() == runs.resolve():
         raise UserError(f"into={into} is the folder of runs itself; whole runs are not replaced.")
     if name is not None and not is_name(name):
@@ -50,7 +54,7 @@ def run(arguments: list[str]) -> int:
             runs=runs,
             reports=Path("reports"),
             name=name or "all",
-            select=tuple(shlex.split(values.get("select", ""))),
+            select=keys.select,
         )
     )
     print_damaged(selection.damaged)

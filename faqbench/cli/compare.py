@@ -5,26 +5,33 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import KeysOfRuns, read_arguments
 from faqbench.cli.console import print_table, print_text
 from faqbench.cli.show import find_record
 from faqbench.config import UserError
 from faqbench.report import pair_runs, pair_tables, write_pair
 
-_KEYS = {
-    "runs": "the folder of runs",
-    "reports": "the folder of reports; the page is compare/<A>-<B>.html there",
-    "html": "the page's file, or none",
-}
 _LONGEST_NAME = 100
+
+
+class CompareKeys(KeysOfRuns):
+    """Where runs are, and where the page goes.
+
+    Attributes:
+        reports: the folder of reports; the page is compare/<A>-<B>.html there.
+        html: the page's file, or none.
+    """
+
+    reports: Path = Path("reports")
+    html: str | None = None
 
 
 def run(arguments: list[str]) -> int:
     """Print how two runs differ and write the same as a page."""
-    words, values = read_arguments("compare", arguments, _KEYS, n_words=2)
+    words, keys = read_arguments("compare", arguments, CompareKeys, n_words=2)
     if len(words) < 2:
         raise UserError("compare needs the names of two runs; `faqbench ls` lists them.")
-    runs = Path(values.get("runs", "runs"))
+    runs = keys.runs
     a, b = (find_record(runs, word) for word in words)
     for record in (a, b):
         if record.status != "finished":
@@ -36,9 +43,9 @@ def run(arguments: list[str]) -> int:
         print(f"damaged: {run_id}: {reason}")
     for table in pair_tables(pair):
         print_table(table)
-    if values.get("html") != "none":
-        default = Path(values.get("reports", "reports")) / "compare" / _name(a.run_id, b.run_id)
-        target = Path(values["html"]) if "html" in values else default
+    if keys.html != "none":
+        default = keys.reports / "compare" / _name(a.run_id, b.run_id)
+        target = Path(keys.html) if keys.html is not None else default
         write_pair(pair, runs, target)
         print(f"Page: {target}")
     return 0

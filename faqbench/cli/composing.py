@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,6 @@ from typing import Any, Literal
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.sources_registry import SourcesRegistry
-from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
@@ -47,6 +47,8 @@ from faqbench.config.experiment import CheckpointSection
 
 VERSION_BASE = "1.3"
 AUTO = "auto"
+# Hydra looks for plug-ins below the folders of the path, in a launcher's processes too.
+sys.path.append(str(Path(__file__).parent / "plugins"))
 
 
 def conf_dir() -> Path:
@@ -142,9 +144,8 @@ def compose_cells(flags: argparse.Namespace) -> Request:
 
 
 def is_search(hydra_config: Any) -> bool:
-    """Say whether a sweeper chooses the cells by what earlier ones gave, as all but Hydra's own do."""
-    basic: Any = ConfigStore.instance().load("hydra/sweeper/basic.yaml").node
-    return str(hydra_config.sweeper["_target_"]) != str(basic["_target_"])
+    """Say whether a sweeper chooses the cells by what earlier ones gave, as all but ours are free to."""
+    return str(hydra_config.sweeper["_target_"]) != "hydra_plugins.faqbench_sweeper.CellSweeper"
 
 
 def _split(overrides: Sequence[Override]) -> list[list[str]]:
@@ -347,7 +348,7 @@ def composer() -> Iterator[None]:
         warnings.catch_warnings(),
         initialize_config_dir(str(conf_dir().absolute()), version_base=VERSION_BASE),
     ):
-        accept_launchers_of_ours()
+        _accept_launchers_of_ours()
         yield
 
 
@@ -381,12 +382,15 @@ def _remembering(source: type[ConfigSource]) -> type[ConfigSource]:
     return Remembering
 
 
-def accept_launchers_of_ours() -> None:
+def _accept_launchers_of_ours() -> None:
     """Silence Hydra 1.3's warning that our yamls in `hydra/launcher` complete its plugins' own.
 
     They are meant to: `hydra/launcher=joblib` is what a user types, and the plugin's fields check ours.
     """
     warnings.filterwarnings("ignore", message=r"\n'hydra/launcher/\w+' is validated against")
+
+
+_accept_launchers_of_ours()  # workers compose before any other code of ours runs in them
 
 
 def _parse(lines: Sequence[str]) -> list[Override]:

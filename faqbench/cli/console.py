@@ -22,7 +22,7 @@ from rich.progress import Progress as RichBars
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from faqbench.cli.verbosity import current_verbosity
+from faqbench.cli.surroundings import current_verbosity
 from faqbench.formatting import n_bytes, seconds
 from faqbench.stages import PlainProgress, Progress
 from faqbench.stages.progress import Advance

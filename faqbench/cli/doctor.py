@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 import faqbench
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import KeysOfRuns, read_arguments
 from faqbench.cli.console import print_table
 from faqbench.cli.workers import n_cores, visible_gpus
 from faqbench.formatting import count, n_bytes
@@ -57,14 +57,13 @@ class Finding:
 
 def run(arguments: list[str]) -> int:
     """Print what was found."""
-    _, values = read_arguments("doctor", arguments, {"runs": "the folder of runs"})
-    runs = Path(values.get("runs", "runs"))
+    _, keys = read_arguments("doctor", arguments, KeysOfRuns)
     checks: list[Callable[[], Iterator[Finding]]] = [
         _versions,
         _machine,
         _gpu,
         _dtype,
-        lambda: _folder("runs", runs),
+        lambda: _folder("runs", keys.runs),
         lambda: _folder("cache", cache_root()),
         _cache,
         _launchers,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from faqbench import formatting
-from faqbench.cli.arguments import read_arguments, read_flag, read_number
+from faqbench.cli.arguments import Flag, KeysOfRuns, Number, read_arguments
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress
 from faqbench.cli.show import find_record
@@ -21,43 +21,48 @@ from faqbench.records import RunRecord, read_scores
 from faqbench.sources import why_not_reusable
 from faqbench.stages import StageCache, cache_root, find_damage
 
-_KEYS = {
-    "format": "compressed-tensors, gptq, gptq_v2, awq or gguf",
-    "into": "the folder to make",
-    "runs": "the folder of runs",
-    "requantize": "quantize again where the cache has lost the codes, and see that they are the same",
-    "shard_gigabytes": "of one file of weights at most; 2 unless given",
-}
+
+class ExportKeys(KeysOfRuns):
+    """What is made of a run.
+
+    Attributes:
+        format: compressed-tensors, gptq, gptq_v2, awq or gguf.
+        into: the folder to make.
+        requantize: quantize again where the cache has lost the codes, and see that they are the same.
+        shard_gigabytes: of one file of weights at most.
+    """
+
+    format: str = ""
+    into: Path | None = None
+    requantize: Flag = False
+    shard_gigabytes: Number = 2.0
 
 
 def run(arguments: list[str]) -> int:
     """Export one run."""
     from faqbench.export.writing import FORMATS, ExportRequest, export_run
 
-    words, values = read_arguments("export", arguments, _KEYS, n_words=1)
-    if not words or "into" not in values:
+    words, keys = read_arguments("export", arguments, ExportKeys, n_words=1)
+    if not words or keys.into is None:
         raise UserError(
             "export needs a run and a folder: export RUN format=compressed-tensors into=FOLDER."
         )
-    name = values.get("format", "")
+    name = keys.format
     if name not in FORMATS:
         raise UserError(
             f"export: format={name} is not allowed: {', '.join(FORMATS)}.{did_you_mean(name, FORMATS)}"
         )
-    shard_bytes = int(
-        read_number("export", "shard_gigabytes", values.get("shard_gigabytes", "2")) * 1e9
-    )
-    runs, into = Path(values.get("runs", "runs")), Path(values["into"]).expanduser()
+    runs, into = keys.runs, keys.into.expanduser()
     record = find_record(runs, words[0])
     experiment = _experiment(record)
     request = ExportRequest(
         record=record,
         experiment=experiment,
         scores=read_scores(runs / record.run_id),
-        codes=_codes(record, experiment, read_flag("export", "requantize", values)),
+        codes=_codes(record, experiment, keys.requantize),
         format=name,
         into=into,
-        shard_bytes=shard_bytes,
+        shard_bytes=int(keys.shard_gigabytes * 1e9),
     )
     done = export_run(request, console_progress())
     print(

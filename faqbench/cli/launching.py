@@ -1,54 +1,97 @@
-"""Handing cells to Hydra's launchers, in our order.
+"""Handing cells to Hydra: the known ones of a sweep, or those that a search chooses on its way.
 
-Hydra's own sweeper launches cells in the order of the command line, those that finished before too. Here
-the cells that are left go to the launcher that the user chose, those that share a model and a calibration
-set one after another, so that a process loads a model once and finds its statistics made. What is handed
-over is what Hydra's sweeper hands over: lists of overrides, from which the launcher composes each cell
-again in its own process.
+What a launcher gets is what Hydra's own sweeper would give it: lists of overrides, from which it composes
+each cell again in its own process. How a sweep goes about its cells is told in
+`plugins/hydra_plugins/faqbench_sweeper.py`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from hydra.types import HydraContext, RunMode
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from faqbench.cli.composing import (
-    VERSION_BASE,
-    Cell,
-    accept_launchers_of_ours,
-    composer,
-    conf_dir,
-)
+from faqbench.cli.composing import VERSION_BASE, Cell, composer, conf_dir
 from faqbench.cli.refusals import CONFIG_NAME
-from faqbench.cli.workers import kind_of
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
 from faqbench.stages import hash_json
+
+if TYPE_CHECKING:
+    from faqbench.pipeline.planning import Estimate
 
 Task = Callable[..., float]  # of a composed configuration
 _EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
 
 
-accept_launchers_of_ours()  # workers compose before any code of ours runs in them
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What our sweeper is given as the task.
+
+    Hydra hands a sweeper strings; the cells that these mean were composed and validated before anything
+    ran, so the task brings them along.
+
+    Attributes:
+        cells: at least one; a cell that is there twice is run once.
+        name: of the sweep.
+        run_ids: of all its cells, of which these may be some.
+        run_cell: run for each cell, in whatever process.
+    """
+
+    cells: Sequence[Cell]
+    name: str
+    run_ids: Sequence[str]
+    run_cell: Task
+
+    @property
+    def runs(self) -> Path:
+        """The folder of runs."""
+        return self.cells[0].experiment.paths.runs
+
+    def __call__(self, config: DictConfig) -> float:
+        """Run one of the cells."""
+        return self.run_cell(config)
+
+
+def run_search(overrides: list[str], task: Task) -> None:
+    """Let a sweeper of the user's choice run cells, each chosen by what earlier ones gave."""
+    with composer():
+        ready_hydra().multirun(CONFIG_NAME, task, overrides)
+
+
+def launch(sweep: Sweep, overrides: list[str]) -> tuple[Mapping[str, Estimate], list[str]]:
+    """Run a sweep with the launcher that overrides choose; what is returned is `CellSweeper.sweep`'s."""
+    with composer():
+        planned, problems = ready_hydra().multirun(CONFIG_NAME, sweep, overrides)
+    return planned, problems
+
+
+def why_no_record(config: DictConfig, *, task: Task) -> str | None:
+    """Run a task, and say why it left no record; None when it did."""
+    try:
+        task(config)
+    except Exception as error:  # noqa: BLE001 - one cell's, which the sweep tells at its end
+        return sentence(error)
+    return None
+
+
+def sentence(error: BaseException) -> str:
+    """Return what went wrong: the user's mistake in its own words, all else with its kind."""
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def in_order(cells: Sequence[Cell]) -> list[Cell]:
     """Return the cells with those together that share a model, and among these a calibration set.
 
-    Groups and the cells of a group keep the order in which they come first.
+    So a process loads a model once and finds its statistics made. Groups and the cells of a group keep the
+    order in which they come first.
     """
     models: dict[str, int] = {}
     sets: dict[str, int] = {}
@@ -60,73 +103,12 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
     return sorted(cells, key=place)  # stable
 
 
-def launch(cells: Sequence[Cell], overrides: list[str], extra: list[str], task: Task) -> list[Any]:
-    """Run cells with the launcher that the overrides choose.
-
-    Args:
-        cells: in the order in which they start.
-        overrides: of the whole command line, the launcher's own among them.
-        extra: overrides that every cell gets.
-        task: run for each cell, in whatever process.
-
-    Returns:
-        What the task raised, cell by cell; None for one that returned.
-
-    Raises:
-        Exception: what the launcher raised, when a process of its own broke.
-    """
-    with composer():
-        made = _hydra()
-        config = made.compose_config(CONFIG_NAME, overrides, RunMode.MULTIRUN, from_shell=False)
-        _write_multirun(config)
-        callbacks: Any = UsersCallbacks(config)
-        context = HydraContext(config_loader=made.config_loader, callbacks=callbacks)
-        callbacks.on_multirun_start(config=config, config_name=CONFIG_NAME)
-        if kind_of(config.hydra.launcher) == "ray":
-            _join_ray(config.hydra.launcher.ray.init)
-        launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=context, task_function=task, config=config
-        )
-        size = config.hydra.sweeper.get("max_batch_size") or len(cells)
-        returns: list[JobReturn] = []
-        for start in range(0, len(cells), size):
-            jobs = [[*cell.overrides, *extra] for cell in cells[start : start + size]]
-            returns += launcher.launch(jobs, initial_job_idx=start)
-        callbacks.on_multirun_end(config=config, config_name=CONFIG_NAME)
-    return [r._return_value if r.status == JobStatus.FAILED else None for r in returns]
-
-
-class UsersCallbacks(Callback):
-    """Tells all of `hydra.callbacks` what happens; one that fails is said, and ends nothing."""
-
-    def __init__(self, config: DictConfig) -> None:
-        """Make the callbacks that a configuration names."""
-        self._callbacks = [instantiate(own) for own in (config.hydra.callbacks or {}).values()]
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tell them before the first job."""
-        self._tell("on_multirun_start", config=config, **kwargs)
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tell them after the last job."""
-        self._tell("on_multirun_end", config=config, **kwargs)
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Tell them before a job, in its process."""
-        self._tell("on_job_start", config=config, **kwargs)
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Tell them after a job, in its process."""
-        self._tell("on_job_end", config=config, job_return=job_return, **kwargs)
-
-    def _tell(self, event: str, **kwargs: Any) -> None:
-        """Tell all of them, the last one first of what ends, as Hydra does."""
-        for callback in self._callbacks[:: -1 if event.endswith("_end") else 1]:
-            try:
-                getattr(callback, event)(**kwargs)
-            except Exception as error:  # noqa: BLE001 - the user's own code
-                name, kind = type(callback).__name__, type(error).__name__
-                warnings.warn(f"Callback {name}.{event} raised {kind}: {error}", stacklevel=2)
+def _shared(experiment: Experiment) -> tuple[str, str]:
+    model = experiment.model.model_dump(mode="json")
+    calibration = calibration_identity(experiment) if experiment.needs_calibration else None
+    return hash_json([model, experiment.calibration.dtype, experiment.device]), hash_json(
+        calibration
+    )
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -147,18 +129,6 @@ def check_launcher(config: DictConfig) -> None:
         raise UserError(f"hydra/launcher={name} is not installed; {remedy}.")
 
 
-def run_one(overrides: Sequence[str], task: Task) -> None:
-    """Run a single cell in this process; what the task raises is raised."""
-    with composer():
-        _hydra().run(CONFIG_NAME, task, list(overrides))
-
-
-def run_search(overrides: list[str], task: Task) -> None:
-    """Let a sweeper of the user's choice run cells, each chosen by what earlier ones gave."""
-    with composer():
-        _hydra().multirun(CONFIG_NAME, task, overrides)
-
-
 def show(arguments: Sequence[str], task: Task) -> None:
     """Let Hydra show what its own flags ask for."""
     decorate = hydra.main(
@@ -172,34 +142,8 @@ def show(arguments: Sequence[str], task: Task) -> None:
         sys.argv = before
 
 
-def _hydra() -> Any:
+def ready_hydra() -> Any:
+    """Return what `composer()` made ready."""
     made = GlobalHydra.instance().hydra
     assert made is not None
     return made
-
-
-def _join_ray(settings: DictConfig) -> None:
-    """Start or join a Ray cluster before the plugin does.
-
-    The plugin (1.2.2) would pass the size of an object store to a cluster that it joins, too, and Ray
-    refuses that.
-    """
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(**{str(key): value for key, value in settings.items()})
-
-
-def _shared(experiment: Experiment) -> tuple[str, str]:
-    model = experiment.model.model_dump(mode="json")
-    calibration = calibration_identity(experiment) if experiment.needs_calibration else None
-    return hash_json([model, experiment.calibration.dtype, experiment.device]), hash_json(
-        calibration
-    )
-
-
-def _write_multirun(config: DictConfig) -> None:
-    """Keep what was asked for where Hydra's users look for it."""
-    folder = Path(str(config.hydra.sweep.dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(config, folder / "multirun.yaml")

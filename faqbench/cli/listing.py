@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from faqbench.cli.arguments import read_number
+from faqbench.cli.arguments import KeysOfRuns, Number, read_arguments
 from faqbench.cli.console import print_damaged, print_table
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.formatting import n_bytes
@@ -21,29 +21,41 @@ from faqbench.report.facts import config_value
 from faqbench.report.selection import select_runs
 from faqbench.tables import Table
 
-_OWN = ("columns", "sort", "limit", "runs")
 _DEFAULT = ("run", "status", "started", "seconds", "result")
 _FIELDS = ("run", "status", "started", "seconds", "result", "bits_per_weight", "checkpoint_bytes",
            "peak_memory_bytes", "error", "gates")  # fmt: skip
 _BYTES = ("checkpoint_bytes", "peak_memory_bytes")
 
 
+class ListKeys(KeysOfRuns):
+    """How runs are shown.
+
+    Attributes:
+        columns: separated by commas.
+        sort: the column that decides their order; a minus before it turns it round.
+        limit: how many of the last ones are shown, or of the first ones with a minus before `sort`.
+    """
+
+    columns: str = ""
+    sort: str = "started"
+    limit: Number | None = None
+
+
 def run(arguments: list[str]) -> int:
     """Print a table of records."""
-    own, select = _split(arguments)
-    runs = Path(own.get("runs", "runs"))
-    request = ReportRequest(runs=runs, reports=Path("reports"), name="", select=tuple(select))
+    keys, select = _split(arguments)
+    request = ReportRequest(runs=keys.runs, reports=Path("reports"), name="", select=select)
     selection = select_runs(request, find_heads)
     records = [*selection.finished, *selection.failed]
-    columns = [c for c in own.get("columns", "").split(",") if c] or list(_DEFAULT)
-    order = own.get("sort", "started")
+    columns = [c for c in keys.columns.split(",") if c] or list(_DEFAULT)
+    order = keys.sort
     for column in (*columns, order.removeprefix("-")):
         _check(column, records)
     records.sort(key=lambda r: _sortable(_value(r, order.removeprefix("-"))))
     if order.startswith("-"):
         records.reverse()
-    if "limit" in own:
-        n = int(read_number("ls", "limit", own["limit"]))
+    if keys.limit is not None:
+        n = int(keys.limit)
         records = records[:n] if order.startswith("-") else records[max(0, len(records) - n) :]
     rows = [{column: _text(_value(r, column), column) for column in columns} for r in records]
     print_table(Table.of(rows))
@@ -53,22 +65,22 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+def _split(arguments: Sequence[str]) -> tuple[ListKeys, tuple[str, ...]]:
     """Separate our own keys from what selects runs."""
-    own, select = {}, []
+    typed, select = [], []
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in _OWN:
-            own[key] = value
+        key, equals, _ = argument.partition("=")
+        if equals and key in ListKeys.model_fields:
+            typed.append(argument)
             continue
         if equals and key.split(".")[0] not in Experiment.model_fields:
-            known = [*_OWN, *Experiment.model_fields]
+            allowed = ", ".join(ListKeys.model_fields)
+            hint = did_you_mean(key, [*ListKeys.model_fields, *Experiment.model_fields])
             raise UserError(
-                f"ls: unknown key {key}; it is one of {', '.join(_OWN)}, or a key of the configuration."
-                f"{did_you_mean(key, known)}"
+                f"ls: unknown key {key}; it is one of {allowed}, or a key of the configuration.{hint}"
             )
         select.append(argument)
-    return own, select
+    return read_arguments("ls", typed, ListKeys)[1], tuple(select)
 
 
 def _check(column: str, records: Sequence[RunRecord]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from faqbench.cli.arithmetic import dtype_notes
+from faqbench.cli.checking import dtype_notes
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress, print_table
 from faqbench.config import UserError
@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     """Search, print the finalists, and write the preset."""
     from faqbench.pipeline import check_models
     from faqbench.presearch import search, write_search
-    from faqbench.presearch.choice import verdict
+    from faqbench.presearch.candidates import verdict
     from faqbench.stages import StageCache
 
     request = compose_cells(parse_flags(_with_faq(arguments)))

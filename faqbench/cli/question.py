@@ -15,9 +15,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from faqbench.cli.arguments import read_number
+from faqbench.cli.arguments import Keys, between, read_arguments, whole
 from faqbench.cli.composing import Request, all_overrides, compose_cells, parse_flags
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.config.identity import identity
@@ -25,14 +25,7 @@ from faqbench.config.margin import parse_margin
 from faqbench.statistics import fewest_draws
 
 Unit = Literal["ratio", "points", "nats"]
-TERMS = {
-    "metric": "what decides: a protocol, PROTOCOL.kl, PROTOCOL.agreement, a task, or mean_acc",
-    "margin": "within which a difference counts as none: 0.5%, 0.5pt or 0.01nats",
-    "alpha": "probability of a wrong verdict, over all contests and looks",
-    "max_draws": "the budget of calibration draws",
-    "at_once": "draws between two looks; as many as the launcher runs at once unless given",
-}
-_DEFAULT_DRAWS, _MOST_DRAWS = 40, 1000
+_Draws = Annotated[int, whole(1, 1000)]
 _ARM = re.compile(r"([\w.-]+)\s*(?:\((.*)\))?", re.DOTALL)
 _UNITS: Mapping[Unit, tuple[str, str, str]] = {
     "ratio": ("percent", "%", "perplexities are compared in percent"),
@@ -45,6 +38,24 @@ _OURS = {
     "calibration.seed": "its draws are seeds 0, 1, 2, and so on",
     "rerun": "it goes on with the runs that are there; `faqbench rm RUN` removes one",
 }
+
+
+class Terms(Keys):
+    """What an answer takes.
+
+    Attributes:
+        metric: what decides: a protocol, PROTOCOL.kl, PROTOCOL.agreement, a task, or mean_acc.
+        margin: within which a difference counts as none: 0.5%, 0.5pt or 0.01nats.
+        alpha: probability of a wrong verdict, over all contests and looks.
+        max_draws: the budget of calibration draws.
+        at_once: draws between two looks; as many as the launcher runs at once unless given.
+    """
+
+    metric: str | None = None
+    margin: str | None = None
+    alpha: Annotated[float, between(1e-6, 0.5, "a probability from 0.000001 to 0.5")] = 0.05
+    max_draws: _Draws = 40
+    at_once: _Draws | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,37 +164,33 @@ def read_inquiry(arguments: Sequence[str]) -> Inquiry:
     Raises:
         UserError: for whatever the question, its terms or the configuration have wrong.
     """
-    terms: dict[str, str] = {}
-    rest = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in TERMS:
-            terms[key] = value
-        else:
-            rest.append(argument)
+    is_term = [word.partition("=")[0] in Terms.model_fields and "=" in word for word in arguments]
+    typed = [word for word, is_one in zip(arguments, is_term, strict=True) if is_one]
+    rest = [word for word, is_one in zip(arguments, is_term, strict=True) if not is_one]
     questions = [word for word in rest if _is_question(word)]
     if len(questions) != 1:
         raise UserError(
             'settle takes one question, as in "faq < awq": challengers, < or >, and whom they challenge; '
             f"{f'there are {len(questions)}' if questions else 'there is none'}."
         )
+    _, terms = read_arguments("settle", typed, Terms)
     rest.remove(questions[0])
     claim, arms = _parse(questions[0])
     flags = parse_flags(rest)
     _check_overrides(flags.overrides)
     firsts = tuple(_compose(flags, arm.overrides, range(1)).experiments[0] for arm in arms)
     _check_different(arms, firsts)
-    metric = _metric(terms.get("metric"), firsts[0])
+    metric = _metric(terms.metric, firsts[0])
     inquiry = Inquiry(
         text=" ".join(questions[0].split()),
         claim=claim,
         arms=arms,
         experiments=firsts,
         metric=metric,
-        margin=_margin(terms["margin"], metric) if "margin" in terms else None,
-        alpha=_alpha(terms.get("alpha", "0.05")),
-        max_draws=_count("max_draws", terms.get("max_draws", str(_DEFAULT_DRAWS))),
-        at_once=_count("at_once", terms["at_once"]) if "at_once" in terms else None,
+        margin=None if terms.margin is None else _margin(terms.margin, metric),
+        alpha=terms.alpha,
+        max_draws=terms.max_draws,
+        at_once=terms.at_once,
         flags=flags,
     )
     _check_budget(inquiry)
@@ -319,19 +326,6 @@ def _margin(text: str, metric: Metric) -> float:
             f"margin={text} says nothing of {metric.name}: {rule}, as in margin=1{unit}."
         )
     return {"ratio": math.log1p(value / 100), "points": value / 100, "nats": value}[metric.unit]
-
-
-def _alpha(text: str) -> float:
-    alpha = read_number("settle", "alpha", text)
-    if not 1e-6 <= alpha <= 0.5:
-        raise UserError(f"alpha={text} is not allowed: a probability from 0.000001 to 0.5.")
-    return alpha
-
-
-def _count(key: str, text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= _MOST_DRAWS:
-        raise UserError(f"{key}={text} is not allowed: a whole number from 1 to {_MOST_DRAWS}.")
-    return int(text)
 
 
 def _check_budget(inquiry: Inquiry) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from faqbench.cli.arguments import read_arguments, read_flag
+from faqbench.cli.arguments import Flag, KeysOfSelection, read_arguments
 from faqbench.cli.console import print_damaged
 from faqbench.cli.show import find_name
 from faqbench.config import UserError, did_you_mean
@@ -27,12 +26,6 @@ from faqbench.records import find_heads, is_packed
 from faqbench.report import ReportRequest
 from faqbench.report.selection import select_runs
 
-_KEYS = {
-    "select": "patterns on run ids and key=value filters, separated by spaces",
-    "runs": "the folder of runs",
-    "restore": "the name of a run in the trash",
-    "empty": "delete what lies in the trash for good",
-}
 _TRASH = ".trash"
 _THROWN_AWAY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*@\d{8}T\d{6}(-\d+)?")
 _GRID_KEYS = ("bits", "group_size", "symmetric", "window", "gamma")
@@ -40,18 +33,30 @@ _CALIBRATION_KEYS = ("seed", "calibration", "scenario")
 _REMEDY = "set runs to a folder that can be written"
 
 
+class RemoveKeys(KeysOfSelection):
+    """What else goes, or comes back.
+
+    Attributes:
+        restore: the name of a run in the trash.
+        empty: delete what lies in the trash for good.
+    """
+
+    restore: str | None = None
+    empty: Flag = False
+
+
 def run(arguments: list[str]) -> int:
     """Move runs to the trash, or out of it."""
-    words, values = read_arguments("rm", arguments, _KEYS, n_words=None)
-    runs = Path(values.get("runs", "runs"))
-    if read_flag("rm", "empty", values):
+    words, keys = read_arguments("rm", arguments, RemoveKeys, n_words=None)
+    runs, is_selective = keys.runs, "select" in keys.model_fields_set
+    if keys.empty:
         return _empty(runs)
-    if "restore" in values:
-        return _restore(runs, values["restore"])
+    if keys.restore is not None:
+        return _restore(runs, keys.restore)
     names = [find_name(runs, word) for word in words]
-    if "select" in values:
-        names += _selected(runs, values["select"])
-    if not names and "select" not in values:
+    if is_selective:
+        names += _selected(runs, keys.select)
+    if not names and not is_selective:
         raise UserError("rm needs the name of a run, or select=…; `faqbench ls` lists the runs.")
     packed = [name for name in names if is_packed(runs / name)]
     if packed:
@@ -69,10 +74,8 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _selected(runs: Path, select: str) -> list[str]:
-    request = ReportRequest(
-        runs=runs, reports=Path("reports"), name="", select=tuple(shlex.split(select))
-    )
+def _selected(runs: Path, select: tuple[str, ...]) -> list[str]:
+    request = ReportRequest(runs=runs, reports=Path("reports"), name="", select=select)
     selection = select_runs(request, find_heads)
     print_damaged(selection.damaged)
     records = [*selection.finished, *selection.failed]

@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import KeysOfSelection, read_arguments
 from faqbench.cli.console import print_damaged, print_table
 from faqbench.foreign import is_name
 from faqbench.records import run_folders
 from faqbench.report import ReportRequest, write_report
 
-_KEYS = {
-    "name": "the report's folder below reports, and the sweep it shows",
-    "select": "patterns on run ids and key=value filters, separated by spaces",
-    "baseline": "the method or run that others are compared with",
-    "title": "the page's title",
-    "margin": "differences within it count as none, as in '1% 1pt 0.01nats'; else what the runs state",
-    "runs": "the folder of runs; runs/<name> where that is one, else runs",
-    "reports": "the folder of reports",
-}
+
+class ReportKeys(KeysOfSelection):
+    """What a report shows, and where it goes; where `runs` is not given, runs/<name> comes first.
+
+    Attributes:
+        name: the report's folder below reports, and the sweep it shows.
+        baseline: the method or run that others are compared with.
+        title: the page's title.
+        margin: differences within it count as none, as in '1% 1pt 0.01nats'; else what the runs state.
+        reports: the folder of reports.
+    """
+
+    name: str = "all"
+    baseline: str | None = None
+    title: str | None = None
+    margin: str | None = None
+    reports: Path = Path("reports")
 
 
 def run(arguments: list[str]) -> int:
     """Write a report and print where it lies; 1 when runs that contradict each other were left out."""
-    _, values = read_arguments("report", arguments, _KEYS)
+    _, keys = read_arguments("report", arguments, ReportKeys)
     paths = write_report(
         ReportRequest(
-            runs=_runs(values),
-            reports=Path(values.get("reports", "reports")),
-            name=values.get("name", "all"),
-            select=tuple(shlex.split(values.get("select", ""))),
-            baseline=values.get("baseline"),
-            title=values.get("title"),
-            margin=values.get("margin"),
+            runs=_runs(keys),
+            reports=keys.reports,
+            name=keys.name,
+            select=keys.select,
+            baseline=keys.baseline,
+            title=keys.title,
+            margin=keys.margin,
         )
     )
     print_damaged(paths.damaged)
@@ -51,9 +57,7 @@ def run(arguments: list[str]) -> int:
     return int(bool(paths.left_out))
 
 
-def _runs(values: Mapping[str, str]) -> Path:
+def _runs(keys: ReportKeys) -> Path:
     """Return the folder of runs: the one that is asked for, or the one that has the report's name."""
-    name = values.get("name", "all")
-    if "runs" not in values and is_name(name) and run_folders(Path("runs") / name):
-        return Path("runs") / name
-    return Path(values.get("runs", "runs"))
+    is_given, named = "runs" in keys.model_fields_set, keys.runs / keys.name
+    return named if not is_given and is_name(keys.name) and run_folders(named) else keys.runs

@@ -23,14 +23,13 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.text import Text
 
-from faqbench.cli.arithmetic import safe_dtypes
 from faqbench.cli.cells import run_cell, tidied
+from faqbench.cli.checking import safe_dtypes
 from faqbench.cli.composing import Cell
 from faqbench.cli.console import console_progress, print_text
-from faqbench.cli.launching import check_launcher
+from faqbench.cli.launching import Sweep, check_launcher, launch
 from faqbench.cli.question import Inquiry, read_inquiry
-from faqbench.cli.sweep import launch_cells
-from faqbench.cli.verbosity import current_verbosity
+from faqbench.cli.surroundings import current_verbosity
 from faqbench.cli.workers import kind_of, n_workers
 from faqbench.config import run_id
 from faqbench.config.identity import identity_hash
@@ -168,13 +167,8 @@ class Settling:
         if not new:
             return True
         known = list(dict.fromkeys([*self._runs, *(run_id(c.experiment) for c in new)]))
-        _, self.problems = launch_cells(
-            replace(self.request, cells=tuple(new)),
-            self.inquiry.overrides,
-            run_cell,
-            name=self.name,
-            run_ids=known,
-        )
+        sweep = Sweep(cells=new, name=self.name, run_ids=known, run_cell=run_cell)
+        _, self.problems = launch(sweep, self.inquiry.overrides)
         for cell in new:
             name = run_id(cell.experiment)
             try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import KeysOfRuns, read_arguments
 from faqbench.cli.console import print_table
 from faqbench.config import UserError, did_you_mean
 from faqbench.foreign import is_name
@@ -17,10 +17,10 @@ from faqbench.tables import Table
 
 def run(arguments: list[str]) -> int:
     """Print the record of one run."""
-    words, values = read_arguments("show", arguments, {"runs": "the folder of runs"}, n_words=1)
+    words, keys = read_arguments("show", arguments, KeysOfRuns, n_words=1)
     if not words:
         raise UserError("show needs the name of a run; `faqbench ls` lists them.")
-    record = find_record(Path(values.get("runs", "runs")), words[0])
+    record = find_record(keys.runs, words[0])
     print(f"{record.run_id}: {record.status}, started {record.started}, {seconds(record.seconds)}")
     if record.error:
         print(record.error)

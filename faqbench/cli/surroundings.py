@@ -6,6 +6,9 @@ Python's UTF-8 mode there. What a terminal cannot show is shown as a question ma
 
 Results are files. A terminal that is gone, full or closed is no reason to stop the work: what cannot be
 said is dropped, and the exit code says so.
+
+How much is said (`-q`: tables, warnings and errors alone; `-v`: more lines) is set once per command,
+reaches cells in other processes through FAQBENCH_VERBOSITY, and changes no result.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, Literal, TextIO, cast
 
 from faqbench.config import UserError
 
@@ -110,3 +113,39 @@ def own_streams() -> Iterator[tuple[Stream, Stream]]:
         ):  # else nothing is left to flush: its reader has gone
             sys.stdout = before[0]
         sys.stderr = before[1]
+
+
+Verbosity = Literal["quiet", "normal", "verbose"]
+_VARIABLE = "FAQBENCH_VERBOSITY"
+_FLAGS: dict[str, Verbosity] = {
+    "-q": "quiet",
+    "--quiet": "quiet",
+    "-v": "verbose",
+    "--verbose": "verbose",
+}
+
+
+def take_verbosity(arguments: Sequence[str]) -> tuple[list[str], Verbosity]:
+    """Split `-q` and `-v`, anywhere among the arguments, from the rest; Hydra knows neither."""
+    given = [_FLAGS[a] for a in arguments if a in _FLAGS]
+    return [a for a in arguments if a not in _FLAGS], given[-1] if given else current_verbosity()
+
+
+def current_verbosity() -> Verbosity:
+    """Return how much is to be said here."""
+    found = os.environ.get(_VARIABLE, "normal")
+    return cast("Verbosity", found) if found in ("quiet", "verbose") else "normal"
+
+
+@contextmanager
+def verbosity(level: Verbosity) -> Iterator[None]:
+    """Say so much inside this block, in this process and those that it starts."""
+    before = os.environ.get(_VARIABLE)
+    os.environ[_VARIABLE] = level
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(_VARIABLE, None)
+        else:
+            os.environ[_VARIABLE] = before

@@ -2,55 +2,56 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import KeysOfSelection, read_arguments
 from faqbench.cli.console import console_progress, print_damaged
 from faqbench.cli.show import find_record
-from faqbench.config import UserError, check_tracking, did_you_mean
+from faqbench.config import UserError, check_tracking
 from faqbench.config.experiment import TrackingSection
 from faqbench.foreign import is_name
 from faqbench.records import RunRecord, read_run
 from faqbench.report import ReportRequest, select_runs
 from faqbench.tracking import tracker
 
-_KEYS = {
-    "select": "patterns on run ids and key=value filters, separated by spaces",
-    "report": "a written report, shown as a run of its own beside its cells",
-    "to": "wandb, trackio or mlflow",
-    "mode": "auto, online or offline",
-    "project": "the project there",
-    "entity": "the W&B entity",
-    "group": "the group there, instead of the one the run was made in",
-    "runs": "the folder of runs",
-    "reports": "the folder of reports",
-}
-_ALLOWED = {"to": ("wandb", "trackio", "mlflow"), "mode": ("auto", "online", "offline")}
-_MOST_WORDS = 10_000
+
+class SyncKeys(KeysOfSelection):
+    """What is shown where.
+
+    Attributes:
+        report: a written report, shown as a run of its own beside its cells.
+        to: the service.
+        mode: whether it is reached.
+        project: the project there.
+        entity: the W&B entity.
+        group: the group there, instead of the one the run was made in.
+        reports: the folder of reports.
+    """
+
+    report: str | None = None
+    to: Literal["wandb", "trackio", "mlflow"] = "wandb"
+    mode: Literal["auto", "online", "offline"] = "auto"
+    project: str = "faqbench"
+    entity: str | None = None
+    group: str | None = None
+    reports: Path = Path("reports")
 
 
 def run(arguments: list[str]) -> int:
     """Show runs; twice is the same as once, since names, ids and steps come from files alone."""
-    words, values = read_arguments("sync", arguments, _KEYS, n_words=_MOST_WORDS)
-    for key, allowed in _ALLOWED.items():
-        if values.get(key, allowed[0]) not in allowed:
-            raise UserError(
-                f"{key}={values[key]} is not allowed; it is one of {', '.join(allowed)}."
-                f"{did_you_mean(values[key], allowed)}"
-            )
-    runs = Path(values.get("runs", "runs"))
-    progress = console_progress()
-    if "report" in values:
-        folder = Path(values.get("reports", "reports")) / values["report"]
-        if not is_name(values["report"]) or not (folder / "index.html").is_file():
+    words, keys = read_arguments("sync", arguments, SyncKeys, n_words=None)
+    runs, progress = keys.runs, console_progress()
+    if keys.report is not None:
+        folder = keys.reports / keys.report
+        if not is_name(keys.report) or not (folder / "index.html").is_file():
             raise UserError(f"There is no report in {folder}; `faqbench report` writes one.")
         _check_report(folder)
-        return _code([tracker(_section({}, values), runs).show_report(folder)], "reports")
-    records = _records(runs, words, values)
-    sections = [_section(record.config.get("tracking") or {}, values) for record in records]
+        return _code([tracker(_section({}, keys), runs).show_report(folder)], "reports")
+    records = _records(runs, words, keys)
+    sections = [_section(record.config.get("tracking") or {}, keys) for record in records]
     shown = []
     with progress.stage("sync", len(records)) as advance:
         for record, section in zip(records, sections, strict=True):
@@ -88,15 +89,10 @@ def _code(shown: Sequence[bool], what: str) -> int:
     return 1
 
 
-def _records(runs: Path, words: list[str], values: dict[str, str]) -> list[RunRecord]:
+def _records(runs: Path, words: list[str], keys: SyncKeys) -> list[RunRecord]:
     if words:
         return [find_record(runs, word) for word in words]
-    request = ReportRequest(
-        runs=runs,
-        reports=runs,
-        name=values.get("group", "all"),
-        select=tuple(shlex.split(values.get("select", ""))),
-    )
+    request = ReportRequest(runs=runs, reports=runs, name=keys.group or "all", select=keys.select)
     selection = select_runs(request)
     print_damaged(selection.damaged)
     records = [*selection.finished, *selection.failed]
@@ -105,19 +101,13 @@ def _records(runs: Path, words: list[str], values: dict[str, str]) -> list[RunRe
     return records
 
 
-def _section(recorded: dict[str, object], values: dict[str, str]) -> TrackingSection:
+def _section(recorded: dict[str, object], keys: SyncKeys) -> TrackingSection:
     """Return the section that a run is shown with: where it was made, unless said otherwise."""
-    section: dict[str, object] = {
-        "name": values.get("to", "wandb"),
-        "project": "faqbench",
-        "entity": None,
-        "group": None,
-        "tags": (),
-        "mode": "auto",
-    }
+    places = ("mode", "project", "entity", "group")
+    section: dict[str, object] = {"name": keys.to} | {k: getattr(keys, k) for k in places}
     section |= {k: recorded[k] for k in ("project", "entity", "group") if recorded.get(k)}
     section |= {"tags": tuple(str(tag) for tag in _list(recorded.get("tags")))}
-    section |= {k: values[k] for k in ("mode", "project", "entity", "group") if k in values}
+    section |= {k: getattr(keys, k) for k in places if k in keys.model_fields_set}
     made = TrackingSection.model_validate(section)
     check_tracking(made)
     return made

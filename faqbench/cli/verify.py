@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import Keys, read_arguments
 from faqbench.cli.console import print_table
 from faqbench.config import UserError
 from faqbench.tables import Table
@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
     """Verify one folder and print what was compared."""
     from faqbench.export.verify import verify_folder
 
-    words, _ = read_arguments("verify", arguments, {}, n_words=1)
+    words, _ = read_arguments("verify", arguments, Keys, n_words=1)
     if not words:
         raise UserError("verify needs the folder of an exported checkpoint.")
     verdict = verify_folder(Path(words[0]).expanduser())

@@ -2,50 +2,55 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import Flag, KeysOfSelection, read_arguments
 from faqbench.config import UserError
 from faqbench.report import ReportRequest, answer
 from faqbench.tracking.wandb_report import publish
 
-_KEYS = {
-    "name": "the sweep, whose W&B group the panels show",
-    "select": "patterns on run ids and key=value filters, separated by spaces",
-    "baseline": "the method or run that others are compared with",
-    "title": "the report's title",
-    "project": "the W&B project",
-    "entity": "the W&B entity",
-    "draft": "true saves a draft",
-    "runs": "the folder of runs",
-}
+
+class WandbReportKeys(KeysOfSelection):
+    """What the report is about, and where it goes.
+
+    Attributes:
+        name: the sweep, whose W&B group the panels show.
+        baseline: the method or run that others are compared with.
+        title: the report's title.
+        project: the W&B project.
+        entity: the W&B entity.
+        draft: whether to save a draft.
+    """
+
+    name: str | None = None
+    baseline: str | None = None
+    title: str | None = None
+    project: str = "faqbench"
+    entity: str | None = None
+    draft: Flag = False
 
 
 def run(arguments: list[str]) -> int:
     """Save the report in W&B and print its address."""
-    _, values = read_arguments("wandb-report", arguments, _KEYS)
-    if "name" not in values:
+    _, keys = read_arguments("wandb-report", arguments, WandbReportKeys)
+    if keys.name is None:
         raise UserError("wandb-report needs name=SWEEP, the sweep that it is about.")
-    runs = Path(values.get("runs", "runs"))
     said = answer(
         ReportRequest(
-            runs=runs,
-            reports=runs,
-            name=values["name"],
-            select=tuple(shlex.split(values.get("select", ""))),
-            baseline=values.get("baseline"),
-            title=values.get("title"),
+            runs=keys.runs,
+            reports=keys.runs,
+            name=keys.name,
+            select=keys.select,
+            baseline=keys.baseline,
+            title=keys.title,
         )
     )
     if not said.n_runs:
-        raise UserError(f"No run of '{values['name']}' in {runs} has finished.")
+        raise UserError(f"No run of '{keys.name}' in {keys.runs} has finished.")
     address = publish(
         said,
-        project=values.get("project", "faqbench"),
-        entity=values.get("entity"),
-        group=values["name"],
-        draft=values.get("draft", "false") == "true",
+        project=keys.project,
+        entity=keys.entity,
+        group=keys.name,
+        draft=keys.draft,
     )
     print(f"W&B report: {address}")
     return 0

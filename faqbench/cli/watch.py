@@ -7,25 +7,33 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from faqbench import formatting
-from faqbench.cli.arguments import read_arguments
+from faqbench.cli.arguments import KeysOfRuns, between, read_arguments
 from faqbench.cli.console import make_table, print_damaged
 from faqbench.config import UserError, did_you_mean
 from faqbench.foreign import is_name
 from faqbench.records import RunRecord, find_heads, read_sweep
 from faqbench.tracking import ProgressLog, find_progress
 
-_KEYS = {
-    "name": "the sweep; the latest one unless given, and all runs where there is none",
-    "runs": "the folder of runs",
-    "interval": "seconds between two looks",
-}
 _MOST_ROWS = 40
+
+
+class WatchKeys(KeysOfRuns):
+    """What is watched, and how often.
+
+    Attributes:
+        name: the sweep; the latest one unless given, and all runs where there is none.
+        interval: seconds between two looks.
+    """
+
+    name: str | None = None
+    interval: Annotated[float, between(0.1, 3600, "a number of seconds from 0.1 to 3600")] = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,36 +49,36 @@ class Status:
 
 def run(arguments: list[str]) -> int:
     """Show how the runs are getting on; on a terminal until all have ended, else once."""
-    _, values = read_arguments("watch", arguments, _KEYS)
-    runs = Path(values.get("runs", "runs"))
-    interval = _interval(values.get("interval", "2"))
-    name, wanted = _cells(runs, values.get("name"))
+    _, keys = read_arguments("watch", arguments, WatchKeys)
+    runs = keys.runs
+    name, run_ids = _cells(runs, keys.name)
     print_damaged([*find_heads(runs)[1], *find_progress(runs)[1]])
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
-        console.print(_view(name, statuses(runs, wanted)))
+        console.print(_view(name, statuses(runs, run_ids)))
         return 0
-    found = statuses(runs, wanted)
-    with Live(_view(name, found, console), console=console, auto_refresh=False) as shown:
-        while any(s.state in ("running", "waiting") for s in found):
-            time.sleep(interval)
-            name, wanted = _cells(runs, values.get("name"))
-            found = statuses(runs, wanted)
-            shown.update(_view(name, found, console), refresh=True)
+    cells = statuses(runs, run_ids)
+    with Live(_view(name, cells, console), console=console, auto_refresh=False) as shown:
+        while any(s.state in ("running", "waiting") for s in cells):
+            time.sleep(keys.interval)
+            name, run_ids = _cells(runs, keys.name)
+            cells = statuses(runs, run_ids)
+            shown.update(_view(name, cells, console), refresh=True)
     return 0
 
 
-def statuses(runs: Path, wanted: Sequence[str] | None) -> list[Status]:
-    """Return how cells stand, in the order wanted; all that are known when none are named."""
+def statuses(runs: Path, run_ids: Sequence[str] | None) -> list[Status]:
+    """Return how cells stand, in the order of their run ids; all that there are when None are named."""
     records, damaged = find_heads(runs)
-    known = {record.run_id: record for record in records}
+    recorded = {record.run_id: record for record in records}
     logs = {log.run_id: log for log in find_progress(runs)[0]}
     broken = {name for name, _ in damaged}
-    alive = [i for i, log in logs.items() if log.is_alive and i not in known]
-    order = wanted if wanted is not None else [*known, *sorted(broken), *alive]
+    alive = [i for i, log in logs.items() if log.is_alive and i not in recorded]
+    order = run_ids if run_ids is not None else [*recorded, *sorted(broken), *alive]
     return [
-        _status(i, known.get(i), logs.get(i), is_damaged=i in broken) for i in dict.fromkeys(order)
+        _status(i, recorded.get(i), logs.get(i), is_damaged=i in broken)
+        for i in dict.fromkeys(order)
     ]
 
 
@@ -148,18 +156,6 @@ def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
         known = [path.stem for path in paths]
         raise UserError(f"There is no sweep '{name}' in {runs}.{did_you_mean(name, known)}")
     return name, found
-
-
-def _interval(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 3600:
-        raise UserError(
-            f"interval={text} is not allowed; it is a number of seconds from 0.1 to 3600."
-        )
-    return seconds
 
 
 def _view(name: str, found: Sequence[Status], console: Console | None = None) -> Group:

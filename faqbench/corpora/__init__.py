@@ -21,9 +21,8 @@ corpus too: a .txt file, whose paragraphs, separated by blank lines, are the tex
 """
 
 from faqbench.corpora.corpus import Corpus, corpus_source, domain_texts, read_corpus
-from faqbench.corpora.domain import domain_names, domain_source
+from faqbench.corpora.domain import Part, domain_names, domain_source, part_of
 from faqbench.corpora.hub_set import hub_set_names
-from faqbench.corpora.part import Part, part_of
 
 __all__ = [
     "Corpus",

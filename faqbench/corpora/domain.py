@@ -1,4 +1,17 @@
-"""Packaged domains by name, read from the yaml files in `domains/`, and their documents."""
+"""Packaged domains by name, read from the yaml files in `domains/`, and their documents.
+
+Which part of its domain a document belongs to follows from the document alone: the sha256 of its key, read
+as a fraction of its range, is uniform on [0, 1):
+
+    [0.0, 0.4)  calibration    statistics that decide the quantization
+    [0.4, 0.5)  selection      choosing options (presearch)
+    [0.5, 1.0)  evaluation     perplexity that is reported
+
+The key is the text itself, unless several texts are versions of one document: those share a key
+(`faqbench.assets.document_key`: the translations of one programming task), and so a part. A text keeps
+its part when its domain grows or shrinks, when two domains share it, and between versions of this
+program.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +19,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Literal
 
 import yaml
 
 from faqbench.assets import document_key, packaged_data_place, packaged_texts
-from faqbench.stages import Progress
+from faqbench.stages import Progress, hash_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,3 +79,15 @@ def _parse(text: str) -> Iterator[Domain]:
             )
         sources = [source for names in sources.values() for source in names]
     yield Domain(name=name, description=description, sources=tuple(sources))
+
+
+Part = Literal["calibration", "selection", "evaluation"]
+
+
+def part_of(key: str) -> Part:
+    """Return the part of the document with this key, the same one wherever and whenever it is asked."""
+    # Integers, since 0.4 is no binary fraction: a boundary must not move with rounding.
+    tenths = int(hash_text(key), 16) * 10 >> 256
+    if tenths < 4:
+        return "calibration"
+    return "selection" if tenths < 5 else "evaluation"

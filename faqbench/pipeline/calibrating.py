@@ -15,7 +15,7 @@ from typing import Any
 from faqbench.calibration import (
     CODE_VERSION,
     CalibrationSet,
-    Request,
+    DrawRequest,
     draw,
     draw_evaluation,
     draw_without_text,
@@ -222,7 +222,7 @@ def _draw(
 
 
 def _leaked(
-    experiment: Experiment, request: Request, tokenizer: Any, progress: Progress
+    experiment: Experiment, request: DrawRequest, tokenizer: Any, progress: Progress
 ) -> CalibrationSet:
     names = experiment.evaluation.protocols
     if not names:

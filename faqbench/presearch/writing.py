@@ -19,7 +19,7 @@ import yaml
 
 from faqbench.config.identity import calibration_identity, grid_slug
 from faqbench.files import atomic_write, explain_os_error
-from faqbench.presearch.choice import Evidence, verdict
+from faqbench.presearch.candidates import Evidence, verdict
 from faqbench.presearch.search import SearchResult
 from faqbench.statistics import exp, percent_of_log
 

@@ -12,7 +12,6 @@ This package imports no torch. A record of a newer schema is refused, a damaged 
 listed, and a run folder appears by one rename.
 """
 
-from faqbench.records.claims import claimed, drop_claim, find_dead_claims
 from faqbench.records.compact import compact_run, write_pack
 from faqbench.records.decisions import (
     DECISION_VERSION,
@@ -47,7 +46,10 @@ from faqbench.records.store import (
     write_run,
 )
 from faqbench.records.sweeps import (
+    claimed,
     clear_sweep,
+    drop_claim,
+    find_dead_claims,
     is_stopped,
     note_cell,
     noted_cells,

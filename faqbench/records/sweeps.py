@@ -1,21 +1,27 @@
-"""Sweeps: which runs a named one is made of, and what its processes tell each other through `runs/`.
+"""Sweeps: which runs a named one is made of, and what processes tell each other through `runs/`.
 
-runs/_sweeps/<name>.json      its runs, in their order
-             <name>.stopped   a cell failed, and no further one is to start
-             <name>.cells     runs of a search, one a line, as its sweeper chose them
+runs/_sweeps/<name>.json       its runs, in their order
+             <name>.stopped    a cell failed, and no further one is to start
+             <name>.cells      runs of a search, one a line, as its sweeper chose them
+             running/<run_id>  a claim: locked by the process that runs the cell; gone when the cell ended
+
+The lock of a claim ends with its process, whatever ends it, so no two processes run one cell, and a claim
+that nobody holds is that of a process which was killed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from faqbench.config import UserError
 from faqbench.files import atomic_write, explain_os_error
 from faqbench.foreign import is_name, read_file, read_json, visible
+from faqbench.locks import locked
 
 _SWEEPS = "_sweeps"
 _MOST_MEGABYTES = 32
@@ -116,3 +122,51 @@ def _path(runs: Path, name: str, suffix: str) -> Path:
             f"name '{visible(name)}' cannot name a sweep; use letters, digits and . _ + - only."
         )
     return runs / _SWEEPS / f"{name}.{suffix}"
+
+
+_FOLDER = Path("_sweeps") / "running"
+
+
+@contextmanager
+def claimed(runs: Path, run_id: str, wait: Callable[[str], None]) -> Iterator[bool]:
+    """Hold the claim to a cell, and yield whether another process held it first.
+
+    Args:
+        runs: the folder of runs.
+        run_id: the cell.
+        wait: called once with who holds the claim, before waiting for it.
+
+    Raises:
+        UserError: when the folder cannot be written.
+    """
+    path = runs / _FOLDER / run_id
+    with ExitStack() as held:
+        with explain_os_error("claim the cell", path, _REMEDY):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            waited = held.enter_context(locked(path, "", wait))
+        try:
+            yield waited
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+def find_dead_claims(runs: Path) -> list[str]:
+    """Return the cells whose process was killed while it ran them."""
+    folder = runs / _FOLDER
+    dead = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                dead.append(path.name)
+            finally:
+                os.close(handle)
+    return dead
+
+
+def drop_claim(runs: Path, run_id: str) -> None:
+    """Forget the claim of a process that was killed."""
+    with suppress(OSError):
+        (runs / _FOLDER / run_id).unlink()

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.margin import Margin
 from faqbench.report import facts
-from faqbench.report.columns import Column
+from faqbench.report.columns import Column, is_variant
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.panels import Panel, is_variant
+from faqbench.report.panels import Panel
 
 BEST, TIED = "best", "tied"
 

@@ -1,28 +1,98 @@
-"""What was measured: one metric of one protocol or task *on one set of tokens or items*.
+"""Rows and columns: a method in a setting, and what was measured of it.
 
-The same protocol name with another fingerprint is another column, since such numbers must never be
-read against each other.
+A column is one metric of one protocol or task *on one set of tokens or items*. The same protocol name with
+another fingerprint is another column, since such numbers must never be read against each other.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from faqbench import formatting
 from faqbench.records import Metric, RunRecord
+from faqbench.report import facts
 from faqbench.tables import Cell, Heading
-
-if TYPE_CHECKING:
-    from faqbench.report.panels import Row
 
 Kind = Literal["perplexity", "kl", "agreement", "acc", "mean_acc", "other"]
 _KINDS: dict[str, Kind] = {"kl_divergence": "kl", "top1_agreement": "agreement", "acc": "acc"}
 # What a protocol's per-token arrays are called after its name.
 _ARRAYS: dict[Kind, str] = {"perplexity": "", "kl": ".kl", "agreement": ".agrees"}
 _ENDINGS: dict[Kind, str] = {"kl": " KL", "agreement": " top-1"}
+
+
+PRINT = "fingerprint."  # before the keys of what a run was made of
+_ACTIVATION_GRID = ("symmetric", "granularity", "dynamic", "targets", "kv_bits", "bmm")
+_GRID = {
+    f"quant.{option}"
+    for option in (
+        *("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides"),
+        *(f"activations.{leaf}" for leaf in _ACTIVATION_GRID),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A method in a setting.
+
+    Attributes:
+        method: the preset's name.
+        keys: every key that decides the result, apart from the seed, and the fingerprints of what the
+            run was made of.
+        runs: one per calibration draw, in the order of their seeds.
+        shown: the keys among them that differ within the panel, bits left out.
+    """
+
+    method: str
+    keys: dict[str, str]
+    runs: tuple[RunRecord, ...]
+    shown: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is the full precision model."""
+        return facts.is_baseline(self.runs[0])
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether its draws can differ."""
+        return facts.is_calibrated(self.runs[0])
+
+    @property
+    def bits(self) -> int | None:
+        """Bits per code; None for the baseline."""
+        text = self.keys.get("quant.bits", "")
+        return int(text) if text.isdigit() else None
+
+    @property
+    def widths(self) -> str:
+        """Bits of weights, or of weights and activations as `W4A8`; nothing for the baseline."""
+        activations = facts.activation_widths(self.runs[0])
+        if self.bits is None or activations is None:
+            return str(self.bits or "")
+        return f"W{self.bits}{activations}"
+
+    @property
+    def name(self) -> str:
+        """The method as papers write it, with all shown keys, without bits."""
+        return self._named(self.shown)
+
+    @property
+    def short_name(self) -> str:
+        """The method with only the keys that make it a variant, those of the setting left out."""
+        return self._named({k: v for k, v in self.shown.items() if is_variant(k)})
+
+    def _named(self, keys: dict[str, str]) -> str:
+        words = [f"{facts.key_label(key)}={value}" for key, value in keys.items()]
+        return " ".join([facts.display_method(self.method), *words])
+
+
+def is_variant(key: str) -> bool:
+    """Whether a key makes a variant of a method, rather than another setting to compete in."""
+    return (key.startswith("quant.") and key not in _GRID) or key.startswith(PRINT)
 
 
 @dataclass(frozen=True, kw_only=True)

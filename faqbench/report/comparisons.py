@@ -23,9 +23,8 @@ from faqbench.config import UserError
 from faqbench.config.margin import Margin
 from faqbench.records import RunRecord
 from faqbench.report import facts
-from faqbench.report.columns import Column, build_columns
+from faqbench.report.columns import Column, Row, build_columns
 from faqbench.report.evidence import Array, EvidenceStore
-from faqbench.report.panels import Row
 from faqbench.statistics import (
     accuracy_difference,
     aggregate_draws,

@@ -16,9 +16,8 @@ from faqbench.records.decisions import ArmOfDecision, ContestOfDecision, Decisio
 from faqbench.report import facts
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing, drawing_rules, finish
-from faqbench.report.front import write_front_page
 from faqbench.report.layout import render
-from faqbench.report.writer import write_folder
+from faqbench.report.writer import write_folder, write_front_page
 from faqbench.statistics import percent_of_log
 from faqbench.tables import text_table, to_csv
 

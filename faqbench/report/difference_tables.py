@@ -7,10 +7,9 @@ import math
 from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Family
-from faqbench.report.columns import Column
+from faqbench.report.columns import Column, Row
 from faqbench.report.comparisons import Churn, Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.panels import Row
 from faqbench.statistics import detectable_from_stderr, percent_of_log
 from faqbench.tables import Cell, Heading, Table, text_cell
 

@@ -28,8 +28,7 @@ import numpy as np
 from faqbench.forked import in_forks
 from faqbench.records import RunRecord, find_heads, read_items, read_layers, read_scores, same_model
 from faqbench.report import facts
-from faqbench.report.columns import Column
-from faqbench.report.panels import Row
+from faqbench.report.columns import Column, Row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,12 +15,11 @@ from statistics import fmean
 from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import TIED, Analysis, Contest
-from faqbench.report.columns import Column, estimate_cell, metric_heading
+from faqbench.report.columns import Column, Row, estimate_cell, is_variant, metric_heading
 from faqbench.report.comparisons import Comparison, churn_of
 from faqbench.report.difference_tables import difference, difference_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures.facets import key_words
-from faqbench.report.panels import Row, is_variant
 from faqbench.report.verdicts import measure
 from faqbench.tables import Cell, Heading, Table, text_cell
 

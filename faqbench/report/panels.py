@@ -9,78 +9,12 @@ contradict each other or say the same twice; `without_repeats` names both and ta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
-from faqbench.report.columns import Column, Kind, build_columns
-
-_PRINT = "fingerprint."  # before the keys of what a run was made of
-_ACTIVATION_GRID = ("symmetric", "granularity", "dynamic", "targets", "kv_bits", "bmm")
-_GRID = {
-    f"quant.{option}"
-    for option in (
-        *("bits", "group_size", "symmetric", "symmetric_grid", "skip", "overrides"),
-        *(f"activations.{leaf}" for leaf in _ACTIVATION_GRID),
-    )
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A method in a setting.
-
-    Attributes:
-        method: the preset's name.
-        keys: every key that decides the result, apart from the seed, and the fingerprints of what the
-            run was made of.
-        runs: one per calibration draw, in the order of their seeds.
-        shown: the keys among them that differ within the panel, bits left out.
-    """
-
-    method: str
-    keys: dict[str, str]
-    runs: tuple[RunRecord, ...]
-    shown: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def is_baseline(self) -> bool:
-        """Whether this is the full precision model."""
-        return facts.is_baseline(self.runs[0])
-
-    @property
-    def is_calibrated(self) -> bool:
-        """Whether its draws can differ."""
-        return facts.is_calibrated(self.runs[0])
-
-    @property
-    def bits(self) -> int | None:
-        """Bits per code; None for the baseline."""
-        text = self.keys.get("quant.bits", "")
-        return int(text) if text.isdigit() else None
-
-    @property
-    def widths(self) -> str:
-        """Bits of weights, or of weights and activations as `W4A8`; nothing for the baseline."""
-        activations = facts.activation_widths(self.runs[0])
-        if self.bits is None or activations is None:
-            return str(self.bits or "")
-        return f"W{self.bits}{activations}"
-
-    @property
-    def name(self) -> str:
-        """The method as papers write it, with all shown keys, without bits."""
-        return self._named(self.shown)
-
-    @property
-    def short_name(self) -> str:
-        """The method with only the keys that make it a variant, those of the setting left out."""
-        return self._named({k: v for k, v in self.shown.items() if is_variant(k)})
-
-    def _named(self, keys: dict[str, str]) -> str:
-        words = [f"{facts.key_label(key)}={value}" for key, value in keys.items()]
-        return " ".join([facts.display_method(self.method), *words])
+from faqbench.report.columns import PRINT, Column, Kind, Row, build_columns, is_variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +31,6 @@ class Panel:
     def of_kind(self, *kinds: Kind) -> list[Column]:
         """Return the main columns of some kinds."""
         return [c for c in self.columns if c.kind in kinds]
-
-
-def is_variant(key: str) -> bool:
-    """Whether a key makes a variant of a method, rather than another setting to compete in."""
-    return (key.startswith("quant.") and key not in _GRID) or key.startswith(_PRINT)
 
 
 def build_panels(records: Sequence[RunRecord]) -> list[Panel]:
@@ -199,7 +128,7 @@ def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> P
 def _keys(record: RunRecord, prints: Mapping[str, str]) -> dict[str, str]:
     keys = facts.deciding_keys(record)
     keys.pop("quant.activations.bits", None)
-    keys |= facts.activation_keys(record) | {f"{_PRINT}{k}": v[:8] for k, v in prints.items()}
+    keys |= facts.activation_keys(record) | {f"{PRINT}{k}": v[:8] for k, v in prints.items()}
     return dict(sorted(keys.items()))
 
 

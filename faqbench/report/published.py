@@ -31,8 +31,8 @@ from pydantic.dataclasses import dataclass
 
 from faqbench import formatting
 from faqbench.report import facts
-from faqbench.report.columns import Column, estimate_cell
-from faqbench.report.panels import Panel, Row
+from faqbench.report.columns import Column, Row, estimate_cell
+from faqbench.report.panels import Panel
 from faqbench.tables import Cell, Heading, Table, text_cell
 
 _NOT_STATED = "not stated"

@@ -8,11 +8,11 @@ from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis, Family
-from faqbench.report.columns import Column, estimate_cell, metric_heading
+from faqbench.report.columns import Column, Row, estimate_cell, metric_heading
 from faqbench.report.comparisons import Churn, churn_of
 from faqbench.report.difference_tables import FLIPS, flips_cell
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.panels import Panel, Row, build_panels
+from faqbench.report.panels import Panel, build_panels
 from faqbench.tables import Cell, Heading, Table, text_cell
 
 _MOST_SEED_LINKS = 6

@@ -19,10 +19,9 @@ import numpy as np
 from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
-from faqbench.report.columns import Column, Estimate, build_columns
+from faqbench.report.columns import Column, Estimate, Row, build_columns
 from faqbench.report.comparisons import Comparison, compare_runs, with_holm
 from faqbench.report.evidence import ALONE, EvidenceStore, block_curves, linear_errors
-from faqbench.report.panels import Row
 from faqbench.report.verdicts import describe, measure
 
 _MOST_KEYS_IN_A_NAME = 2

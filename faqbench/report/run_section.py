@@ -15,11 +15,12 @@ from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.analysis import analyse
+from faqbench.report.columns import Row
 from faqbench.report.difference_tables import difference, difference_unit
 from faqbench.report.evidence import ADDED_UP, ALONE, COSINE, EvidenceStore, traced_blocks
 from faqbench.report.figures import draw_figures
 from faqbench.report.figures.drawing import to_png
-from faqbench.report.panels import Row, build_panels
+from faqbench.report.panels import build_panels
 from faqbench.report.run_pair import Delta, pair_runs
 from faqbench.tables import Table, text_table
 

@@ -2,8 +2,7 @@
 
     manifest.py    a folder's key and checksums, and whether they still hold
     cache.py       getting a stage's entry, made once by whoever comes first
-    leases.py      what a running cell reads stays until the cell ends
-    inventory.py   listing, checking, evicting
+    inventory.py   listing, checking, evicting; what a running cell reads stays until the cell ends
 
 A stage's key is a mapping of everything its result depends on, the version of the code that makes it
 included. Equal keys mean equal results, so a stage is computed once for a whole sweep, also by
@@ -11,14 +10,6 @@ several processes.
 """
 
 from faqbench.stages.cache import CacheEntry, StageCache, StageUse, cache_root
-from faqbench.stages.hashing import (
-    SMALL_BYTES,
-    file_version,
-    hash_file,
-    hash_json,
-    hash_text,
-    library_version,
-)
 from faqbench.stages.inventory import (
     StoredEntry,
     evict,
@@ -28,7 +19,16 @@ from faqbench.stages.inventory import (
     remove_entry,
     tidy,
 )
-from faqbench.stages.manifest import find_damage, write_manifest
+from faqbench.stages.manifest import (
+    SMALL_BYTES,
+    file_version,
+    find_damage,
+    hash_file,
+    hash_json,
+    hash_text,
+    library_version,
+    write_manifest,
+)
 from faqbench.stages.progress import PlainProgress, Progress
 
 __all__ = [

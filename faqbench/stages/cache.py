@@ -27,8 +27,7 @@ from faqbench.files import atomic_directory, explain_os_error
 from faqbench.garbage import give_back
 from faqbench.locks import locked
 from faqbench.scratch import discard, remove_leftovers
-from faqbench.stages.inventory import evict
-from faqbench.stages.leases import Leases
+from faqbench.stages.inventory import Leases, evict
 from faqbench.stages.manifest import (
     MANIFEST,
     entry_name,

@@ -28,20 +28,21 @@ from faqbench.statistics.accuracy import (
     mcnemar,
     mean_accuracy_difference,
 )
+from faqbench.statistics.claims import (
+    detectable_accuracy_difference,
+    detectable_difference,
+    detectable_from_stderr,
+    equivalence_p,
+    holm,
+    unseen_p,
+)
 from faqbench.statistics.draws import DrawSummary, WidenedDraw, aggregate_draws, with_draw_variance
-from faqbench.statistics.equivalence import equivalence_p, unseen_p
-from faqbench.statistics.multiplicity import holm
 from faqbench.statistics.perplexity import (
     PerplexityRatio,
     exp,
     percent_of_log,
     perplexity_ratio,
     perplexity_with_stderr,
-)
-from faqbench.statistics.power import (
-    detectable_accuracy_difference,
-    detectable_difference,
-    detectable_from_stderr,
 )
 from faqbench.statistics.sequential import (
     Look,

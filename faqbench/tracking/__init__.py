@@ -30,9 +30,8 @@ from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
 from faqbench.tracking.live import live, wait_for_followers
-from faqbench.tracking.none import NoTracker
 from faqbench.tracking.samples import ProgressLog, Sample, find_progress, read_progress
-from faqbench.tracking.tracker import Tracker
+from faqbench.tracking.tracker import NoTracker, Tracker
 
 __all__ = [
     "NoTracker",

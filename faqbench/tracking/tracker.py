@@ -1,4 +1,4 @@
-"""One tracker for every service: what goes wrong in a service is one warning and no more."""
+"""One tracker for every service, in which what goes wrong is one warning and no more; one for none."""
 
 from __future__ import annotations
 
@@ -155,3 +155,24 @@ def _passed_through(error: BaseException, package: str) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+class NoTracker:
+    """Shows nothing."""
+
+    def log(self, data: RunData) -> None:
+        """See `Tracker.log`."""
+
+    def show(self, data: RunData) -> bool:
+        """See `Tracker.show`."""
+        return False
+
+    def show_report(self, folder: Path) -> bool:
+        """See `Tracker.show_report`."""
+        return False
+
+    def show_points(
+        self, name: str, config: Mapping[str, Any], points: Sequence[Mapping[str, float]]
+    ) -> bool:
+        """See `Tracker.show_points`."""
+        return False

@@ -65,7 +65,7 @@ from faqbench.models import (
     load_model,
     prepare,
 )
-from faqbench.pipeline.planning.shape import ModelShape, shape_of
+from faqbench.pipeline.planning.rate import ModelShape, shape_of
 from faqbench.quantization.activation_grid import ActivationGrid
 from faqbench.stages import PlainProgress
 

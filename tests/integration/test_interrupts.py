@@ -130,7 +130,7 @@ def test_a_signal_to_a_sweep_or_its_isolated_cell_ends_both_and_leaves_nothing(
     forks, workplace, to, number
 ):
     process = forks.start(workplace, *SWEEP, *workplace.cell, "isolate=process")
-    cell = worker_of(process, "faqbench.cli.isolation")
+    cell = worker_of(process, "faqbench.cli.attempt")
     match to:
         case "group":
             process.kill(number)
@@ -144,7 +144,7 @@ def test_a_signal_to_a_sweep_or_its_isolated_cell_ends_both_and_leaves_nothing(
 
 @pytest.mark.parametrize(
     ("how", "name"),
-    [("isolate=process", "faqbench.cli.isolation"), ("hydra/launcher=joblib", "LokyProcess")],
+    [("isolate=process", "faqbench.cli.attempt"), ("hydra/launcher=joblib", "LokyProcess")],
 )
 def test_a_sweep_that_is_killed_takes_its_processes_with_it(forks, workplace, how, name):
     process = forks.start(workplace, *SWEEP, *workplace.cell, how)

@@ -88,7 +88,7 @@ def child_of(process):
 
     def isolated():
         children = psutil.Process(process.pid).children()
-        return next((c for c in children if "faqbench.cli.isolation" in c.cmdline()), None)
+        return next((c for c in children if "faqbench.cli.attempt" in c.cmdline()), None)
 
     return process.until(isolated)
 

@@ -2,19 +2,17 @@
 
 Where each part lives:
 
-    shape.py       the sizes of a model, from its configuration alone
-    earlier.py     the records that say what stages cost
-    rate.py        how fast this machine is, measured
+    rate.py        the sizes of a model, from its configuration, and how fast this machine is, measured
     estimates.py   seconds, memory and disk, from earlier records, or from the model's shape and the rate
     plan.py        all of it together for the cells of a sweep; fetching packaged assets at once
-    outcome.py     an estimate against what then happened
+    outcome.py     the records that say what stages cost, and an estimate against what then happened
 """
 
-from faqbench.pipeline.planning.earlier import earlier_records
 from faqbench.pipeline.planning.estimates import Estimator
 from faqbench.pipeline.planning.outcome import (
     Estimate,
     compare_with_plan,
+    earlier_records,
     seconds_left,
     total_error,
 )

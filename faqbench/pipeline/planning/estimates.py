@@ -21,8 +21,7 @@ import torch
 
 from faqbench.config.method import Reads, method_of
 from faqbench.pipeline.environment import device_name
-from faqbench.pipeline.planning.rate import MachineRate, measure_rate
-from faqbench.pipeline.planning.shape import ModelShape
+from faqbench.pipeline.planning.rate import MachineRate, ModelShape, measure_rate
 from faqbench.records import RunRecord
 
 _GPU_RATE = 1.5e13  # operations per second of a data-centre GPU in float32 and bfloat16 mixed

@@ -1,12 +1,14 @@
-"""A plan's estimate of a cell against what then happened, for the record and for the sweep's last line."""
+"""Records and plans: the earlier ones that a plan is made from, and what then happened to its estimate."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from faqbench.records import RunRecord
+from faqbench.records import RunRecord, find_heads, read_record
 from faqbench.stages import StageUse
 
 Estimate = Mapping[str, Any]  # seconds, stages (seconds by kind), peak_memory_bytes, n_bytes
@@ -84,3 +86,29 @@ def _add(sums: dict[str, float], stages: Mapping[str, float], seconds: float) ->
 
 def _relative(estimate: float, actual: float) -> float | None:
     return round((estimate - actual) / actual, 4) if actual else None
+
+
+_LATEST = 100  # of a model and a machine: a median over more would be no better, and takes longer
+
+
+def earlier_records(
+    runs: Path, models: Collection[str]
+) -> tuple[list[RunRecord], list[tuple[str, str]]]:
+    """Return what `find_runs` does, those records whole that say what the cells of these models cost.
+
+    Args:
+        runs: the folder of runs.
+        models: by `model.name`.
+    """
+    found, damaged = find_heads(runs)
+    heads = {record.run_id: record for record in found}
+    alike: dict[tuple[str, object], list[RunRecord]] = defaultdict(list)
+    for head in found:
+        model = head.config.get("model", {}).get("name")
+        if head.status == "finished" and model in models:
+            alike[model, head.environment.get("device_name")].append(head)
+    for group in alike.values():
+        for head in sorted(group, key=lambda r: r.started)[-_LATEST:]:
+            with suppress(ValueError):  # it was replaced or damaged just now
+                heads[head.run_id] = read_record(runs / head.run_id)
+    return list(heads.values()), damaged

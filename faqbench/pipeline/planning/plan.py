@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from faqbench.assets import DATA_NAME, fetch, packaged_data_place, packaged_model_place
 from faqbench.config import Experiment, run_id
@@ -17,7 +15,7 @@ from faqbench.models import model_config, streamed_bytes, streaming_note
 from faqbench.pipeline.graph import StageNeed, look_up
 from faqbench.pipeline.planning.estimates import Cost, Estimator
 from faqbench.pipeline.planning.outcome import Estimate
-from faqbench.pipeline.planning.shape import shape_of
+from faqbench.pipeline.planning.rate import shape_of
 from faqbench.records import RunRecord
 from faqbench.sources import reusable_record
 from faqbench.stages import Progress, StageCache
@@ -119,60 +117,92 @@ def make_plan(
         records: all that there are, for what is finished and what things cost.
         cache: where stages are looked for.
     """
-    by_id = {record.run_id: record for record in records}
-    estimators: dict[tuple[str, ...], Estimator] = {}
-    cells: dict[str, PlannedCell] = {}
-    askers: dict[str, int] = {}
-    stages: dict[str, tuple[StageNeed, Cost]] = {}
-    made: set[str] = set()
+    planning = _Planning(records, cache)
     for experiment in experiments:
+        planning.add(experiment)
+    return Plan(
+        cells=tuple(planning.cells.values()),
+        notes=tuple(dict.fromkeys(filter(None, map(streaming_note, experiments)))),
+        stages=tuple(
+            PlannedStage(need=need, n_cells=planning.askers[entry], cost=cost)
+            for entry, (need, cost) in planning.stages.items()
+        ),
+        n_records=sum(e.n_records for e in planning.estimators.values()),
+        is_blind=any(e.is_blind for e in planning.estimators.values()),
+    )
+
+
+class _Planning:
+    """A plan in the making: what the cells so far would make is there for those that follow."""
+
+    def __init__(self, records: Sequence[RunRecord], cache: StageCache) -> None:
+        self._records = records
+        self._statuses = {record.run_id: record.status for record in records}
+        self._cache = cache
+        self._made: set[str] = set()
+        self.estimators: dict[tuple[str, ...], Estimator] = {}
+        self.cells: dict[str, PlannedCell] = {}
+        self.askers: Counter[str] = Counter()
+        self.stages: dict[str, tuple[StageNeed, Cost]] = {}
+
+    def add(self, experiment: Experiment) -> None:
+        """Plan one more cell, unless it is planned already."""
         name = run_id(experiment)
-        if name in cells:
-            continue
-        status = by_id[name].status if name in by_id else "new"
+        if name in self.cells:
+            return
+        status = self._statuses.get(name, "new")
         if status == "finished" and reusable_record(experiment)[0] is not None:
-            cells[name] = _skipped(name)
-            continue
-        device = named_device(experiment.device)
-        estimator = _estimator(experiment, device, records, estimators)
+            self.cells[name] = _skipped(name)
+        else:
+            status = "new" if status == "finished" else status
+            self.cells[name] = self._planned(name, status, experiment)
+
+    def _planned(self, name: str, status: str, experiment: Experiment) -> PlannedCell:
+        estimator = self._estimator(experiment)
         config = experiment.model_dump(mode="json")
-        needs = [*_assets(experiment), *look_up(experiment, cache, made)]
+        needs = [*_assets(experiment), *look_up(experiment, self._cache, self._made)]
         due = {
             need.entry: estimator.stage(need.kind, need.title, config)
             for need in needs
-            if need.is_due and need.entry not in made
+            if need.is_due and need.entry not in self._made
         }
-        made |= due.keys()
+        self._made |= due.keys()
         seconds = estimator.overhead_seconds() + sum(cost.seconds for cost in due.values())
-        if all(cell.status == "finished" for cell in cells.values()):
+        if all(cell.status == "finished" for cell in self.cells.values()):
             seconds += estimator.start_seconds(has_tasks=bool(experiment.evaluation.tasks))
-        of_kind: dict[str, float] = defaultdict(float)
-        for need in needs:
-            askers[need.entry] = askers.get(need.entry, 0) + 1
-            if need.entry in due:
-                of_kind[need.kind] += due[need.entry].seconds
-            if need.entry in due or need.entry not in stages:
-                stages[need.entry] = need, due.get(need.entry, _NOTHING)
-        cells[name] = PlannedCell(
+        return PlannedCell(
             run_id=name,
-            status="new" if status == "finished" else status,
+            status=status,
             seconds=seconds,
-            stages=of_kind,
+            stages=self._ask(needs, due),
             peak_memory_bytes=estimator.peak_memory_bytes(config, streamed_bytes(experiment)),
             n_bytes=sum(cost.n_bytes for cost in due.values()),
             n_due=len(due),
             n_reused=sum(need.is_asked for need in needs) - len(due),
         )
-    return Plan(
-        cells=tuple(cells.values()),
-        notes=tuple(dict.fromkeys(filter(None, map(streaming_note, experiments)))),
-        stages=tuple(
-            PlannedStage(need=need, n_cells=askers[entry], cost=cost)
-            for entry, (need, cost) in stages.items()
-        ),
-        n_records=sum(e.n_records for e in estimators.values()),
-        is_blind=any(e.is_blind for e in estimators.values()),
-    )
+
+    def _ask(self, needs: Sequence[StageNeed], due: Mapping[str, Cost]) -> dict[str, float]:
+        """Note who asks for which stages, and return the seconds of each kind that a cell computes."""
+        seconds: dict[str, float] = defaultdict(float)
+        self.askers.update(need.entry for need in needs)
+        for need in needs:
+            if need.entry in due:
+                seconds[need.kind] += due[need.entry].seconds
+            if need.entry in due or need.entry not in self.stages:
+                self.stages[need.entry] = need, due.get(need.entry, _NOTHING)
+        return seconds
+
+    def _estimator(self, experiment: Experiment) -> Estimator:
+        """Return what estimates the cells of a model on a device, made once."""
+        device = named_device(experiment.device)
+        key = experiment.model.name, str(device), experiment.dtype
+        if key not in self.estimators:
+            config = model_config(experiment.model)
+            shape = None if config is None else shape_of(config)
+            self.estimators[key] = Estimator(
+                self._records, experiment.model.name, shape, device, experiment.dtype
+            )
+        return self.estimators[key]
 
 
 def _skipped(name: str) -> PlannedCell:
@@ -185,25 +215,6 @@ def _skipped(name: str) -> PlannedCell:
         n_due=0,
         n_reused=0,
     )
-
-
-def _estimator(
-    experiment: Experiment,
-    device: torch.device,
-    records: Sequence[RunRecord],
-    known: dict[tuple[str, ...], Estimator],
-) -> Estimator:
-    key = experiment.model.name, str(device), experiment.dtype
-    if key not in known:
-        config = model_config(experiment.model)
-        known[key] = Estimator(
-            records,
-            experiment.model.name,
-            None if config is None else shape_of(config),
-            device,
-            experiment.dtype,
-        )
-    return known[key]
 
 
 def fetch_assets(experiments: Iterable[Experiment], progress: Progress) -> None:

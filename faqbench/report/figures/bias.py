@@ -11,12 +11,12 @@ from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis
-from faqbench.report.columns import Column, metric_scale, metric_unit
+from faqbench.report.columns import Column, Row, metric_scale, metric_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import estimates, style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import how_many
-from faqbench.report.panels import Panel, Row
+from faqbench.report.panels import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from faqbench import formatting
 from faqbench.report.analysis import Analysis
+from faqbench.report.columns import Row
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import how_many, row_label
-from faqbench.report.panels import Row
 
 TITLE = "Cost by method"
 _MOST_ROWS = 24

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis
-from faqbench.report.columns import Column, estimate_cell, metric_scale
+from faqbench.report.columns import Column, Row, estimate_cell, metric_scale
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import row_label
-from faqbench.report.panels import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faqbench.report.analysis import Analysis
+from faqbench.report.columns import Row
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import facets, how_many, representatives
-from faqbench.report.panels import Row
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from faqbench.report import facts
+from faqbench.report.columns import Row, is_variant
 from faqbench.report.figures import style
-from faqbench.report.panels import Panel, Row, is_variant
+from faqbench.report.panels import Panel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faqbench.report.analysis import Analysis
+from faqbench.report.columns import Row
 from faqbench.report.evidence import Array, EvidenceStore, LinearErrors, linear_errors
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import facets
-from faqbench.report.panels import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

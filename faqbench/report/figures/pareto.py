@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 from faqbench import formatting
 from faqbench.report.analysis import Analysis
-from faqbench.report.columns import Column, Estimate, estimate_cell, metric_scale, metric_unit
+from faqbench.report.columns import Column, Estimate, Row, estimate_cell, metric_scale, metric_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import estimates, style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.facets import Facet, facets, how_many
-from faqbench.report.panels import Panel, Row
+from faqbench.report.panels import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

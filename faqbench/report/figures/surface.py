@@ -8,12 +8,11 @@ import numpy as np
 
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis
-from faqbench.report.columns import Column, metric_scale, metric_unit
+from faqbench.report.columns import Column, Row, metric_scale, metric_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.estimates import MOST_DRAWN
-from faqbench.report.panels import Row
 
 TITLE = "Window and gamma of the preview"
 _KEYS = ("quant.preview.window", "quant.preview.gamma")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from faqbench import formatting
 from faqbench.report.analysis import Analysis
-from faqbench.report.columns import Column, estimate_cell, metric_scale, metric_unit
+from faqbench.report.columns import Column, Row, estimate_cell, metric_scale, metric_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import estimates, style
 from faqbench.report.figures.drawing import Drawing
 from faqbench.report.figures.pareto import Points, front_of, plot_front
 from faqbench.report.glance import telling_column
-from faqbench.report.panels import Panel, Row
+from faqbench.report.panels import Panel
 
 TITLE = "What to use"
 

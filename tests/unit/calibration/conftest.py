@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faqbench.calibration import Request
+from faqbench.calibration import DrawRequest
 from faqbench.config.calibration import ScenarioSection, matched
 from faqbench.corpora import Corpus
 
@@ -44,11 +44,11 @@ def scenario(**changes: Any) -> ScenarioSection:
 
 
 @pytest.fixture
-def request_for() -> Callable[..., Request]:
-    def make(n_samples: int = 4, seq_len: int = 16, seed: int = 0, **changes: Any) -> Request:
+def request_for() -> Callable[..., DrawRequest]:
+    def make(n_samples: int = 4, seq_len: int = 16, seed: int = 0, **changes: Any) -> DrawRequest:
         names = {k: changes.pop(k) for k in ("apart", "bos", "allow_repeat") if k in changes}
         settings: dict[str, Any] = {"apart": False, "bos": None, "allow_repeat": False}
-        return Request(
+        return DrawRequest(
             n_samples=n_samples,
             seq_len=seq_len,
             seed=seed,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from faqbench.cli.fault import told, without_paths
+from faqbench.cli.attempt import told, without_paths
 
 
 def test_a_fault_names_module_line_and_message_and_no_path():

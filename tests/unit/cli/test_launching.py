@@ -4,6 +4,8 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
 
 from faqbench.cli.composing import compose_cells, is_search, parse_flags
 from faqbench.cli.launching import check_launcher, in_order
@@ -35,6 +37,11 @@ def test_other_calibration_settings_are_other_groups():
     assert found == [(64, "awq"), (64, "faq"), (128, "awq"), (128, "faq")]
 
 
+def test_hydra_finds_our_sweeper_where_it_looks_for_plug_ins():
+    sweepers = {f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(Sweeper)}
+    assert request("-m", "quant=rtn,fp").hydra.sweeper._target_ in sweepers
+
+
 def test_the_basic_launcher_is_always_there():
     assert check_launcher(request("model=tiny-llama").hydra) is None
 
@@ -55,7 +62,7 @@ def test_a_sweeper_of_the_users_choice_is_a_search():
 
 LIMIT = """
 import sys
-from faqbench.cli.memory import lift_memory_limit, limit_memory
+from faqbench.cli.attempt import lift_memory_limit, limit_memory
 limit_memory(500_000_000)
 try:
     b"x" * 2_000_000_000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from faqbench.cli import main, sweep
+from faqbench.cli import main, settle
 from faqbench.cli.question import read_inquiry
 
 SETTING = ["model=tiny-llama", "dtype=float32", "evaluation=quick"]
@@ -16,7 +16,7 @@ def refusal(capsys, monkeypatch, tmp_path):
     def ran(*_, **__):
         raise AssertionError("a cell was run")
 
-    monkeypatch.setattr(sweep, "launch", ran)
+    monkeypatch.setattr(settle, "launch", ran)
 
     def run(*arguments):
         assert main(["settle", *arguments]) == 2

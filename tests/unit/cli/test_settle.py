@@ -70,15 +70,15 @@ def toy(tmp_path, monkeypatch, capsys, compose):
             cells.append(Cell(experiment=first.model_copy(update=own), overrides=()))
         return Request(cells=tuple(cells), kind="sweep", hydra=HYDRA)
 
-    def launch_cells(request, overrides, task, *, name, run_ids):
-        for cell in request.cells:
+    def launch(sweep, overrides):
+        for cell in sweep.cells:
             run.made.append(run_id(cell.experiment))
             write_toy(cell.experiment, *losses[cell.experiment.quant.name])
         return (), []
 
     monkeypatch.setattr(question, "_compose", composed)
     monkeypatch.setattr(settle, "check_launcher", lambda _: None)
-    monkeypatch.setattr(settle, "launch_cells", launch_cells)
+    monkeypatch.setattr(settle, "launch", launch)
 
     def run(asked, *words, **methods):
         losses.update({name.replace("_", "-"): values for name, values in methods.items()})

@@ -7,7 +7,7 @@ import pytest
 
 from faqbench.cli import main
 from faqbench.cli.console import QuietProgress, VerboseProgress, console_progress
-from faqbench.cli.verbosity import current_verbosity, take_verbosity, verbosity
+from faqbench.cli.surroundings import current_verbosity, take_verbosity, verbosity
 from faqbench.stages import PlainProgress
 
 

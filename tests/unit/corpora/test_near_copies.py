@@ -3,8 +3,7 @@
 import pytest
 
 from faqbench.corpora import domain_texts, part_of
-from faqbench.corpora.corpus import _texts_of
-from faqbench.corpora.near_copies import _listed, digest, is_near_copy
+from faqbench.corpora.corpus import _listed, _texts_of, digest, is_near_copy
 from faqbench.stages import PlainProgress
 
 
@@ -18,7 +17,7 @@ def test_the_list_is_of_digests_in_order():
 def test_a_listed_text_is_evaluated_but_neither_calibrated_nor_selected_by(part, monkeypatch):
     texts = [f"text {i}" for i in range(100)]
     copies = {digest(text) for text in texts[::2]}
-    monkeypatch.setattr("faqbench.corpora.near_copies._listed", lambda: frozenset(copies))
+    monkeypatch.setattr("faqbench.corpora.corpus._listed", lambda: frozenset(copies))
     found = _texts_of({text: text for text in texts}, "toy", part)
     of_part = [text for text in texts if part_of(text) == part]
     expected = [t for t in of_part if part == "evaluation" or not is_near_copy(t)]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from faqbench.calibration import Request, draw
+from faqbench.calibration import DrawRequest, draw
 from faqbench.config import UserError
 from faqbench.config.calibration import matched
 from faqbench.corpora import part_of, read_corpus
@@ -41,7 +41,7 @@ def test_an_experiments_tokens_follow_its_seed_from_the_calibration_part(drawn, 
     experiment = cell("quant=awq")
     tokenizer = load_tokenizer(experiment.model, PlainProgress())
     corpus = read_corpus(str(text_file), "calibration", experiment.calibration, PlainProgress())
-    request = Request(
+    request = DrawRequest(
         n_samples=4,
         seq_len=32,
         seed=5,

@@ -6,20 +6,20 @@ import pytest
 import torch
 
 from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.cli.estimating import estimates_of
+from faqbench.cli.conclusion import estimates_of
 from faqbench.cli.plan import _summary
 from faqbench.models import load_model, loading
 from faqbench.pipeline.graph import look_up
 from faqbench.pipeline.planning import (
     Estimator,
     compare_with_plan,
-    earlier,
     make_plan,
+    outcome,
     rate,
     seconds_left,
     total_error,
 )
-from faqbench.pipeline.planning.shape import shape_of
+from faqbench.pipeline.planning.rate import shape_of
 from faqbench.records import find_runs, read_run, write_run
 from faqbench.stages import PlainProgress, StageCache
 
@@ -311,7 +311,7 @@ def test_a_plan_reads_whole_the_latest_records_of_its_models_and_no_others(
         record, run_id="other", config=record.config | {"model": {"name": "other"}}
     )
     write_run(tmp_path / "runs", dataclasses.replace(data, record=other), "")
-    monkeypatch.setattr(earlier, "_LATEST", 2)
-    records, _ = earlier.earlier_records(tmp_path / "runs", {"tiny-llama"})
+    monkeypatch.setattr(outcome, "_LATEST", 2)
+    records, _ = outcome.earlier_records(tmp_path / "runs", {"tiny-llama"})
     assert len(records) == 7
     assert {r.run_id for r in records if "stage_keys" in r.extra} == {record.run_id, "toy-5"}

@@ -1,6 +1,6 @@
 import math
 
-from faqbench.presearch.halving import successive_halving
+from faqbench.presearch.search import successive_halving
 
 LOSSES = {"awq": 5.0, "a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
 

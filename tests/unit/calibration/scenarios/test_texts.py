@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from faqbench.calibration import draw
-from faqbench.calibration.scenarios.texts import draw_order, of_length, rarity_of
+from faqbench.calibration.scenarios import draw_order, of_length, rarity_of
 from faqbench.config import UserError
 from faqbench.config.calibration import matched
 

@@ -1,4 +1,22 @@
-"""Scenarios that choose texts: by length, by rarity, several times.
+"""Bias scenarios: what may be wrong with a calibration set, each as a pure function with a number.
+
+A scenario is one yaml in `conf/scenario/` that sets some fields of `config.calibration.ScenarioSection`;
+fields compose, and so do scenarios with any corpus and any method. Where each field acts:
+
+    domain, mixture, skew       which corpora give which share of the windows (`config.calibration`)
+    n_samples                   how many windows
+    min_, max_characters        draw_texts: which texts are drawn at all
+    length_power, rarity        draw_texts: which texts are drawn first
+    copies                      draw_texts: every drawn text occurs several times
+    shuffle_tokens, noise_rate  change_tokens: what happens to a window's tokens
+    random_tokens               draw_random_tokens: there is no text
+    leak                        the windows are the evaluation's own (`pipeline.calibrating`)
+
+To add a scenario made of these, write its yaml. To add a field: a function of texts or of tokens and a
+generator of its own here, a line where the others are applied, the field
+in `ScenarioSection` and in `conf/scenario/matched.yaml`, where null or false leaves things alone, and its
+name in `config.identity.calibration_identity`. Each field draws from a generator of its own, so adding
+one moves no other.
 
 Weighted drawing without replacement follows Efraimidis and Spirakis 2006: with E_i exponential, the texts
 in the order of E_i / w_i are drawn one by one with probabilities proportional to their weights w_i among
@@ -157,3 +175,49 @@ def _collect(
         n_tokens=n_tokens,
         n_repeated=n_repeated,
     )
+
+
+Tokens = NDArray[np.int64]
+# Each field has a generator of its own, PCG64([seed, stream]).
+_RANDOM, _SHUFFLE, _NOISE = 3, 4, 5
+
+
+def change_tokens(
+    windows: Tokens, scenario: ScenarioSection, vocabulary: Tokens, seed: int
+) -> Tokens:
+    """Return windows [n, width] with the scenario's changes, in the order shuffle, noise.
+
+    Args:
+        windows: token ids, without BOS.
+        scenario: the changes.
+        vocabulary: ids that noise may be made of; read only when there is noise.
+        seed: of the draw.
+    """
+    if scenario.shuffle_tokens:
+        windows = shuffle_windows(windows, _generator(seed, _SHUFFLE))
+    if scenario.noise_rate:
+        rng = _generator(seed, _NOISE)
+        windows = inject_noise(windows, scenario.noise_rate, vocabulary, rng)
+    return windows
+
+
+def shuffle_windows(windows: Tokens, rng: np.random.Generator) -> Tokens:
+    """Return each window's tokens in a random order: the same tokens, no language."""
+    return rng.permuted(windows, axis=1)
+
+
+def inject_noise(
+    windows: Tokens, rate: float, vocabulary: Tokens, rng: np.random.Generator
+) -> Tokens:
+    """Return windows in which every token is replaced by a random one with probability `rate`."""
+    hit = rng.random(windows.shape) < rate
+    return np.where(hit, vocabulary[rng.integers(len(vocabulary), size=windows.shape)], windows)
+
+
+def draw_random_tokens(vocabulary: Tokens, shape: tuple[int, int], seed: int) -> Tokens:
+    """Return tokens [n, width] drawn uniformly from the vocabulary."""
+    return vocabulary[_generator(seed, _RANDOM).integers(len(vocabulary), size=shape)]
+
+
+def _generator(seed: int, stream: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, stream]))
