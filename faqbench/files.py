@@ -68,7 +68,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         new = scratch / "new"
         new.mkdir()
         yield new
-        _open_to_readers(new)
+        open_to_readers(new)
         take_place(scratch, target)
 
 
@@ -80,7 +80,7 @@ def atomic_write(target: Path, content: bytes) -> None:
         new.replace(target)
 
 
-def _open_to_readers(folder: Path) -> None:
+def open_to_readers(folder: Path) -> None:
     """Give all in a folder the rights that the folder has; safetensors makes files for their owner."""
     rights = stat.S_IMODE(folder.stat().st_mode)
     for path in folder.rglob("*"):

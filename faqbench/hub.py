@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from faqbench.config import UserError
+
 _PROBE_SECONDS = 4.0
 _PROBE_KEPT_SECONDS = 60.0
 _last_probe: list[tuple[float, bool]] = []
@@ -78,6 +80,55 @@ def bring_weights(repo_id: str, revision: str | None) -> None:
 
     wanted = ["*.json", "model*.safetensors"]
     snapshot_download(repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"])
+
+
+def check_push(repo_id: str) -> None:
+    """Refuse to upload where it cannot work, before there is anything to upload.
+
+    Raises:
+        UserError: without a token, or without a hub that answers.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(f"push={repo_id} is no name of a repository of the hub: {error}") from error
+    if get_token() is None:
+        raise UserError(
+            f"push={repo_id} needs a token of the Hugging Face hub, and there is none on this machine: run "
+            "`hf auth login`, or leave push out."
+        )
+    if not hub_answers():
+        raise UserError(
+            f"push={repo_id} needs the Hugging Face hub, which does not answer; leave push out, and push "
+            "the folder another day with the same command."
+        )
+
+
+def push_folder(folder: Path, repo_id: str, message: str) -> str:
+    """Upload a folder, what is there already left out, and return its address.
+
+    A repository that is new is private.
+
+    Raises:
+        UserError: when the hub refuses it.
+    """
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repo_id, private=True, exist_ok=True)
+        done = hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
+    except hub_errors() as error:
+        first = str(error).strip().partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"{folder} is written, but the hub did not take it as {repo_id} ({first}); the same command "
+            "tries again."
+        ) from error
+    return str(done.commit_url)
 
 
 def local_snapshot(repo_id: str, revision: str | None, file: str) -> Path | None:

@@ -1,7 +1,8 @@
 """Write a run as a checkpoint that other tools load: export RUN format=compressed-tensors into=FOLDER.
 
 Codes, scales and zero points are those that were measured; channel scales are folded into norms and rows.
-`faqbench verify FOLDER` proves the result.
+`faqbench verify FOLDER` proves the result. What is stopped goes on with the same command; with
+push=REPO the folder is uploaded to the Hugging Face hub, another day too.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from faqbench.cli.console import console_progress
 from faqbench.cli.show import find_record
 from faqbench.config import Experiment, UserError, did_you_mean, run_id, validate
 from faqbench.config.identity import identity_of
+from faqbench.hub import check_push, push_folder
 from faqbench.records import RunRecord, read_scores
 from faqbench.sources import why_not_reusable
 from faqbench.stages import StageCache, cache_root, find_damage
+from faqbench.stages.manifest import MANIFEST
 
 
 class ExportKeys(KeysOfRuns):
@@ -28,12 +31,14 @@ class ExportKeys(KeysOfRuns):
     Attributes:
         format: compressed-tensors, gptq, gptq_v2, awq or gguf.
         into: the folder to make.
+        push: a repository of the Hugging Face hub to upload it to; a new one is private.
         requantize: quantize again where the cache has lost the codes, and see that they are the same.
         shard_gigabytes: of one file of weights at most.
     """
 
     format: str = ""
     into: Path | None = None
+    push: str | None = None
     requantize: Flag = False
     shard_gigabytes: Number = 2.0
 
@@ -54,23 +59,35 @@ def run(arguments: list[str]) -> int:
         )
     runs, into = keys.runs, keys.into.expanduser()
     record = find_record(runs, words[0])
-    experiment = _experiment(record)
-    request = ExportRequest(
-        record=record,
-        experiment=experiment,
-        scores=read_scores(runs / record.run_id),
-        codes=_codes(record, experiment, keys.requantize),
-        format=name,
-        into=into,
-        shard_bytes=int(keys.shard_gigabytes * 1e9),
-    )
-    done = export_run(request, console_progress())
-    print(
-        f"{into}: {formatting.n_bytes(done.n_bytes)}, {done.bits_per_weight:.3f} bits per weight, "
-        f"{done.bits_per_parameter:.3f} per parameter with embeddings"
-    )
-    print(f"Verify it: python -m faqbench verify {into}")
+    push = keys.push
+    if push is not None:
+        check_push(push)
+    if push is None or not _is_export_of(into, record, name):
+        experiment = _experiment(record)
+        request = ExportRequest(
+            record=record,
+            experiment=experiment,
+            scores=read_scores(runs / record.run_id),
+            codes=_codes(record, experiment, keys.requantize),
+            format=name,
+            into=into,
+            shard_bytes=int(keys.shard_gigabytes * 1e9),
+        )
+        done = export_run(request, console_progress())
+        print(
+            f"{into}: {formatting.n_bytes(done.n_bytes)}, {done.bits_per_weight:.3f} bits per weight, "
+            f"{done.bits_per_parameter:.3f} per parameter with embeddings"
+        )
+        print(f"Verify it: python -m faqbench verify {into}")
+    if push is not None:
+        print(f"Uploaded: {push_folder(into, push, f'{record.run_id} as {name}, by faqbench')}")
     return 0
+
+
+def _is_export_of(into: Path, record: RunRecord, name: str) -> bool:
+    """Say whether a folder is this very export, whole, which an upload goes on with."""
+    key = {"run_id": record.run_id, "format": name}
+    return (into / MANIFEST).is_file() and find_damage(into, key) is None
 
 
 def _experiment(record: RunRecord) -> Experiment:
@@ -88,6 +105,11 @@ def _experiment(record: RunRecord) -> Experiment:
     experiment = validate(_over(defaults, record.config))
     if not experiment.quantizes:
         raise UserError(f"{record.run_id} is full precision: there are no codes to export.")
+    if experiment.is_foreign:
+        maker = record.extra.get("checkpoint", {}).get("made_by", "another tool")
+        raise UserError(
+            f"{record.run_id} is a checkpoint by {maker} already and not packed anew: use its own files."
+        )
     for key, value, idle in (
         ("quant.activations.bits", experiment.method.activations, "null"),
         ("quant.rotate", experiment.method["rotate"], "none"),

@@ -8,17 +8,21 @@
         faqbench/                   what `faqbench verify` needs: facts.json, evidence, the run's record
         manifest.json               sha256 of every file
 
-The folder appears by one rename when everything in it is written. To add a layout: a file with the
-functions of `Layout`, as a module or an object, and its line in `FORMATS`.
+The folder appears by one rename when everything in it is written. An export that is stopped leaves what it
+has packed in `.<into>.unfinished` beside it, and the same command goes on from there.
+
+To add a layout: a file with the functions of `Layout`, as a module or an object, and its line in `FORMATS`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -35,11 +39,11 @@ from faqbench.config import Experiment, UserError
 from faqbench.export.card import model_card
 from faqbench.export.evidence import hash_weight, probe, prompt_evidence, protocol_evidence
 from faqbench.export.fold import Part, StoredModel, stored_weight
-from faqbench.files import atomic_directory, explain_os_error
+from faqbench.files import explain_os_error, open_to_readers
 from faqbench.hardware import resolve_device
 from faqbench.models import budget_of, load_model, pinned
 from faqbench.models.sources import checkpoint_folder
-from faqbench.quantization import QuantizedLinear
+from faqbench.quantization import QuantizedLinear, fingerprint_codes
 from faqbench.quantization.checkpoint import QuantizedTensors, StoredLinears
 from faqbench.records import RunRecord
 from faqbench.records.store import without_nan
@@ -140,7 +144,7 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
     _check_space(request.into, _most_bytes(model))
     with (
         explain_os_error("write the checkpoint", request.into, _REMEDY),
-        atomic_directory(request.into) as folder,
+        _unfinished(request) as folder,
     ):
         _write_about(folder, model, generation, checkpoint_folder(pinned(request.experiment.model)))
         sink = layout.open_sink(folder, model, request.shard_bytes)
@@ -154,6 +158,43 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
         bits_per_weight=facts["bits_per_weight"],
         bits_per_parameter=facts["bits_per_parameter"],
     )
+
+
+@contextmanager
+def _unfinished(request: ExportRequest) -> Iterator[Path]:
+    """Yield the folder in which an export is under way, which takes its place when the block ends well.
+
+    A process that is stopped leaves it for the next one; an error, after which the same would happen again,
+    leaves nothing.
+    """
+    into = request.into.absolute()
+    folder = into.with_name(f".{into.name}.unfinished")
+    mark = folder.with_name(f"{folder.name}.json")  # what it is the beginning of
+    codes = fingerprint_codes(request.codes)
+    of = json.dumps(
+        [request.record.run_id, request.format, request.shard_bytes, codes, __version__]
+    )
+    into.parent.mkdir(parents=True, exist_ok=True)
+    with mark.open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if os.path.lexists(into):
+            raise UserError(f"Another process has just written {request.into}.")
+        held.seek(0)
+        if held.read() != of or not folder.is_dir():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            held.truncate(0)
+            held.write(of)
+            held.flush()
+        try:
+            yield folder
+            open_to_readers(folder)
+            folder.rename(into)
+        except Exception:
+            shutil.rmtree(folder, ignore_errors=True)
+            mark.unlink()
+            raise
+        mark.unlink()
 
 
 def _measured(
@@ -313,7 +354,7 @@ def _write_evidence(
     folder: Path, facts: Mapping[str, Any], evidence: Mapping[str, Tensor], request: ExportRequest
 ) -> None:
     place = folder / "faqbench"
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     (place / "facts.json").write_text(json.dumps(facts, indent=1))
     save_file(dict(evidence), place / "evidence.safetensors")
     record = json.dumps(without_nan(request.record.to_json()), indent=1, allow_nan=False)

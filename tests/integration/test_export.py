@@ -6,12 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from faqbench.cli import main
+from faqbench.export.gptq import GPTQ
 from faqbench.export.plain import examine
 from faqbench.export.verify import judge
 from faqbench.quantization.checkpoint import StoredLinears
@@ -204,3 +207,91 @@ def test_codes_that_are_gone_are_made_again_on_request_and_compared(exported, ca
 def test_a_folder_that_is_no_export_is_one_sentence(tmp_path, capsys):
     assert main(["verify", str(tmp_path)]) == 2
     assert "was not written by `faqbench export`" in capsys.readouterr().err
+
+
+class Hub:
+    """What the hub was asked, in the place of its client."""
+
+    asked: ClassVar[list[tuple]] = []
+    fails = False
+
+    def create_repo(self, repo, **options):
+        self.asked.append(("create", repo, options))
+
+    def upload_folder(self, **options):
+        if self.fails:
+            raise OSError("the line went dead")
+        self.asked.append(("upload", options["repo_id"], options["folder_path"]))
+        return SimpleNamespace(commit_url="https://hub/a/b/commit/1")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr(Hub, "asked", [])
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    monkeypatch.setattr("faqbench.hub.hub_answers", lambda: True)
+    return Hub
+
+
+def test_an_upload_that_was_cut_short_goes_on_without_a_second_export(
+    exported, hub, monkeypatch, capsys
+):
+    place, export = exported
+    into = export("tiny-gemma3-rtn-w4", "gguf")
+    (run,) = [p.name for p in place.runs.glob("tiny-gemma3-rtn-w4*") if p.is_dir()]
+    again = ["-q", "export", run, "format=gguf", f"into={into}", "push=a/b"]
+    before = (into / "model.gguf").stat().st_mtime_ns
+    monkeypatch.setattr(Hub, "fails", True)
+    assert main(again) == 2
+    assert "the hub did not take it as a/b (the line went dead)" in capsys.readouterr().err
+    monkeypatch.setattr(Hub, "fails", False)
+    assert main(again) == 0
+    assert hub.asked[-2:] == [
+        ("create", "a/b", {"private": True, "exist_ok": True}),
+        ("upload", "a/b", into),
+    ]
+    assert (into / "model.gguf").stat().st_mtime_ns == before
+    assert "Uploaded: https://hub/a/b/commit/1" in capsys.readouterr().out
+
+
+def test_an_upload_without_a_token_is_refused_before_anything_is_written(
+    exported, hub, monkeypatch, capsys
+):
+    place, _ = exported
+    (run,) = [p.name for p in place.runs.glob("tiny-gemma3-rtn-w4*") if p.is_dir()]
+    into = place.root / "never"
+    ask = ["-q", "export", run, "format=gguf", f"into={into}"]
+    assert main([*ask, "push=a/b/c"]) == 2
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert main([*ask, "push=a/b"]) == 2
+    said = capsys.readouterr().err
+    assert "push=a/b/c is no name of a repository" in said and "push=a/b needs a token" in said
+    assert not into.exists()
+
+
+def test_an_export_that_was_stopped_goes_on_and_ends_with_the_same_bytes(exported, monkeypatch):
+    place, export = exported
+    whole = export("tiny-llama-awq-w4", "gptq_v2", "shard_gigabytes=0.0001")
+    (run,) = [p.name for p in place.runs.glob("tiny-llama-awq-w4*") if p.is_dir()]
+    into = place.root / "stopped"
+    ask = ["-q", "export", run, "format=gptq_v2", f"into={into}", "shard_gigabytes=0.0001"]
+    n_packed, encode = [], GPTQ.encode
+
+    def stop_near_the_end(self, linear):
+        n_packed.append(1)
+        if len(n_packed) == 27:
+            raise KeyboardInterrupt
+        return encode(self, linear)
+
+    monkeypatch.setattr(GPTQ, "encode", stop_near_the_end)
+    assert main(ask) == 130
+    kept = sorted(p.name for p in (place.root / ".stopped.unfinished").glob("part-*.safetensors"))
+    assert kept and not into.exists()
+    n_packed[:] = [1] * 27
+    assert main(ask) == 0
+    assert 27 < len(n_packed) < 27 + 28  # the first parts were not packed again
+    assert sorted(p.name for p in into.iterdir()) == sorted(p.name for p in whole.iterdir())
+    for path in whole.glob("*.safetensors"):
+        assert path.read_bytes() == (into / path.name).read_bytes()
+    assert not list(place.root.glob(".stopped*"))

@@ -122,7 +122,14 @@ def make_plan(
         planning.add(experiment)
     return Plan(
         cells=tuple(planning.cells.values()),
-        notes=tuple(dict.fromkeys(filter(None, map(streaming_note, experiments)))),
+        notes=tuple(
+            dict.fromkeys(
+                note
+                for experiment in experiments
+                for note in (streaming_note(experiment), _note_of_tool(experiment))
+                if note is not None
+            )
+        ),
         stages=tuple(
             PlannedStage(need=need, n_cells=planning.askers[entry], cost=cost)
             for entry, (need, cost) in planning.stages.items()
@@ -255,3 +262,10 @@ def _places(experiment: Experiment) -> dict[str, Path]:
     if heldout or set(evaluation.tasks) & set(task_names()):
         places[DATA_NAME] = packaged_data_place()[0]
     return places
+
+
+def _note_of_tool(experiment: Experiment) -> str | None:
+    """Say what is not planned of a cell in which another tool runs."""
+    if not (experiment.is_foreign and experiment.needs_calibration):
+        return None
+    return f"What {experiment.quant.name} itself takes is not known beforehand, and is counted as nothing."
