@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Protocol, cast
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.interrupts import must_pass
+from faqbench.interrupts import must_pass, raise_if_interrupted
 from faqbench.records import RunData
 from faqbench.tracking.handover import hand_over
 from faqbench.tracking.samples import Sample
@@ -124,9 +124,14 @@ class Tracker:
 
     @contextmanager
     def never_fails(self, what: str) -> Iterator[None]:
-        """Turn whatever goes wrong in the service, the network or the disk into one warning."""
+        """Turn whatever goes wrong in the service, the network or the disk into one warning.
+
+        Raises:
+            Interrupted: when a signal came, even where the service dropped its exception.
+        """
         try:
             yield
+            raise_if_interrupted()
         except BaseException as error:
             if must_pass(error):
                 raise
