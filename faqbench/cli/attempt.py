@@ -25,7 +25,7 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -61,12 +61,17 @@ if TYPE_CHECKING:
     from faqbench.pipeline.planning import Estimate
 
 
-def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunRecord:
+def attempt(
+    experiment: Experiment,
+    estimate: Estimate | None = None,
+    beside: Sequence[Experiment] = (),
+) -> RunRecord:
     """Run a cell, unless it finished before or another process runs it just now.
 
     Args:
         experiment: the cell.
         estimate: what a plan said of it.
+        beside: the cells that this process runs one after another.
 
     Raises:
         UserError: when not even a record can be written.
@@ -95,7 +100,7 @@ def attempt(experiment: Experiment, estimate: Estimate | None = None) -> RunReco
             return record
         progress.note(f"{name}: running")
         with live(experiment, progress) as watched:
-            return _run(experiment, estimate, watched)
+            return _run(experiment, estimate, watched, beside)
 
 
 def record_failure(experiment: Experiment, error: str) -> RunRecord:
@@ -109,7 +114,12 @@ def record_failure(experiment: Experiment, error: str) -> RunRecord:
     return _show(experiment, pipeline.write_failure(experiment, error))
 
 
-def _run(experiment: Experiment, estimate: Estimate | None, progress: Progress) -> RunRecord:
+def _run(
+    experiment: Experiment,
+    estimate: Estimate | None,
+    progress: Progress,
+    beside: Sequence[Experiment],
+) -> RunRecord:
     from faqbench import pipeline
 
     try:
@@ -120,6 +130,7 @@ def _run(experiment: Experiment, estimate: Estimate | None, progress: Progress) 
                 progress=progress,
                 holder=_holder(),
                 estimate=estimate,
+                beside=beside,
             )
     except UserError as error:
         raise_if_interrupted()

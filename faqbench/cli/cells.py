@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from faqbench.cli.console import console_progress
 from faqbench.cli.launching import Sweep, check_launcher, launch, ready_hydra, run_search, show
 from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.cli.workers import own_place
-from faqbench.config import UserError, run_id
+from faqbench.config import Experiment, UserError, run_id
 from faqbench.files import explain_os_error
 from faqbench.interrupts import end_with, raise_if_interrupted, signals_end_it
 from faqbench.records import RunRecord, clear_sweep, is_stopped, note_cell, noted_cells, write_sweep
@@ -114,6 +114,7 @@ def run_cell(
     config: DictConfig,
     estimates: Mapping[str, Estimate] | None = None,
     started_by: int | None = None,
+    beside: Sequence[Experiment] = (),
 ) -> float:
     """Run one cell, in whatever process a launcher put it, and return its objective.
 
@@ -121,6 +122,7 @@ def run_cell(
         config: as Hydra composed it.
         estimates: what a plan said of the cells, by run id.
         started_by: the process of the sweep; a launcher's own process ends with it.
+        beside: the cells that this process runs one after another, where one runs them all.
 
     Returns:
         The first metric, turned so that smaller is better; infinity when the cell failed.
@@ -132,10 +134,12 @@ def run_cell(
         raise_if_interrupted()
         if started_by is not None and os.getppid() == started_by:
             end_with(started_by)
-        return _run_composed(config, estimates or {})
+        return _run_composed(config, estimates or {}, beside)
 
 
-def _run_composed(config: DictConfig, estimates: Mapping[str, Estimate]) -> float:
+def _run_composed(
+    config: DictConfig, estimates: Mapping[str, Estimate], beside: Sequence[Experiment]
+) -> float:
     hydra_config = HydraConfig.get()
     _go_to(Path(hydra_config.runtime.cwd))
     experiment = to_experiment(config)
@@ -146,8 +150,10 @@ def _run_composed(config: DictConfig, estimates: Mapping[str, Estimate]) -> floa
         return float("inf")
     estimate = estimates.get(run_id(experiment))
     with own_place(experiment, hydra_config.launcher):
-        run_it = attempt_in_a_process if experiment.isolate == "process" else attempt
-        record = run_it(experiment, estimate)
+        if experiment.isolate == "process":
+            record = attempt_in_a_process(experiment, estimate)
+        else:
+            record = attempt(experiment, estimate, beside)
     tell_progress(runs, estimates, record)
     return _objective(record)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -84,6 +84,7 @@ class Cell:
         device: where it runs.
         memory: its peak so far.
         model: the cell's.
+        beside: other cells that this process is to run, of which some may be quantized in the same walk.
         fingerprints: what stages have given for the keys of others; `entry/<id>` names a stage's entry.
     """
 
@@ -94,8 +95,10 @@ class Cell:
         progress: Progress,
         holder: ModelHolder,
         stages: Mapping[str, Stage],
+        beside: Sequence[Experiment] = (),
     ) -> None:
         self.experiment = experiment
+        self.beside = beside
         self.cache = cache
         self.progress = progress
         self.stages = stages

@@ -6,7 +6,8 @@
 A cell whose quantized weights are there needs neither statistics nor a walk; its record is the same.
 
 The blocks of a streamed model are entries of their own until the stage is whole, so that a job that was
-killed at one block goes on there, and ends with the same bytes.
+killed at one block goes on there, and ends with the same bytes. And so that a walk over them may serve the
+other cells of a sweep as well: their cells find all blocks finished, and need no walk.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 
 from faqbench.calibration import CalibrationSet
+from faqbench.config import Experiment
 from faqbench.foreign import read_as
 from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import Cell
@@ -30,12 +32,14 @@ from faqbench.quantization import (
     ActivationStore,
     BlockReport,
     Calibration,
+    Companion,
     FinishedBlock,
     LinearReport,
     QuantizedModel,
     RotationReport,
     StoredLinears,
     assign_grids,
+    may_be_companion,
     quantize_model,
     reads_store,
     write_linear,
@@ -44,6 +48,10 @@ from faqbench.quantization import (
 _EXACT = 1e-3  # how far apart logits of a rotated model may be where weights are float32
 _ROUNDINGS = 4  # where weights have fewer digits: of the largest logit
 _BLOCKS = "quantized_blocks"
+# What cells have in common that are quantized in one walk.
+_SHARED = (
+    "model", "calibration", "scenario", "data", "seed", "limit", "allow_repeat", "device", "memory",
+)  # fmt: skip
 DRAWN_MEANS = "means drawn"  # the stage with mean|x| on the calibration set
 
 
@@ -68,7 +76,10 @@ def build_quantized(cell: Cell, folder: Path) -> None:
             select=experiment.calibration.tokens,
         )
     begun = model.start()
-    finished = None if begun.view.is_resident else _KeptBlocks(cell, folder)
+    finished, beside = None, list[Companion]()
+    if not begun.view.is_resident:
+        finished = _KeptBlocks(cell, model.experiment, folder)
+        beside = _companions(cell, tokens)
     quantized = quantize_model(
         begun,
         experiment.quant,
@@ -78,6 +89,7 @@ def build_quantized(cell: Cell, folder: Path) -> None:
         cell.progress,
         keep=lambda name, linear: write_linear(folder, name, linear),
         finished=finished,
+        beside=beside,
     )
     quantized = replace(quantized, rotation=rotation)
     (folder / "reports.json").write_text(json.dumps(asdict(quantized)))
@@ -90,14 +102,20 @@ class _Reports:
 
 
 class _KeptBlocks:
-    """The finished blocks of a stage under way, in the cache; their files are those of the stage."""
+    """The finished blocks of a stage, in the cache.
 
-    def __init__(self, cell: Cell, folder: Path) -> None:
+    Their files are those of the stage's own folder, where it is under way; a companion has none yet.
+    """
+
+    def __init__(self, cell: Cell, experiment: Experiment, folder: Path | None = None) -> None:
         self._cache = cell.cache
         self._device = cell.device
         self._folder = folder
         self._model = cell.model
-        self._key = quantized_key(cell.model.experiment, cell.fingerprints, cell.device.type)
+        self._key = quantized_key(experiment, cell.fingerprints, cell.device.type)
+
+    def has(self, index: int) -> bool:
+        return self._cache.has(_BLOCKS, self._key_of(index))
 
     def load(self, index: int) -> FinishedBlock | None:
         path = self._cache.find(_BLOCKS, self._key_of(index))
@@ -113,9 +131,13 @@ class _KeptBlocks:
 
     def save(self, index: int, block: FinishedBlock) -> None:
         def build(folder: Path) -> None:
-            for name in block.linears:
-                file = f"{self._prefix(index)}{name}.safetensors"
-                _link(self._folder / file, folder / file)
+            for name, linear in block.linears.items():
+                full = f"{self._prefix(index)}{name}"
+                if self._folder is None:
+                    write_linear(folder, full, linear)
+                else:
+                    file = f"{full}.safetensors"
+                    _link(self._folder / file, folder / file)
             reports = asdict(_Reports(linears=block.reports, traced=block.traced))
             (folder / "reports.json").write_text(json.dumps(reports))
 
@@ -123,7 +145,7 @@ class _KeptBlocks:
 
     def forget(self) -> None:
         for index in itertools.count():
-            if not self._cache.has(_BLOCKS, self._key_of(index)):
+            if not self.has(index):
                 return
             self._cache.forget(_BLOCKS, self._key_of(index))
 
@@ -142,6 +164,49 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def share_walk(one: Experiment, other: Experiment) -> bool:
+    """Say whether a second cell may be quantized in the walk of a first one, whose model is streamed."""
+    return (
+        all(getattr(one, section) == getattr(other, section) for section in _SHARED)
+        and other.quantizes
+        and not (one.is_foreign or other.is_foreign)
+        and (one.needs_calibration or not other.needs_calibration)
+        and all(e.method["rotate"].is_idle and e.method["refine"].is_idle for e in (one, other))
+        and may_be_companion(other.quant)
+    )
+
+
+def _companions(cell: Cell, tokens: Calibration | None) -> list[Companion]:
+    """Return the cells to come that are quantized in this one's walk."""
+    architecture, own = cell.model.architecture, cell.model.experiment
+    keys = [quantized_key(own, cell.fingerprints, cell.device.type)]
+    found = []
+    for other in cell.beside:
+        if not share_walk(cell.experiment, other):
+            continue
+        experiment = other.model_copy(update={"model": own.model})
+        key = quantized_key(experiment, cell.fingerprints, cell.device.type)
+        blocks = _KeptBlocks(cell, experiment)
+        is_done = cell.cache.has("quantized", key) or blocks.has(architecture.n_blocks - 1)
+        if key in keys or is_done:
+            continue
+        keys.append(key)
+        store = None
+        if reads_store(other.quant):
+            cell.get(DRAWN_MEANS)
+            store = ActivationStore(cell.entry(DRAWN_MEANS), cell.device)
+        found.append(
+            Companion(
+                quant=other.quant,
+                grids=assign_grids(architecture, other.quant),
+                store=store,
+                calibration=tokens if other.needs_calibration else None,
+                finished=blocks,
+            )
+        )
+    return found
+
+
 def _statistics(cell: Cell) -> ActivationStore | None:
     """Return what is known of the activations: all, the means alone, or nothing where nothing is read."""
     if not reads_store(cell.experiment.quant):
@@ -156,7 +221,7 @@ def _statistics(cell: Cell) -> ActivationStore | None:
 def load_quantized(cell: Cell, folder: Path) -> QuantizedModel:
     """Read the reports of a cell's quantized weights, which its model will evaluate from now on."""
     cell.model.use(folder)
-    _KeptBlocks(cell, folder).forget()  # the stage is whole
+    _KeptBlocks(cell, cell.model.experiment).forget()  # the stage is whole
     return read_reports(folder)
 
 

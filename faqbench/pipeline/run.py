@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ def run(
     progress: Progress,
     holder: ModelHolder | None = None,
     estimate: Estimate | None = None,
+    beside: Sequence[Experiment] = (),
 ) -> RunData:
     """Run one cell and write its folder.
 
@@ -48,6 +50,7 @@ def run(
         progress: told of every stage.
         holder: keeps the model for the next cell of this process.
         estimate: what a plan said of the cell, to be compared with what happens.
+        beside: other cells that this process is to run, which may be quantized in the same walk.
 
     Returns:
         The record with its tables, as written to `paths.runs`.
@@ -56,7 +59,8 @@ def run(
         UserError: for anything that the user can mend.
     """
     check_model(experiment)
-    cell = Cell(experiment, cache, progress, holder or ModelHolder(), stages_of(experiment))
+    stages = stages_of(experiment)
+    cell = Cell(experiment, cache, progress, holder or ModelHolder(), stages, beside)
     said = _warnings_of_dtype(cell)
     cell.model.fetch()
     check_model(experiment)  # once more, for one that had to be fetched first

@@ -41,7 +41,13 @@ from faqbench.quantization.checkpoint import (
     quantize_inputs,
     write_linear,
 )
-from faqbench.quantization.engine import CODE_VERSION, FinishedBlock, quantize_model
+from faqbench.quantization.engine import (
+    CODE_VERSION,
+    Companion,
+    FinishedBlock,
+    may_be_companion,
+    quantize_model,
+)
 from faqbench.quantization.foreign import report_packed
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import (
@@ -63,6 +69,7 @@ __all__ = [
     "ActivationStore",
     "BlockReport",
     "Calibration",
+    "Companion",
     "FinishedBlock",
     "Grid",
     "LinearReport",
@@ -77,6 +84,7 @@ __all__ = [
     "describe_activations",
     "fake_quantize",
     "fingerprint_codes",
+    "may_be_companion",
     "may_observe_on_the_way",
     "observe",
     "quantize",

@@ -13,7 +13,8 @@ dequantized stand-ins, in the model's dtype, and that goes when the walk moves o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -23,8 +24,17 @@ from torch import Tensor, nn
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.method import Reads, method_of
-from faqbench.models import Architecture, LoadedModel, Model, Role, twin, walk_blocks
-from faqbench.quantization.activations import ActivationStore, RoleStatistics
+from faqbench.models import (
+    Architecture,
+    LoadedModel,
+    Model,
+    Passenger,
+    Role,
+    open_stream,
+    twin,
+    walk_blocks,
+)
+from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe_block
 from faqbench.quantization.damping import HessianError
 from faqbench.quantization.folding import fold_block
 from faqbench.quantization.grid import Grid, QuantizedLinear
@@ -78,6 +88,9 @@ class FinishedBlock:
 class FinishedBlocks(Protocol):
     """Keeps blocks as they are finished, so that a walk that was stopped goes on where it was."""
 
+    def has(self, index: int) -> bool:
+        """Say whether a block is finished."""
+
     def load(self, index: int) -> FinishedBlock | None:
         """Return a block that an earlier walk has finished, or None."""
 
@@ -96,6 +109,7 @@ class _Walk:
     streams: Streams | None
     ahead: Lookahead | None
     keep: Callable[[str, QuantizedLinear], None] | None
+    observer: Observer | None
     made: dict[str, QuantizedLinear] = field(default_factory=dict)  # of the block under way
 
     @property
@@ -112,12 +126,133 @@ def quantize_model(
     progress: Progress,
     keep: Callable[[str, QuantizedLinear], None] | None = None,
     finished: FinishedBlocks | None = None,
+    beside: Sequence[Companion] = (),
 ) -> QuantizedModel:
-    """Quantize every linear of every decoder block, in a walk of its own; see `Quantizing`."""
-    passenger = Quantizing(loaded, quant, grids, store, calibration, keep, finished)
-    with progress.stage(f"quantize {quant.name}", loaded.architecture.n_blocks) as advance:
-        walk_blocks([passenger], advance)
-    return passenger.result()
+    """Quantize every linear of every decoder block, in one walk over them.
+
+    Blocks that are all finished, as those of a companion of an earlier walk are, need none.
+
+    Args:
+        loaded: as for `Quantizing`.
+        quant: likewise.
+        grids: likewise.
+        store: likewise.
+        calibration: likewise.
+        progress: one step per block.
+        keep: as for `Quantizing`.
+        finished: likewise.
+        beside: other methods that are quantized in the same walk, block by block into what keeps theirs.
+    """
+    known = None if finished is None else _taken_over(loaded.architecture, quant, finished, keep)
+    if known is not None:
+        return known
+    passengers: list[Passenger] = []
+    observer = None
+    if beside and store is not None and not store.has_grams and not reads_full(quant):
+        assert calibration is not None, "what gathers statistics has tokens"
+        observer = Observer(loaded, calibration)
+        passengers.append(observer)
+    own = Quantizing(loaded, quant, grids, store, calibration, keep, finished, observer)
+    passengers += [own, *(_Companion(loaded, one, observer) for one in beside)]
+    others = f" and {len(beside)} more" if beside else ""
+    with progress.stage(f"quantize {quant.name}{others}", loaded.architecture.n_blocks) as advance:
+        walk_blocks(passengers, advance)
+    return own.result()
+
+
+def _taken_over(
+    architecture: Architecture,
+    quant: QuantSection,
+    finished: FinishedBlocks,
+    keep: Callable[[str, QuantizedLinear], None] | None,
+) -> QuantizedModel | None:
+    """Return what an earlier walk has finished, or None when a block is missing."""
+    linears: list[LinearReport] = []
+    traced: list[BlockReport] = []
+    for index in range(architecture.n_blocks):
+        block = finished.load(index) if finished.has(architecture.n_blocks - 1) else None
+        if block is None:
+            return None
+        for name, linear in block.linears.items():
+            if keep is not None:
+                keep(f"{architecture.blocks}.{index}.{name}", linear)
+        linears += block.reports
+        traced += [block.traced] if block.traced is not None else []
+    return _outcome(architecture, quant, linears, traced)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companion:
+    """A method that is quantized in the walk of another one, of the same model and tokens.
+
+    Attributes:
+        quant: the method; it reads the quantized stream of no more than the sample.
+        grids: as for `Quantizing`.
+        store: as for `Quantizing`.
+        calibration: as for `Quantizing`.
+        finished: where its blocks go.
+    """
+
+    quant: QuantSection
+    grids: Mapping[str, Grid]
+    store: ActivationStore | None
+    calibration: Calibration | None
+    finished: FinishedBlocks
+
+
+def may_be_companion(quant: QuantSection) -> bool:
+    """Say whether a method has no stream of all windows to itself, so that many fit one walk."""
+    return not (reads_quantized(quant) or reads_full(quant))
+
+
+class Observer:
+    """A passenger before several that quantize: it observes each block once for all of them.
+
+    Attributes:
+        model: in full precision.
+        statistics: of the block under way, by role.
+    """
+
+    @torch.no_grad()
+    def __init__(self, loaded: LoadedModel, calibration: Calibration) -> None:
+        """Open the full precision stream."""
+        self.model = loaded.view
+        self.statistics: Mapping[str, RoleStatistics] = {}
+        self._select = calibration.select
+        self._stream = open_stream(
+            loaded.model, loaded.architecture, calibration.tokens, calibration.batch_size
+        )
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Observe a block."""
+        self.statistics = {}  # the last block's go first
+        roles = self.model.architecture.roles
+        self.statistics = observe_block(self._stream, block, roles, self._select, advance=True)
+
+
+class _Companion:
+    """A companion as a passenger; what stops it stops no other, and its own cell will meet it again."""
+
+    def __init__(self, loaded: LoadedModel, one: Companion, observer: Observer | None) -> None:
+        self.model = loaded.view
+        self._passenger: Quantizing | None = None
+        with suppress(UserError):
+            self._passenger = Quantizing(
+                loaded,
+                one.quant,
+                one.grids,
+                one.store,
+                one.calibration,
+                finished=one.finished,
+                observer=observer,
+            )
+
+    def work(self, index: int, block: nn.Module) -> None:
+        try:
+            if self._passenger is not None:
+                self._passenger.work(index, block)
+        except UserError:
+            self._passenger = None
 
 
 class Quantizing:
@@ -137,6 +272,7 @@ class Quantizing:
         calibration: Calibration | None,
         keep: Callable[[str, QuantizedLinear], None] | None = None,
         finished: FinishedBlocks | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Open the streams that the method reads.
 
@@ -149,6 +285,7 @@ class Quantizing:
             calibration: the tokens, for methods that read the quantized stream and for tracing.
             keep: given every quantized linear with its full name.
             finished: blocks of an earlier walk, taken as they are; those of this one are added.
+            observer: a passenger before this one, whose statistics are taken where a walk gathers them.
 
         Raises:
             UserError: when a correction does not fit the architecture, or an activation is not finite.
@@ -159,7 +296,7 @@ class Quantizing:
         self._traced: list[BlockReport] = []
         check_correction(quant, loaded.architecture.roles)
         streams = None
-        observes = store is not None and not store.has_grams
+        observes = store is not None and not store.has_grams and observer is None
         reads = reads_quantized(quant) or reads_full(quant) or reads_sample(quant)
         if reads or observes or (calibration is not None and quant.trace_windows > 0):
             assert calibration is not None, "this method runs the model on calibration windows"
@@ -176,6 +313,7 @@ class Quantizing:
             streams=streams,
             ahead=ahead,
             keep=keep,
+            observer=observer,
         )
 
     def work(self, index: int, block: nn.Module) -> None:
@@ -201,14 +339,22 @@ class Quantizing:
 
     def result(self) -> QuantizedModel:
         """Return what became of the model, once all blocks have passed."""
-        architecture, quant = self._walk.architecture, self._walk.quant
-        skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
-        return QuantizedModel(
-            linears=tuple(self._linears),
-            blocks=tuple(self._traced),
-            skipped_scales=tuple(reason for reason in skipped if reason is not None),
-            n_window_cuts=n_window_cuts(architecture, quant.preview) if _previews(quant) else 0,
-        )
+        return _outcome(self._walk.architecture, self._walk.quant, self._linears, self._traced)
+
+
+def _outcome(
+    architecture: Architecture,
+    quant: QuantSection,
+    linears: Sequence[LinearReport],
+    traced: Sequence[BlockReport],
+) -> QuantizedModel:
+    skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
+    return QuantizedModel(
+        linears=tuple(linears),
+        blocks=tuple(traced),
+        skipped_scales=tuple(reason for reason in skipped if reason is not None),
+        n_window_cuts=n_window_cuts(architecture, quant.preview) if _previews(quant) else 0,
+    )
 
 
 def _previews(quant: QuantSection) -> bool:
@@ -247,6 +393,8 @@ def _quantize_roles(
     full: Mapping[str, RoleStatistics] = {}
     if walk.store is not None and walk.store.has_grams:
         full = walk.store.block(index)
+    elif walk.store is not None and walk.observer is not None:
+        full = walk.observer.statistics
     elif walk.store is not None:
         assert streams is not None
         full = streams.observe_full(walk.architecture.roles)

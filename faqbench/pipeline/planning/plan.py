@@ -11,11 +11,12 @@ from faqbench.assets import DATA_NAME, fetch, packaged_data_place, packaged_mode
 from faqbench.config import Experiment, run_id
 from faqbench.evaluation import task_names
 from faqbench.hardware import named_device
-from faqbench.models import model_config, streamed_bytes, streaming_note
+from faqbench.models import is_streamed, model_config, streamed_bytes, streaming_note
 from faqbench.pipeline.graph import StageNeed, look_up
 from faqbench.pipeline.planning.estimates import Cost, Estimator
 from faqbench.pipeline.planning.outcome import Estimate
 from faqbench.pipeline.planning.rate import shape_of
+from faqbench.pipeline.quantizing import share_walk
 from faqbench.records import RunRecord
 from faqbench.sources import reusable_record
 from faqbench.stages import Progress, StageCache
@@ -122,14 +123,7 @@ def make_plan(
         planning.add(experiment)
     return Plan(
         cells=tuple(planning.cells.values()),
-        notes=tuple(
-            dict.fromkeys(
-                note
-                for experiment in experiments
-                for note in (streaming_note(experiment), _note_of_tool(experiment))
-                if note is not None
-            )
-        ),
+        notes=_notes([e for e in experiments if planning.cells[run_id(e)].status != "finished"]),
         stages=tuple(
             PlannedStage(need=need, n_cells=planning.askers[entry], cost=cost)
             for entry, (need, cost) in planning.stages.items()
@@ -210,6 +204,27 @@ class _Planning:
                 self._records, experiment.model.name, shape, device, experiment.dtype
             )
         return self.estimators[key]
+
+
+def _notes(experiments: Sequence[Experiment]) -> tuple[str, ...]:
+    """Say which models are read block by block, which cells share a walk, and what a tool leaves open."""
+    notes = [
+        note
+        for experiment in experiments
+        for note in (streaming_note(experiment), _note_of_tool(experiment))
+        if note is not None
+    ]
+    left = [e for e in experiments if e.quantizes and is_streamed(e)]
+    while left:
+        first, *others = left
+        together = [e for e in others if share_walk(first, e)]
+        left = [e for e in others if e not in together]
+        if together:
+            notes.append(
+                f"{1 + len(together)} cells of model={first.model.name} are quantized in one walk over its "
+                f"blocks, from {run_id(first)} on, where one process runs them one after another."
+            )
+    return tuple(dict.fromkeys(notes))
 
 
 def _skipped(name: str) -> PlannedCell:

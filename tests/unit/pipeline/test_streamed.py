@@ -26,12 +26,18 @@ SMALL = (
 def finished(cell, tmp_path):
     """Run a cell in a cache and a runs folder of its own; return its data and its quantized tensors."""
 
-    def make(name, *overrides):
-        experiment = cell(*SCORED, *overrides, f"paths.runs={tmp_path / name / 'runs'}")
-        cache = StageCache(tmp_path / name / "cache")
-        data = pipeline.run(experiment, cache=cache, progress=PlainProgress())
+    def make(name, *overrides, beside=()):
+        def experiment(*own):
+            return cell(*SCORED, *own, f"paths.runs={tmp_path / name / 'runs'}")
+
+        cache, others = StageCache(tmp_path / name / "cache"), [experiment(*o) for o in beside]
+        data = pipeline.run(
+            experiment(*overrides), cache=cache, progress=PlainProgress(), beside=others
+        )
         tensors = {}
-        for path in (cache.root / "stages").glob("quantized/*/*.safetensors"):
+        used = {use["entry"] for use in data.record.extra["stage_keys"]}
+        (entry,) = (name for name in used if name.startswith("quantized/"))
+        for path in (cache.root / "stages" / entry).glob("*.safetensors"):
             with safe_open(path, framework="np") as file:
                 tensors |= {(path.name, key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return data, tensors
@@ -96,6 +102,46 @@ def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the
     assert data.record.extra["blocks"] == whole.record.extra["blocks"]
 
 
+def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_bytes(
+    finished, monkeypatch
+):
+    cells = [("quant=awq", SMALL), ("quant=faq", "bits=4", SMALL), ("quant=rtn", SMALL)]
+    alone = [finished(f"alone-{index}", *cell) for index, cell in enumerate(cells)]
+    quantize_block, quantized = engine._quantize_block, []
+
+    def count(walk, index, block):
+        quantized.append(walk.quant.name)
+        return quantize_block(walk, index, block)
+
+    monkeypatch.setattr(engine, "_quantize_block", count)
+    together = [finished("together", *cells[0], beside=cells)]
+    assert quantized == ["awq", "faq", "rtn"] * 4
+    together += [finished("together", *cell) for cell in cells[1:]]
+    assert len(quantized) == 12
+    for (data, tensors), (again, same) in zip(alone, together, strict=True):
+        assert tensors.keys() == same.keys()
+        assert all(np.array_equal(tensors[key], same[key]) for key in tensors)
+        assert data.layers.drop(columns="seconds").equals(again.layers.drop(columns="seconds"))
+        assert data.record.metrics == again.record.metrics
+        assert data.record.extra["blocks"] == again.record.extra["blocks"]
+
+
+def test_a_cell_that_fails_in_anothers_walk_stops_no_other(finished, monkeypatch):
+    quantize_block = engine._quantize_block
+
+    def refuse(walk, index, block):
+        if walk.quant.name == "faq" and index == 1:
+            raise UserError("it does not work")
+        return quantize_block(walk, index, block)
+
+    _, tensors = finished("alone", "quant=awq", SMALL)
+    monkeypatch.setattr(engine, "_quantize_block", refuse)
+    _, again = finished("together", "quant=awq", SMALL, beside=[("quant=faq", SMALL)])
+    assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+    with pytest.raises(UserError, match="it does not work"):
+        finished("together", "quant=faq", SMALL)
+
+
 def test_a_disk_that_fills_in_the_middle_is_one_sentence_and_finished_blocks_stay(
     finished, monkeypatch, tmp_path
 ):
@@ -149,6 +195,17 @@ def test_a_plan_says_that_a_model_is_streamed_and_expects_less_of_the_memory(cel
     assert note.startswith("model=tiny-llama is read block by block") and "0.66 MB" in note
     assert "statistics" not in {s.need.kind for s in streamed.stages}
     assert streamed.peak_memory_bytes < resident.peak_memory_bytes
+
+
+def test_a_plan_says_which_cells_are_quantized_in_one_walk(cell, tmp_path):
+    methods = ("quant=awq", "quant=gptq", "quant=faq", "quant=rtn", "quant=fp")
+    plan = make_plan([cell(method, SMALL) for method in methods], [], StageCache(tmp_path))
+    _, together = plan.notes
+    assert together.startswith(
+        "3 cells of model=tiny-llama are quantized in one walk over its blocks"
+    )
+    resident = make_plan([cell(method, LARGE) for method in methods], [], StageCache(tmp_path))
+    assert not resident.notes
 
 
 def test_a_budget_that_no_block_fits_is_refused_before_anything_is_computed(cell):

@@ -73,6 +73,8 @@ class CellSweeper(Sweeper):
         if kind_of(launcher) == "ray":
             _join_ray(launcher.ray.init)
         task = partial(sweep.run_cell, estimates=estimates, started_by=os.getpid())
+        if kind_of(launcher) == "basic":  # this process runs them, one after another
+            task = partial(task, beside=tuple(c.experiment for c in left))
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=self._context,
             task_function=partial(why_no_record, task=task),
