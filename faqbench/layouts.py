@@ -8,6 +8,7 @@ For checkpoints whose own loader is not on this machine, and independent of what
     awq                 qweight [in, out / 8], qzeros [n_groups, out / 8], scales [n_groups, out]; 4 bits
     bnb-4bit            weight [n / 2, 1], absmax per block of 64 weights, quantized itself at times
     bnb-8bit            weight of int8, SCB [out], the largest weight of each row
+    hqq                 W_q, the codes of one group in a row or a column, scale, zero, its settings
 
 In the first, third and fourth codes lie in int32 words from the lowest bit up, several words being one
 row of bits; AWQ alone puts the eight codes of a word in the order 0 2 4 6 1 3 5 7, and compressed-tensors
@@ -41,11 +42,17 @@ PARTS = {
         "weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4",
     ),
     "bnb-8bit": ("SCB", "weight", "weight_format"),
+    "hqq": (
+        "W_q", "scale", "zero", "shape", "packing", "nbits", "group_size", "axis", "unpack_view_dtype",
+        "view_as_float", "quant_scale", "quant_zero", "compute_dtype", "offload_meta", "encoded_state_dict",
+        "stores_quant_config", "channel_wise", "optimize", "round_zero",
+    ),
 }  # fmt: skip
 # Those that a linear may lack.
 _OPTIONAL = {
     "weight_zero_point", "weight_g_idx", "g_idx", "weight.nested_absmax", "weight.nested_quant_map",
     "weight.quant_state.bitsandbytes__nf4", "weight.quant_state.bitsandbytes__fp4", "weight_format",
+    *PARTS["hqq"][5:],
 }  # fmt: skip
 # Those that a loader could do without.
 NOT_COUNTED = (
@@ -90,6 +97,9 @@ def stated(settings: Mapping[str, Any]) -> Stated:
     if method == "compressed-tensors":
         weights = next(iter(settings["config_groups"].values()))["weights"]
         grid = (weights["num_bits"], weights.get("group_size") or -1, weights["symmetric"])
+    elif method == "hqq":
+        weights = settings["quant_config"]["weight_quant_params"]
+        grid = (weights["nbits"], weights["group_size"] or -1, False)
     elif method == "bitsandbytes":
         grid = (4, _BNB_BLOCK, True) if layout == "bnb-4bit" else (8, -1, True)
     else:
@@ -180,6 +190,8 @@ def decode(layout: str, parts: Mapping[str, Tensor], settings: Mapping[str, Any]
             return _decode_awq(parts)
         case "bnb-4bit":
             return _decode_nf4(parts)
+        case "hqq":
+            return _decode_hqq(parts)
         case "bnb-8bit":
             return parts["weight"].float() * (parts["SCB"].float() / 127).unsqueeze(-1)
         case _:
@@ -192,6 +204,9 @@ def grid_of(layout: str, parts: Mapping[str, Tensor], shape: tuple[int, int]) ->
         return 4, prod(shape) // parts["weight.absmax"].numel()
     if layout == "bnb-8bit":
         return 8, -1
+    if layout == "hqq":
+        group_size = prod(shape) // parts["scale"].numel()
+        return int(parts["nbits"]), -1 if group_size == shape[1] else group_size
     if layout in ("gptq", "awq"):
         bits, n_groups = 32 * parts["qweight"].numel() // prod(shape), len(parts["scales"])
     else:
@@ -253,6 +268,26 @@ def _decode_nf4(parts: Mapping[str, Tensor]) -> Tensor:
     scales = scale.float().repeat_interleave(int(state["blocksize"]))[: len(values)]
     weight: Tensor = (values * scales).view(state["shape"])
     return weight
+
+
+def _decode_hqq(parts: Mapping[str, Tensor]) -> Tensor:
+    """Return the weight of HQQ's groups, whose words hold codes of rows far apart, the highest first."""
+    packing, words = bytes(parts["packing"].tolist()).decode(), parts["W_q"]
+    if words.is_floating_point() or packing not in (
+        "8bit_u8",
+        "4bit_u8",
+        "3bit_32",
+        "2bit_u8",
+        "1bit_u8",
+    ):
+        raise ValueError(f"codes packed as {packing} in {words.dtype}")
+    bits, shape = int(packing[0]), tuple(parts["shape"].tolist())
+    per_word = 10 if bits == 3 else 8 // bits
+    shifts = [bits * (per_word - 1 - index) for index in range(per_word)]
+    codes = torch.cat([(words >> shift) & ((1 << bits) - 1) for shift in shifts])
+    codes = codes[: prod(shape) // words.shape[1]]
+    weight = (codes.float() - parts["zero"].float()) * parts["scale"].float()
+    return weight.view(shape)
 
 
 def _decode_awq(parts: Mapping[str, Tensor]) -> Tensor:
