@@ -86,10 +86,26 @@ class BlockStream:
             output = block(self.hidden[rows], **self.kwargs[self.index])
             yield rows, output[0] if isinstance(output, tuple) else output
 
-    def inputs_of(self, block: nn.Module, module: str) -> Iterator[tuple[slice, Tensor]]:
-        """Run the current block up to one of its modules, yielding (rows, what that module works on)."""
-        for rows, call in self.calls_of(block, module):
-            yield rows, prepared_input(block.get_submodule(module), call.args[0])
+    def inputs_of(
+        self, block: nn.Module, module: str, beside: str | None = None
+    ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Run the current block up to one of its modules, yielding (rows, what that module works on, ...).
+
+        Args:
+            block: the block.
+            module: the module.
+            beside: another module that is reached before it, whose input is yielded too; else that is None.
+        """
+        seen: list[Tensor] = []
+        other = nn.Identity() if beside is None else block.get_submodule(beside)
+        handle = other.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            for rows, call in self.calls_of(block, module):
+                passed = None if beside is None else seen[-1]
+                seen.clear()
+                yield rows, prepared_input(block.get_submodule(module), call.args[0]), passed
+        finally:
+            handle.remove()
 
     def calls_of(self, block: nn.Module, module: str) -> Iterator[tuple[slice, Call]]:
         """Run the current block up to one of its modules, yielding (rows, how it was called)."""

@@ -366,7 +366,7 @@ class Streams:
         linear = self._block.get_submodule(role.linears[0])
         assert isinstance(linear, nn.Linear)
         accumulator = Accumulator(linear.in_features, linear.weight.device)
-        for _, x in self._quantized.inputs_of(self._block, role.linears[0]):
+        for _, x, _ in self._quantized.inputs_of(self._block, role.linears[0]):
             accumulator.add(select_tokens(x, self._select))
         statistics = accumulator.result()
         self._check_finite(statistics, role)
@@ -391,11 +391,10 @@ class Streams:
         assert self._full is not None and self._quantized is not None
         searches = self._quant.correction.strength_of(role.name) == "search"
         n_windows = len(self._full.hidden)
-        full = self._full.inputs_of(self._original, role.linears[0])
-        quantized = self._quantized.inputs_of(self._block, role.linears[0])
-        residuals = self._residuals(role) if uses_residual else None
-        for (rows, x), (_, x_hat) in zip(full, quantized, strict=True):
-            r, r_hat = next(residuals) if residuals is not None else (None, None)
+        beside = role.adds_to if uses_residual else None
+        full = self._full.inputs_of(self._original, role.linears[0], beside)
+        quantized = self._quantized.inputs_of(self._block, role.linears[0], beside)
+        for (rows, x, r), (_, x_hat, r_hat) in zip(full, quantized, strict=True):
             held = [searches and is_held_out(w, n_windows) for w in range(n_windows)[rows]]
             for is_held in dict.fromkeys(held):
                 cut = torch.tensor([own == is_held for own in held], device=x.device)
@@ -405,14 +404,6 @@ class Streams:
                 )
                 assert x_part is not None and x_hat_part is not None
                 yield is_held, (x_part, x_hat_part, r_part, r_hat_part)
-
-    def _residuals(self, role: Role) -> Iterator[tuple[Tensor, Tensor]]:
-        assert role.adds_to is not None
-        assert self._full is not None and self._quantized is not None
-        full = self._full.inputs_of(self._original, role.adds_to)
-        quantized = self._quantized.inputs_of(self._block, role.adds_to)
-        for (_, r), (_, r_hat) in zip(full, quantized, strict=True):
-            yield r, r_hat
 
     def _check_finite(self, statistics: RoleStatistics, role: Role) -> None:
         assert self._quantized is not None

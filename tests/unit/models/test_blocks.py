@@ -109,3 +109,16 @@ def test_a_fork_moves_on_its_own(load, tokens):
     fork.advance(block)
     assert torch.equal(stream.hidden, before)
     assert (stream.index, fork.index) == (0, 1)
+
+
+def test_what_lies_on_the_way_to_a_module_is_seen_in_the_same_pass(load, tokens):
+    loaded = load("tiny-llama")
+    stream = open_stream(loaded.model, loaded.architecture, tokens, 2)
+    block, passes = loaded.architecture.block_modules(loaded.model)[0], []
+    alone = [x.clone() for _, x, _ in stream.inputs_of(block, "post_attention_layernorm")]
+    block.self_attn.register_forward_pre_hook(lambda *_: passes.append(1))
+    found = list(stream.inputs_of(block, "mlp.down_proj", "post_attention_layernorm"))
+    assert len(passes) == len(alone) == 2
+    assert all(torch.equal(seen, x) for (_, _, seen), x in zip(found, alone, strict=True))
+    assert [x.shape[-1] for _, x, _ in found] == [block.mlp.down_proj.in_features] * 2
+    assert not block.post_attention_layernorm._forward_pre_hooks
