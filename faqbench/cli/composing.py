@@ -9,24 +9,21 @@ composed once, and the values that they set are set in a copy.
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from hydra import compose, initialize_config_dir
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
-from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -343,43 +340,38 @@ class QuickComposer:
 def composer() -> Iterator[None]:
     """Make Hydra ready to compose from `conf/`."""
     GlobalHydra.instance().clear()
-    _read_no_file_twice()
     with (
         warnings.catch_warnings(),
+        _parsing_once(),
         initialize_config_dir(str(conf_dir().absolute()), version_base=VERSION_BASE),
     ):
         _accept_launchers_of_ours()
         yield
 
 
-def _read_no_file_twice() -> None:
-    """Let Hydra remember what it read; else it parses all yamls for each cell, 40 % of a composition."""
-    Plugins.instance()  # brings the sources that read files and packages
-    types = SourcesRegistry.instance().types
-    types.update({name: _remembering(types[name]) for name in ("file", "pkg")})
+@contextmanager
+def _parsing_once() -> Iterator[None]:
+    """Let Hydra parse a yaml once, as long as the file stays as it is.
+
+    It parses all of them for each cell, 40 % of a composition, and offers no place for what it read.
+    """
+    parse = OmegaConf.load
+
+    def parse_once(file: IO[Any]) -> Any:
+        status = os.fstat(file.fileno())
+        key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+        if key not in _parsed:
+            _parsed[key] = pickle.dumps(parse(file))
+        return pickle.loads(_parsed[key])  # noqa: S301 - of this process; quicker than a deepcopy
+
+    OmegaConf.load = parse_once  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        OmegaConf.load = parse  # type: ignore[method-assign]
 
 
-@cache
-def _remembering(source: type[ConfigSource]) -> type[ConfigSource]:
-    """Return a source of yamls that reads each of them once, as long as the file stays as it is."""
-    if getattr(source, "remembers", False):
-        return source
-    known: dict[tuple[object, ...], bytes] = {}
-
-    class Remembering(source):  # type: ignore[valid-type, misc]
-        remembers = True
-
-        def load_config(self, config_path: str) -> ConfigResult:
-            path = Path(self.path, self._normalize_file_name(config_path))
-            status = path.stat() if path.is_file() else None  # a package's files do not change
-            stamp = None if status is None else (status.st_mtime_ns, status.st_size, status.st_ino)
-            asked = (self.path, self.provider, config_path, stamp)
-            if asked not in known:
-                known[asked] = pickle.dumps(super().load_config(config_path))
-            result: ConfigResult = pickle.loads(known[asked])  # noqa: S301 - of this process
-            return result
-
-    return Remembering
+_parsed: dict[tuple[int, ...], bytes] = {}
 
 
 def _accept_launchers_of_ours() -> None:

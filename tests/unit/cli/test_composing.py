@@ -55,9 +55,8 @@ def test_a_yaml_is_parsed_once_and_again_when_it_has_changed(tmp_path, monkeypat
     asked = ("--config-dir", str(tmp_path), "quant=mine", "model=tiny-llama")
     mine.write_text("defaults: [rtn, _self_]\nclip: search\n")
     assert request(*asked).experiments[0].quant.clip == "search"
-    parsed = []
-    load = OmegaConf.load
-    monkeypatch.setattr(OmegaConf, "load", lambda file: parsed.append(file.name) or load(file))
+    parsed, parse = [], OmegaConf.load
+    monkeypatch.setattr(OmegaConf, "load", lambda file: parsed.append(file.name) or parse(file))
     assert request(*asked).experiments[0].quant.clip == "search" and parsed == []
     mine.write_text("defaults: [rtn, _self_]\nclip: none\nround: nearest\n")
     assert request(*asked).experiments[0].quant.clip == "none"
