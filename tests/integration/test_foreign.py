@@ -233,3 +233,16 @@ def test_a_tool_is_run_once_on_the_cells_grid_and_is_a_row_beside_ours(place, ca
     )
     page = (place.reports / "tools" / "report.md").read_text()
     assert "The same recipe by another tool" in page and "made by" in page
+
+
+def test_an_environment_that_cannot_be_installed_is_one_sentence_and_leaves_nothing(
+    place, monkeypatch, capsys
+):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(place.root))
+    tool = ["quant=external/autoround", "quant.external.requirements=['no-such-tool==1.0']"]
+    assert main(["-q", *place.cell, *tool]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "no-such-tool==1.0 in an environment of its own, which could not be installed" in said
+    assert "connect to a package index" in said
+    assert [p for p in (place.root / "cache" / "environments").iterdir() if p.is_dir()] == []
