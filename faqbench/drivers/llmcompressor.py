@@ -14,6 +14,7 @@ from llmcompressor.modifiers.gptq import GPTQModifier
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from llmcompressor.modifiers.transform.awq import AWQModifier
 from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+from llmcompressor.pipelines.cache import IntermediatesCache
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +22,9 @@ from transformers import AutoModelForCausalLM
 def main(request):
     """Quantize a model as a request says."""
     tokens = load_file(request["tokens"])["tokens"]
+    if not torch.cuda.is_available():
+        # Its AWQ pins memory all the same, which torch refuses there; no value depends on it.
+        IntermediatesCache.pin_memory = lambda *_: None
     model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
     rows = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in tokens.tolist()]
     oneshot(
