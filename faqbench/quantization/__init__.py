@@ -21,7 +21,8 @@ that may be rotated before (`models.rotation`) and whose activations may be quan
     method.py       one role of one block through scale, clip and round: read this first
     streams.py      the model in full precision and as quantized so far, block by block
     sample.py       the same for the beginnings of a few windows, for tracing and `loss=attention`
-    engine.py       the walk over the blocks
+    engine.py       one block, by any method
+    walk.py         from block to block, on the walk over a model (`models.walk`), alone or beside others
     checkpoint.py   quantized linears on disk
     foreign.py      how far the linears of another tool's checkpoint are from their parent's
 
@@ -41,13 +42,7 @@ from faqbench.quantization.checkpoint import (
     quantize_inputs,
     write_linear,
 )
-from faqbench.quantization.engine import (
-    CODE_VERSION,
-    Companion,
-    FinishedBlock,
-    may_be_companion,
-    quantize_model,
-)
+from faqbench.quantization.engine import CODE_VERSION, FinishedBlock
 from faqbench.quantization.foreign import report_packed
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.reports import (
@@ -62,6 +57,7 @@ from faqbench.quantization.streams import (
     may_observe_on_the_way,
     reads_store,
 )
+from faqbench.quantization.walk import Companion, may_be_companion, quantize_model
 
 __all__ = [
     "CHECKPOINT_VERSION",

@@ -263,6 +263,31 @@ class _Observing:
             self.n_tokens = found.n_tokens
 
 
+class Observer:
+    """A passenger before several that quantize: it observes each block once for all of them.
+
+    Attributes:
+        model: in full precision.
+        statistics: of the block under way, by role.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, loaded: LoadedModel, tokens: Tensor, batch_size: int, select: Tokens
+    ) -> None:
+        """Open the full precision stream; arguments as for `observe`."""
+        self.model = loaded.view
+        self.statistics: Mapping[str, RoleStatistics] = {}
+        self._select: Tokens = select
+        self._stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size)
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Observe a block."""
+        self.statistics = {}  # the last block's go first
+        roles = self.model.architecture.roles
+        self.statistics = observe_block(self._stream, block, roles, self._select, advance=True)
+
+
 class _Meta(TypedDict):
     n_tokens: int
     n_blocks: int

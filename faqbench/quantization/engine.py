@@ -1,4 +1,4 @@
-"""Quantizing on a walk over a model's blocks: a block arrives, is observed, quantized, and released.
+"""Quantizing one block: what has been observed of it, or is now, and its linears role by role, or together.
 
 Methods that need only the full precision pass (RTN, AWQ, FAQ) read each block's statistics from an
 `ActivationStore`, and the model runs on a few traced windows at most. GPTQ reads the quantized stream
@@ -6,39 +6,26 @@ once per block; QEP, LoaQ, GPTAQ and Qronos gather anew before each role, since 
 next one's input; `loss=module` runs the full precision block once per candidate, and `loss=attention` its
 attention on a sample of the windows; `refine` learns all linears of a block together, in many runs of it.
 The model's own weights stay as they are: each block has a twin, whose weights are replaced by their
-dequantized stand-ins, in the model's dtype, and that goes when the walk moves on. What is left is what
-`keep` was given.
+dequantized stand-ins, in the model's dtype, and that goes when the walk (`walk.py`) moves on.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
-from faqbench.config.method import Reads, method_of
-from faqbench.models import (
-    Architecture,
-    LoadedModel,
-    Model,
-    Passenger,
-    Role,
-    open_stream,
-    twin,
-    walk_blocks,
-)
-from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe_block
+from faqbench.config.method import method_of
+from faqbench.models import Architecture, Model, Role
+from faqbench.quantization.activations import ActivationStore, Observer, RoleStatistics
 from faqbench.quantization.damping import HessianError
 from faqbench.quantization.folding import fold_block
 from faqbench.quantization.grid import Grid, QuantizedLinear
-from faqbench.quantization.lookahead import Lookahead, n_window_cuts
+from faqbench.quantization.lookahead import Lookahead
 from faqbench.quantization.method import (
     RoleInput,
     RoleResult,
@@ -46,26 +33,20 @@ from faqbench.quantization.method import (
     quantize_role,
     scale_statistic,
     searches_scale,
-    skipped_scale,
     static_range,
 )
 from faqbench.quantization.preview import Later
 from faqbench.quantization.refine import Recipe, SharedInput, refine, start_scale
-from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, report_role
+from faqbench.quantization.reports import BlockReport, LinearReport, report_role
 from faqbench.quantization.streams import (
-    Calibration,
     Gathered,
     Streams,
-    check_correction,
     corrects,
     gathers_by_role,
-    reads_full,
     reads_inputs,
     reads_quantized,
-    reads_sample,
     refines,
 )
-from faqbench.stages import Progress
 
 CODE_VERSION = 9  # raise it when the same method would give other weights
 
@@ -85,22 +66,21 @@ class FinishedBlock:
     traced: BlockReport | None
 
 
-class FinishedBlocks(Protocol):
-    """Keeps blocks as they are finished, so that a walk that was stopped goes on where it was."""
-
-    def has(self, index: int) -> bool:
-        """Say whether a block is finished."""
-
-    def load(self, index: int) -> FinishedBlock | None:
-        """Return a block that an earlier walk has finished, or None."""
-
-    def save(self, index: int, block: FinishedBlock) -> None:
-        """Keep a block."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class _Walk:
-    """What stays the same from block to block."""
+class Walk:
+    """What stays the same from block to block.
+
+    Attributes:
+        model: in full precision.
+        quant: the method.
+        grids: of the linears to quantize, by full name.
+        store: statistics of the full precision pass, or its means; None for methods that read none.
+        streams: those that the method reads; None where it runs nothing.
+        ahead: what FAQ's preview reads; None for other methods.
+        keep: given every quantized linear with its full name.
+        observer: whose statistics are taken, where another passenger gathers them.
+        made: the quantized linears of the block under way, by name relative to it.
+    """
 
     model: Model
     quant: QuantSection
@@ -110,258 +90,16 @@ class _Walk:
     ahead: Lookahead | None
     keep: Callable[[str, QuantizedLinear], None] | None
     observer: Observer | None
-    made: dict[str, QuantizedLinear] = field(default_factory=dict)  # of the block under way
+    made: dict[str, QuantizedLinear] = field(default_factory=dict)
 
     @property
     def architecture(self) -> Architecture:
+        """Where its blocks and linears are."""
         return self.model.architecture
 
 
-def quantize_model(
-    loaded: LoadedModel,
-    quant: QuantSection,
-    grids: Mapping[str, Grid],
-    store: ActivationStore | None,
-    calibration: Calibration | None,
-    progress: Progress,
-    keep: Callable[[str, QuantizedLinear], None] | None = None,
-    finished: FinishedBlocks | None = None,
-    beside: Sequence[Companion] = (),
-) -> QuantizedModel:
-    """Quantize every linear of every decoder block, in one walk over them.
-
-    Blocks that are all finished, as those of a companion of an earlier walk are, need none.
-
-    Args:
-        loaded: as for `Quantizing`.
-        quant: likewise.
-        grids: likewise.
-        store: likewise.
-        calibration: likewise.
-        progress: one step per block.
-        keep: as for `Quantizing`.
-        finished: likewise.
-        beside: other methods that are quantized in the same walk, block by block into what keeps theirs.
-    """
-    known = None if finished is None else _taken_over(loaded.architecture, quant, finished, keep)
-    if known is not None:
-        return known
-    passengers: list[Passenger] = []
-    observer = None
-    if beside and store is not None and not store.has_grams and not reads_full(quant):
-        assert calibration is not None, "what gathers statistics has tokens"
-        observer = Observer(loaded, calibration)
-        passengers.append(observer)
-    own = Quantizing(loaded, quant, grids, store, calibration, keep, finished, observer)
-    passengers += [own, *(_Companion(loaded, one, observer) for one in beside)]
-    others = f" and {len(beside)} more" if beside else ""
-    with progress.stage(f"quantize {quant.name}{others}", loaded.architecture.n_blocks) as advance:
-        walk_blocks(passengers, advance)
-    return own.result()
-
-
-def _taken_over(
-    architecture: Architecture,
-    quant: QuantSection,
-    finished: FinishedBlocks,
-    keep: Callable[[str, QuantizedLinear], None] | None,
-) -> QuantizedModel | None:
-    """Return what an earlier walk has finished, or None when a block is missing."""
-    linears: list[LinearReport] = []
-    traced: list[BlockReport] = []
-    for index in range(architecture.n_blocks):
-        block = finished.load(index) if finished.has(architecture.n_blocks - 1) else None
-        if block is None:
-            return None
-        for name, linear in block.linears.items():
-            if keep is not None:
-                keep(f"{architecture.blocks}.{index}.{name}", linear)
-        linears += block.reports
-        traced += [block.traced] if block.traced is not None else []
-    return _outcome(architecture, quant, linears, traced)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Companion:
-    """A method that is quantized in the walk of another one, of the same model and tokens.
-
-    Attributes:
-        quant: the method; it reads the quantized stream of no more than the sample.
-        grids: as for `Quantizing`.
-        store: as for `Quantizing`.
-        calibration: as for `Quantizing`.
-        finished: where its blocks go.
-    """
-
-    quant: QuantSection
-    grids: Mapping[str, Grid]
-    store: ActivationStore | None
-    calibration: Calibration | None
-    finished: FinishedBlocks
-
-
-def may_be_companion(quant: QuantSection) -> bool:
-    """Say whether a method has no stream of all windows to itself, so that many fit one walk."""
-    return not (reads_quantized(quant) or reads_full(quant))
-
-
-class Observer:
-    """A passenger before several that quantize: it observes each block once for all of them.
-
-    Attributes:
-        model: in full precision.
-        statistics: of the block under way, by role.
-    """
-
-    @torch.no_grad()
-    def __init__(self, loaded: LoadedModel, calibration: Calibration) -> None:
-        """Open the full precision stream."""
-        self.model = loaded.view
-        self.statistics: Mapping[str, RoleStatistics] = {}
-        self._select = calibration.select
-        self._stream = open_stream(
-            loaded.model, loaded.architecture, calibration.tokens, calibration.batch_size
-        )
-
-    def work(self, index: int, block: nn.Module) -> None:
-        """Observe a block."""
-        self.statistics = {}  # the last block's go first
-        roles = self.model.architecture.roles
-        self.statistics = observe_block(self._stream, block, roles, self._select, advance=True)
-
-
-class _Companion:
-    """A companion as a passenger; what stops it stops no other, and its own cell will meet it again."""
-
-    def __init__(self, loaded: LoadedModel, one: Companion, observer: Observer | None) -> None:
-        self.model = loaded.view
-        self._passenger: Quantizing | None = None
-        with suppress(UserError):
-            self._passenger = Quantizing(
-                loaded,
-                one.quant,
-                one.grids,
-                one.store,
-                one.calibration,
-                finished=one.finished,
-                observer=observer,
-            )
-
-    def work(self, index: int, block: nn.Module) -> None:
-        try:
-            if self._passenger is not None:
-                self._passenger.work(index, block)
-        except UserError:
-            self._passenger = None
-
-
-class Quantizing:
-    """A method on its way through a model: a passenger of the walk over its blocks.
-
-    Attributes:
-        model: in full precision; it is left as it is.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        quant: QuantSection,
-        grids: Mapping[str, Grid],
-        store: ActivationStore | None,
-        calibration: Calibration | None,
-        keep: Callable[[str, QuantizedLinear], None] | None = None,
-        finished: FinishedBlocks | None = None,
-        observer: Observer | None = None,
-    ) -> None:
-        """Open the streams that the method reads.
-
-        Args:
-            loaded: the full precision model.
-            quant: the method.
-            grids: of the linears to quantize, by full name, from `assign_grids`.
-            store: statistics of the full precision pass, or its means alone: Gram matrices are then
-                gathered a block at a time, on the way; None for methods that read none.
-            calibration: the tokens, for methods that read the quantized stream and for tracing.
-            keep: given every quantized linear with its full name.
-            finished: blocks of an earlier walk, taken as they are; those of this one are added.
-            observer: a passenger before this one, whose statistics are taken where a walk gathers them.
-
-        Raises:
-            UserError: when a correction does not fit the architecture, or an activation is not finite.
-        """
-        self.model = loaded.view
-        self._finished = finished
-        self._linears: list[LinearReport] = []
-        self._traced: list[BlockReport] = []
-        check_correction(quant, loaded.architecture.roles)
-        streams = None
-        observes = store is not None and not store.has_grams and observer is None
-        reads = reads_quantized(quant) or reads_full(quant) or reads_sample(quant)
-        if reads or observes or (calibration is not None and quant.trace_windows > 0):
-            assert calibration is not None, "this method runs the model on calibration windows"
-            streams = Streams(loaded, quant, calibration, observes=observes)
-        ahead = None
-        if _previews(quant):
-            assert store is not None
-            ahead = Lookahead(store, loaded.view, grids, quant.preview)
-        self._walk = _Walk(
-            model=loaded.view,
-            quant=quant,
-            grids=grids,
-            store=store,
-            streams=streams,
-            ahead=ahead,
-            keep=keep,
-            observer=observer,
-        )
-
-    def work(self, index: int, block: nn.Module) -> None:
-        """Quantize a block's twin, or take it up as an earlier walk has left it."""
-        walk, streams, second = self._walk, self._walk.streams, twin(block)
-        if streams is not None:
-            streams.arrive(block, second)
-            for role in walk.architecture.roles:
-                streams.quantize_inputs(role, _linears(walk, index, second, role))
-        known = None if self._finished is None else self._finished.load(index)
-        reports = (
-            _quantize_block(walk, index, second)
-            if known is None
-            else _take_up(walk, index, second, known)
-        )
-        report = streams.release() if streams is not None else None
-        if self._finished is not None and known is None:
-            made = FinishedBlock(linears=dict(walk.made), reports=tuple(reports), traced=report)
-            self._finished.save(index, made)
-        walk.made.clear()
-        self._linears += reports
-        self._traced += [report] if report is not None else []
-
-    def result(self) -> QuantizedModel:
-        """Return what became of the model, once all blocks have passed."""
-        return _outcome(self._walk.architecture, self._walk.quant, self._linears, self._traced)
-
-
-def _outcome(
-    architecture: Architecture,
-    quant: QuantSection,
-    linears: Sequence[LinearReport],
-    traced: Sequence[BlockReport],
-) -> QuantizedModel:
-    skipped = [skipped_scale(role, architecture, quant) for role in architecture.roles]
-    return QuantizedModel(
-        linears=tuple(linears),
-        blocks=tuple(traced),
-        skipped_scales=tuple(reason for reason in skipped if reason is not None),
-        n_window_cuts=n_window_cuts(architecture, quant.preview) if _previews(quant) else 0,
-    )
-
-
-def _previews(quant: QuantSection) -> bool:
-    return Reads.LATER_MEANS in method_of(quant).reads
-
-
-def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearReport]:
+def quantize_block(walk: Walk, index: int, block: nn.Module) -> list[LinearReport]:
+    """Quantize the linears of a block's twin, and return their reports."""
     found: dict[str, QuantizedLinear] = {}
     quantize_roles = _refine_roles if refines(walk.quant) else _quantize_roles
     reports = quantize_roles(walk, index, block, found)
@@ -373,7 +111,7 @@ def _quantize_block(walk: _Walk, index: int, block: nn.Module) -> list[LinearRep
     return reports
 
 
-def _take_up(walk: _Walk, index: int, block: nn.Module, known: FinishedBlock) -> list[LinearReport]:
+def take_up(walk: Walk, index: int, block: nn.Module, known: FinishedBlock) -> list[LinearReport]:
     """Give a block's twin the weights that it was given before, and return their reports."""
     if walk.streams is not None:
         walk.streams.pass_by()
@@ -386,7 +124,7 @@ def _take_up(walk: _Walk, index: int, block: nn.Module, known: FinishedBlock) ->
 
 
 def _quantize_roles(
-    walk: _Walk, index: int, block: nn.Module, found: dict[str, QuantizedLinear]
+    walk: Walk, index: int, block: nn.Module, found: dict[str, QuantizedLinear]
 ) -> list[LinearReport]:
     """Quantize a block's twin role by role, and put its quantized linears into `found`."""
     quant, streams = walk.quant, walk.streams
@@ -404,7 +142,7 @@ def _quantize_roles(
         quantized = streams.observe(walk.architecture.roles)
     reports: list[LinearReport] = []
     for role in walk.architecture.roles:
-        linears = _linears(walk, index, block, role)
+        linears = linears_of(walk, index, block, role)
         if linears:
             try:
                 reports += _quantize_linears(
@@ -419,12 +157,12 @@ def _quantize_roles(
 
 
 def _refine_roles(
-    walk: _Walk, index: int, block: nn.Module, found: dict[str, QuantizedLinear]
+    walk: Walk, index: int, block: nn.Module, found: dict[str, QuantizedLinear]
 ) -> list[LinearReport]:
     """Learn the linears of a block's twin together, as `_quantize_roles` quantizes them."""
     quant, architecture, began = walk.quant, walk.architecture, time.perf_counter()
     assert walk.streams is not None
-    linears = {role.name: _linears(walk, index, block, role) for role in architecture.roles}
+    linears = {role.name: linears_of(walk, index, block, role) for role in architecture.roles}
     originals = {
         role: {name: _weight(linear, name, index) for name, linear in own.items()}
         for role, own in linears.items()
@@ -479,7 +217,7 @@ def _refine_roles(
 
 
 def _quantize_linears(
-    walk: _Walk,
+    walk: Walk,
     index: int,
     role: Role,
     linears: Mapping[str, nn.Linear],
@@ -518,12 +256,12 @@ def _quantize_linears(
     )
 
 
-def _grids(walk: _Walk, index: int, names: Iterable[str]) -> dict[str, Grid]:
+def _grids(walk: Walk, index: int, names: Iterable[str]) -> dict[str, Grid]:
     return {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in names}
 
 
 def _put(
-    walk: _Walk, index: int, name: str, linear: nn.Linear, quantized: QuantizedLinear
+    walk: Walk, index: int, name: str, linear: nn.Linear, quantized: QuantizedLinear
 ) -> Tensor:
     """Give a linear of a block's twin its quantized weight, hand that on, and return it dequantized."""
     stand_in = quantized.dequantize()
@@ -537,7 +275,7 @@ def _put(
 
 
 def _known(
-    walk: _Walk,
+    walk: Walk,
     index: int,
     role: Role,
     full: RoleStatistics | None,
@@ -580,7 +318,7 @@ def _weight(linear: nn.Linear, name: str, index: int) -> Tensor:
     return weight
 
 
-def _linears(walk: _Walk, index: int, block: nn.Module, role: Role) -> dict[str, nn.Linear]:
+def linears_of(walk: Walk, index: int, block: nn.Module, role: Role) -> dict[str, nn.Linear]:
     """Return the role's linears that are to be quantized."""
     linears = {}
     for name in role.linears:

@@ -12,7 +12,7 @@ from faqbench.models import Model
 from faqbench.pipeline import quantizing
 from faqbench.pipeline.checking import check_model
 from faqbench.pipeline.planning import make_plan
-from faqbench.quantization import engine
+from faqbench.quantization import walk as quantizing_walk
 from faqbench.stages import PlainProgress, StageCache
 
 SCORED = ("evaluation.protocols=[wikitext2-32]", "evaluation.n_windows=5")
@@ -82,7 +82,7 @@ def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the
     finished, monkeypatch, overrides, model
 ):
     whole, tensors = finished("whole", *overrides, model, SMALL)
-    quantize_block, started = engine._quantize_block, []
+    quantize_block, started = quantizing_walk.quantize_block, []
 
     def stop(walk, index, block):
         started.append(index)
@@ -90,7 +90,7 @@ def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the
             raise KeyboardInterrupt
         return quantize_block(walk, index, block)
 
-    monkeypatch.setattr(engine, "_quantize_block", stop)
+    monkeypatch.setattr(quantizing_walk, "quantize_block", stop)
     with pytest.raises(KeyboardInterrupt):
         finished("stopped", *overrides, model, SMALL)
     data, again = finished("stopped", *overrides, model, SMALL)
@@ -107,13 +107,13 @@ def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_byte
 ):
     cells = [("quant=awq", SMALL), ("quant=faq", "bits=4", SMALL), ("quant=rtn", SMALL)]
     alone = [finished(f"alone-{index}", *cell) for index, cell in enumerate(cells)]
-    quantize_block, quantized = engine._quantize_block, []
+    quantize_block, quantized = quantizing_walk.quantize_block, []
 
     def count(walk, index, block):
         quantized.append(walk.quant.name)
         return quantize_block(walk, index, block)
 
-    monkeypatch.setattr(engine, "_quantize_block", count)
+    monkeypatch.setattr(quantizing_walk, "quantize_block", count)
     together = [finished("together", *cells[0], beside=cells)]
     assert quantized == ["awq", "faq", "rtn"] * 4
     together += [finished("together", *cell) for cell in cells[1:]]
@@ -127,7 +127,7 @@ def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_byte
 
 
 def test_a_cell_that_fails_in_anothers_walk_stops_no_other(finished, monkeypatch):
-    quantize_block = engine._quantize_block
+    quantize_block = quantizing_walk.quantize_block
 
     def refuse(walk, index, block):
         if walk.quant.name == "faq" and index == 1:
@@ -135,7 +135,7 @@ def test_a_cell_that_fails_in_anothers_walk_stops_no_other(finished, monkeypatch
         return quantize_block(walk, index, block)
 
     _, tensors = finished("alone", "quant=awq", SMALL)
-    monkeypatch.setattr(engine, "_quantize_block", refuse)
+    monkeypatch.setattr(quantizing_walk, "quantize_block", refuse)
     _, again = finished("together", "quant=awq", SMALL, beside=[("quant=faq", SMALL)])
     assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
     with pytest.raises(UserError, match="it does not work"):
