@@ -187,6 +187,9 @@ def _quoted(key: str, value: str) -> str:
 
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if inner := options_of(f"{group}/{choice}"):
+        ways = ", ".join(f"{group}={choice}/{name}" for name in inner)
+        return f"{group}={choice} stands for several choices; take one of {ways}."
     known = sorted(o for o in error.options or [] if not o.startswith("_"))
     if not known:
         return _one_line(error)

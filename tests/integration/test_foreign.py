@@ -181,6 +181,7 @@ def test_pickles_are_not_read(place, broken, capsys):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
+        (["quant=external"], "take one of quant=external/autoround, quant=external/gptqmodel-gptq"),
         (["quant=checkpoint"], "needs model.path=FOLDER or model.hub_id=NAME"),
         (
             ["quant=checkpoint", "quant.checkpoint.path=nowhere"],
