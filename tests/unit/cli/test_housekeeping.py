@@ -291,6 +291,8 @@ def test_a_variable_of_the_environment_is_refused_where_it_would_be_recorded(
     assert main(["plan", f"{key}=${{oc.env:TOKEN}}"]) == 2
     err = capsys.readouterr().err
     assert f"{key} takes a variable of the environment" in err and "secret" not in err
+    assert main(["plan", "-m", "bits=3,4", f"{key}=${{oc.env:TOKEN}}"]) == 2
+    assert f"{key} takes a variable of the environment" in capsys.readouterr().err
 
 
 def test_a_comparison_replaces_no_file_of_the_users(runs, tmp_path, capsys):
