@@ -40,7 +40,8 @@ def test_every_choice_is_named_after_its_file(compose, choice):
     assert getattr(section, "name", getattr(section, "domain", None)) == name.rpartition("/")[2]
 
 
-@pytest.mark.parametrize("file", FILES)
+# Hydra knows a sweeper by its class alone.
+@pytest.mark.parametrize("file", [f for f in FILES if f != "hydra/sweeper/cells.yaml"])
 def test_no_yaml_names_a_class_to_make(file):
     assert "_target_" not in (conf_dir() / file).read_text()
 

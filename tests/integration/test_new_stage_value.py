@@ -60,9 +60,14 @@ round: choice
 # In a process that has imported all but the house's own modules.
 PRELUDE = """
 import sys
-for name in [name for name in sys.modules if name.partition(".")[0] == "faqbench"]:
+from hydra.core.singleton import Singleton
+ours = ("faqbench", "faqbench_sweeper")
+for name in [name for name in sys.modules if not set(ours).isdisjoint(name.split("."))]:
     del sys.modules[name]
+sys.path[:] = [place for place in sys.path if not place.endswith("plugins")]
 sys.path.insert(0, {house!r})
+import faqbench.cli.composing
+Singleton.set_state(Singleton.get_state())  # Hydra looks for plug-ins anew
 """
 
 COMMANDS = """
