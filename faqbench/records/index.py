@@ -103,6 +103,7 @@ class _Index:
     """The heads of a folder's records: what the process and the index know of them, and what is new."""
 
     def __init__(self, runs: Path) -> None:
+        self._runs = runs
         self._path = runs / _INDEX
         self._remembered = remembered(str(runs.absolute()))
         self._heads: Heads = {}
@@ -116,17 +117,18 @@ class _Index:
             return _Shared(content.shared), content.heads
         return _Shared(()), {}
 
-    def head(self, folder: Path) -> RunRecord:
-        """Return a record's head, from memory or the index where these are up to date.
+    def head(self, name: str) -> RunRecord:
+        """Return the head of a folder's record, from memory or the index where these are up to date.
 
         Raises:
             ValueError: with the reason, for a damaged record.
         """
-        state, name = _state_of(folder), folder.name
+        record = f"{self._runs}/{name}/{RECORD}"
+        state = _state_of(record)
         head = self._known(name, state) if state is not None else None
         if head is None:
-            head = _head_of(read_written(folder))
-            state = state if state == _state_of(folder) else None
+            head = _head_of(read_written(self._runs / name))
+            state = state if state == _state_of(record) else None
             self._n_read += state is not None
         if state is not None:
             self._heads[name] = state, head
@@ -260,10 +262,10 @@ def _metric(value: Any) -> dict[str, Any]:
     return vars(_METRIC.validate_python(value))
 
 
-def _state_of(folder: Path) -> State | None:
+def _state_of(record: str) -> State | None:
     """Return what changes whenever the record's file does; None while the file is too young to tell."""
     try:
-        about = os.lstat(f"{folder}/{RECORD}")
+        about = os.lstat(record)
     except OSError:
         return None
     if time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns) < _SETTLED_NANOSECONDS:

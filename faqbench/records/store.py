@@ -189,25 +189,25 @@ def find_runs(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
 
     A copy beside its original is one of the others, so that no run counts twice.
     """
-    return find_with(runs, read_written)
+    return find_with(runs, lambda name: read_written(runs / name))
 
 
 def find_with(
-    runs: Path, read: Callable[[Path], RunRecord]
+    runs: Path, read: Callable[[str], RunRecord]
 ) -> tuple[list[RunRecord], list[tuple[str, str]]]:
-    """Find runs as `find_runs` does, with a reader of a folder's record."""
+    """Find runs as `find_runs` does, with a reader of the record in a folder of a name."""
     records: list[RunRecord] = []
     damaged: list[tuple[str, str]] = []
-    folders = run_folders(runs)
-    names = {folder.name for folder in folders}
-    for folder in folders:
+    held = _held(runs)
+    names = set(held)
+    for name in held:
         try:
-            record = read(folder)
-            if record.run_id != folder.name and record.run_id in names:
+            record = read(name)
+            if record.run_id != name and record.run_id in names:
                 raise ValueError(f"it is a copy of {record.run_id}, which is here too")
-            records.append(_called(record, folder.name))
+            records.append(_called(record, name))
         except ValueError as error:
-            damaged.append((visible(folder.name), str(error)))
+            damaged.append((visible(name), str(error)))
     return records, damaged
 
 
@@ -217,6 +217,11 @@ def run_folders(runs: Path) -> list[Path]:
     A packed run is among them, as the folder that it would have. Names with a dot or an underscore in front
     are ours: scratch folders, the trash, packs, sweeps, progress.
     """
+    return [runs / name for name in _held(runs)]
+
+
+def _held(runs: Path) -> list[str]:
+    """Return the names of those folders: of thousands they are quicker made than paths."""
     with explain_os_error(
         "list the runs", runs, "name another folder, or ask for rights to this one"
     ):
@@ -224,7 +229,7 @@ def run_folders(runs: Path) -> list[Path]:
     held = [n for n in names if n[0] not in "._" and _has_record(f"{runs}/{n}")]
     if PACK in names and (pack := pack_of(runs)) is not None:
         held = sorted({*held, *(n for n in pack.records if n not in names)})
-    return [runs / name for name in held]
+    return held
 
 
 def _has_record(folder: str) -> bool:
