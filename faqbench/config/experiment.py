@@ -185,6 +185,7 @@ class RefinementSection(Section):
     scale_rate: Rate
     clip_rate: Rate
     offset_rate: Rate | None
+    adapt_on: Literal["evaluation"] | None
 
 
 class CheckpointSection(Section):
@@ -366,6 +367,13 @@ class Experiment(Section):
     def needs_calibration(self) -> bool:
         """Whether any stage reads activations; false for the baseline and for plain RTN."""
         return self.method.is_calibrated
+
+    @property
+    def adapted_on(self) -> str | None:
+        """The protocol on whose text the last block is learned; None where none is used so."""
+        if not self.method.owns("refinement") or self.quant.refinement.adapt_on is None:
+            return None
+        return self.evaluation.protocols[0]
 
     @property
     def calibration_mixture(self) -> dict[str, float]:

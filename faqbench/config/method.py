@@ -120,7 +120,7 @@ _MSE = _always("mse", "p", "steps", "max_shrink")
 _CORRECTION = _always("correction", "strength", "damping", "roles")
 
 _REFINEMENT = {**_always("refinement", "steps", "windows", "batch"), "refinement.patience": None}
-_REFINEMENT |= {"refinement.seed": 0}
+_REFINEMENT |= {"refinement.seed": 0, "refinement.adapt_on": None}
 _LEARNT_RANGES = {**_REFINEMENT, **_always("refinement", "start", "scale_rate", "clip_rate")}
 _LEARNT_RANGES |= {"smoothing.alpha": 0.5}
 

@@ -52,6 +52,7 @@ def _check_combination(experiment: Experiment) -> None:
     _check_stages(experiment.method)
     _check_foreign(quant, experiment.method)
     _check_refinement(quant, experiment.method)
+    _check_adaptation(experiment)
     _check_grid(quant)
     _check_correction(quant.correction)
     if experiment.method.owns("correction"):
@@ -168,6 +169,17 @@ def _check_refinement(quant: QuantSection, method: Method) -> None:
         raise UserError(
             "quant.search.loss=module is the objective of a search for scales, and "
             f"quant.refine={quant.refine} searches none: leave it out."
+        )
+
+
+def _check_adaptation(experiment: Experiment) -> None:
+    names = experiment.evaluation.protocols
+    adapts = experiment.quant.refinement.adapt_on is not None
+    if adapts and experiment.method.owns("refinement") and len(names) != 1:
+        shown = f"[{','.join(names)}] names {len(names)}" if names else "is empty"
+        raise UserError(
+            "quant.refinement.adapt_on=evaluation learns the last block on the text of the one protocol "
+            f"that is scored, and evaluation.protocols {shown}: give one."
         )
 
 

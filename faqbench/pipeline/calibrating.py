@@ -297,6 +297,11 @@ def calibration_warnings(cell: Cell) -> tuple[str, ...]:
             f"Calibrated on the evaluation's own text on purpose (scenario={scenario.name}): "
             "perplexity on it flatters the method."
         )
+    if cell.experiment.adapted_on is not None:
+        found.append(
+            f"The last block was learned on the text of {cell.experiment.adapted_on}, which is scored "
+            "(quant.refinement.adapt_on=evaluation): perplexity on it flatters the method."
+        )
     if drawn.repeated_share > 0 and (scenario.copies or 1) == 1:
         found.append(
             f"{drawn.repeated_share:.0%} of the calibration tokens are from texts that occur a second "

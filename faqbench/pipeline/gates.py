@@ -7,6 +7,7 @@
     above_chance                 the mean accuracy over tasks is more than guessing gives
     requests_fit                 of no task are more than 1 % of the requests cut at the model's context
     same_tokens                  a protocol's tokens are those that other runs of this model scored
+    unseen_text                  fails where weights were calibrated or learned on the text that is scored
     not_worse_than_rtn           see `neighbours.py`
     not_worse_than_fewer_bits    see `neighbours.py`
 
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from faqbench.config.identity import method_in
 from faqbench.foreign import read_as
 from faqbench.models import Model
 from faqbench.pipeline.cell import Cell
@@ -89,6 +91,8 @@ def check_gates(cell: Finished) -> tuple[Gate, ...]:
         gates.append(_requests_fit(cell.record))
     if cell.record.config["evaluation"]["protocols"]:
         gates.append(cell.neighbours.same_tokens(cell.record))
+    if (leak := _leak(cell.record)) is not None:
+        gates.append(Gate(name="unseen_text", passed=False, detail=leak))
     if cell.quantized is not None:
         gates.append(cell.neighbours.not_worse_than_rtn(cell.record, cell.evaluated))
         gates.append(cell.neighbours.not_worse_than_fewer_bits(cell.record, cell.evaluated))
@@ -134,6 +138,17 @@ def _tied(weights: WeightsCheck) -> Gate:
         detail=f"embeddings are {'' if weights.is_tied else 'not '}tied, "
         f"the config says {weights.wants_tied}",
     )
+
+
+def _leak(record: RunRecord) -> str | None:
+    """Return what was done on the evaluation's own text, on purpose; None where nothing was."""
+    config, method = record.config, method_in(record.config)
+    seen = []
+    if method.is_calibrated and config["scenario"].get("leak"):
+        seen.append("calibrated on it")
+    if method.owns("refinement") and config["quant"]["refinement"].get("adapt_on"):
+        seen.append("the last block learned on it")
+    return f"the text that is scored was seen: {' and '.join(seen)}" if seen else None
 
 
 def _exactly_rotated(rotation: RotationReport) -> Gate:

@@ -162,11 +162,14 @@ def _quantization(experiment: Experiment) -> list[Stage]:
         reads = (DRAWN_MEANS if walks_once else statistics.id,)
     of_statistics = tuple(stage.id for stage in gathered if own_basis)
     distance = _distance(of_statistics) if experiment.needs_calibration else []
+    needs = ["weights"]
+    needs += ["calibration"] if experiment.needs_calibration else []
+    needs += [f"windows {experiment.adapted_on}"] if experiment.adapted_on is not None else []
     quantized = Stage(
         name="quantized",
         title=experiment.quant.name,
         timed="quantize",
-        needs=("weights", "calibration") if experiment.needs_calibration else ("weights",),
+        needs=tuple(needs),
         reads=reads,
         key=keys.quantized_key,
         build=build_quantized,

@@ -243,6 +243,8 @@ def evaluated_key(experiment: Experiment, given: Fingerprints, device: str) -> K
     if experiment.needs_calibration:
         settings = calibration_identity(experiment)
         key["calibration"] = given["calibration"]
+        if experiment.adapted_on is not None:
+            key["adapted_on"] = given[f"protocol/{experiment.adapted_on}"]
         key["calibration_settings"] = {k: settings[k] for k in ("tokens", "dtype", "batch_size")}
     return key
 

@@ -23,6 +23,7 @@ import torch
 
 from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
+from faqbench.evaluation import ProtocolTokens
 from faqbench.foreign import read_as
 from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import Cell
@@ -74,6 +75,7 @@ def build_quantized(cell: Cell, folder: Path) -> None:
             tokens=calibration.tokens,
             batch_size=experiment.calibration.batch_size,
             select=experiment.calibration.tokens,
+            adapt_on=_adapted_on(cell),
         )
     begun = model.start()
     finished, beside = None, list[Companion]()
@@ -93,6 +95,14 @@ def build_quantized(cell: Cell, folder: Path) -> None:
     )
     quantized = replace(quantized, rotation=rotation)
     (folder / "reports.json").write_text(json.dumps(asdict(quantized)))
+
+
+def _adapted_on(cell: Cell) -> torch.Tensor | None:
+    name = cell.experiment.adapted_on
+    if name is None:
+        return None
+    windows: ProtocolTokens = cell.get(f"windows {name}")
+    return windows.tokens
 
 
 @dataclass(frozen=True, kw_only=True)

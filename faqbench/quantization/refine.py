@@ -34,7 +34,9 @@ Where LRQuant+'s code and paper differ: its "rotation vectors" multiply rounded 
 of rank 1, as the code has it (the paper's name suggests an orthogonal matrix); v is one for the linears
 that share a norm's output, so that it folds into the norm; the loss has N of both branches, as the code for
 vision models (the one for language models has N of Y' alone, and fails before it gets there).
-Nothing is learned on evaluation text, as LRQuant's test-time adaptation does.
+LRQuant's test-time adaptation, which learns the last block without scales on the text that is scored, is
+`adapt_on=evaluation`: with the recipe's own loss, for the steps of any block (the paper's code has M + N
+and five passes over the text). It says what looking at the test text is worth, and never stands unmarked.
 """
 
 from __future__ import annotations

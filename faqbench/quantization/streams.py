@@ -9,7 +9,7 @@ windows goes along both for tracing and for searches that need no more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,25 @@ class Calibration:
         tokens: [n_samples, seq_len] token ids.
         batch_size: windows per forward pass.
         select: which tokens count in statistics.
+        adapt_on: [n_windows, length] token ids of the evaluation, on which the last block is learned; None
+            for all methods but `refine` with `adapt_on=evaluation`.
     """
 
     tokens: Tensor
     batch_size: int
     select: Tokens
+    adapt_on: Tensor | None = None
+
+    def of_evaluation(self, quant: QuantSection) -> tuple[Calibration, QuantSection]:
+        """Return what the last block is adapted on, and the method as it is for that.
+
+        All windows are learned from, and no scales, as LRQuant's test-time adaptation has it.
+        """
+        assert self.adapt_on is not None
+        learned = {"windows": len(self.adapt_on), "start": "none"}
+        refinement = quant.refinement.model_copy(update=learned)
+        own = quant.model_copy(update={"refinement": refinement, "trace_windows": 0})
+        return replace(self, tokens=self.adapt_on, adapt_on=None), own
 
 
 @dataclass(frozen=True, kw_only=True)

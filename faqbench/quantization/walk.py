@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -224,6 +224,12 @@ class Quantizing:
             keep=keep,
             observer=observer,
         )
+        self._adapting: Walk | None = None
+        if calibration is not None and calibration.adapt_on is not None:
+            of_evaluation, own = calibration.of_evaluation(quant)
+            self._adapting = replace(
+                self._walk, quant=own, streams=Streams(loaded, own, of_evaluation), made={}
+            )
 
     def work(self, index: int, block: nn.Module) -> None:
         """Quantize a block's twin, or take it up as an earlier walk has left it."""
@@ -232,6 +238,10 @@ class Quantizing:
             streams.arrive(block, second)
             for role in walk.architecture.roles:
                 streams.quantize_inputs(role, linears_of(walk, index, second, role))
+        adapting = self._adapting.streams if self._adapting is not None else None
+        if self._adapting is not None and adapting is not None:
+            adapting.arrive(block, second)
+            walk = self._adapting if index == walk.architecture.n_blocks - 1 else walk
         known = None if self._finished is None else self._finished.load(index)
         reports = (
             quantize_block(walk, index, second)
@@ -239,6 +249,8 @@ class Quantizing:
             else take_up(walk, index, second, known)
         )
         report = streams.release() if streams is not None else None
+        if adapting is not None:
+            adapting.release()
         if self._finished is not None and known is None:
             made = FinishedBlock(linears=dict(walk.made), reports=tuple(reports), traced=report)
             self._finished.save(index, made)

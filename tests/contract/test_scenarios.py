@@ -42,7 +42,8 @@ def test_the_scenarios_of_the_issue_are_all_there():
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_scenario_runs_and_its_record_says_so(run, scenario):
     record = run(scenario, "awq")
-    assert [g for g in record.gates if not g.passed] == []
+    failed = [gate.name for gate in record.gates if not gate.passed]
+    assert failed == (["unseen_text"] if scenario == "label-leak" else [])
     found = record.extra["calibration"]
     assert found["scenario"] == scenario
     assert set(found["bias_distance"]["activation_shift"]) == {"qkv", "o", "gate_up", "down"}

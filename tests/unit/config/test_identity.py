@@ -85,6 +85,7 @@ def test_rtn_ignores_calibration_and_awq_does_not(id_of, override):
         ("qronos", "quant.gptq.damping=0.1"),
         ("gptq", "quant.mse.p=2"),
         ("awq", "quant.refinement.steps=7"),
+        ("awq", "quant.refinement.adapt_on=evaluation"),
         ("lrquant", "quant.refinement.offset_rate=0.5"),
         ("signround", "quant.refinement.start=none"),
         ("signround", "quant.gptq.damping=0.1"),

@@ -106,6 +106,7 @@ def test_a_value_out_of_range_names_the_knob_and_the_bound(change, key, value, e
         ("quant.symmetric_grid", "halfrange", "half_range"),
         ("quant.refine", "lrqant", "lrquant"),
         ("quant.refinement.start", "laee", "lae"),
+        ("quant.refinement.adapt_on", "evalution", "evaluation"),
         ("quant.preview.weights", "unifrom", "uniform"),
         ("dtype", "bfloat", "bfloat16"),
         ("calibration.tokens", "dropfirst", "drop_first"),
@@ -139,6 +140,17 @@ def test_qronos_beside_a_correction_is_refused(compose):
 def test_what_a_learned_block_does_not_go_with_is_refused(compose, override, named):
     with pytest.raises(UserError, match=named):
         compose("model=tiny-llama", "quant=lrquant", override)
+
+
+@pytest.mark.parametrize(
+    ("protocols", "said"),
+    [("[]", "is empty"), ("[wikitext2-64,heldout-wiki-512]", r"names 2")],
+)
+def test_a_block_is_adapted_to_one_text(compose, protocols, said):
+    keys = ["quant.refinement.adapt_on=evaluation", f"evaluation.protocols={protocols}"]
+    with pytest.raises(UserError, match=rf"evaluation\.protocols .*{said}: give one\."):
+        compose("model=tiny-llama", "quant=lrquant", *keys)
+    assert compose("model=tiny-llama", "quant=awq", *keys).adapted_on is None
 
 
 def test_a_symmetric_grid_of_asymmetric_codes_is_refused(compose):

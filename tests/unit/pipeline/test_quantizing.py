@@ -107,3 +107,45 @@ def test_nothing_that_a_run_was_made_of_counts_as_unused(run, tmp_path, monkeypa
     assert main(["cache", "prune", "unused=true", f"runs={tmp_path / 'runs'}"]) == 0
     assert "Removed 0 entries" in capsys.readouterr().out
     assert list_entries(tmp_path / "cache") == there
+
+
+LEARNED = (
+    "quant=lrquant", "bits=2", SCORED, "quant.refinement.steps=20", "quant.refinement.clip_rate=0.1",
+)  # fmt: skip
+ADAPTED = (*LEARNED, "quant.refinement.adapt_on=evaluation")
+
+
+def test_the_last_block_learns_from_the_text_that_is_scored_and_every_page_says_so(run, tmp_path):
+    plain, adapted = run(*LEARNED), run(*ADAPTED)
+    before, after = (
+        data.layers.groupby("block")["refine_error"].first() for data in (plain, adapted)
+    )
+    assert before.iloc[:-1].equals(after.iloc[:-1]) and before.iloc[-1] != after.iloc[-1]
+    (gate,) = [g for g in adapted.record.gates if g.name == "unseen_text"]
+    assert not gate.passed and "the last block learned on it" in gate.detail
+    assert any("text of wikitext2-64, which is scored" in w for w in adapted.record.warnings)
+    assert all(g.name != "unseen_text" for g in plain.record.gates)
+    # Adapting starts without scales from all windows, so that it is another result for another text.
+    other = run(*ADAPTED, "limit=2")
+    assert len(entries(tmp_path, "quantized")) == 3
+    assert other.layers["refine_error"].iloc[-1] != adapted.layers["refine_error"].iloc[-1]
+
+
+@pytest.mark.parametrize("quant", ["w4a4-lrquant", "signround"])
+def test_an_adapted_block_is_the_same_from_a_streamed_model(run, tmp_path, quant):
+    overrides = (f"quant={quant}", SCORED, "quant.refinement.steps=3", ADAPTED[-1])
+    whole = run(*overrides)
+    shutil.rmtree(tmp_path / "cache")
+    streamed = run(*overrides, "memory.host_gigabytes=0.0009")
+    assert not streamed.record.stages["quantize"].cached
+    assert differences(whole, streamed) == []
+
+
+def test_text_that_calibrated_a_method_fails_the_gate_of_unseen_text(run):
+    leaked = run("quant=awq", "scenario=label-leak", SCORED).record
+    (gate,) = [g for g in leaked.gates if g.name == "unseen_text"]
+    assert not gate.passed and gate.detail.endswith("calibrated on it")
+    assert all(
+        g.name != "unseen_text"
+        for g in run("quant=rtn", "scenario=label-leak", SCORED).record.gates
+    )
