@@ -1,20 +1,35 @@
 """Writing files so that a reader sees all of one or nothing of it, whatever interrupts the writer.
 
-A writer works in a scratch folder beside its target (see `scratch.py`) and moves it by one rename.
+A writer works in a scratch folder beside its target and moves it by one rename. Such a folder is known as
+ours by more than its name:
+
+    .faqbench-scratch-<random>/    beside the target
+        owner.json                 which process of which machine made it, and for which target
+        new                        what is being written: a file or a folder
+        old                        what was in the target's place, until the new is
+
+The owner holds a lock on `owner.json`. What a killed process left is a folder of this name, of this user,
+with such a file inside that nobody holds and whose process is gone; nothing else is ever removed.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
+import json
 import os
 import re
+import shutil
+import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 
 from faqbench.config import UserError
-from faqbench.scratch import scratch_beside, take_place
+from faqbench.foreign import read_json
 
 _REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -102,3 +117,139 @@ def _error_number(error: Exception) -> int | None:
         return error.errno
     wrapped = _RUST_ERROR.search(str(error))
     return int(wrapped[1]) if wrapped else None
+
+
+_PREFIX = ".faqbench-scratch-"
+_SCRATCH = re.compile(re.escape(_PREFIX) + "[a-z0-9_]{8}")
+_OWNER = "owner.json"
+
+
+@contextmanager
+def scratch_beside(target: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside a target; it is removed at the end, and what was set aside put back."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=target.parent))
+    try:
+        marker = _mark(scratch, target)
+    except BaseException:  # a full disk: without its marker nobody would know the folder as ours
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    with marker:
+        try:
+            yield scratch
+        finally:
+            _put_back(scratch, target)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def take_place(scratch: Path, target: Path) -> None:
+    """Move a scratch folder's `new` to the target, whose former folder is set aside first."""
+    if os.path.lexists(target):
+        target.rename(scratch / "old")
+    (scratch / "new").rename(target)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder: out of sight at once, so that nobody finds half of it, then for good."""
+    with scratch_beside(path) as scratch:
+        path.rename(scratch / "gone")
+
+
+def remove_leftovers(folder: Path, target: str | None = None) -> int:
+    """Remove the scratch folders that killed processes left, and return how many there were.
+
+    A target that a process had set aside when it was killed is put back.
+
+    Args:
+        folder: where the targets lie.
+        target: the name of one target; None is all of them.
+    """
+    removed = 0
+    paths: list[Path] = []
+    with suppress(OSError):  # of what cannot be listed nothing could be removed either
+        paths = sorted(folder.iterdir())
+    for path in paths:
+        if _SCRATCH.fullmatch(path.name) is None or not _is_own_folder(path):
+            continue
+        with suppress(OSError, ValueError):
+            owner = _owner_of(path)
+            if target not in (None, owner["target"]) or _is_alive(owner):
+                continue
+            with (path / _OWNER).open("r+") as file:
+                if not _try_lock(file.fileno()):
+                    continue
+                _put_back(path, folder / str(owner["target"]))
+                shutil.rmtree(path)
+            removed += 1
+    return removed
+
+
+def _mark(scratch: Path, target: Path) -> FileIO:
+    """Write who owns a scratch folder, and return the file with its lock."""
+    owner = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": _start_of(os.getpid()),
+        "target": target.name,
+    }
+    with ExitStack() as stack:
+        file = stack.enter_context(FileIO(scratch / _OWNER, "w"))
+        _try_lock(file.fileno())
+        file.write(json.dumps(owner).encode())
+        stack.pop_all()
+    return file
+
+
+def _is_own_folder(path: Path) -> bool:
+    with suppress(OSError):
+        about = path.lstat()
+        return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
+    return False
+
+
+def _owner_of(scratch: Path) -> Mapping[str, object]:
+    """Return what a scratch folder's marker says.
+
+    Raises:
+        ValueError: when it is none of ours.
+    """
+    owner = read_json(scratch / _OWNER, 1)
+    kinds = {"pid": int, "host": str, "started": float, "target": str}
+    if not isinstance(owner, dict) or {k: type(v) for k, v in owner.items()} != kinds:
+        raise ValueError("it is no marker of ours")
+    if Path(owner["target"]).name != owner["target"]:
+        raise ValueError("its target lies elsewhere")
+    return owner
+
+
+def _is_alive(owner: Mapping[str, object]) -> bool:
+    """Say whether the owner runs on this machine; of others, only the lock tells."""
+    pid = owner["pid"]
+    assert isinstance(pid, int)
+    return owner["host"] == socket.gethostname() and owner["started"] == _start_of(pid)
+
+
+def _start_of(pid: int) -> float:
+    """Return when a process began, which tells it from a later one of its number; 0 when it is gone."""
+    import psutil
+
+    try:
+        return float(psutil.Process(pid).create_time())
+    except (psutil.Error, ValueError, OverflowError):
+        return 0.0
+
+
+def _put_back(scratch: Path, target: Path) -> None:
+    """Undo a move aside whose second half never came."""
+    old = scratch / "old"
+    if os.path.lexists(old) and not os.path.lexists(target):
+        old.rename(target)
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock an open file; False when another holds it, or the file system has no such locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

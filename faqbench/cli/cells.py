@@ -35,10 +35,9 @@ from faqbench.cli.launching import Sweep, check_launcher, launch, ready_hydra, r
 from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.cli.workers import own_place
 from faqbench.config import Experiment, UserError, run_id
-from faqbench.files import explain_os_error
+from faqbench.files import explain_os_error, remove_leftovers
 from faqbench.interrupts import end_with, raise_if_interrupted, signals_end_it
 from faqbench.records import RunRecord, clear_sweep, is_stopped, note_cell, noted_cells, write_sweep
-from faqbench.scratch import remove_leftovers
 from faqbench.stages import hash_json, tidy
 from faqbench.stages.cache import cache_root
 

@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     """Search, print the finalists, and write the preset."""
     from faqbench.pipeline import check_models
     from faqbench.presearch import search, write_search
-    from faqbench.presearch.candidates import verdict
+    from faqbench.presearch.trials import verdict
     from faqbench.stages import StageCache
 
     request = compose_cells(parse_flags(_with_faq(arguments)))

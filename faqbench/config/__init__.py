@@ -4,9 +4,9 @@ This is the lowest layer: it imports neither torch, transformers, lm_eval, wandb
 `report`, `ls` and error messages start at once. Every default lives in `conf/`, none here.
 """
 
-from faqbench.config.errors import UserError, did_you_mean
 from faqbench.config.experiment import Experiment
 from faqbench.config.identity import identity, run_id
+from faqbench.config.section import UserError, did_you_mean
 from faqbench.config.validation import check_tracking, validate
 
 __all__ = [

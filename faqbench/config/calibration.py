@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from faqbench.config.errors import UserError
-from faqbench.config.section import DType, Fraction, Positive, Section, Slug
+from faqbench.config.section import DType, Fraction, Positive, Section, Slug, UserError
 
 HUB_PREFIX = "hub:"
 TABLE_SUFFIXES = (".jsonl", ".parquet")

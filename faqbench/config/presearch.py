@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from faqbench.config.errors import UserError
-from faqbench.config.section import Fraction, Positive, Section, Slug
+from faqbench.config.section import Fraction, Positive, Section, Slug, UserError
 
 
 class GridSection(Section):

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from faqbench.config.calibration import check_calibration
-from faqbench.config.errors import UserError, did_you_mean
 from faqbench.config.experiment import (
     CorrectionSection,
     Experiment,
@@ -24,6 +23,7 @@ from faqbench.config.experiment import (
 )
 from faqbench.config.method import Method, Reads, method_of
 from faqbench.config.presearch import check_presearch
+from faqbench.config.section import UserError, did_you_mean
 
 # Keys for which the command line takes `auto` too, and puts what it means here in its place.
 _RESOLVED_BEFORE = ("dtype",)

@@ -20,8 +20,16 @@ corpus too: a .txt file, whose paragraphs, separated by blank lines, are the tex
 .jsonl or .parquet file.
 """
 
-from faqbench.corpora.corpus import Corpus, corpus_source, domain_texts, read_corpus
-from faqbench.corpora.domain import Part, domain_names, domain_source, part_of
+from faqbench.corpora.corpus import (
+    Corpus,
+    Part,
+    corpus_source,
+    domain_names,
+    domain_source,
+    domain_texts,
+    part_of,
+    read_corpus,
+)
 from faqbench.corpora.hub_set import hub_set_names
 
 __all__ = [

@@ -1,25 +1,38 @@
 """A corpus: the texts of one part of a domain, wherever they come from, and their provenance.
 
-Packaged texts that share a passage with evaluation text of another hash are never calibrated on.
-Which part a text belongs to follows from its hash, and so do the parts of its near copies: two questions
-of BoolQ quote the same article, two exercises differ in their numbers. `near_copies.txt` lists the texts
-of the calibration and selection parts that overlap with the evaluation part of a packaged domain, or with
-a packaged task, by the leak guard's own measure; `tests/golden/make_near_copies.py` writes it. Without
-them the packaged domains pass the guard whatever is drawn.
+Which part of its domain a document belongs to follows from the document alone: the sha256 of its key, read
+as a fraction of its range, is uniform on [0, 1):
+
+    [0.0, 0.4)  calibration    statistics that decide the quantization
+    [0.4, 0.5)  selection      choosing options (presearch)
+    [0.5, 1.0)  evaluation     perplexity that is reported
+
+The key is the text itself, unless several texts are versions of one document: those share a key
+(`faqbench.assets.document_key`: the translations of one programming task), and so a part. A text keeps
+its part when its domain grows or shrinks, when two domains share it, and between versions of this
+program.
+
+Packaged texts that share a passage with evaluation text of another hash are never calibrated on: two
+questions of BoolQ quote the same article, two exercises differ in their numbers. `near_copies.txt` lists
+the texts of the calibration and selection parts that overlap with the evaluation part of a packaged
+domain, or with a packaged task, by the leak guard's own measure; `tests/golden/make_near_copies.py` writes
+it. Without them the packaged domains pass the guard whatever is drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
-from faqbench.assets import benchmark_data_origin
+import yaml
+
+from faqbench.assets import benchmark_data_origin, document_key, packaged_data_place, packaged_texts
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.calibration import MAX_CHARACTERS, CalibrationSection, is_hub_set, is_table
-from faqbench.corpora.domain import Part, domain_names, domain_source, packaged_documents, part_of
 from faqbench.corpora.hub_set import (
     hub_set,
     hub_set_names,
@@ -27,8 +40,7 @@ from faqbench.corpora.hub_set import (
     hub_texts,
     section_hub_set,
 )
-from faqbench.corpora.table_file import read_table_file
-from faqbench.corpora.text_file import Texts, is_text_file, read_text_file
+from faqbench.corpora.user_file import Texts, is_text_file, read_table_file, read_text_file
 from faqbench.stages import Progress, file_version, hash_json, hash_text
 
 
@@ -193,3 +205,69 @@ def near_copies_hash() -> str:
 def _listed() -> frozenset[str]:
     path = resources.files("faqbench.corpora") / "near_copies.txt"
     return frozenset(path.read_text(encoding="utf-8").split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """A named list of text sources; `sources` are names of `faqbench.assets.packaged_texts`."""
+
+    name: str
+    description: str
+    sources: tuple[str, ...]
+
+
+def domain_names() -> list[str]:
+    """Return the names of the packaged domains."""
+    return sorted(_domains())
+
+
+def domain_source(domain: str) -> dict[str, object]:
+    """Return what decides the texts of a packaged domain, without reading them."""
+    return {"sources": list(_domains()[domain].sources), "data": packaged_data_place()[1]}
+
+
+def packaged_documents(domain: str, progress: Progress) -> dict[str, str]:
+    """Return the unique texts of a packaged domain in the order of its sources, each with its key.
+
+    Raises:
+        UserError: when the texts cannot be fetched.
+    """
+    documents: dict[str, str] = {}
+    for source in _domains()[domain].sources:
+        for text in packaged_texts(source, progress):
+            documents.setdefault(text, document_key(source, text))
+    return documents
+
+
+@cache
+def _domains() -> dict[str, Domain]:
+    folder = resources.files("faqbench.corpora") / "domains"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {domain.name: domain for f in files for domain in _parse(f.read_text(encoding="utf-8"))}
+
+
+def _parse(text: str) -> Iterator[Domain]:
+    """Yield the domain of one yaml file, and one more for each label of its sources."""
+    fields = yaml.safe_load(text)
+    name, description, sources = fields["name"], fields["description"], fields["sources"]
+    if isinstance(sources, dict):
+        for label, names in sources.items():
+            yield Domain(
+                name=f"{name}-{label}",
+                description=f"{description} Here: {label}.",
+                sources=tuple(names),
+            )
+        sources = [source for names in sources.values() for source in names]
+    yield Domain(name=name, description=description, sources=tuple(sources))
+
+
+Part = Literal["calibration", "selection", "evaluation"]
+
+
+def part_of(key: str) -> Part:
+    """Return the part of the document with this key, the same one wherever and whenever it is asked."""
+    # Integers, since 0.4 is no binary fraction: a boundary must not move with rounding.
+    tenths = int(hash_text(key), 16) * 10 >> 256
+    if tenths < 4:
+        return "calibration"
+    return "selection" if tenths < 5 else "evaluation"

@@ -16,8 +16,7 @@ import yaml
 
 from faqbench.config import UserError
 from faqbench.config.calibration import HUB_PREFIX, CalibrationSection
-from faqbench.corpora.table_file import plain_texts
-from faqbench.corpora.text_file import Texts
+from faqbench.corpora.user_file import Texts, plain_texts
 from faqbench.hub import hub_errors, hub_or_local_copies, resolve_commit
 from faqbench.stages import Progress, file_version
 

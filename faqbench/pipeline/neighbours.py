@@ -19,7 +19,7 @@ import numpy as np
 
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.records import Gate, RunRecord, find_heads, read_items, read_scores, same_model
-from faqbench.statistics import mean_accuracy_difference, perplexity_ratio
+from faqbench.statistics import mean_accuracy_difference, mean_difference
 
 _GRID = (
     "bits", "group_size", "symmetric", "symmetric_grid", "scale_dtype", "skip", "overrides",
@@ -150,11 +150,9 @@ def _worse(
             a, b = (_window_means(values) for values in both)
             if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
                 continue
-            ratio = perplexity_ratio(a, b, rng=rng)
-            numbers = (
-                f"perplexity ratio {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}] on {name}"
-            )
-            return ratio.low > 1, ratio.high < 1, numbers
+            ratio, low, high = mean_difference(a, b, rng=rng).ratio
+            numbers = f"perplexity ratio {ratio:.3f} [{low:.3f}, {high:.3f}] on {name}"
+            return low > 1, high < 1, numbers
     tasks = [task for task in record.config["evaluation"]["tasks"] if f"task/{task}" in common]
     items = read_items(folder) if tasks else None
     pairs = [pair for task in tasks for pair in _accuracies(evaluated.items, items, task)]

@@ -18,7 +18,6 @@ Reference: successive halving, Jamieson and Talwalkar 2016 (arXiv 1502.07943); t
 Breiman et al. 1984.
 """
 
-from faqbench.presearch.search import SearchResult, search
-from faqbench.presearch.writing import preset_name, write_search
+from faqbench.presearch.search import SearchResult, preset_name, search, write_search
 
 __all__ = ["SearchResult", "preset_name", "search", "write_search"]

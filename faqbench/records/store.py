@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.foreign import is_name, read_json, visible
-from faqbench.records.packed import PACK, Pack, is_packed, pack_of
+from faqbench.records.packed import PACK, Pack, is_packed, pack_of, read_table, read_tokens
 from faqbench.records.run_record import NewerSchemaError, RunRecord
-from faqbench.records.tables import read_table, read_tokens
 
 if TYPE_CHECKING:
     import numpy as np

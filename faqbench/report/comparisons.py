@@ -32,7 +32,7 @@ from faqbench.statistics import (
     equivalence_p,
     holm,
     mean_accuracy_difference,
-    perplexity_ratio,
+    mean_difference,
     unseen_p,
     with_draw_variance,
 )
@@ -388,13 +388,13 @@ def _compare_windows(
     n_windows = differences.shape[1]
     if len(arrays) == 1:
         # The logarithm of the ratio is the mean difference of the windows, in any unit.
-        result = perplexity_ratio(*arrays[0], rng=_generator(empty))
+        result = mean_difference(*arrays[0], rng=_generator(empty))
         return replace(
             empty,
-            effect=result.log_ratio,
-            low=result.log_low,
-            high=result.log_high,
-            stderr=result.stderr_log,
+            effect=result.difference,
+            low=result.low,
+            high=result.high,
+            stderr=result.stderr,
             p_value=result.p_value,
             degrees=math.ceil(n_windows / result.block_length) - 1,
             n=n_windows,

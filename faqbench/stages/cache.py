@@ -23,10 +23,9 @@ from typing import Self
 
 import platformdirs
 
-from faqbench.files import atomic_directory, explain_os_error
+from faqbench.files import atomic_directory, discard, explain_os_error, remove_leftovers
 from faqbench.garbage import give_back
 from faqbench.locks import locked
-from faqbench.scratch import discard, remove_leftovers
 from faqbench.stages.inventory import Leases, evict
 from faqbench.stages.manifest import (
     MANIFEST,

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from faqbench.files import discard, remove_leftovers
 from faqbench.foreign import is_name
-from faqbench.scratch import discard, remove_leftovers
 from faqbench.stages.manifest import MANIFEST, entry_name, find_damage, read_manifest
 
 

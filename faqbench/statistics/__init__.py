@@ -4,17 +4,16 @@ Two runs of this benchmark score the same tokens and the same items, so a differ
 by window and item by item before anything is averaged; this removes the large spread between texts
 that both runs share, and finds what unpaired tests miss.
 
-    one run         perplexity.perplexity_with_stderr, accuracy.accuracy_with_stderr
+    one run         windows.perplexity_with_stderr, accuracy.accuracy_with_stderr
                     windows.mean_with_stderr (KL divergence, top-1 agreement)
-    two runs        perplexity.perplexity_ratio (block bootstrap over windows)
-                    windows.mean_difference (the same, for KL divergence and top-1 agreement)
+    two runs        windows.mean_difference (block bootstrap; of perplexities its `ratio`)
                     accuracy.mcnemar, accuracy.accuracy_difference (paired bootstrap)
                     accuracy.mean_accuracy_difference (unweighted over several tasks)
-    a whole table   multiplicity.holm
-    equality        equivalence.equivalence_p (two one-sided tests against a margin)
+    a whole table   claims.holm
+    equality        claims.equivalence_p (two one-sided tests against a margin)
     several draws   draws.aggregate_draws (variance split into draw, item and residual)
     while it runs   sequential.look_at (an interval that may be looked at after every draw)
-    before a run    power: the smallest difference that a given n can show
+    before a run    claims.detectable_…: the smallest difference that a given n can show
 
 Arrays in, frozen values out; every random function takes its Generator. numpy is imported at once,
 scipy.stats and statsmodels (about a second each) only inside the functions that need them.
@@ -37,13 +36,6 @@ from faqbench.statistics.claims import (
     unseen_p,
 )
 from faqbench.statistics.draws import DrawSummary, WidenedDraw, aggregate_draws, with_draw_variance
-from faqbench.statistics.perplexity import (
-    PerplexityRatio,
-    exp,
-    percent_of_log,
-    perplexity_ratio,
-    perplexity_with_stderr,
-)
 from faqbench.statistics.sequential import (
     Look,
     Verdict,
@@ -54,8 +46,11 @@ from faqbench.statistics.sequential import (
 from faqbench.statistics.windows import (
     WindowDifference,
     block_length_for,
+    exp,
     mean_difference,
     mean_with_stderr,
+    percent_of_log,
+    perplexity_with_stderr,
 )
 
 __all__ = [
@@ -63,7 +58,6 @@ __all__ = [
     "DrawSummary",
     "Look",
     "McNemar",
-    "PerplexityRatio",
     "Verdict",
     "WidenedDraw",
     "WindowDifference",
@@ -85,7 +79,6 @@ __all__ = [
     "mean_difference",
     "mean_with_stderr",
     "percent_of_log",
-    "perplexity_ratio",
     "perplexity_with_stderr",
     "unseen_p",
     "with_draw_variance",

@@ -1,18 +1,20 @@
-"""Means over windows of text: a standard error, and the difference of two runs on the same windows.
+"""Means over windows of text, perplexities among them: a standard error, and the difference of two runs.
 
 Tokens of one window depend on each other, so the unit of sampling is the window: the standard error of a
-mean is sd(window means) / sqrt(n_windows).
+mean is sd(window means) / sqrt(n_windows). perplexity = exp(m) with m the mean negative log-likelihood, and
+by the delta method stderr(perplexity) = perplexity * stderr(m).
 
-Two runs are compared through d_i, the difference of their window means. Windows are consecutive pieces of
-text, so neighbours may depend on each other too; the standard error of mean(d) therefore comes from a
-circular block bootstrap (Politis and Romano 1992) with blocks of about n^(1/3) windows. Interval and
-p-value both use Student's t with b - 1 degrees of freedom, b being the number of blocks, and the factor
-sqrt(b / (b - 1)) that undoes the bootstrap's narrowness for few blocks (Hesterberg 2015, arXiv
-1411.5279): so the interval excludes 0 exactly when p < 1 - confidence, and a large effect gets a small
-p-value that survives a correction for many comparisons.
+Two runs on the same windows are compared through d_i, the difference of their window means; for perplexity
+mean(d) is the logarithm of the ratio. Windows are consecutive pieces of text, so neighbours may depend on
+each other too; the standard error of mean(d) therefore comes from a circular block bootstrap (Politis and
+Romano 1992) with blocks of about n^(1/3) windows. Interval and p-value both use Student's t with b - 1
+degrees of freedom, b being the number of blocks, and the factor sqrt(b / (b - 1)) that undoes the
+bootstrap's narrowness for few blocks (Hesterberg 2015, arXiv 1411.5279): so the interval excludes 0 exactly
+when p < 1 - confidence, and a large effect gets a small p-value that survives a correction for many
+comparisons.
 
-Perplexity is compared as a ratio through the same difference (`perplexity`); KL divergence and top-1
-agreement as they are.
+A perplexity or ratio beyond 1e100, the most that a record holds, is infinite: it measures nothing but that
+a model is broken.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
+_LARGEST = math.log(1e100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,11 @@ class WindowDifference:
     p_value: float
     n_windows: int
     block_length: int
+
+    @property
+    def ratio(self) -> tuple[float, float, float]:
+        """Of losses: perplexity of A over that of B, below 1 when A is better, and its interval's ends."""
+        return exp(self.difference), exp(self.low), exp(self.high)
 
 
 def mean_with_stderr(values: Array) -> tuple[float, float]:
@@ -148,3 +156,26 @@ def student(mean: float, stderr: float, degrees: float, confidence: float) -> tu
         return 0.0, 1.0 if mean == 0.0 else 0.0
     margin = float(stdtrit(degrees, 0.5 + confidence / 2)) * stderr
     return margin, float(2 * stdtr(degrees, -abs(mean) / stderr))
+
+
+def exp(x: float) -> float:
+    """Return e to the power of x, infinite beyond 1e100."""
+    return math.exp(x) if x < _LARGEST else math.inf
+
+
+def percent_of_log(x: float) -> float:
+    """Return a logarithm of a ratio as the ratio's distance from 1, in percent."""
+    return 100 * math.expm1(x) if x < 1 else 100 * (exp(x) - 1)
+
+
+def perplexity_with_stderr(nll: Array) -> tuple[float, float]:
+    """Return the perplexity and its standard error over windows; NaN error for a single window.
+
+    An infinite perplexity has no error that means anything: it is NaN.
+
+    Args:
+        nll: [n_windows, n_tokens] negative log-likelihoods in nats, of any float type.
+    """
+    mean, stderr = mean_with_stderr(nll)
+    value = exp(mean)
+    return value, value * stderr if math.isfinite(value) else math.nan

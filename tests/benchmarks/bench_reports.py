@@ -34,7 +34,7 @@ from faqbench.pipeline.neighbours import Neighbours
 from faqbench.records import find_heads, find_runs, read_run
 from faqbench.records.index import remembered
 from faqbench.report import ReportRequest, write_report
-from faqbench.statistics import perplexity_ratio
+from faqbench.statistics import mean_difference
 
 Row = tuple[str, str, str, str, str]
 METHODS = ("awq", "faq", "gptq", "qep", "qep-awq", "qep-faq")
@@ -134,7 +134,7 @@ def time_bookkeeping(runs: Path, n_records: int) -> Row:
     for _ in range(2):  # the first imports what both need
         start = time.process_time()
         read_run(runs / newest.run_id)
-        perplexity_ratio(*[data.tokens[PROTOCOL]] * 2, rng=np.random.default_rng(0))
+        mean_difference(*[data.tokens[PROTOCOL]] * 2, rng=np.random.default_rng(0))
         one = time.process_time() - start
     remembered.cache_clear()
     start = time.process_time()

@@ -16,8 +16,7 @@ from pathlib import Path
 import faqbench
 from faqbench.assets import packaged_dataset
 from faqbench.corpora import domain_names, part_of
-from faqbench.corpora.corpus import digest
-from faqbench.corpora.domain import packaged_documents
+from faqbench.corpora.corpus import digest, packaged_documents
 from faqbench.evaluation.harness import texts_in
 from faqbench.evaluation.overlap import texts_that_overlap
 from faqbench.evaluation.packaged import packaged_task, read_documents, task_names

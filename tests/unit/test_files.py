@@ -10,8 +10,7 @@ import psutil
 import pytest
 
 from faqbench.config import UserError
-from faqbench.files import atomic_directory, atomic_write, explain_os_error
-from faqbench.scratch import remove_leftovers
+from faqbench.files import atomic_directory, atomic_write, explain_os_error, remove_leftovers
 
 
 def names(folder):

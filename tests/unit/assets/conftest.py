@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from faqbench.assets.folder import Asset
-from faqbench.assets.wheel import Wheel
+from faqbench.assets.folder import Asset, Wheel
 from faqbench.stages import PlainProgress, hash_file
 
 

@@ -15,7 +15,7 @@ PREPARE = """
 import sys, zipfile
 from pathlib import Path
 from faqbench.assets.folder import Asset, prepared
-from faqbench.assets.wheel import Wheel
+from faqbench.assets.folder import Wheel
 from faqbench.stages import PlainProgress
 
 def build(wheels, folder):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from faqbench import assets
-from faqbench.assets.catalog import ASSETS
-from faqbench.assets.text_sources import TEXT_SOURCES, read_source, unique
+from faqbench.assets.benchmark_data import TEXT_SOURCES, read_source, unique
+from faqbench.assets.packaged import ASSETS
 from faqbench.config import UserError
 from faqbench.stages import PlainProgress
 

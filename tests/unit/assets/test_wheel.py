@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from faqbench.assets.wheel import Wheel, obtain
+from faqbench.assets.folder import Wheel, obtain
 from faqbench.config import UserError
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from faqbench.config import UserError
-from faqbench.presearch.candidates import AWQ, candidates
+from faqbench.presearch.trials import AWQ, candidates
 
 GRID = (
     "presearch.grids=[{{window: {}, gamma: {}, roles: {}, source: [same_role], stream: [full], "

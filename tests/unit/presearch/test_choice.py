@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from faqbench.presearch.candidates import verdict, weigh
+from faqbench.presearch.trials import verdict, weigh
 
 RNG = np.random.default_rng(0)
 BASE = 3.0 + RNG.normal(0, 0.5, size=(4, 30))

@@ -20,7 +20,7 @@ from faqbench.models import load_model
 from faqbench.pipeline.calibrating import calibration_set, selection_set
 from faqbench.pipeline.statistics import activation_store
 from faqbench.presearch import search, write_search
-from faqbench.presearch.writing import evidence_json, preset_yaml, trials_csv
+from faqbench.presearch.search import evidence_json, preset_yaml, trials_csv
 from faqbench.quantization import Calibration, QuantizedTensors, assign_grids, quantize_model
 from faqbench.stages import PlainProgress, StageCache
 
