@@ -8,8 +8,8 @@ reads, so that task's prompts and choices work on it unchanged.
 
 A text source is one entry of `TEXT_SOURCES`: a file of requests and the function that takes the text
 out of one of its documents, without its prompt. The same document stands behind many requests, so texts
-are made unique. Line ends become "\n". MBPP alone has "\r\n", and only in one of its two copies: with it, the same
-solution would count as two texts, and could be calibrated on in one copy and scored in the other.
+are made unique. Line ends become "\n". MBPP alone has "\r\n", and only in one of its two copies: with it,
+the same solution would count as two texts, and could be calibrated on in one copy and scored in the other.
 """
 
 from __future__ import annotations

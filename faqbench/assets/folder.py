@@ -97,14 +97,24 @@ def prepared(asset: Asset, progress: Progress, *, accept_terms: bool = False) ->
     return target
 
 
-def _show_terms(asset: Asset, progress: Progress, *, accept_terms: bool) -> None:
-    if asset.terms is None:
-        return
-    if not accept_terms:
+def check_terms(asset: Asset) -> None:
+    """Refuse an asset that is not here and comes under terms of use, which its user is to accept first.
+
+    Raises:
+        UserError: with the terms, and the command that accepts them.
+    """
+    if asset.terms is not None and not place_of(asset).exists():
         raise UserError(
             f"{asset.name} is not fetched yet. {asset.terms}. If you accept them, bring it with "
             f"'faqbench fetch {asset.name} accept_terms=true'."
         )
+
+
+def _show_terms(asset: Asset, progress: Progress, *, accept_terms: bool) -> None:
+    if asset.terms is None:
+        return
+    if not accept_terms:
+        check_terms(asset)
     progress.note(f"{asset.terms}. You accepted them; a copy is kept beside the model.")
 
 

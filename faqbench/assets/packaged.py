@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from faqbench.assets import benchmark_data, gguf_model
 from faqbench.assets.benchmark_data import DATASETS, TEXT_SOURCES
-from faqbench.assets.folder import Asset, Wheel, place_of, prepared
+from faqbench.assets.folder import Asset, Wheel, check_terms, place_of, prepared
 from faqbench.config import UserError, did_you_mean
 from faqbench.stages import Progress
 
@@ -128,6 +128,16 @@ def packaged_model(name: str, progress: Progress) -> Path:
     """
     _require(name, "packaged model", model_names())
     return prepared(MODELS[name], progress)
+
+
+def check_packaged_terms(name: str) -> None:
+    """Refuse a model that is not here and whose terms of use nobody has accepted.
+
+    Raises:
+        UserError: for such a model, and for an unknown name.
+    """
+    _require(name, "packaged model", model_names())
+    check_terms(MODELS[name])
 
 
 def packaged_model_place(name: str) -> tuple[Path, dict[str, object]]:

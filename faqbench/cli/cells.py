@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 
 from faqbench.cli.attempt import attempt, attempt_in_a_process
-from faqbench.cli.checking import check_unfinished, safe_dtypes
+from faqbench.cli.checking import check_to_run, safe_dtypes
 from faqbench.cli.composing import (
     Request,
     all_overrides,
@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
         match request.kind:
             case "cell":
                 first = request.experiments[0]
-                check_unfinished([first])
+                check_to_run([first])
                 estimates = estimates_of([first])
                 with composer():
                     task = partial(run_cell, estimates=estimates)

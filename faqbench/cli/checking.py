@@ -20,6 +20,21 @@ def check_unfinished(experiments: Iterable[Experiment]) -> None:
     check_models([e for e in experiments if finished_record(e) is None])
 
 
+def check_to_run(experiments: Sequence[Experiment]) -> None:
+    """Check cells that are about to run: their models, and that those with terms of use were accepted.
+
+    Raises:
+        UserError: all mistakes of all cells, each once.
+    """
+    from faqbench.assets import check_packaged_terms
+
+    check_unfinished(experiments)
+    names = {e.model.asset: None for e in experiments if finished_record(e) is None}
+    for name in names:
+        if name is not None:
+            check_packaged_terms(name)
+
+
 def dtype_notes(experiments: Sequence[Experiment]) -> Iterator[str]:
     """Yield a sentence on each dtype and device of the cells: why it is fast there, or how slow.
 

@@ -125,3 +125,20 @@ def test_what_wandb_would_refuse_after_the_work_is_refused_before(setting, sente
 def test_other_services_have_rules_of_their_own(compose):
     made = compose("model=tiny-llama", "tracking=mlflow", "tracking.project='a/b'")
     assert made.tracking.project == "a/b"
+
+
+def test_terms_that_nobody_accepted_refuse_a_whole_sweep_but_not_its_plan(
+    monkeypatch, tmp_path, capsys
+):
+    def ran(*_, **__):
+        raise AssertionError("a cell was run")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cells, "run_cell", ran)
+    monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
+    sweep = ["-m", "model=gemma3-270m", "quant=rtn,awq", "tracking=none"]
+    assert main(sweep) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("bring it with 'faqbench fetch gemma3-270m accept_terms=true'.")
+    assert not list((tmp_path / "runs").glob("gemma*"))
+    assert main(["plan", *sweep]) == 0

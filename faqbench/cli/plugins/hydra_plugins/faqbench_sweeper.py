@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from faqbench.cli.attempt import record_failure
-from faqbench.cli.checking import check_unfinished
+from faqbench.cli.checking import check_to_run
 from faqbench.cli.composing import Cell
 from faqbench.cli.conclusion import estimates_of
 from faqbench.cli.console import console_progress
@@ -63,7 +63,7 @@ class CellSweeper(Sweeper):
         """
         sweep, launcher = self._sweep, self._config.hydra.launcher
         left = in_order(_unfinished(sweep.cells))
-        check_unfinished([c.experiment for c in left])
+        check_to_run([c.experiment for c in left])
         write_sweep(sweep.runs, sweep.name, sweep.run_ids)
         if not left:
             return {}, []
