@@ -15,6 +15,9 @@ column. Tasks reach the model through `scorer.py`: requests that share a beginni
 forward (`packing.py`, pure; `packed_scoring.py`), and both tasks and protocols take logits only where
 they are scored (`head.py`). `reference.py` keeps what KL divergence is measured against.
 
+Both are questions to a model's hidden states (`head.Question`), so that all of a streamed model are
+answered in one walk over its blocks (`head.answer`); what a task asks is known before (`task_requests`).
+
 Adding a task whose data is packaged is one file, `tasks/<name>_<split>.yaml`, read by
 `packaged.py`:
 
@@ -29,40 +32,60 @@ Adding a protocol: a kind of text in `protocols.py` (its pattern and what it is 
 and hash in `expected_tokens.yaml`.
 """
 
-from faqbench.evaluation.harness import HARNESS_VERSION, check_task, run_task, task_passages
+from faqbench.evaluation.harness import (
+    HARNESS_VERSION,
+    check_task,
+    run_task,
+    task_passages,
+    task_requests,
+)
+from faqbench.evaluation.head import Question, answer, splits
 from faqbench.evaluation.overlap import Overlap, calibration_grams, count_overlap
 from faqbench.evaluation.packaged import task_names
+from faqbench.evaluation.packed_scoring import Packs, Probe
+from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.perplexity import (
     SCORER_VERSION,
     TokenScores,
+    Windows,
     check_context,
+    check_windows,
     perplexity_metrics,
     score_tokens,
 )
 from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
 from faqbench.evaluation.reference import Beside, HiddenStates, HiddenWriter
 from faqbench.evaluation.results import TaskResult
-from faqbench.evaluation.scorer import TaskModel
+from faqbench.evaluation.scorer import Answers, TaskModel
 from faqbench.evaluation.texts import protocol_passages, text_source
 from faqbench.evaluation.windows import ProtocolTokens, expected_tokens_hash, protocol_tokens
 
 __all__ = [
     "HARNESS_VERSION",
     "SCORER_VERSION",
+    "Answers",
     "Beside",
     "HiddenStates",
     "HiddenWriter",
     "Overlap",
+    "Packs",
+    "Probe",
     "Protocol",
     "ProtocolTokens",
+    "Question",
+    "Request",
     "TaskModel",
     "TaskResult",
     "TokenScores",
+    "Windows",
+    "answer",
     "calibration_grams",
     "check_context",
     "check_task",
+    "check_windows",
     "count_overlap",
     "expected_tokens_hash",
+    "pack",
     "perplexity_metrics",
     "protocol_examples",
     "protocol_passages",
@@ -70,7 +93,9 @@ __all__ = [
     "resolve_protocol",
     "run_task",
     "score_tokens",
+    "splits",
     "task_names",
     "task_passages",
+    "task_requests",
     "text_source",
 ]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
@@ -33,8 +33,9 @@ from faqbench.evaluation.packaged import (
     read_documents,
     task_names,
 )
+from faqbench.evaluation.packing import Request
 from faqbench.evaluation.results import TaskResult, read_results
-from faqbench.evaluation.scorer import TaskModel, make_scorer
+from faqbench.evaluation.scorer import Asked, TaskModel, make_scorer
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
@@ -88,6 +89,26 @@ def run_task(
         **scorer.facts.to_json(),
     }
     return read_results(task_name, raw, documents, config)
+
+
+def task_requests(
+    task_name: str, model: TaskModel, experiment: Experiment, progress: Progress
+) -> list[tuple[Request, ...]]:
+    """Return the requests that a task would pack, by member of a group, without answering any.
+
+    Args:
+        task_name: as for `run_task`.
+        model: not run.
+        experiment: as for `run_task`.
+        progress: likewise.
+
+    Raises: UserError: as `run_task` does.
+    """
+    wanted: list[tuple[Request, ...]] = []
+    asking = TaskModel(model.model, model.tokenizer, model.view, wanted=wanted)
+    with suppress(Asked):
+        run_task(task_name, asking, experiment, progress)
+    return wanted
 
 
 def task_passages(name: str, experiment: Experiment, progress: Progress) -> list[str]:

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from faqbench.evaluation.attention import stacked_attention
-from faqbench.models import Inputs, Model, last_hidden_states
+from faqbench.models import Inputs, Model, blocks_passed_by, decoding, device_of
 
 # Float32 logits of one application of the head: on a CPU so many rows that reading the head's weights is
 # little beside multiplying them (SmolLM2-135M with AVX2: 122 rows 60, 244 rows 73 GFLOP/s a core); on
@@ -40,37 +40,65 @@ def hidden_states(model: Any, tokens: torch.Tensor, **kwargs: Any) -> torch.Tens
     return hidden
 
 
-def decoded(model: Any, inputs: Sequence[Inputs], view: Model | None = None) -> Iterator[Tensor]:
-    """Yield what `hidden_states` returns for each of many inputs, in order.
+class Question(Protocol):
+    """Something that the hidden states of one or several views of a model tell.
+
+    Attributes:
+        views: each a `Model`, or a causal language model of transformers.
+        inputs: give `tokens` and the other arguments of `hidden_states`.
+    """
+
+    views: Sequence[Any]
+    inputs: Sequence[Inputs]
+
+    def take(self, number: int, hidden: Sequence[Tensor]) -> None:
+        """Take what `hidden_states` returns for an input, of each of the views."""
+
+
+@torch.no_grad()
+def answer(
+    questions: Sequence[Question],
+    advance: Callable[[], None] = lambda: None,
+    head: Model | None = None,
+) -> None:
+    """Give every question its hidden states, in the order of its inputs.
+
+    Streamed models read every block once, whatever is asked of them: all inputs of all questions pass it
+    before the next is read. Meanwhile the weights of one view's head are there.
 
     Args:
-        model: a causal language model of transformers.
-        inputs: give `tokens` and the other arguments of `hidden_states`.
-        view: the model as a view, where it may be streamed: it then reads every block once.
+        questions: of models that are all streamed, or all resident.
+        advance: told of every block that all streamed models have passed.
+        head: whose; None is the first view.
     """
-    if view is None or view.is_resident:
-        for make in inputs:
-            yield hidden_states(model, **make())
-        return
-    for (hidden,) in decoded_together([view], inputs):
-        yield hidden
-
-
-def decoded_together(
-    views: Sequence[Model], inputs: Sequence[Inputs]
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what `hidden_states` returns of several views of a model, which read their blocks side by side.
-
-    The weights of the first one's head are there meanwhile.
-    """
-
-    def renamed(make: Inputs) -> Inputs:
-        return lambda: {"input_ids" if k == "tokens" else k: v for k, v in make().items()}
-
+    asked: dict[Any, list[Inputs]] = {} if head is None else {head: []}
+    for question in questions:
+        for view in question.views:
+            asked.setdefault(view, []).extend(question.inputs)
     with ExitStack() as stack:
-        for view in views:
-            stack.enter_context(stacked_attention(view.module))
-        yield from last_hidden_states(views, [renamed(make) for make in inputs])
+        if any(isinstance(view, Model) and not view.is_resident for view in asked):
+            for view in asked:
+                stack.enter_context(stacked_attention(view.module))
+            renamed = {view: [_for_decoder(make) for make in own] for view, own in asked.items()}
+            decodings = stack.enter_context(decoding(renamed, advance))
+            outputs = {decoded.model: decoded.outputs() for decoded in decodings}
+        else:
+            outputs = {
+                view: (hidden_states(module_of(view), **make()) for make in own)
+                for view, own in asked.items()
+            }
+        for question in questions:
+            for number in range(len(question.inputs)):
+                question.take(number, [next(outputs[view]) for view in question.views])
+
+
+def module_of(view: Any) -> Any:
+    """Return the causal language model of transformers that a view is of, or that stands for one."""
+    return view.module if isinstance(view, Model) else view
+
+
+def _for_decoder(make: Inputs) -> Inputs:
+    return lambda: {"input_ids" if k == "tokens" else k: v for k, v in make().items()}
 
 
 def logits_of(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -147,18 +175,24 @@ def top_token(log_p: torch.Tensor) -> torch.Tensor:
     return torch.where(log_p[row, last] > log_p[row, top], last, top)
 
 
-def splits(model: Any, tokens: torch.Tensor) -> bool:
+def splits(view: Any) -> bool:
     """Return whether decoder, head and soft cap together are the model's own forward.
 
-    Checked on eight tokens, since a model may do more after its head than this file knows.
+    Checked on eight tokens, since a model may do more after its head than this file knows. The blocks of a
+    view do not have to be there.
 
     Args:
-        model: a causal language model of transformers.
-        tokens: [1, at least one] on the model's device.
+        view: a `Model`, or a causal language model of transformers.
     """
+    model = module_of(view)
     if model.get_output_embeddings() is None or model.get_decoder() is None:
         return False
-    few = tokens[:, :_N_CHECKED]
-    whole = model(input_ids=few, use_cache=False).logits
-    parts = logits_of(model, hidden_states(model, few))
+    vocabulary = model.config.get_text_config().vocab_size
+    few = torch.arange(_N_CHECKED, device=device_of(model))[None] % vocabulary
+    with ExitStack() as stack, torch.no_grad():
+        if isinstance(view, Model):
+            stack.enter_context(blocks_passed_by(model, view.architecture))
+            stack.enter_context(view.there(model.get_output_embeddings()))
+        whole = model(input_ids=few, use_cache=False).logits
+        parts = logits_of(model, hidden_states(model, few))
     return torch.allclose(whole, parts, rtol=1e-3, atol=1e-3, equal_nan=True)

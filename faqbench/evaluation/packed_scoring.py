@@ -18,9 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from faqbench.evaluation.head import decoded, hidden_states, log_probabilities, splits, top_token
+from faqbench.evaluation.head import (
+    answer,
+    hidden_states,
+    log_probabilities,
+    module_of,
+    splits,
+    top_token,
+)
 from faqbench.evaluation.packing import Array, Pack, Request, pack
-from faqbench.models import OPERANDS_ATTENTION, Model, device_of
+from faqbench.models import OPERANDS_ATTENTION, Inputs, device_of
 from faqbench.stages.progress import Advance
 
 _ATTENTION = ("sdpa", "eager", OPERANDS_ATTENTION)
@@ -29,47 +36,70 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 # Of what leaving out mask and positions changes; rounding in bfloat16 is far below, a wrong mask is not.
 _PROBE_RATIO = 0.2
+DOES_MORE = "the model does more than its head after its decoder"
+_N_PROBED = 4  # tokens of each request
 
 
-@torch.no_grad()
 def score_packs(
-    model: Any,
-    packs: Sequence[Pack],
-    n_requests: int,
-    advance: Advance,
-    view: Model | None = None,
+    view: Any, packs: Sequence[Pack], n_requests: int, advance: Advance
 ) -> tuple[Array, Array]:
     """Return each request's log-likelihood, float64 nats, and whether greedy decoding would give it.
 
     Args:
-        model: a causal language model of transformers that neither refusal has a word against.
+        view: a `Model` or a causal language model of transformers that neither refusal has a word against.
         packs: all packs of `n_requests` requests.
         n_requests: how many requests they answer.
         advance: told of finished requests.
-        view: the model as a view, where it may be streamed.
     """
-    loglikelihood = np.zeros(n_requests)
-    is_greedy = np.ones(n_requests, dtype=bool)
-    outputs = decoded(model, [partial(_inputs, model, one) for one in packs], view)
-    for one, output in zip(packs, outputs, strict=True):
-        hidden = output.flatten(0, 1)
+    asked = Packs(view, module_of(view), packs, n_requests, advance)
+    answer([asked])
+    return asked.loglikelihood, asked.is_greedy
+
+
+class Packs:
+    """The question that `score_packs` asks.
+
+    Attributes:
+        views: the one model.
+        inputs: see `Question`.
+        loglikelihood: of each request, once all inputs are taken.
+        is_greedy: likewise.
+    """
+
+    def __init__(
+        self,
+        view: Any,
+        model: Any,
+        packs: Sequence[Pack],
+        n_requests: int,
+        advance: Advance = lambda _=1: None,
+    ) -> None:
+        """Prepare the inputs; `model` has the head, and the other arguments are those of `score_packs`."""
+        self.views: Sequence[Any] = [view]
+        self.inputs: Sequence[Inputs] = [partial(_inputs, module_of(view), one) for one in packs]
+        self.loglikelihood = np.zeros(n_requests)
+        self.is_greedy = np.ones(n_requests, dtype=bool)
+        self._model, self._packs, self._advance = model, packs, advance
+
+    def take(self, number: int, hidden: Sequence[torch.Tensor]) -> None:
+        """Score the requests of a pack."""
+        one, rows_of = self._packs[number], hidden[0].flatten(0, 1)
         requests = np.concatenate([np.full(len(s.nodes), s.request) for s in one.scored])
         targets = np.concatenate([s.targets for s in one.scored])
         nodes, rows = np.unique(np.concatenate([s.nodes for s in one.scored]), return_inverse=True)
         order = np.argsort(rows, kind="stable")
         requests, targets, rows = requests[order], targets[order], rows[order]
-        hidden = hidden[torch.from_numpy(nodes).to(hidden.device)]
+        scored = rows_of[torch.from_numpy(nodes).to(rows_of.device)]
         found, hit = [], []
-        for part, log_p in log_probabilities(model, hidden):
+        for part, log_p in log_probabilities(self._model, scored):
             first, last = np.searchsorted(rows, [part.start, part.stop])
             row = torch.from_numpy(rows[first:last] - part.start).to(log_p.device)
             target = torch.from_numpy(targets[first:last]).to(log_p.device)
             found.append(log_p[row, target])
             hit.append(top_token(log_p)[row] == target)
-        np.add.at(loglikelihood, requests, torch.cat(found).double().cpu().numpy())
-        np.logical_and.at(is_greedy, requests, torch.cat(hit).cpu().numpy())
-        advance(len(one.scored))
-    return loglikelihood, is_greedy
+        np.add.at(self.loglikelihood, requests, torch.cat(found).double().cpu().numpy())
+        np.logical_and.at(self.is_greedy, requests, torch.cat(hit).cpu().numpy())
+        self._advance(len(one.scored))
 
 
 def refused_by_config(model: Any, longest: int) -> str | None:
@@ -92,13 +122,67 @@ def refused_by_config(model: Any, longest: int) -> str | None:
     return None
 
 
-def refused_by_probe(model: Any) -> str | None:
-    """Say by running it why a model's requests cannot be packed, in words, or return None."""
-    device = device_of(model)
-    vocabulary = model.config.get_text_config().vocab_size
-    if not splits(model, torch.arange(8, device=device)[None] % vocabulary):
-        return "the model does more than its head after its decoder"
-    return None if _probe(model) else "a small pack does not score as its requests do one by one"
+def refused_by_probe(view: Any) -> str | None:
+    """Say by running it why a model's requests cannot be packed, in words, or return None.
+
+    Args:
+        view: a `Model` or a causal language model of transformers.
+    """
+    if not splits(view):
+        return DOES_MORE
+    probe = Probe(view)
+    answer([probe])
+    return probe.refusal()
+
+
+class Probe:
+    """The question whether three requests in one row score as they do in rows of their own.
+
+    Attributes:
+        views: the one model.
+        inputs: the requests in rows of their own, in a pack, and in that without its mask and positions.
+    """
+
+    def __init__(self, view: Any) -> None:
+        """Draw the requests."""
+        self._model = module_of(view)
+        vocabulary = self._model.config.get_text_config().vocab_size
+        draw = np.random.Generator(np.random.PCG64(0)).integers(0, vocabulary, size=38).tolist()
+        paths = [draw[:16], draw[:10] + draw[16:22], draw[22:38]]
+        requests = [Request(tokens=tuple(path), n_scored=_N_PROBED) for path in paths]
+        (together,) = pack(requests, 128)
+        device = device_of(self._model)
+        alone = torch.tensor([request.inputs for request in requests], device=device)
+        tokens = torch.from_numpy(together.tokens).to(device)
+        nodes = [s.nodes for s in sorted(together.scored, key=lambda s: s.request)]
+        self._nodes = torch.from_numpy(np.stack(nodes)).to(device)
+        self._found: list[torch.Tensor] = []
+        self.views: Sequence[Any] = [view]
+        self.inputs: Sequence[Inputs] = [
+            lambda: {"tokens": alone},
+            partial(_inputs, self._model, together),
+            lambda: {"tokens": tokens},
+        ]
+
+    def take(self, number: int, hidden: Sequence[torch.Tensor]) -> None:
+        """Keep the rows that are scored."""
+        (states,) = hidden
+        rows = states.flatten(0, 1)[self._nodes] if number else states[:, -_N_PROBED:]
+        self._found.append(rows.float())
+
+    @torch.no_grad()
+    def refusal(self) -> str | None:
+        """Say why requests cannot be packed, or return None, once all inputs are taken."""
+        alone, packed, unmasked = self._found
+        error = (packed - alone).norm()
+        if error <= _PROBE_RATIO * (unmasked - alone).norm():
+            return None
+        # A model whose weights are ruined (RTN at 2 bits) turns any rounding into something large.
+        with _embeddings_off_by_rounding(self._model):
+            nudged = hidden_states(self._model, **self.inputs[0]())[:, -_N_PROBED:].float()
+        if bool(error <= (nudged - alone).norm()):
+            return None
+        return "a small pack does not score as its requests do one by one"
 
 
 def _inputs(model: Any, one: Pack) -> dict[str, Any]:
@@ -151,37 +235,6 @@ def _context_of_ropes(config: Any) -> dict[str, int]:
         for p in nested
         if p.get("rope_type") in _LENGTH_DEPENDENT_ROPE
     }
-
-
-@torch.no_grad()
-def _probe(model: Any) -> bool:
-    """Compare three requests in one row with the same requests in rows of their own."""
-    vocabulary = model.config.get_text_config().vocab_size
-    draw = np.random.Generator(np.random.PCG64(0)).integers(0, vocabulary, size=38).tolist()
-    paths = [draw[:16], draw[:10] + draw[16:22], draw[22:38]]
-    n_scored = 4
-    requests = [Request(tokens=tuple(path), n_scored=n_scored) for path in paths]
-    (together,) = pack(requests, 128)
-    device = device_of(model)
-    inputs = torch.tensor([request.inputs for request in requests], device=device)
-    nodes = torch.from_numpy(
-        np.stack([s.nodes for s in sorted(together.scored, key=lambda s: s.request)])
-    ).to(device)
-
-    def scored_alone() -> torch.Tensor:
-        return hidden_states(model, inputs)[:, -n_scored:].float()
-
-    alone = scored_alone()
-    packed = hidden_states(model, **_inputs(model, together)).flatten(0, 1)[nodes].float()
-    tokens = torch.from_numpy(together.tokens).to(device)
-    unmasked = hidden_states(model, tokens).flatten(0, 1)[nodes].float()
-    error = (packed - alone).norm()
-    if error <= _PROBE_RATIO * (unmasked - alone).norm():
-        return True
-    # A model whose weights are ruined (RTN at 2 bits) turns any rounding into something large.
-    with _embeddings_off_by_rounding(model):
-        nudged = scored_alone()
-    return bool(error <= (nudged - alone).norm())
 
 
 @contextmanager

@@ -14,9 +14,10 @@ at a time, and has no divergence.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -25,18 +26,13 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from faqbench.config import UserError
-from faqbench.evaluation.head import (
-    decoded,
-    decoded_together,
-    log_probabilities,
-    splits,
-    top_token,
-)
+from faqbench.evaluation.head import answer, log_probabilities, splits, top_token
 from faqbench.evaluation.protocols import Protocol
 from faqbench.evaluation.reference import Beside, HiddenStates, HiddenWriter
-from faqbench.models import Model, device_of
+from faqbench.models import Inputs, Model, device_of
 from faqbench.records import Metric
 from faqbench.stages import Progress
+from faqbench.stages.progress import Advance
 from faqbench.statistics import mean_with_stderr, perplexity_with_stderr
 
 SCORER_VERSION = 4
@@ -57,7 +53,6 @@ class TokenScores:
     agrees: NDArray[np.uint8] | None = None
 
 
-@torch.no_grad()
 def score_tokens(
     model: Any,
     tokens: torch.Tensor,
@@ -86,29 +81,87 @@ def score_tokens(
         UserError: when a window is longer than the model's context, and when a reference is given or
             wanted for a model that has no hidden states to compare.
     """
-    n_windows, seq_len = tokens.shape
-    check_context(getattr(model.config.get_text_config(), "max_position_embeddings", None), seq_len)
-    device = device_of(model)
-    in_parts = splits(model, tokens[:1].to(device))
+    check_windows(model, tokens)
+    in_parts = splits(model if view is None else view)
     if not in_parts and (reference is not None or keep is not None):
         raise UserError(
             "KL divergence needs a model whose logits are its output head's; this one does more: set "
             "evaluation.kl=false."
         )
-    rows = max(1, batch_tokens // seq_len) if in_parts else 1
-    batches = torch.split(tokens, rows)
-    found: list[tuple[torch.Tensor, ...]] = []
-    with progress.stage(title, n_windows) as advance:
-        if in_parts:
-            for part, hidden, wanted in _hidden_states(model, batches, reference, view):
-                if keep is not None:
-                    keep.append(hidden)
-                found.append(_score_in_parts(model, part.to(device), hidden, wanted))
-                advance(len(part))
-        else:
-            for batch in batches:
-                found.append(_score_whole(model, batch.to(device)))
-                advance(len(batch))
+    with progress.stage(title, len(tokens)) as advance:
+        if not in_parts:
+            return _score_whole(model, tokens, advance)
+        views = [model if view is None else view]
+        windows = Windows(
+            views, tokens, batch_tokens, model, reference=reference, keep=keep, advance=advance
+        )
+        answer([windows])
+    (scores,) = windows.scores()
+    return scores
+
+
+class Windows:
+    """The question that `score_tokens` asks, of one or several models that share a head.
+
+    Attributes:
+        views: whose windows are scored; a reference that walks beside them is the last.
+        inputs: see `Question`.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[Any],
+        tokens: torch.Tensor,
+        batch_tokens: int,
+        model: Any,
+        *,
+        reference: HiddenStates | Beside | None = None,
+        keep: HiddenWriter | None = None,
+        advance: Advance = lambda _=1: None,
+    ) -> None:
+        """Cut the windows into batches; `model` has the head, the rest is as for `score_tokens`."""
+        self._model = model
+        self._tokens = tokens
+        self._device = device_of(self._model)
+        self._batches = torch.split(tokens, max(1, batch_tokens // tokens.shape[1]))
+        self._reference, self._keep, self._advance = reference, keep, advance
+        self._found: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in views]
+        self._n_read = 0
+        beside = [reference.view] if isinstance(reference, Beside) else []
+        self.views: Sequence[Any] = [*views, *beside]
+        self.inputs: Sequence[Inputs] = [
+            partial(_on_device, batch, self._device) for batch in self._batches
+        ]
+
+    def take(self, number: int, hidden: Sequence[torch.Tensor]) -> None:
+        """Score a batch of windows."""
+        batch = self._batches[number].to(self._device)
+        rows = [_scored(states) for states in hidden]
+        if self._keep is not None:
+            self._keep.append(rows[0])
+        wanted = self._wanted(len(batch), rows[len(self._found) :])
+        found = _score_in_parts(self._model, batch, rows[: len(self._found)], wanted)
+        for own, scores in zip(self._found, found, strict=True):
+            own.append(scores)
+        self._advance(len(batch))
+
+    def scores(self) -> list[TokenScores]:
+        """Return the scores of each model, once all inputs are taken."""
+        return [_as_scores(found, self._tokens) for found in self._found]
+
+    def _wanted(self, n_windows: int, beside: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Return the reference's rows of the next windows."""
+        if isinstance(self._reference, HiddenStates):
+            self._n_read += n_windows
+            return self._reference.read(self._n_read - n_windows, n_windows, self._device)
+        if not isinstance(self._reference, Beside):
+            return None
+        rotate, (rows,) = self._reference.rotate, beside
+        return rows if rotate is None else rotate(rows)
+
+
+def _as_scores(found: Sequence[tuple[torch.Tensor, ...]], tokens: torch.Tensor) -> TokenScores:
+    n_windows, seq_len = tokens.shape
     arrays = [
         torch.cat(parts).view(n_windows, seq_len - 1).cpu() for parts in zip(*found, strict=True)
     ]
@@ -140,6 +193,16 @@ def perplexity_metrics(protocol: Protocol, scores: TokenScores) -> tuple[Metric,
     return tuple(metrics)
 
 
+def check_windows(model: Any, tokens: torch.Tensor) -> None:
+    """Refuse windows [n_windows, seq_len] that are longer than a model's context.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    check_context(context, tokens.shape[1])
+
+
 def check_context(context: int | None, seq_len: int) -> None:
     """Refuse windows that are longer than a model's context.
 
@@ -161,52 +224,31 @@ def _on_device(batch: torch.Tensor, device: torch.device) -> dict[str, torch.Ten
     return {"tokens": batch.to(device)}
 
 
-def _hidden_states(
-    model: Any,
-    batches: Sequence[torch.Tensor],
-    reference: HiddenStates | Beside | None,
-    view: Model | None,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-    """Yield each batch with its scored rows of hidden states, and the reference's where there is one."""
-    device = device_of(model)
-    inputs = [partial(_on_device, batch, device) for batch in batches]
-    if isinstance(reference, Beside):
-        assert view is not None, "a model that another one walks beside is a view"
-        both = decoded_together([view, reference.view], inputs)
-        for batch, (hidden, other) in zip(batches, both, strict=True):
-            wanted = _scored(other)
-            yield (
-                batch,
-                _scored(hidden),
-                wanted if reference.rotate is None else reference.rotate(wanted),
-            )
-        return
-    start = 0
-    for batch, hidden in zip(batches, decoded(model, inputs, view), strict=True):
-        known = None if reference is None else reference.read(start, len(batch), device)
-        yield batch, _scored(hidden), known
-        start += len(batch)
-
-
 def _scored(hidden: torch.Tensor) -> torch.Tensor:
     """Return the rows of windows that predict a token of them."""
     return hidden[:, :-1].flatten(0, 1)
 
 
 def _score_in_parts(
-    model: Any, batch: torch.Tensor, hidden: torch.Tensor, wanted: torch.Tensor | None
-) -> tuple[torch.Tensor, ...]:
-    """Return flat nll of a batch of windows, and kl and agrees where the reference's rows are given."""
+    model: Any, batch: torch.Tensor, hidden: Sequence[torch.Tensor], wanted: torch.Tensor | None
+) -> list[tuple[torch.Tensor, ...]]:
+    """Return, for each model's rows, flat nll of a batch of windows, and kl and agrees where asked for.
+
+    Args:
+        model: whose head all of them have.
+        batch: [n, seq_len].
+        hidden: of each model, [n * (seq_len - 1), hidden_size].
+        wanted: the reference's; None where there is none.
+    """
     targets = batch[:, 1:].flatten()
-    of_p = log_probabilities(model, hidden)
-    if wanted is None:
-        return (torch.cat([_nll(log_p, targets[rows]) for rows, log_p in of_p]),)
-    of_r = log_probabilities(model, wanted)
-    scores = [
-        (_nll(log_p, targets[rows]), *_divergence(log_p, log_r))
-        for (rows, log_p), (_, log_r) in zip(of_p, of_r, strict=True)
-    ]
-    return tuple(torch.cat(parts) for parts in zip(*scores, strict=True))
+    of_r = repeat(None) if wanted is None else log_probabilities(model, wanted)
+    scores: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in hidden]
+    of_models = [log_probabilities(model, rows) for rows in hidden]
+    for r, *of_p in zip(of_r, *of_models, strict=False):
+        for own, (rows, log_p) in zip(scores, of_p, strict=True):
+            more = () if r is None else _divergence(log_p, r[1])
+            own.append((_nll(log_p, targets[rows]), *more))
+    return [tuple(torch.cat(parts) for parts in zip(*own, strict=True)) for own in scores]
 
 
 def _nll(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -221,6 +263,12 @@ def _divergence(log_p: torch.Tensor, log_r: torch.Tensor) -> tuple[torch.Tensor,
     return kl.clamp_min_(0.0), agrees
 
 
-def _score_whole(model: Any, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float()
-    return (functional.cross_entropy(logits.transpose(1, 2), batch[:, 1:], reduction="none"),)
+def _score_whole(model: Any, tokens: torch.Tensor, advance: Advance) -> TokenScores:
+    """Score windows by a model's own forward, one at a time."""
+    found = []
+    with torch.no_grad():
+        for batch in torch.split(tokens.to(device_of(model)), 1):
+            logits = model(input_ids=batch, use_cache=False).logits[:, :-1].float().transpose(1, 2)
+            found.append((functional.cross_entropy(logits, batch[:, 1:], reduction="none"),))
+            advance(1)
+    return _as_scores(found, tokens)

@@ -109,8 +109,8 @@ def _metric(raw: dict[str, Any], task: str, key: str, items: pd.DataFrame) -> Me
     value = float(raw["results"][task][key])
     scored = items.loc[(items["task"] == task) & (items["metric"] == name), "value"].to_numpy()
     stderr = None
-    # lm-eval's own formula for a mean of zeros and ones; other aggregations have no error here.
-    if len(scored) and math.isclose(scored.mean(), value) and set(scored) <= {0.0, 1.0}:
+    # lm-eval's own formula for a mean of zeros and ones; other aggregations, and one item, have no error.
+    if len(scored) > 1 and math.isclose(scored.mean(), value) and set(scored) <= {0.0, 1.0}:
         stderr = accuracy_with_stderr(scored)[1]
     n = raw.get("n-samples", {}).get(task, {}).get("effective", len(scored))
     return Metric(

@@ -18,7 +18,7 @@ special tokens instead, of which some have no BOS, and some an EOS at the end.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,12 +26,30 @@ from typing import Any
 
 from faqbench.config import Experiment, UserError
 from faqbench.evaluation.packed_scoring import refused_by_config, refused_by_probe, score_packs
-from faqbench.evaluation.packing import Request, n_unshared_tokens, pack
+from faqbench.evaluation.packing import Array, Pack, Request, n_unshared_tokens, pack
 from faqbench.models import Model, bos_of, check_ids, device_of
 from faqbench.stages import Progress
+from faqbench.stages.progress import Advance
 
 # (context and continuation as text), tokens of the context, tokens of the continuation
 Encoded = tuple[Any, list[int], list[int]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What is known of the requests of tasks before these ask, since one walk has answered all of them.
+
+    Attributes:
+        scores: log-likelihoods and greediness, as from `score_packs`, by the requests of one task.
+        refusal: why the model's requests cannot be packed, so that none of these count; else None.
+    """
+
+    scores: Mapping[tuple[Request, ...], tuple[Array, Array]]
+    refusal: str | None
+
+
+class Asked(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a task of which the requests were wanted, not their answers."""
 
 
 class TaskModel:
@@ -40,11 +58,23 @@ class TaskModel:
     Attributes:
         model: in its dtype, on its device.
         view: the same as a view, where it may be streamed.
+        answers: what is known of requests; None where nothing is.
+        wanted: takes requests instead of answering them; None where they are answered.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, view: Model | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        view: Model | None = None,
+        *,
+        answers: Answers | None = None,
+        wanted: list[tuple[Request, ...]] | None = None,
+    ) -> None:
         self.model = model
         self.view = view
+        self.answers = answers
+        self.wanted = wanted
         self._tokenizer = tokenizer
 
     @cached_property
@@ -65,9 +95,35 @@ class TaskModel:
         """Say why requests of up to `longest` tokens cannot be packed, or return None when they can."""
         return refused_by_config(self.model, longest) or self._refused_by_probe
 
+    def score(
+        self, asked: Sequence[Request], packs: Sequence[Pack], advance: Advance
+    ) -> tuple[Array, Array]:
+        """Return what `score_packs` does, where it is not known already."""
+        known = None if self.answers is None else self.answers.scores.get(tuple(asked))
+        if known is not None:
+            return known
+        return score_packs(self.view or self.model, packs, len(asked), advance)
+
+    def note(self, asked: Sequence[Request]) -> None:
+        """Note requests that can be packed as far as the config tells."""
+        assert self.wanted is not None
+        if refused_by_config(self.model, max(len(r.inputs) for r in asked)) is None:
+            self.wanted.append(tuple(asked))
+
+    def end_asking(self) -> None:
+        """End a task of which nothing but its requests is wanted.
+
+        Raises:
+            Asked: where that is so.
+        """
+        if self.wanted is not None:
+            raise Asked
+
     @cached_property
     def _refused_by_probe(self) -> str | None:
-        return refused_by_probe(self.model)
+        if self.answers is not None:
+            return self.answers.refusal
+        return refused_by_probe(self.view or self.model)
 
 
 def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, title: str) -> Any:
@@ -135,9 +191,11 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
                 found = super().loglikelihood([requests[i] for i in own], disable_tqdm=True)
                 for i, answer in zip(own, found, strict=True):
                     answers[i] = answer
+            model.end_asking()
             return answers
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            model.end_asking()
             self.in_front = None  # HFLM puts the prefix token there itself
             try:
                 with self._by_hflm("rolling log-likelihoods", len(requests)):
@@ -146,6 +204,7 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
                 self.in_front = bos
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            model.end_asking()
             with self._by_hflm("generation", len(requests)):
                 return super().generate_until(requests, disable_tqdm=True)
 
@@ -157,6 +216,9 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
             asked = _requests(requests, self.max_length, title)
             largest = max(max(request.tokens) for request in asked)
             check_ids(largest, model.vocab_size, model.tokenizer, f"Task '{title}'")
+            if model.wanted is not None:
+                model.note(asked)
+                return [(0.0, False)] * len(asked)
             self.facts.count(requests, asked, self.max_length)
             why_not = model.refusal(max(len(r.inputs) for r in asked))
             if why_not is not None:
@@ -167,7 +229,7 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
             self.facts.scorers["packed"] = None
             self.facts.n_tokens += sum(p.n_nodes for p in packs)
             with progress.stage(title, len(asked)) as advance:
-                sums, greedy = score_packs(self.model, packs, len(asked), advance, model.view)
+                sums, greedy = model.score(asked, packs, advance)
             return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
         @contextmanager

@@ -11,7 +11,14 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 """
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
-from faqbench.models.blocks import BlockStream, Call, Inputs, last_hidden_states, open_stream
+from faqbench.models.blocks import (
+    BlockStream,
+    Call,
+    Inputs,
+    blocks_passed_by,
+    decoding,
+    open_stream,
+)
 from faqbench.models.forward import fingerprint_model
 from faqbench.models.hadamard import Rotation
 from faqbench.models.holder import ModelHolder
@@ -66,12 +73,14 @@ __all__ = [
     "Rows",
     "Tensors",
     "architecture_of",
+    "blocks_passed_by",
     "bos_of",
     "bring_packed",
     "budget_of",
     "change_operands",
     "check_ids",
     "check_rotation",
+    "decoding",
     "describe_rotation",
     "device_of",
     "encode",
@@ -79,7 +88,6 @@ __all__ = [
     "fingerprint_tokenizer",
     "inspect_model",
     "is_streamed",
-    "last_hidden_states",
     "load_model",
     "load_tokenizer",
     "model_config",

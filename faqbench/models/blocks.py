@@ -13,17 +13,18 @@ corrupt every later call of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from faqbench.models.architecture import Architecture
-from faqbench.models.model import Model, device_of
+from faqbench.models.model import Model
 from faqbench.models.prepared import prepared_input
+from faqbench.models.shelf import Shelf, n_bytes
 from faqbench.models.walk import walk_blocks
 
 Inputs = Callable[[], Mapping[str, Any]]
@@ -71,20 +72,23 @@ class BlockStream:
         hidden: [n_samples, seq_len, hidden_size], the input of block `index`.
         kwargs: per block, the keyword arguments of its forward.
         batch_size: how many windows go through a block together.
+        shelf: where `hidden` lies.
         index: the block that `hidden` is the input of.
     """
 
     hidden: Tensor
     kwargs: tuple[dict[str, Any], ...]
     batch_size: int
+    shelf: Shelf
     index: int = 0
 
     def batches(self, block: nn.Module) -> Iterator[tuple[slice, Tensor]]:
         """Run the current block over all windows, yielding (rows, output) batch by batch."""
         for start in range(0, len(self.hidden), self.batch_size):
             rows = slice(start, start + self.batch_size)
-            output = block(self.hidden[rows], **self.kwargs[self.index])
+            output = block(self._entering(rows), **self.kwargs[self.index])
             yield rows, output[0] if isinstance(output, tuple) else output
+            self.shelf.let_go()
 
     def inputs_of(
         self, block: nn.Module, module: str, beside: str | None = None
@@ -118,12 +122,13 @@ class BlockStream:
             # The hook is gone before the caller sees the input: it may run the block meanwhile.
             handle = block.get_submodule(module).register_forward_pre_hook(stop, with_kwargs=True)
             try:
-                block(self.hidden[rows], **self.kwargs[self.index])
+                block(self._entering(rows), **self.kwargs[self.index])
             except _Reached as reached:
                 call = reached.call
             finally:
                 handle.remove()
             yield rows, call
+            self.shelf.let_go()
 
     @torch.no_grad()
     def advance(self, block: nn.Module) -> None:
@@ -134,111 +139,121 @@ class BlockStream:
 
     def fork(self, windows: slice = slice(None)) -> BlockStream:
         """Return a second stream from the same hidden states, or from those of some windows."""
-        return BlockStream(
-            hidden=self.hidden[windows].clone(),
-            kwargs=self.kwargs,
-            batch_size=self.batch_size,
-            index=self.index,
-        )
+        own = self.hidden[windows]
+        shelf = self.shelf.another(n_bytes(own.shape, own.dtype))
+        hidden = shelf.place(own.shape, own.dtype).copy_(own)
+        self.shelf.let_go()
+        shelf.let_go()
+        return replace(self, hidden=hidden, shelf=shelf)
+
+    def _entering(self, rows: slice) -> Tensor:
+        """Return the hidden states of some windows, on the device."""
+        return self.hidden[rows].to(self.shelf.device, non_blocking=True)
 
 
 @torch.no_grad()
-def open_stream(
-    model: nn.Module, architecture: Architecture, tokens: Tensor, batch_size: int
-) -> BlockStream:
+def open_stream(view: Model, tokens: Tensor, batch_size: int, n_beside: int = 1) -> BlockStream:
     """Return the stream that enters the first block.
 
     Args:
-        model: a causal language model on its device, in its dtype.
-        architecture: where its blocks are.
+        view: of a model.
         tokens: [n_samples, seq_len] token ids, all windows full.
         batch_size: windows per forward pass.
+        n_beside: streams of these windows that go side by side.
     """
-    hidden = []
+    shape = (*tokens.shape, view.architecture.hidden_size)
+    view.fill()
+    shelf = Shelf(n_bytes(shape, view.dtype), view.room, view.device, n_beside)
+    hidden = shelf.place(shape, view.dtype)
     kwargs: tuple[dict[str, Any], ...] = ()
-    device = device_of(model)
-    with _recorders(model, architecture) as recorders:
-        for batch in torch.split(tokens, batch_size):
-            model.get_decoder()(input_ids=batch.to(device), use_cache=False)  # type: ignore[operator]
+    with blocks_passed_by(view.module, view.architecture) as recorders:
+        for start in range(0, len(tokens), batch_size):
+            rows = slice(start, start + batch_size)
+            view.module.get_decoder()(input_ids=tokens[rows].to(view.device), use_cache=False)
             assert recorders[0].hidden is not None
-            hidden.append(recorders[0].hidden)
+            hidden[rows] = recorders[0].hidden
             # Positions and masks are the same for every window: keep those of one.
             kwargs = kwargs or tuple(
                 {k: _first_row(v) for k, v in r.kwargs.items()} for r in recorders
             )
-    return BlockStream(hidden=torch.cat(hidden), kwargs=kwargs, batch_size=batch_size)
+            shelf.let_go()
+    return BlockStream(hidden=hidden, kwargs=kwargs, batch_size=batch_size, shelf=shelf)
 
 
-@torch.no_grad()
-def last_hidden_states(
-    models: Sequence[Model], inputs: Sequence[Inputs]
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yield the outputs of the models' decoders for each of many inputs, reading every block once.
+@contextmanager
+def decoding(
+    asked: Mapping[Model, Sequence[Inputs]], advance: Callable[[], None] = lambda: None
+) -> Iterator[list[Decoding]]:
+    """Take many inputs past the blocks of several views of a model, which are all read once.
 
-    All inputs go through one block before the next is read, or as many as there is room for the hidden
-    states of, and the others after them. While outputs are looked at, the weights of the first model's
-    head are there.
+    Meanwhile the weights of the first view's head are there.
 
     Args:
-        models: of any size.
-        inputs: give the arguments of a decoder's forward.
+        asked: of each view, what give the arguments of a decoder's forward.
+        advance: told of every block that all have passed.
     """
-    for together in _that_fit(models, inputs):
-        with ExitStack() as stack:
-            decodings = [_Decoding(model, together, stack) for model in models]
-            walk_blocks(decodings)
-            stack.enter_context(models[0].there(models[0].module.get_output_embeddings()))
-            for number in range(len(together)):
-                yield tuple(decoding.output(number) for decoding in decodings)
+    with ExitStack() as stack, torch.no_grad():
+        decodings = [Decoding(model, inputs, stack, asked) for model, inputs in asked.items()]
+        walk_blocks(decodings, advance)
+        first = decodings[0].model
+        stack.enter_context(first.there(first.module.get_output_embeddings()))
+        yield decodings
 
 
-def _that_fit(models: Sequence[Model], inputs: Sequence[Inputs]) -> Iterator[list[Inputs]]:
-    """Cut inputs into runs of which the hidden states of all models fit; a single one is a run."""
-    first, together, n_bytes = models[0], list[Inputs](), 0
-    per_token = len(models) * first.architecture.hidden_size * first.dtype.itemsize
-    for make in inputs:
-        own = per_token * make()["input_ids"].numel()
-        room = first.room.hidden_bytes
-        if together and room is not None and n_bytes + own > room:
-            yield together
-            together, n_bytes = [], 0
-        together.append(make)
-        n_bytes += own
-    yield together
-
-
-class _Decoding:
+class Decoding:
     """Many inputs on their way through a model.
 
     Masks and positions are made anew for each of them and each block, by the model's own forward.
     """
 
-    def __init__(self, model: Model, inputs: Sequence[Inputs], stack: ExitStack) -> None:
+    def __init__(
+        self,
+        model: Model,
+        inputs: Sequence[Inputs],
+        stack: ExitStack,
+        beside: Collection[Model] = (),
+    ) -> None:
+        """Make room for the hidden states.
+
+        Args:
+            model: the view.
+            inputs: see `decoding`.
+            stack: ends the recording.
+            beside: the views that walk side by side, this one among them.
+        """
         self.model = model
         self._decoder = model.module.get_decoder()
         self._inputs = inputs
-        self._hidden: list[Tensor] = []
-        self._recorders = stack.enter_context(_recorders(model.module, model.architecture))
+        shapes = [(*make()["input_ids"].shape, model.architecture.hidden_size) for make in inputs]
+        size = sum(n_bytes(shape, model.dtype) for shape in shapes)
+        self._shelf = Shelf(size, model.room, model.device, max(1, len(beside)))
+        self._hidden = [self._shelf.place(shape, model.dtype) for shape in shapes]
+        self._recorders = stack.enter_context(blocks_passed_by(model.module, model.architecture))
 
     def work(self, index: int, block: nn.Module) -> None:
+        """Take all inputs past a block."""
         recorder = self._recorders[index]
-        for number, make in enumerate(self._inputs):
+        for make, kept in zip(self._inputs, self._hidden, strict=True):
             self._decoder(**make(), use_cache=False)
             if index == 0:
                 assert recorder.hidden is not None
-                self._hidden.append(recorder.hidden)
-            output = block(self._hidden[number], **recorder.kwargs)
-            self._hidden[number] = output[0] if isinstance(output, tuple) else output
+                kept.copy_(recorder.hidden)
+            output = block(kept.to(self.model.device), **recorder.kwargs)
+            kept.copy_(output[0] if isinstance(output, tuple) else output)
+            self._shelf.let_go()
 
-    def output(self, number: int) -> Tensor:
-        """Return what the decoder gives for an input that has passed all blocks."""
-        self._recorders[-1].given = self._hidden[number]
-        output: Tensor = self._decoder(**self._inputs[number](), use_cache=False).last_hidden_state
-        return output
+    def outputs(self) -> Iterator[Tensor]:
+        """Yield what the decoder gives for each input, all of which have passed all blocks."""
+        for make, kept in zip(self._inputs, self._hidden, strict=True):
+            self._recorders[-1].given = kept.to(self.model.device)
+            output: Tensor = self._decoder(**make(), use_cache=False).last_hidden_state
+            yield output
+            self._shelf.let_go()
 
 
 @contextmanager
-def _recorders(model: nn.Module, architecture: Architecture) -> Iterator[list[_Recorder]]:
+def blocks_passed_by(model: nn.Module, architecture: Architecture) -> Iterator[list[_Recorder]]:
+    """Let a model's forward pass by its blocks, which are not run and need not be there."""
     blocks = architecture.block_modules(model)
     originals = list(blocks)
     recorders = [_Recorder(block) for block in originals]

@@ -24,8 +24,10 @@ from faqbench.models.model import Room
 
 # Of what is free, the share that is left to what the estimates here do not see.
 _SPARED = 0.1
-# Of a budget, the share that hidden states of an evaluation have at least.
+# Of a budget, the share that hidden states have at least.
 _LEAST_HIDDEN = 0.1
+# Of the host's memory beside a device, the share that they may be pinned in.
+_MOST_PINNED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +61,16 @@ class Budget:
         return weight_bytes(architecture, dtype) + working <= available
 
     def room(self, architecture: Architecture, dtype: torch.dtype) -> Room:
-        """Return what a streamed model may have in memory beside the block that is worked on."""
+        """Return what a model may have in memory beside its weights, or the block that is worked on."""
         working, block = working_bytes(architecture, dtype), _block_bytes(architecture, dtype)
         reads_ahead = working + block <= self.on_device
         head = 4 * architecture.vocab_size * architecture.hidden_size
-        beside = self.on_device - max(head, working + block * reads_ahead)
+        weights = weight_bytes(architecture, dtype) if self.holds(architecture, dtype) else 0
+        beside = self.on_device - max(head, working + block * reads_ahead) - weights
         return Room(
             reads_ahead=reads_ahead,
             hidden_bytes=max(beside, int(self.on_device * _LEAST_HIDDEN)),
+            host_bytes=None if self.is_cpu else int(self.on_host * _MOST_PINNED),
         )
 
     @property

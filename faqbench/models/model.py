@@ -43,12 +43,14 @@ class Room:
 
     Attributes:
         reads_ahead: whether the next block.
-        hidden_bytes: of the hidden states of an evaluation, of all models that walk side by side; more are
-            scored in several walks. None is any number.
+        hidden_bytes: on the device, of hidden states that wait between two blocks, of all that walk side by
+            side; more of them wait elsewhere (`shelf.py`). None is any number.
+        host_bytes: in the host's memory beside a CUDA device, of these.
     """
 
     reads_ahead: bool = False
     hidden_bytes: int | None = None
+    host_bytes: int | None = None
 
 
 class Model:

@@ -6,6 +6,7 @@ own, so that the keys of all later stages are known at once. The same is true of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,12 @@ from faqbench.models import (
     pinned,
     weights_source,
 )
-from faqbench.quantization import QuantizedTensors, StoredLinears, quantize_inputs
+from faqbench.quantization import (
+    QuantizedLinear,
+    QuantizedTensors,
+    StoredLinears,
+    quantize_inputs,
+)
 from faqbench.records import StageTiming
 from faqbench.stages import Progress, StageCache
 
@@ -180,33 +186,50 @@ class CellModel:
         """The model to evaluate: quantized where the cell quantizes, in the evaluation's dtype."""
         return self._view(self._quantized)
 
+    def view_of(self, experiment: Experiment, linears: Mapping[str, QuantizedLinear]) -> Model:
+        """Return the model as another cell quantized it, without a rotation, to be evaluated."""
+        return _quantized_view((self._loaded or self.pristine()).view, experiment, linears, None)
+
     def _view(self, quantized: Path | None) -> Model:
         experiment = self.experiment
-        dtypes = [getattr(torch, d) for d in (experiment.calibration.dtype, experiment.dtype)]
+        dtypes = _dtypes(experiment)
         if quantized is None and dtypes[0] == dtypes[1]:
             return self.pristine().view
-
-        activations = experiment.quant.activations
 
         def make(pristine: Model) -> Model:
             if quantized is None:
                 return pristine.view(dtypes=dtypes)
             if self.experiment.is_foreign:
                 return pristine.view(tensors=self.packed(), dtypes=dtypes)
-            linears, rotated = StoredLinears(quantized, self.device), self.rotated
-
-            def prepare(module: Any, architecture: Architecture) -> None:
-                if rotated is not None:
-                    rotated.prepare(module, architecture)
-                of_keys = None if rotated is None else rotated.of_keys
-                quantize_inputs(linears, activations, module, architecture, of_keys)
-
-            base = pristine.tensors if rotated is None else rotated
-            tensors = QuantizedTensors(base, linears)
-            return pristine.view(tensors=tensors, dtypes=dtypes, prepare=prepare)
+            linears = StoredLinears(quantized, self.device)
+            return _quantized_view(pristine, experiment, linears, self.rotated)
 
         if self._loaded is None:
             self.pristine()
         if quantized is not None and self.experiment.is_foreign:
             self.packed()
         return self._holder.view((experiment.model.name, quantized, *dtypes), make)
+
+
+def _dtypes(experiment: Experiment) -> list[torch.dtype]:
+    """Return what the weights of an evaluated model are cast to, one after the other."""
+    return [getattr(torch, d) for d in (experiment.calibration.dtype, experiment.dtype)]
+
+
+def _quantized_view(
+    pristine: Model,
+    experiment: Experiment,
+    linears: Mapping[str, QuantizedLinear],
+    rotated: RotatedTensors | None,
+) -> Model:
+    """Return a model with quantized linears, which round their inputs where the method says so."""
+
+    def prepare(module: Any, architecture: Architecture) -> None:
+        if rotated is not None:
+            rotated.prepare(module, architecture)
+        of_keys = None if rotated is None else rotated.of_keys
+        quantize_inputs(linears, experiment.quant.activations, module, architecture, of_keys)
+
+    base = pristine.tensors if rotated is None else rotated
+    tensors = QuantizedTensors(base, linears)
+    return pristine.view(tensors=tensors, dtypes=_dtypes(experiment), prepare=prepare)

@@ -3,6 +3,7 @@
     windows      windows.npy [n_windows, seq_len] int32; the other fields of `ProtocolTokens` in facts.json
     reference    the full precision model on a protocol: nll.npy, and what `HiddenStates.open` reads
     perplexity   nll.npy, kl.npy, agrees.npy; seconds, tokens per second and peak memory in facts.json
+                 (of a walk for many, `together.py`, a share by their tokens)
     tasks        items.parquet; the rest of a `TaskResult` in facts.json
 
 A stage's key holds the weights that are evaluated, not the experiment: the full precision baseline and
@@ -31,6 +32,7 @@ from faqbench.evaluation import (
     HiddenStates,
     HiddenWriter,
     ProtocolTokens,
+    TaskResult,
     TokenScores,
     perplexity_metrics,
     protocol_tokens,
@@ -145,10 +147,26 @@ def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
     _score(name, cell, cell.model.evaluated, folder, wanted)
 
 
-class _Cost(TypedDict):
+class _CostFacts(TypedDict):
     seconds: float
     tokens_per_second: float
     peak_memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an evaluation took."""
+
+    seconds: float
+    peak_memory_bytes: int
+
+    def facts(self, n_tokens: int) -> _CostFacts:
+        """Return what is kept of it."""
+        return {
+            "seconds": round(self.seconds, 3),
+            "tokens_per_second": round(n_tokens / self.seconds, 1),
+            "peak_memory_bytes": self.peak_memory_bytes,
+        }
 
 
 def load_scores(_: Cell, folder: Path) -> Path:
@@ -167,7 +185,7 @@ def read_scores(folder: Path) -> tuple[TokenScores, dict[str, Any]]:
         return np.load(path, allow_pickle=False) if path.is_file() else None
 
     scores = TokenScores(nll=array("nll"), kl=array("kl"), agrees=array("agrees"))
-    return scores, dict(read_as(folder / "facts.json", _Cost))
+    return scores, dict(read_as(folder / "facts.json", _CostFacts))
 
 
 def build_task(name: str, cell: Cell, folder: Path) -> None:
@@ -180,6 +198,11 @@ def build_task(name: str, cell: Cell, folder: Path) -> None:
     with cell.memory.section() as section:
         result = run_task(name, cell.task_model, cell.experiment, cell.progress)
     seconds = time.perf_counter() - start
+    write_task(result, Cost(seconds=seconds, peak_memory_bytes=section.bytes), folder)
+
+
+def write_task(result: TaskResult, cost: Cost, folder: Path) -> None:
+    """Write what a task gave, and what it cost."""
     result.items.to_parquet(folder / "items.parquet", index=False)
     facts = {
         "metrics": [asdict(m) for m in result.metrics],
@@ -188,10 +211,8 @@ def build_task(name: str, cell: Cell, folder: Path) -> None:
         "n_documents": result.n_documents,
         "config": result.config,
         "chance": result.chance,
-        "seconds": round(seconds, 3),
         # Encoded once each; generated tokens are not counted.
-        "tokens_per_second": round(result.config["n_tokens"] / seconds, 1),
-        "peak_memory_bytes": section.bytes,
+        **cost.facts(result.config["n_tokens"]),
     }
     (folder / "facts.json").write_text(json.dumps(facts))
 
@@ -256,12 +277,13 @@ def _score(
             view=view,
         )
     seconds = time.perf_counter() - start
+    cost = Cost(seconds=seconds, peak_memory_bytes=section.bytes)
+    write_scores(scores, windows.tokens, cost, folder)
+
+
+def write_scores(scores: TokenScores, tokens: torch.Tensor, cost: Cost, folder: Path) -> None:
+    """Write the scores of windows [n_windows, seq_len], and what they cost."""
     for kind, array in (("nll", scores.nll), ("kl", scores.kl), ("agrees", scores.agrees)):
         if array is not None:
             np.save(folder / f"{kind}.npy", array, allow_pickle=False)
-    facts = {
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(windows.tokens.numel() / seconds, 1),
-        "peak_memory_bytes": section.bytes,
-    }
-    (folder / "facts.json").write_text(json.dumps(facts))
+    (folder / "facts.json").write_text(json.dumps(cost.facts(tokens.numel())))

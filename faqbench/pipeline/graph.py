@@ -18,7 +18,7 @@ from faqbench.config import Experiment
 from faqbench.foreign import read_as
 from faqbench.hardware import named_device
 from faqbench.models import fingerprint_tokenizer, is_streamed, weights_source
-from faqbench.pipeline import bias, calibrating, evaluating, foreign, gates, keys
+from faqbench.pipeline import bias, calibrating, evaluating, foreign, gates, keys, together
 from faqbench.pipeline.cell import Cell, Key, Stage, fingerprints_in
 from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.leak_guard import build_overlap, load_overlap
@@ -277,7 +277,7 @@ def _evaluation(experiment: Experiment) -> list[Stage]:
             needs=(*weights, f"windows {name}"),
             reads=(f"reference {name}",) if keeps_reference else (),
             key=partial(keys.protocol_key, name),
-            build=partial(evaluating.build_perplexity, name),
+            build=partial(together.build_perplexity, name),
             load=evaluating.load_scores,
         )
         for name in evaluation.protocols
@@ -290,7 +290,7 @@ def _evaluation(experiment: Experiment) -> list[Stage]:
             timed="evaluate",
             needs=(*weights, "tokenizer"),
             key=partial(keys.task_key, name),
-            build=partial(evaluating.build_task, name),
+            build=partial(together.build_task, name),
             load=partial(evaluating.load_task, name),
         )
         for name in evaluation.tasks

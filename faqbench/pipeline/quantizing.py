@@ -16,8 +16,11 @@ import itertools
 import json
 import os
 import shutil
+from collections import ChainMap
+from collections.abc import Mapping, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -36,6 +39,7 @@ from faqbench.quantization import (
     Companion,
     FinishedBlock,
     LinearReport,
+    QuantizedLinear,
     QuantizedModel,
     RotationReport,
     StoredLinears,
@@ -153,6 +157,16 @@ class _KeptBlocks:
 
         self._cache.keep(_BLOCKS, self._key_of(index), build)
 
+    def linears(self) -> Mapping[str, QuantizedLinear] | None:
+        """Return those of all blocks by full name; None where one is missing."""
+        found: list[MutableMapping[str, QuantizedLinear]] = []
+        for index in range(self._model.architecture.n_blocks):
+            path = self._cache.find(_BLOCKS, self._key_of(index))
+            if path is None:
+                return None
+            found.append(cast("Any", StoredLinears(path, self._device)))
+        return ChainMap(*found)
+
     def forget(self) -> None:
         for index in itertools.count():
             if not self.has(index):
@@ -215,6 +229,20 @@ def _companions(cell: Cell, tokens: Calibration | None) -> list[Companion]:
             )
         )
     return found
+
+
+def finished_linears(cell: Cell, experiment: Experiment) -> Mapping[str, QuantizedLinear] | None:
+    """Return the quantized linears of another cell by full name; None where one is missing yet.
+
+    Args:
+        cell: that shares its walk.
+        experiment: the other one's, with the model as this one has it pinned.
+    """
+    key = quantized_key(experiment, cell.fingerprints, cell.device.type)
+    whole = cell.cache.find("quantized", key)
+    if whole is not None:
+        return StoredLinears(whole, cell.device)
+    return _KeptBlocks(cell, experiment).linears()
 
 
 def _statistics(cell: Cell) -> ActivationStore | None:

@@ -227,7 +227,7 @@ def observe(
     """
     n_blocks = loaded.architecture.n_blocks
     with progress.stage("activation statistics", n_blocks) as advance:
-        stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size)
+        stream = open_stream(loaded.view, tokens, batch_size)
         observing = _Observing(loaded.view, stream, select, folder)
         walk_blocks([observing], advance)
     save_file(observing.means, folder / "mean_abs.safetensors")
@@ -279,7 +279,7 @@ class Observer:
         self.model = loaded.view
         self.statistics: Mapping[str, RoleStatistics] = {}
         self._select: Tokens = select
-        self._stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size)
+        self._stream = open_stream(loaded.view, tokens, batch_size)
 
     def work(self, index: int, block: nn.Module) -> None:
         """Observe a block."""

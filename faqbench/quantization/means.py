@@ -53,7 +53,7 @@ def observe_means(
         progress: one step per block.
     """
     with progress.stage("reference activations", loaded.architecture.n_blocks) as advance:
-        stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size)
+        stream = open_stream(loaded.view, tokens, batch_size)
         averaging = _Averaging(loaded.view, stream, select)
         walk_blocks([averaging], advance)
     save_file(averaging.means, folder / _FILE)

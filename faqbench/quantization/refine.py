@@ -371,17 +371,18 @@ class _Loss:
         n_windows, sums = len(self.examples.inputs), list[list[float]]()
         for rows in torch.split(torch.arange(n_windows), batch):
             got = self.block(self.examples.inputs[rows], given)
-            measured = [*self._compare(got, rows), squared_error(got, self.examples.wanted[rows])]
+            wanted = self.examples.wanted[rows].to(got.device)
+            measured = [*self._compare(got, rows), squared_error(got, wanted)]
             sums.append([float(part) * len(rows) for part in measured])
         *parts, error = (sum(column) / n_windows for column in zip(*sums, strict=True))
         kept = {key: value.detach().clone() for key, value in state.items()}
         return _Iterate(state=kept, n_steps=n_steps, parts=tuple(parts), error=error)
 
     def _compare(self, got: Tensor, rows: Tensor) -> list[Tensor]:
-        targets = [self.examples.wanted[rows]]
+        targets = [self.examples.wanted[rows].to(got.device)]
         if self.recipe.homologous:
             assert self.examples.homologous is not None
-            targets.append(self.examples.homologous[rows])
+            targets.append(self.examples.homologous[rows].to(got.device))
         parts = [torch.stack([squared_error(got, target) for target in targets]).sum()]
         if self.recipe.cosine:
             parts.append(torch.stack([cosine_loss(got, target) for target in targets]).sum())

@@ -53,7 +53,7 @@ class Sample:
         n_read = 0 if searched is None and not looks_ahead else N_SEARCHED
         cut = tokens[: max(n_traced, n_read), :n_tokens]
         # All in one batch: what is found must not depend on the batch size.
-        opened = open_stream(loaded.model, loaded.architecture, cut, len(cut))
+        opened = open_stream(loaded.view, cut, len(cut))
         # Each stream carries what is read of it.
         everything, traced = slice(None), slice(self._n_traced)
         read = [searched] if not looks_ahead else ["quantized", "full"]

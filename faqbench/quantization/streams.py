@@ -222,7 +222,8 @@ class Streams:
         tokens, n_traced = calibration.tokens, quant.trace_windows
         if reads_quantized(quant) or reads_full(quant) or observes:
             read = tokens[: quant.refinement.windows] if refines(quant) else tokens
-            opened = open_stream(loaded.model, loaded.architecture, read, calibration.batch_size)
+            n_beside = 1 + (reads_quantized(quant) and (reads_full(quant) or observes))
+            opened = open_stream(loaded.view, read, calibration.batch_size, n_beside)
             self._full = opened if reads_full(quant) or observes else None
             if reads_quantized(quant):
                 self._quantized = opened if self._full is None else opened.fork()
@@ -337,7 +338,7 @@ class Streams:
             for name, stand_in in given.items():
                 self.settle(name, stand_in.input_scale)
             own = {f"{name}.weight": g.weight.to(hidden.dtype) for name, g in given.items()}
-            output = functional_call(block, own, (hidden,), kwargs)
+            output = functional_call(block, own, (hidden.to(self._model.device),), kwargs)
             result: Tensor = output[0] if isinstance(output, tuple) else output
             return result
 

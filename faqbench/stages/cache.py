@@ -111,6 +111,7 @@ class StageCache:
         self._owner = owner
         self._leases = Leases()
         self._under_way: list[Lap] = []
+        self._ahead: dict[Path, float] = {}  # seconds of what was made before it was asked for
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +157,8 @@ class StageCache:
         with self.lap() as lap:
             cached = self._get(stage, key, build)
         target = self.entry_path(stage, key)
+        if target in self._ahead:  # this cell made it, before it asked for it
+            cached, lap.seconds = False, lap.seconds + self._ahead.pop(target)
         use = StageUse(
             entry=f"{stage}/{target.name}",
             title=title,
@@ -166,15 +169,27 @@ class StageCache:
         self.uses.append(use)
         return CacheEntry(path=target, cached=cached, seconds=lap.seconds)
 
-    def keep(self, stage: str, key: Mapping[str, object], build: Callable[[Path], None]) -> None:
-        """Keep a part of an entry that is being made; no cell has asked for it, so it is no use.
+    def keep(
+        self,
+        stage: str,
+        key: Mapping[str, object],
+        build: Callable[[Path], None],
+        seconds: float = 0.0,
+    ) -> None:
+        """Keep what nobody has asked for yet: a part of the entry under way, or one that is made with it.
 
         Args:
             stage: as for `get`.
             key: as for `get`.
             build: as for `get`.
+            seconds: of the entry under way that were spent on this one.
         """
-        self._get(stage, key, build)
+        with self.lap() as lap:
+            cached = self._get(stage, key, build)
+        if not cached:
+            self._ahead[self.entry_path(stage, key)] = seconds + lap.seconds
+            if self._under_way:
+                self._under_way[-1].seconds -= seconds
 
     def forget(self, stage: str, key: Mapping[str, object]) -> None:
         """Remove such a part, if it is there."""

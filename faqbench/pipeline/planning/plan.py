@@ -222,7 +222,8 @@ def _notes(experiments: Sequence[Experiment]) -> tuple[str, ...]:
         if together:
             notes.append(
                 f"{1 + len(together)} cells of model={first.model.name} are quantized in one walk over its "
-                f"blocks, from {run_id(first)} on, where one process runs them one after another."
+                f"blocks, from {run_id(first)} on, where one process runs them one after another; those of "
+                "equal evaluations are scored in one walk, too, as far as there is memory."
             )
     return tuple(dict.fromkeys(notes))
 

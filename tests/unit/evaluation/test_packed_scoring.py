@@ -98,7 +98,7 @@ def test_a_streamed_model_scores_packs_with_the_same_bits(name: str) -> None:
     view = Model(skeleton_of(model), architecture, state, (torch.float32,), cpu, is_resident=False)
     assert TaskModel(view.module, None, view).refusal(100) is None
     packs = pack(requests, 512)
-    found = score_packs(view.module, packs, len(requests), lambda _n=1: None, view)
+    found = score_packs(view, packs, len(requests), lambda _n=1: None)
     for one, other in zip(found, packed(model, requests), strict=True):
         assert np.array_equal(one, other)
     assert all(p.is_meta for p in view.module.parameters())

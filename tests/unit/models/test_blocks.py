@@ -39,7 +39,7 @@ def own_hidden_states(loaded, tokens, batch_size):
 def test_the_walk_gives_the_models_own_hidden_states(load, tokens, name, batch_size):
     loaded = load(name)
     expected = own_hidden_states(loaded, tokens, batch_size)
-    stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size)
+    stream = open_stream(loaded.view, tokens, batch_size)
     for index, block in enumerate(loaded.architecture.block_modules(loaded.model)):
         assert torch.equal(stream.hidden, expected[index])
         stream.advance(block)
@@ -49,7 +49,7 @@ def test_the_walk_gives_the_models_own_hidden_states(load, tokens, name, batch_s
 @pytest.mark.parametrize("name", TINY)
 def test_a_batch_that_does_not_divide_the_windows_changes_nothing_but_rounding(load, tokens, name):
     loaded = load(name)
-    stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size=2)
+    stream = open_stream(loaded.view, tokens, batch_size=2)
     for block in loaded.architecture.block_modules(loaded.model):
         stream.advance(block)
     expected = own_hidden_states(loaded, tokens, batch_size=3)[-1]
@@ -60,7 +60,7 @@ def test_blocks_of_local_and_global_attention_are_each_called_with_their_own_arg
     load, tokens
 ):
     loaded = load("tiny-gemma3", layer_types=["sliding_attention", "full_attention"] * 2)
-    stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size=1)
+    stream = open_stream(loaded.view, tokens, batch_size=1)
     local, whole = (kwargs["position_embeddings"][0] for kwargs in stream.kwargs[:2])
     assert not torch.equal(local, whole)
     for block in loaded.architecture.block_modules(loaded.model):
@@ -78,7 +78,7 @@ def test_a_sliding_window_that_is_shorter_than_the_text_matters(load, tokens):
 @pytest.mark.parametrize("name", TINY)
 def test_no_block_is_called_with_a_cache(load, tokens, name):
     loaded = load(name)
-    stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size=1)
+    stream = open_stream(loaded.view, tokens, batch_size=1)
     for kwargs in stream.kwargs:
         assert kwargs.get("past_key_values") is None
         assert not kwargs.get("use_cache")
@@ -88,7 +88,7 @@ def test_opening_a_stream_leaves_the_model_as_it_was(load, tokens):
     loaded = load()
     blocks = list(loaded.architecture.block_modules(loaded.model))
     before = loaded.model(tokens, use_cache=False).logits
-    open_stream(loaded.model, loaded.architecture, tokens, batch_size=2)
+    open_stream(loaded.view, tokens, batch_size=2)
     assert list(loaded.architecture.block_modules(loaded.model)) == blocks
     assert torch.equal(loaded.model(tokens, use_cache=False).logits, before)
 
@@ -97,14 +97,14 @@ def test_a_failing_forward_pass_puts_the_blocks_back(load, tokens):
     loaded = load()
     blocks = list(loaded.architecture.block_modules(loaded.model))
     with pytest.raises(IndexError):
-        open_stream(loaded.model, loaded.architecture, tokens + 1000, batch_size=2)
+        open_stream(loaded.view, tokens + 1000, batch_size=2)
     assert list(loaded.architecture.block_modules(loaded.model)) == blocks
 
 
 def test_a_fork_moves_on_its_own(load, tokens):
     loaded = load()
     block = loaded.architecture.block_modules(loaded.model)[0]
-    stream = open_stream(loaded.model, loaded.architecture, tokens, batch_size=2)
+    stream = open_stream(loaded.view, tokens, batch_size=2)
     before, fork = stream.hidden.clone(), stream.fork()
     fork.advance(block)
     assert torch.equal(stream.hidden, before)
@@ -113,7 +113,7 @@ def test_a_fork_moves_on_its_own(load, tokens):
 
 def test_what_lies_on_the_way_to_a_module_is_seen_in_the_same_pass(load, tokens):
     loaded = load("tiny-llama")
-    stream = open_stream(loaded.model, loaded.architecture, tokens, 2)
+    stream = open_stream(loaded.view, tokens, 2)
     block, passes = loaded.architecture.block_modules(loaded.model)[0], []
     alone = [x.clone() for _, x, _ in stream.inputs_of(block, "post_attention_layernorm")]
     block.self_attn.register_forward_pre_hook(lambda *_: passes.append(1))

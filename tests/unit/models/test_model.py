@@ -10,14 +10,16 @@ from faqbench.models import (
     Model,
     Room,
     architecture_of,
-    last_hidden_states,
+    decoding,
     load_model,
+    open_stream,
     twin,
 )
 from faqbench.models.loading import fingerprint_weights
 from faqbench.models.memory import working_bytes
 from faqbench.models.model import skeleton_of
 from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.shelf import Shelf
 from faqbench.models.tensors import Held
 from faqbench.stages import PlainProgress
 
@@ -52,25 +54,43 @@ def test_the_walk_over_many_inputs_gives_what_each_gives_by_itself(load, name):
     own["position_ids"] = torch.arange(40)[None] // 2
     inputs = [lambda: {"input_ids": TOKENS}, lambda: own]
     decoder = loaded.model.get_decoder()
-    found = list(last_hidden_states([streamed(loaded)], inputs))
-    for make, (hidden,) in zip(inputs, found, strict=True):
-        assert torch.equal(hidden, decoder(**make(), use_cache=False).last_hidden_state)
+    with decoding({streamed(loaded): inputs}) as (walked,):
+        for make, hidden in zip(inputs, walked.outputs(), strict=True):
+            assert torch.equal(hidden, decoder(**make(), use_cache=False).last_hidden_state)
 
 
-@pytest.mark.parametrize(("hidden_bytes", "n_walks"), [(None, 1), (2 * 90 * 64 * 4 * 2, 2), (1, 4)])
-def test_hidden_states_that_do_not_fit_are_made_in_several_walks_with_the_same_bits(
-    load, hidden_bytes, n_walks, monkeypatch
+@pytest.mark.parametrize(("hidden_bytes", "is_away"), [(None, False), (10**9, False), (1, True)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_that_do_not_fit_wait_on_disk_with_the_same_bits(
+    load, hidden_bytes, is_away, dtype, monkeypatch
 ):
-    loaded, blocks, block = load(), [], Model.block
-    view = streamed(loaded, room=Room(hidden_bytes=hidden_bytes))
-    inputs = [lambda i=i: {"input_ids": TOKENS[i % 3][None]} for i in range(4)]
-    monkeypatch.setattr(Model, "block", lambda *args: blocks.append(1) or block(*args))
-    found = list(last_hidden_states([view, streamed(loaded)], inputs))
-    assert len(blocks) == n_walks * 2 * view.architecture.n_blocks
-    decoder = loaded.model.get_decoder()
-    for make, both in zip(inputs, found, strict=True):
-        wanted = decoder(**make(), use_cache=False).last_hidden_state
-        assert all(torch.equal(hidden, wanted) for hidden in both)
+    loaded, shelves, make_shelf = load(), [], Shelf.__init__
+    views = [
+        streamed(loaded, dtypes=(dtype,), room=Room(hidden_bytes=hidden_bytes)) for _ in range(2)
+    ]
+    monkeypatch.setattr(
+        Shelf, "__init__", lambda shelf, *a: shelves.append(shelf) or make_shelf(shelf, *a)
+    )
+    inputs = [lambda i=i: {"input_ids": TOKENS[i % 3][None, : 20 + i]} for i in range(4)]
+    resident = loaded.view.view(dtypes=(dtype,)).fill().module.get_decoder()
+    with decoding(dict.fromkeys(views, inputs)) as walked:
+        for make, *both in zip(inputs, *(one.outputs() for one in walked), strict=True):
+            wanted = resident(**make(), use_cache=False).last_hidden_state
+            assert all(torch.equal(hidden, wanted) for hidden in both)
+    assert [shelf.is_away for shelf in shelves] == [is_away] * 2
+
+
+def test_streams_of_windows_that_do_not_fit_wait_on_disk_with_the_same_bits(load):
+    loaded = load()
+    small = streamed(loaded, room=Room(hidden_bytes=1))
+    streams = [open_stream(view, TOKENS, 2) for view in (loaded.view, small)]
+    for index in range(4):
+        for stream, view in zip(streams, (loaded.view, small), strict=True):
+            with view.block(index) as block:
+                stream.advance(block)
+        part = [stream.fork(slice(1, None)).hidden for stream in streams]
+        assert torch.equal(streams[0].hidden, streams[1].hidden) and torch.equal(*part)
+    assert [stream.shelf.is_away for stream in streams] == [False, True]
 
 
 def test_a_failing_forward_leaves_no_weights_behind(load):

@@ -3,13 +3,16 @@
 import errno
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from safetensors import safe_open
 
 from faqbench import pipeline
 from faqbench.config import UserError
+from faqbench.evaluation import harness
 from faqbench.models import Model
-from faqbench.pipeline import quantizing
+from faqbench.pipeline import keys, quantizing, together
 from faqbench.pipeline.checking import check_model
 from faqbench.pipeline.planning import make_plan
 from faqbench.quantization import walk as quantizing_walk
@@ -20,6 +23,8 @@ LARGE = "memory.host_gigabytes=1"
 SMALL = (
     "memory.host_gigabytes=0.0007"  # more than a block of a tiny model takes, less than all of it
 )
+
+WITH_ROOM = "memory.host_gigabytes=0.0011"  # beside a block for some hidden states, too
 
 
 @pytest.fixture
@@ -161,6 +166,79 @@ def test_a_disk_that_fills_in_the_middle_is_one_sentence_and_finished_blocks_sta
     assert len(list(kept)) == 2
     _, again = finished("full", "quant=rtn", SMALL)
     assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+
+
+@pytest.fixture
+def blocks_read(monkeypatch):
+    """The blocks that views read while they are evaluated, in their order."""
+    read, block, answer, walking = [], Model.block, together.answer, []
+
+    def noted(*args, **more):
+        walking.append(1)
+        answer(*args, **more)
+        walking.pop()
+
+    monkeypatch.setattr(together, "answer", noted)
+    monkeypatch.setattr(
+        Model, "block", lambda view, i: (read.append(i) if walking else 0) or block(view, i)
+    )
+    return read
+
+
+@pytest.fixture
+def two_tasks(monkeypatch, tmp_path):
+    """Packaged tasks with a few documents of our own."""
+    questions = [f"Question {i} of the block and the scale?" for i in range(6)]
+    choices = [
+        {"text": ["a group", "the block", "it"], "label": ["A", "B", "C"]} for _ in questions
+    ]
+    table = {"id": questions, "question": questions, "choices": choices, "answerKey": ["B"] * 6}
+    pq.write_table(pa.table(table), tmp_path / "arc.parquet")
+    monkeypatch.setattr(harness, "packaged_dataset", lambda *_: tmp_path / "arc.parquet")
+    monkeypatch.setattr(keys, "packaged_data_place", lambda: (tmp_path, "toy"))
+    tasks = "arc_easy_validation,arc_challenge_validation"
+    return (f"evaluation.tasks=[{tasks}]", "evaluation.protocols=[wikitext2-32,wikitext2-16]")
+
+
+def test_all_that_a_streamed_cell_evaluates_is_one_walk_with_the_same_bits(
+    finished, two_tasks, blocks_read
+):
+    cell = ("quant=rtn", "bits=3", *two_tasks)
+    resident, _ = finished("resident", *cell)
+    assert not blocks_read
+    streamed, _ = finished("streamed", *cell, SMALL)
+    assert blocks_read == [0, 0, 1, 1, 2, 2, 3, 3]  # and full precision beside it
+    assert resident.record.metrics == streamed.record.metrics and len(resident.record.metrics) == 10
+    assert resident.items.equals(streamed.items) and len(resident.items) == 24
+    assert all(np.array_equal(a, streamed.tokens[name]) for name, a in resident.tokens.items())
+    made = [use for use in streamed.record.extra["stage_keys"] if "tasks" in use["entry"]]
+    assert len(made) == 2 and not any(use["cached"] for use in made)
+    facts = [f for f in streamed.record.extra["evaluation"].values() if "config" in f]
+    assert [f["config"]["scorer"] for f in facts] == ["packed"] * 2
+
+
+def test_cells_of_one_model_are_evaluated_in_one_walk_with_the_same_bits(
+    finished, two_tasks, blocks_read
+):
+    few = (*two_tasks, "evaluation.n_windows=2", "evaluation.n_documents=1", WITH_ROOM)
+    cells = [(quant, *few) for quant in ("quant=awq", "quant=w8a8")]
+    alone = [finished(f"alone-{index}", *cell)[0] for index, cell in enumerate(cells)]
+    blocks_read.clear()
+    together = [finished("together", *cell, beside=cells)[0] for cell in cells]
+    assert len(blocks_read) == 3 * 4  # two cells and full precision, once
+    for one, other in zip(alone, together, strict=True):
+        assert one.record.metrics == other.record.metrics
+        assert one.items.equals(other.items)
+        assert all(np.array_equal(a, other.tokens[name]) for name, a in one.tokens.items())
+
+
+def test_cells_whose_hidden_states_do_not_fit_together_are_evaluated_one_by_one(
+    finished, blocks_read
+):
+    cells = [("quant=rtn", "bits=3", SMALL), ("quant=rtn", "bits=4", SMALL)]
+    for cell in cells:
+        finished("together", *cell, "evaluation.n_windows=30", beside=cells)
+    assert len(blocks_read) == 2 * 2 * 4
 
 
 def test_a_streamed_cell_stores_no_hidden_states(finished, tmp_path):

@@ -57,7 +57,7 @@ def test_the_sample_is_512_tokens_of_four_windows_at_most(arrived, n_windows, n_
     loaded, streams = arrived(tokens)
     hidden = streams.objective(loaded.architecture.role("qkv")).stream.hidden
     assert hidden.shape[:2] == (min(n_windows, 4), n_tokens)
-    whole = open_stream(loaded.model, loaded.architecture, tokens, 3).hidden
+    whole = open_stream(loaded.view, tokens, 3).hidden
     assert torch.equal(hidden, whole[:4, :n_tokens])
 
 

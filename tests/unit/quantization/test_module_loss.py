@@ -31,7 +31,7 @@ class Problem:
 
     @torch.inference_mode()
     def losses(self, batch_size=2):
-        stream = open_stream(self.loaded.model, self.loaded.architecture, self.tokens, batch_size)
+        stream = open_stream(self.loaded.view, self.tokens, batch_size)
         objective = ModuleObjective(stream=stream, block=self.block, role=self.role)
         return objective.losses(self.weights, self.grids, self.scales)
 

@@ -69,7 +69,7 @@ def test_the_quantized_stream_is_what_the_quantized_model_computes(load, quantiz
     full, broken = load(), outcome.loaded
     hidden = []
     for loaded in (full, broken):
-        stream = open_stream(loaded.model, loaded.architecture, tokens, 2)
+        stream = open_stream(loaded.view, tokens, 2)
         for block in loaded.architecture.block_modules(loaded.model):
             stream.advance(block)
         hidden.append(stream.hidden)
