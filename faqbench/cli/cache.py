@@ -9,8 +9,9 @@
     cache prune unused=true       and what no run of runs/ was made of
     cache prune damaged=true      and what verify would complain about
 
-Nothing that a running cell holds is ever removed, nor the packaged model and data. dry=true only says what
-would go. An entry that was removed is computed again when it is needed.
+The stage `environments` is what quant=external has installed for other tools; verify reads it against pip's
+checksums. Nothing that a running cell holds is ever removed, nor the packaged model and data. dry=true only
+says what would go. What was removed is computed, or installed, again when it is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +26,16 @@ from faqbench.cli.console import print_damaged, print_table
 from faqbench.config import UserError, did_you_mean
 from faqbench.formatting import ago, count, n_bytes
 from faqbench.records import find_runs
-from faqbench.stages import StoredEntry, find_damaged, list_entries, oldest_over, remove_entry, tidy
+from faqbench.stages import (
+    ENVIRONMENTS,
+    PACKAGES,
+    StoredEntry,
+    find_damaged,
+    list_entries,
+    oldest_over,
+    remove_entry,
+    tidy,
+)
 from faqbench.stages.cache import cache_root
 from faqbench.tables import Table
 
@@ -64,13 +74,14 @@ def run(arguments: list[str]) -> int:
             f"cache {action} is not known; it is one of {known}.{did_you_mean(action, _ACTIONS)}"
         )
     root, stage = cache_root(), keys.stage
-    entries = [e for e in list_entries(root) if stage in (None, e.stage)]
-    stages = {e.stage for e in list_entries(root)}
+    everything = list_entries(root)
+    entries = [e for e in everything if stage in (None, e.stage)]
+    stages = {e.stage for e in everything}
     if stage is not None and not entries and stages:
         raise UserError(f"stage={stage} has no entries; there are {', '.join(sorted(stages))}.")
     if action == "verify":
-        return _verify(root, stage)
-    users = _users(keys.runs)
+        return _verify(entries)
+    users = _users(keys.runs, entries)
     if action == "prune":
         return _prune(root, entries, users, keys)
     _list(root, entries, users, in_detail=stage is not None)
@@ -106,11 +117,9 @@ def _list(
     print(f"{count(len(entries), 'entry')}, {n_bytes(total)} in {root}")
 
 
-def _verify(root: Path, stage: str | None) -> int:
+def _verify(entries: Sequence[StoredEntry]) -> int:
     damaged = n_checked = 0
-    for entry, damage in find_damaged(root):
-        if stage not in (None, entry.stage):
-            continue
+    for entry, damage in find_damaged(entries):
         n_checked += 1
         if damage is not None:
             damaged += 1
@@ -136,8 +145,7 @@ def _prune(
     if keys.unused:
         doomed |= {e.title: e for e in stored if e.title not in users}
     if keys.damaged:
-        broken = {e.title for e, damage in find_damaged(root) if damage is not None}
-        doomed |= {e.title: e for e in stored if e.title in broken}
+        doomed |= {e.title: e for e, damage in find_damaged(stored) if damage is not None}
     if keys.max_gigabytes is not None:
         limit = 1e9 * keys.max_gigabytes
         kept = [e for e in stored if e.title not in doomed]
@@ -159,16 +167,25 @@ def _prune(
     return 0
 
 
-def _users(runs: Path) -> dict[str, list[str]]:
+def _users(runs: Path, entries: Sequence[StoredEntry]) -> dict[str, list[str]]:
     """Return which runs each entry was used by, by the entry's title."""
     users = defaultdict(list)
+    environments = {_packages(e): e.title for e in entries if e.stage == ENVIRONMENTS}
     records, damaged = find_runs(runs)
     print_damaged(damaged)
     for record in records:
         for use in record.extra.get("stage_keys", ()):
             if "entry" in use:
                 users[use["entry"]].append(record.run_id)
+        made = tuple(record.extra.get("checkpoint", {}).get("packages", ()))
+        if made in environments:
+            users[environments[made]].append(record.run_id)
     return users
+
+
+def _packages(environment: StoredEntry) -> tuple[str, ...]:
+    listed = environment.path / PACKAGES
+    return tuple(listed.read_text().split()) if listed.is_file() else ()
 
 
 def _used_by(runs: Sequence[str]) -> str:

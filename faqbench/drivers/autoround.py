@@ -1,6 +1,7 @@
 """Intel's auto-round: signed gradient descent on each block's rounding, written in GPTQ's layout.
 
-Options: iters (200 in the paper), batch_size, and whatever else AutoRound takes.
+Options: iters (200 in the paper), batch_size, lr (null is 1 / iters), windows (how many of the calibration
+set's, from its start), and whatever else AutoRound takes.
 """
 
 import json
@@ -16,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 def main(request):
     """Quantize a model as a request says."""
-    tokens = load_file(request["tokens"])["tokens"]
+    options = dict(request["options"])
+    tokens = load_file(request["tokens"])["tokens"][: options.pop("windows", None)]
     model = AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32)
     tuned = AutoRound(
         model,
@@ -33,7 +35,7 @@ def main(request):
         seed=request["seed"],
         device_map="cpu",
         enable_torch_compile=False,
-        **request["options"],
+        **options,
     )
     into = Path(request["into"])
     tuned.quantize_and_save(str(into), format="auto_gptq")

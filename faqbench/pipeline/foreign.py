@@ -11,7 +11,7 @@ Two stages stand in the place of the walk. All evaluation after them is that of 
     quantized    reports of its linears, beside the parent's
 
 Environments lie in `<cache>/environments/<hash of what they were made of>/`, outside the stages: they are
-large, and nothing in them is a result.
+large, and nothing in them is a result. The cell that uses one holds it, so that `cache prune` lets it be.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from faqbench.models import (
 from faqbench.models.sources import checkpoint_folder
 from faqbench.pipeline.cell import Cell, Fingerprints, Key
 from faqbench.quantization import QuantizedModel, report_packed
-from faqbench.stages import hash_file, hash_json, hash_text
+from faqbench.stages import ENVIRONMENTS, PACKAGES, hash_file, hash_json, hash_text
 
 CODE_VERSION = 1  # raise it when the same request would be put to a tool otherwise
 _REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"
@@ -170,7 +170,7 @@ def build_external(cell: Cell, folder: Path) -> None:
             "cache's folder environments."
         )
     shutil.rmtree(work)
-    packages = tuple((environment / "packages.txt").read_text().split())
+    packages = tuple((environment / PACKAGES).read_text().split())
     made_by = tool.replace("==", " ")
     facts = CheckpointFacts(
         fingerprint=_fingerprint(into),
@@ -253,21 +253,21 @@ def _run(command: list[str], log: Path, scratch: Path) -> tuple[int, int]:
 
 
 def _environment(cell: Cell) -> Path:
-    """Return the folder of the tool's virtual environment, installed when it is not there yet.
+    """Return the folder of the tool's virtual environment, held, and installed when it is not there yet.
 
     Raises:
         UserError: when pip cannot install it.
     """
     requirements = list(cell.experiment.quant.external.requirements)
     made_of = [requirements, platform.python_version(), platform.machine(), sys.platform]
-    folder = cell.cache.root / "environments" / hash_json(made_of)[:32]
-    if (folder / "packages.txt").is_file():
+    folder = cell.cache.root / ENVIRONMENTS / hash_json(made_of)[:32]
+    if cell.cache.hold(folder):
         return folder
     with explain_os_error("install an environment", folder, _REMEDY):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock, purpose = folder.with_suffix(".lock"), cell.experiment.quant.name
         with locked(lock, purpose, lambda who: cell.progress.note(f"waiting for {who}")):
-            if not (folder / "packages.txt").is_file():
+            while not cell.cache.hold(folder):  # nor pruned this moment
                 _install(cell, folder, requirements)
     return folder
 
@@ -293,9 +293,9 @@ def _install(cell: Cell, folder: Path, requirements: list[str]) -> None:
                     f"could not be installed ({_last_line(log)}); connect to a package index, or see "
                     f"{log.name} in the cache's folder environments."
                 )
-        (new / "packages.txt").touch()
+        (new / PACKAGES).touch()
         if requirements:
-            code, _ = _run([*pip, "freeze"], new / "packages.txt", folder.parent)
+            code, _ = _run([*pip, "freeze"], new / PACKAGES, folder.parent)
             assert code == 0, "pip lists what it has installed"
         advance()
 
@@ -307,7 +307,7 @@ def _python(environment: Path) -> str:
 def _kept_log(cell: Cell, folder: Path) -> Path:
     """Keep the log of a run that failed, whose stage goes, beside the environments."""
     text = (folder / "log.txt").read_bytes()
-    kept = cell.cache.root / "environments" / f"failed-{hash_text(str(folder))[:8]}.log"
+    kept = cell.cache.root / ENVIRONMENTS / f"failed-{hash_text(str(folder))[:8]}.log"
     kept.write_bytes(text)
     return kept
 

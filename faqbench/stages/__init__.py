@@ -11,6 +11,8 @@ several processes.
 
 from faqbench.stages.cache import CacheEntry, StageCache, StageUse, cache_root
 from faqbench.stages.inventory import (
+    ENVIRONMENTS,
+    PACKAGES,
     StoredEntry,
     evict,
     find_damaged,
@@ -32,6 +34,8 @@ from faqbench.stages.manifest import (
 from faqbench.stages.progress import PlainProgress, Progress
 
 __all__ = [
+    "ENVIRONMENTS",
+    "PACKAGES",
     "SMALL_BYTES",
     "CacheEntry",
     "PlainProgress",

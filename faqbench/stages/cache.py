@@ -191,6 +191,14 @@ class StageCache:
             if self._under_way:
                 self._under_way[-1].seconds -= seconds
 
+    def hold(self, folder: Path) -> bool:
+        """Hold an environment until the end, as entries are held; False when it is not there."""
+        held = self._leases.hold(folder)
+        if held:
+            with suppress(OSError):  # a read-only cache
+                os.utime(folder)
+        return held
+
     def forget(self, stage: str, key: Mapping[str, object]) -> None:
         """Remove such a part, if it is there."""
         target = self.entry_path(stage, key)

@@ -1,21 +1,26 @@
 """What lies in the cache: sizes, ages, leftovers; checking entries, and evicting those used least recently.
 
 Assets are listed with the stages and counted, but never evicted: they are what everything is made from.
+So are the virtual environments of other tools, which go when they are pruned, not to make room for stages.
 
 Leases: what a running cell reads is not evicted under its hands.
 
-A reader holds a shared lock on an entry's manifest, and an evictor needs the exclusive one. Locks are of
-the operating system's: they end with their process, whatever ends it, and need no writing, so a cache may
-be read-only.
+A reader holds a shared lock on an entry's mark, and an evictor needs the exclusive one. The mark is the
+file that was written last: an entry's manifest, an environment's list of packages. Locks are of the
+operating system's: they end with their process, whatever ends it, and need no writing, so a cache may be
+read-only.
 """
 
 from __future__ import annotations
 
+import base64
+import csv
 import fcntl
+import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +51,7 @@ class Leases:
                 return True
             os.close(self._handles.pop(name))  # another entry has taken its place
         try:
-            handle = os.open(entry / MANIFEST, os.O_RDONLY | os.O_NONBLOCK)
+            handle = os.open(_mark(entry), os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             return False
         try:
@@ -81,7 +86,7 @@ def nobody_holds(entry: Path) -> Iterator[bool]:
     free = False
     with suppress(OSError):
         # Some network file systems lock exclusively only what is open for writing.
-        handle = os.open(entry / MANIFEST, os.O_RDWR | os.O_NONBLOCK)
+        handle = os.open(_mark(entry), os.O_RDWR | os.O_NONBLOCK)
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         free = _is_there(handle, entry)
     try:
@@ -93,12 +98,19 @@ def nobody_holds(entry: Path) -> Iterator[bool]:
 
 def _is_there(handle: int, entry: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(handle), (entry / MANIFEST).stat())
+        return os.path.samestat(os.fstat(handle), _mark(entry).stat())
     except OSError:
         return False
 
 
+def _mark(entry: Path) -> Path:
+    manifest = entry / MANIFEST
+    return manifest if manifest.is_file() else entry / PACKAGES
+
+
 _ASSETS = "assets"
+ENVIRONMENTS = "environments"
+PACKAGES = "packages.txt"  # of an environment, as `pip freeze` lists them
 _ENTRY = re.compile("[0-9a-f]{32}")  # as `entry_name` makes names
 _STALE_LOCK_SECONDS = 86400.0
 
@@ -108,7 +120,7 @@ class StoredEntry:
     """One finished entry of the cache.
 
     Attributes:
-        stage: its stage's name; `assets` for packaged models and data.
+        stage: its stage's name; `assets` for packaged models and data, `environments` for other tools'.
         name: of its folder.
         path: its folder.
         n_bytes: of its files, the manifest included.
@@ -131,14 +143,13 @@ class StoredEntry:
 
 def list_entries(root: Path) -> list[StoredEntry]:
     """Return all entries and assets of a cache, by stage and name; folders half written are left out."""
-    folders = [root / _ASSETS, *_stage_folders(root)]
-    entries = [e for folder in folders for e in _entries_in(folder)]
+    entries = [e for folder in _all_folders(root) for e in _entries_in(folder)]
     return sorted(entries, key=lambda e: (e.stage, e.name))
 
 
-def find_damaged(root: Path) -> Iterator[tuple[StoredEntry, str | None]]:
-    """Hash every file of every entry, yielding each entry with its damage in words, or None."""
-    for entry in list_entries(root):
+def find_damaged(entries: Iterable[StoredEntry]) -> Iterator[tuple[StoredEntry, str | None]]:
+    """Hash every file of some entries, yielding each entry with its damage in words, or None."""
+    for entry in entries:
         damage = damage_of(entry)
         if entry.path.exists():  # not evicted meanwhile
             yield entry, damage
@@ -146,12 +157,34 @@ def find_damaged(root: Path) -> Iterator[tuple[StoredEntry, str | None]]:
 
 def damage_of(entry: StoredEntry) -> str | None:
     """Hash every file of an entry and say what is wrong with it, or return None."""
+    if entry.stage == ENVIRONMENTS:
+        return _damage_of_environment(entry.path)
     damage = find_damage(entry.path, afresh=True)
     if damage is None and entry.stage != _ASSETS:
         key = read_manifest(entry.path)["key"]
         if entry_name(key) != entry.name:
             return "its manifest belongs to another key"
     return damage
+
+
+def _damage_of_environment(folder: Path) -> str | None:
+    """Compare installed files with the checksums that pip wrote of them."""
+    if not (folder / PACKAGES).is_file():
+        return f"{PACKAGES} is missing"
+    for record in sorted(folder.glob("lib/python*/site-packages/*.dist-info/RECORD")):
+        try:
+            with record.open(newline="") as file:
+                rows = [(row[0], row[1]) for row in csv.reader(file) if row]
+            for name, expected in rows:
+                kind, _, digest = expected.partition("=")
+                if kind != "sha256":  # of itself, and of what python compiled, it has none
+                    continue
+                found = hashlib.sha256((record.parent.parent / name).read_bytes()).digest()
+                if base64.urlsafe_b64encode(found).decode().rstrip("=") != digest:
+                    return f"{name} does not match its checksum"
+        except (OSError, ValueError, IndexError, csv.Error) as error:
+            return f"{record.parent.name} cannot be read: {error}"
+    return None
 
 
 def evict(root: Path, max_bytes: int) -> list[StoredEntry]:
@@ -199,9 +232,9 @@ def remove_entry(entry: StoredEntry) -> bool:
 def tidy(root: Path) -> int:
     """Remove what killed processes left behind, and locks that nobody needs; return how many things."""
     removed = 0
-    for folder in [root / _ASSETS, *_stage_folders(root)]:
+    for folder in _all_folders(root):
         removed += remove_leftovers(folder)
-    for folder in _stage_folders(root):
+    for folder in (root / ENVIRONMENTS, *_stage_folders(root)):
         locks = (
             p for p in folder.glob("*.lock") if _ENTRY.fullmatch(p.stem) and not p.is_symlink()
         )
@@ -231,6 +264,10 @@ def _least_recent(entries: Sequence[StoredEntry]) -> list[StoredEntry]:
     return sorted(entries, key=lambda e: (min(e.used, now), e.title))
 
 
+def _all_folders(root: Path) -> list[Path]:
+    return [root / _ASSETS, root / ENVIRONMENTS, *_stage_folders(root)]
+
+
 def _stage_folders(root: Path) -> list[Path]:
     stages = root / "stages"
     found = stages.iterdir() if stages.is_dir() else ()
@@ -245,13 +282,13 @@ def entry_at(path: Path) -> StoredEntry:
     """
     used = path.stat().st_mtime
     files = [p.stat() for p in path.rglob("*") if p.is_file()]
-    manifest = path / MANIFEST
+    mark = _mark(path)
     return StoredEntry(
         stage=path.parent.name,
         name=path.name,
         path=path,
         n_bytes=sum(s.st_size for s in files),
-        made=manifest.stat().st_mtime if manifest.is_file() else used,
+        made=mark.stat().st_mtime if mark.is_file() else used,
         used=used,
     )
 

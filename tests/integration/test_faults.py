@@ -264,7 +264,7 @@ def test_a_disk_that_is_full_in_any_stage_is_one_sentence_and_nothing_is_lost(
     (sentence,) = [x for x in full.output.splitlines() if x.startswith("faqbench: ")]
     assert "the disk is full; free some space" in sentence and "Traceback" not in full.output
     assert [r.status for r in find_runs(workplace.runs)[0]] == ["failed"]
-    assert [damage for _, damage in find_damaged(cache) if damage is not None] == []
+    assert [damage for _, damage in find_damaged(list_entries(cache)) if damage is not None] == []
     filler.unlink()
     assert forks.run(workplace, *cell).wait() == 0
     assert_same(before, results(workplace.runs))

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from faqbench.records import find_dead_claims, find_runs
-from faqbench.stages import find_damaged
+from faqbench.stages import find_damaged, list_entries
 
 SWEEP = ["-m", "quant=rtn,awq"]
 
@@ -58,7 +58,7 @@ def assert_ended_by(process, number, workplace):
     records, damaged = find_runs(workplace.runs)
     assert damaged == [] and all(r.status == "finished" for r in records)
     cache = workplace.root / "cache"
-    assert [damage for _, damage in find_damaged(cache) if damage is not None] == []
+    assert [damage for _, damage in find_damaged(list_entries(cache)) if damage is not None] == []
     left = [p for folder in (workplace.runs, cache) for p in folder.rglob(".*")]
     assert [p for p in left if p.name not in (".trash", ".hydra")] == []
     claims = workplace.runs / "_sweeps" / "running"

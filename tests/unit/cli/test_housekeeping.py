@@ -1,5 +1,7 @@
 """ls, rm, cache and doctor, in this process, on toy runs and a toy cache."""
 
+import base64
+import hashlib
 import json
 import os
 import time
@@ -187,6 +189,56 @@ def test_cache_prune_removes_what_was_asked_for_and_no_asset(runs, cache, argume
     assert main(["cache", "prune", *arguments]) == (2 if n_left is None else 0)
     stages = [e.stage for e in list_entries(cache)]
     assert stages == ["assets"] + ["toy"] * (2 if n_left is None else n_left)
+
+
+@pytest.fixture
+def environment(cache):
+    """A virtual environment of another tool's, with one installed file."""
+    folder = cache / "environments" / ("e" * 32)
+    installed = folder / "lib" / "python3.11" / "site-packages"
+    (installed / "tool-1.0.dist-info").mkdir(parents=True)
+    (installed / "tool.py").write_text("quantize = None\n")
+    digest = hashlib.sha256((installed / "tool.py").read_bytes()).digest()
+    checksum = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    record = f"tool.py,sha256={checksum},16\ntool-1.0.dist-info/RECORD,,\n"
+    (installed / "tool-1.0.dist-info" / "RECORD").write_text(record)
+    (folder / "packages.txt").write_text("tool==1.0\n")
+    return folder
+
+
+def test_cache_ls_says_which_runs_another_tools_environment_made(
+    runs, cache, environment, toy_run, capsys
+):
+    toy_run("toy-tool-1", extra={"checkpoint": {"packages": ["tool==1.0"]}})
+    toy_run("toy-tool-2", extra={"checkpoint": {"packages": ["tool==2.0"]}})
+    assert main(["cache", "ls", "stage=environments"]) == 0
+    said = capsys.readouterr().out
+    assert "toy-tool-1" in said and "toy-tool-2" not in said
+    assert main(["cache", "prune", "unused=true"]) == 0
+    assert environment.is_dir()
+
+
+def test_cache_verify_reads_environments_against_the_checksums_of_pip(
+    runs, cache, environment, capsys
+):
+    assert main(["cache", "verify"]) == 0
+    (environment / "lib" / "python3.11" / "site-packages" / "tool.py").write_text("other\n")
+    assert main(["cache", "verify", "stage=environments"]) == 1
+    assert "tool.py does not match its checksum" in capsys.readouterr().out
+    (environment / "packages.txt").unlink()
+    assert main(["cache", "verify"]) == 1
+    assert "packages.txt is missing" in capsys.readouterr().out
+
+
+def test_cache_prune_removes_an_environment_that_no_cell_holds(runs, cache, environment, capsys):
+    with StageCache(cache) as stages:
+        assert stages.hold(environment)
+        assert main(["cache", "prune", "stage=environments", "max_gigabytes=0"]) == 0
+        assert "1 entry stayed: a running cell holds" in capsys.readouterr().out
+    assert main(["cache", "prune", "stage=environments", "max_gigabytes=0"]) == 0
+    assert not environment.exists()
+    with StageCache(cache) as stages:
+        assert not stages.hold(environment)
 
 
 def test_cache_prune_keeps_what_a_running_cell_holds(runs, cache, capsys):
