@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 from hydra.core.hydra_config import HydraConfig
 
 from faqbench.cli.attempt import attempt, attempt_in_a_process
-from faqbench.cli.checking import check_to_run, safe_dtypes
 from faqbench.cli.composing import (
     Request,
     all_overrides,
@@ -31,7 +30,16 @@ from faqbench.cli.composing import (
 )
 from faqbench.cli.conclusion import conclude, estimates_of, tell_progress
 from faqbench.cli.console import console_progress
-from faqbench.cli.launching import Sweep, check_launcher, launch, ready_hydra, run_search, show
+from faqbench.cli.launching import (
+    Sweep,
+    check_launcher,
+    check_to_run,
+    launch,
+    ready_hydra,
+    run_search,
+    safe_dtypes,
+    show,
+)
 from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.cli.workers import own_place
 from faqbench.config import Experiment, UserError, run_id

@@ -191,7 +191,7 @@ def _launchers() -> Iterator[Finding]:
 
 
 def _wandb() -> Iterator[Finding]:
-    from faqbench.tracking.credentials import has_credentials
+    from faqbench.tracking.wandb import has_credentials
 
     account = has_credentials()
     answers = _answers(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")

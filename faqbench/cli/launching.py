@@ -2,14 +2,15 @@
 
 What a launcher gets is what Hydra's own sweeper would give it: lists of overrides, from which it composes
 each cell again in its own process. How a sweep goes about its cells is told in
-`plugins/hydra_plugins/faqbench_sweeper.py`.
+`plugins/hydra_plugins/faqbench_sweeper.py`. Models and dtypes are checked, and told of, before the first
+cell starts.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,13 @@ from faqbench.cli.composing import VERSION_BASE, Cell, composer, conf_dir
 from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
+from faqbench.config.section import DType
+from faqbench.records import finished_record
 from faqbench.stages import hash_json
 
 if TYPE_CHECKING:
     from faqbench.pipeline.planning import Estimate
+
 
 Task = Callable[..., float]  # of a composed configuration
 _EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}
@@ -147,3 +151,73 @@ def ready_hydra() -> Any:
     made = GlobalHydra.instance().hydra
     assert made is not None
     return made
+
+
+def check_unfinished(experiments: Iterable[Experiment]) -> None:
+    """Check the models of cells that did not finish before; those that did need their models no more.
+
+    Raises:
+        UserError: all mistakes of all cells, each once.
+    """
+    from faqbench.pipeline import check_models
+
+    check_models([e for e in experiments if finished_record(e) is None])
+
+
+def check_to_run(experiments: Sequence[Experiment]) -> None:
+    """Check cells that are about to run: their models, and that those with terms of use were accepted.
+
+    Raises:
+        UserError: all mistakes of all cells, each once.
+    """
+    from faqbench.assets import check_packaged_terms
+
+    check_unfinished(experiments)
+    names = {e.model.asset: None for e in experiments if finished_record(e) is None}
+    for name in names:
+        if name is not None:
+            check_packaged_terms(name)
+
+
+def dtype_notes(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Yield a sentence on each dtype and device of the cells: why it is fast there, or how slow.
+
+    Raises:
+        UserError: for a dtype that a device of this machine does not have.
+    """
+    from faqbench.hardware import dtype_warning, fast_dtype, named_device
+
+    for name, dtype in _choices(experiments):
+        device = named_device(name)
+        fast = fast_dtype(device)
+        warning = dtype_warning(device, dtype) if _is_here(name) else None
+        if warning is not None:
+            yield warning
+        elif dtype == fast.dtype:
+            yield f"dtype={dtype} on {device}: {fast.reason}."
+        else:
+            yield f"dtype={dtype} on {device}, where dtype=auto means {fast.dtype}: {fast.reason}."
+
+
+def safe_dtypes(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Yield a sentence on each dtype that the hardware was not there, or not able, to be asked for."""
+    from faqbench.hardware import fast_dtype, named_device
+
+    for name, dtype in _choices(experiments):
+        fast = fast_dtype(named_device(name))
+        if dtype == fast.dtype and not fast.is_known:
+            yield f"dtype={dtype}: {fast.reason}."
+
+
+def _choices(experiments: Sequence[Experiment]) -> Sequence[tuple[str, DType]]:
+    return list(dict.fromkeys((e.device, e.dtype) for e in experiments))
+
+
+def _is_here(device: str) -> bool:
+    from faqbench.hardware import resolve_device
+
+    try:
+        resolve_device(device)
+    except UserError:
+        return False
+    return True

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from faqbench.cli.checking import check_unfinished, dtype_notes
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.conclusion import shortages
 from faqbench.cli.console import print_damaged, print_table
-from faqbench.cli.launching import check_launcher, in_order
+from faqbench.cli.launching import check_launcher, check_unfinished, dtype_notes, in_order
 from faqbench.cli.workers import kind_of, n_workers
 from faqbench.formatting import count, n_bytes, seconds
 from faqbench.report import reproductions

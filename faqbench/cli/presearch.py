@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from faqbench.cli.checking import dtype_notes
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.console import console_progress, print_table
+from faqbench.cli.launching import dtype_notes
 from faqbench.config import UserError
 from faqbench.statistics import percent_of_log
 from faqbench.tables import Table

@@ -24,10 +24,9 @@ from rich.console import Console
 from rich.text import Text
 
 from faqbench.cli.cells import run_cell, tidied
-from faqbench.cli.checking import safe_dtypes
 from faqbench.cli.composing import Cell
 from faqbench.cli.console import console_progress, print_text
-from faqbench.cli.launching import Sweep, check_launcher, launch
+from faqbench.cli.launching import Sweep, check_launcher, launch, safe_dtypes
 from faqbench.cli.question import Inquiry, read_inquiry
 from faqbench.cli.surroundings import current_verbosity
 from faqbench.cli.workers import kind_of, n_workers

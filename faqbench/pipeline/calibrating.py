@@ -1,7 +1,8 @@
-"""The cached stage that draws windows of tokens: a calibration set, and what it is compared with.
+"""The cached stages before the quantizers: windows of tokens are drawn, and observed in full precision.
 
-A `Draw` says what windows are drawn from and how; three are made of an experiment. Its key holds where the
-texts come from and not the texts, so a set that is there is found without reading a corpus.
+A `Draw` says what windows are drawn from and how; three are made of an experiment: a calibration set, and
+what it is compared with. Its key holds where the texts come from and not the texts, so a set that is there
+is found without reading a corpus.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ from faqbench.config.calibration import CalibrationSection, ScenarioSection, mat
 from faqbench.corpora import Part, corpus_source, read_corpus
 from faqbench.evaluation import protocol_tokens, resolve_protocol, text_source
 from faqbench.evaluation.texts import protocol_text
-from faqbench.models import check_ids, fingerprint_tokenizer, inspect_model
+from faqbench.models import LoadedModel, check_ids, fingerprint_tokenizer, inspect_model
 from faqbench.pipeline.cell import Cell, Fingerprints, Key
+from faqbench.pipeline.keys import statistics_key
+from faqbench.quantization import ActivationStore, observe
 from faqbench.stages import Progress, StageCache, library_version
 
 # What a scenario changes of the windows themselves; the rest chooses corpora and their number.
@@ -319,3 +322,46 @@ def calibration_warnings(cell: Cell) -> tuple[str, ...]:
 def _drawn(cell: Cell) -> CalibrationSet:
     found: CalibrationSet = cell.get("calibration")
     return found
+
+
+def build_statistics(cell: Cell, folder: Path) -> None:
+    """Observe the cell's model in full precision on its calibration set."""
+    calibration: CalibrationSet = cell.get("calibration")
+    _observe(cell.experiment, cell.model.start(), calibration, cell.progress, folder)
+
+
+def load_statistics(cell: Cell, folder: Path) -> ActivationStore:
+    """Open what the pass left behind."""
+    return ActivationStore(folder, cell.device)
+
+
+def activation_store(
+    experiment: Experiment,
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    cache: StageCache,
+    progress: Progress,
+) -> tuple[ActivationStore, bool]:
+    """Return the statistics of a calibration set of a model in hand, and whether they were cached."""
+    device = loaded.view.device
+    given = {"model": loaded.model_fingerprint, "calibration": calibration.fingerprint}
+    build = partial(_observe, experiment, loaded, calibration, progress)
+    entry = cache.get("statistics", statistics_key(experiment, given, device.type), build)
+    return ActivationStore(entry.path, device), entry.cached
+
+
+def _observe(
+    experiment: Experiment,
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    progress: Progress,
+    folder: Path,
+) -> None:
+    observe(
+        loaded,
+        calibration.tokens,
+        batch_size=experiment.calibration.batch_size,
+        select=experiment.calibration.tokens,
+        folder=folder,
+        progress=progress,
+    )

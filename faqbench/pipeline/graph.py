@@ -19,11 +19,11 @@ from faqbench.foreign import read_as
 from faqbench.hardware import named_device
 from faqbench.models import fingerprint_tokenizer, is_streamed, weights_source
 from faqbench.pipeline import bias, calibrating, evaluating, foreign, gates, keys, together
+from faqbench.pipeline.calibrating import build_statistics, load_statistics
 from faqbench.pipeline.cell import Cell, Key, Stage, fingerprints_in
 from faqbench.pipeline.cell_model import WeightFacts
-from faqbench.pipeline.leak_guard import build_overlap, load_overlap
+from faqbench.pipeline.gates import build_overlap, load_overlap
 from faqbench.pipeline.quantizing import DRAWN_MEANS, build_quantized, load_quantized
-from faqbench.pipeline.statistics import build_statistics, load_statistics
 from faqbench.quantization import may_observe_on_the_way, reads_store
 from faqbench.sources import large_files
 from faqbench.stages import StageCache, hash_file, hash_json, hash_text

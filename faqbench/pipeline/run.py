@@ -1,9 +1,14 @@
-"""Calibrate, quantize, evaluate, record: one straight line, with no branch on a method's name."""
+"""Calibrate, quantize, evaluate, record: one straight line, with no branch on a method's name.
+
+Before anything is computed, all is checked that a model's config and headers tell: of all cells of a sweep
+before the first one starts, and by `plan` (`check_models`), and by each cell again, since files change
+(`check_model`). A check that concerns the model alone belongs into `models.inspection`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -13,21 +18,27 @@ import pandas as pd
 import torch
 import yaml
 
-from faqbench.config import Experiment, run_id
+from faqbench.config import Experiment, UserError, run_id
+from faqbench.evaluation import check_context, resolve_protocol
 from faqbench.hardware import dtype_warning
-from faqbench.models import ModelHolder, streaming_note
+from faqbench.models import ModelHolder, check_rotation, inspect_model, is_streamed, streaming_note
 from faqbench.pipeline.calibrating import calibration_warnings, describe_calibration
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.cell_model import WeightFacts
-from faqbench.pipeline.checking import check_model
 from faqbench.pipeline.environment import PeakMemory, describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
-from faqbench.pipeline.foreign import describe_foreign
+from faqbench.pipeline.foreign import describe_foreign, driver_of
 from faqbench.pipeline.gates import Finished, check_gates
 from faqbench.pipeline.graph import hash_in, stages_of
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.pipeline.planning import Estimate, compare_with_plan
-from faqbench.quantization import QuantizedModel, describe_activations, fingerprint_codes
+from faqbench.quantization import (
+    QuantizedModel,
+    assign_grids,
+    check_correction,
+    describe_activations,
+    fingerprint_codes,
+)
 from faqbench.records import SCHEMA_VERSION, Gate, RunData, RunRecord, write_run
 from faqbench.sources import Facts, sources_of
 from faqbench.stages import Progress, StageCache
@@ -223,3 +234,47 @@ def _run_data(cell: Cell, evaluated: Evaluated, record: RunRecord) -> RunData:
         tokens=evaluated.tokens if is_kept else {},
         layers=pd.DataFrame([dataclasses.asdict(r) for r in reports]),
     )
+
+
+def check_models(experiments: Iterable[Experiment]) -> None:
+    """Check the models of several cells.
+
+    Raises:
+        UserError: all mistakes, each once.
+    """
+    mistakes: dict[str, None] = {}
+    for experiment in experiments:
+        try:
+            check_model(experiment)
+        except UserError as error:
+            mistakes[str(error)] = None
+    if mistakes:
+        raise UserError("\n  ".join(mistakes))
+
+
+def check_model(experiment: Experiment) -> None:
+    """Check a cell's model, and that the cell's settings fit it; a model that is not here yet passes.
+
+    Raises:
+        UserError: for a model that cannot be used, a group size that does not divide a linear's input, a
+            pattern that matches no linear, a correction or a rotation that does not suit the family,
+            a protocol of windows that are longer than the model's context, and a budget that no block fits.
+    """
+    architecture = inspect_model(experiment.model)
+    if architecture is None:
+        return
+    protocols = [resolve_protocol(name, experiment) for name in experiment.evaluation.protocols]
+    try:
+        if (
+            experiment.needs_calibration or not experiment.is_foreign
+        ):  # a checkpoint has its own grid
+            assign_grids(architecture, experiment.quant)
+        if experiment.is_foreign and experiment.needs_calibration:
+            driver_of(experiment)
+        check_correction(experiment.quant, architecture.roles)
+        check_rotation(architecture, experiment.quant)
+        is_streamed(experiment)
+        for protocol in protocols:
+            check_context(architecture.context, protocol.seq_len)
+    except UserError as error:
+        raise UserError(f"model={experiment.model.name}: {error}") from error

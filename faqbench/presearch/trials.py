@@ -28,9 +28,8 @@ from faqbench.config.presearch import GridSection
 from faqbench.evaluation import SCORER_VERSION, score_tokens
 from faqbench.hardware import resolve_device
 from faqbench.models import LoadedModel, budget_of, load_model
-from faqbench.pipeline.calibrating import calibration_set, selection_set
+from faqbench.pipeline.calibrating import activation_store, calibration_set, selection_set
 from faqbench.pipeline.keys import computed_on
-from faqbench.pipeline.statistics import activation_store
 from faqbench.quantization import (
     CODE_VERSION,
     ActivationStore,

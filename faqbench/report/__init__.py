@@ -8,13 +8,13 @@ writes `reports/<name>/`; the same runs give the same bytes. Reading path:
     evidence           window means and items of a run, read once, and the draws of earlier studies
     comparisons        paired differences, refused where the measured texts are not the same
     analysis           contests at equal settings, Holm's correction, who is best and who ties
-    verdicts, notes    the question, the answer in words, how it was measured
+    verdicts           the question and the answer in words
     published          what papers published, beside ours, with pass or fail
     result_tables, difference_tables, run_section       what is shown, as `faqbench.tables.Table`
-    figures/           one file per plot
-    content, layout    everything a report says, and on which page it stands
+    figures/           the plots
+    content, layout    everything a report says, how it was measured, and on which page it stands
     glance             the first screen: the verdict in a sentence, the best recipe per bit-width
-    writer, front      puts it together; the page that lists all reports
+    writer             puts it together; the page that lists all reports
 
 Two runs have a path of their own: `run_pair` (what differs), `pair_page` (for terminal and page). So has a
 decision of `faqbench settle`: `decisions`.

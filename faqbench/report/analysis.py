@@ -16,7 +16,7 @@ from faqbench.report import facts
 from faqbench.report.columns import Column, is_variant
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.panels import Panel
+from faqbench.report.panels import Panel, fits
 
 BEST, TIED = "best", "tied"
 
@@ -175,7 +175,7 @@ def _contests(panel: Panel, baseline: str | None) -> list[Contest]:
     for setting in settings:
         if any(_narrower(other, setting) for other in settings):
             continue
-        rows = sorted(i for s, found in settings.items() if _fits(s, setting) for i in found)
+        rows = sorted(i for s, found in settings.items() if fits(s, setting) for i in found)
         named = dict(zip(keys, setting, strict=True))
         contests.append(
             Contest(
@@ -187,12 +187,8 @@ def _contests(panel: Panel, baseline: str | None) -> list[Contest]:
     return contests
 
 
-def _fits(loose: tuple[str | None, ...], tight: tuple[str | None, ...]) -> bool:
-    return all(a is None or a == b for a, b in zip(loose, tight, strict=True))
-
-
 def _narrower(other: tuple[str | None, ...], setting: tuple[str | None, ...]) -> bool:
-    return other != setting and _fits(setting, other)
+    return other != setting and fits(setting, other)
 
 
 def _baseline_of(panel: Panel, rows: list[int], baseline: str | None) -> int | None:

@@ -19,7 +19,7 @@ from faqbench.report.columns import Column, Row, estimate_cell, is_variant, metr
 from faqbench.report.comparisons import Comparison, churn_of
 from faqbench.report.difference_tables import difference, difference_unit
 from faqbench.report.evidence import EvidenceStore
-from faqbench.report.figures.facets import key_words
+from faqbench.report.figures.drawing import key_words
 from faqbench.report.verdicts import measure
 from faqbench.tables import Cell, Heading, Table, text_cell
 

@@ -13,8 +13,8 @@ from faqbench.report.columns import estimate_cell
 from faqbench.report.difference_tables import difference, difference_decimals, difference_unit
 from faqbench.report.evidence import EvidenceStore, block_curves, linear_errors
 from faqbench.report.facts import repeat_command
-from faqbench.report.figures import depth, linears
-from faqbench.report.figures.drawing import Drawing, FigureContent, drawing_rules, finish
+from faqbench.report.figures import FIGURES, depth
+from faqbench.report.figures.drawing import FigureContent, drawing_rules, finish
 from faqbench.report.layout import GENERATOR, render
 from faqbench.report.run_pair import Delta, ErrorMove, RunPair
 from faqbench.tables import Table, text_table
@@ -163,12 +163,6 @@ def _figures(pair: RunPair, store: EvidenceStore) -> list[FigureContent]:
         ]
         if len(errors) == 2 and errors[0][1].keys() != errors[1][1].keys():
             errors = errors[1:]
-        drawings: list[tuple[str, str, Drawing | None]] = [
-            ("depth", depth.TITLE, depth.draw_curves(lines, "Both runs")),
-            (
-                "linears",
-                linears.TITLE,
-                linears.draw_maps(errors, "of each run") if errors else None,
-            ),
-        ]
-    return [finish(name, title, d) for name, title, d in drawings if d is not None]
+        maps = depth.draw_maps(errors, "of each run") if errors else None
+        drawn = {"depth": depth.draw_curves(lines, "Both runs"), "linears": maps}
+    return [finish(name, FIGURES[name][0], d) for name, d in drawn.items() if d is not None]

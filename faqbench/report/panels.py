@@ -9,7 +9,7 @@ contradict each other or say the same twice; `without_repeats` names both and ta
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from faqbench import formatting
 from faqbench.records import RunRecord
@@ -94,15 +94,7 @@ def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> P
         for first, prints in found[:1]
     ]
     shown_keys = _shown_keys(rows)
-    rows = [
-        Row(
-            method=r.method,
-            keys=r.keys,
-            runs=r.runs,
-            shown={k: r.keys[k] for k in shown_keys if k in r.keys},
-        )
-        for r in rows
-    ]
+    rows = [replace(r, shown={k: r.keys[k] for k in shown_keys if k in r.keys}) for r in rows]
     rows.sort(
         key=lambda r: (
             not r.is_baseline,
@@ -164,3 +156,8 @@ def _peers(rows: Sequence[Row], key: str) -> list[list[Row]]:
 
 def _differs(rows: Sequence[Row], key: str) -> bool:
     return len({row.keys.get(key) for row in rows}) > 1
+
+
+def fits(loose: tuple[str | None, ...], tight: tuple[str | None, ...]) -> bool:
+    """Whether a row with these values takes part in a setting; None is a key that does not touch it."""
+    return all(a is None or a == b for a, b in zip(loose, tight, strict=True))

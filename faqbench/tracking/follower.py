@@ -23,8 +23,7 @@ from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import read_run
-from faqbench.tracking.handover import SECONDS_TO_ANSWER
-from faqbench.tracking.tracker import OpenRun, Tracker
+from faqbench.tracking.tracker import SECONDS_TO_ANSWER, OpenRun, Tracker
 from faqbench.tracking.view import RunHead, head_of, samples_of, view_of
 
 _LOOK_SECONDS = 0.5

@@ -36,9 +36,8 @@ from faqbench.interrupts import raise_if_interrupted
 from faqbench.records import read_run
 from faqbench.stages import Progress
 from faqbench.stages.progress import Advance
-from faqbench.tracking.handover import SECONDS_TO_ANSWER, followed_by
 from faqbench.tracking.samples import End, ProgressWriter, Sample
-from faqbench.tracking.tracker import Tracker
+from faqbench.tracking.tracker import SECONDS_TO_ANSWER, Tracker, followed_by
 
 _log = logging.getLogger("faqbench")
 _SHORTEST_INTERVAL = 2.0

@@ -1,4 +1,7 @@
-"""One tracker for every service, in which what goes wrong is one warning and no more; one for none."""
+"""One tracker for every service, in which what goes wrong is one warning and no more; one for none.
+
+A cell that runs in this context may be followed: then its record is handed over and not shown twice.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -13,7 +17,6 @@ from typing import Any, Protocol, cast
 from faqbench.config.experiment import TrackingSection
 from faqbench.interrupts import must_pass, raise_if_interrupted
 from faqbench.records import RunData
-from faqbench.tracking.handover import hand_over
 from faqbench.tracking.samples import Sample
 from faqbench.tracking.view import RunHead, RunView, head_of, samples_of, view_of
 
@@ -181,3 +184,35 @@ class NoTracker:
     ) -> bool:
         """See `Tracker.show_points`."""
         return False
+
+
+SECONDS_TO_ANSWER = 120  # that a follower gives its service, before the system ends it
+
+
+class Follower(Protocol):
+    """A process that shows a cell while it runs."""
+
+    run_id: str
+
+    def finish(self) -> bool:
+        """Let it show the record that now lies in `runs/`; False when it has died."""
+        ...
+
+
+_current: ContextVar[Follower | None] = ContextVar("follower", default=None)
+
+
+@contextmanager
+def followed_by(follower: Follower | None) -> Iterator[None]:
+    """Say inside this block who follows the cell."""
+    token = _current.set(follower)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def hand_over(run_id: str) -> bool:
+    """Give a run that ended to its follower; False when nobody follows it."""
+    follower = _current.get()
+    return follower is not None and follower.run_id == run_id and follower.finish()

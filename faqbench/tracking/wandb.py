@@ -13,12 +13,19 @@ Steps are numbered by what they hold: samples first, then blocks, then tables. S
 adds nothing to its history. A failed cell's run is finished with exit code 1. Mode `auto` is online
 where credentials are configured and offline elsewhere; offline runs lie in `<runs>/wandb/` and
 `wandb sync` uploads them later, under the same id. A server that does not answer makes a run offline.
+
+Whether W&B has credentials here is found without a network call, a prompt or W&B itself. It looks for a
+key in WANDB_API_KEY, then in the netrc file; WANDB_IDENTITY_TOKEN_FILE and a settings file can take their
+place. No key is ever read into a variable that could be logged.
 """
 
 from __future__ import annotations
 
+import configparser
+import contextlib
 import hashlib
 import logging
+import netrc
 import os
 import re
 import shutil
@@ -29,12 +36,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pandas as pd
 from filelock import FileLock
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.tracking.credentials import has_credentials
 from faqbench.tracking.samples import Sample
 from faqbench.tracking.view import RunHead, RunView
 
@@ -305,3 +312,38 @@ def _answers(base_url: str) -> bool:
     except OSError:
         return False
     return True
+
+
+_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")
+_KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+
+
+def has_credentials() -> bool:
+    """Return whether W&B would find credentials without asking."""
+    if any(os.environ.get(name) for name in _KEY_VARIABLES):
+        return True
+    hosts = {*_HOSTS, *_own_hosts()}
+    for path in _netrc_files():
+        try:
+            entries = netrc.netrc(path)
+        except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+            continue
+        if any(host in entries.hosts for host in hosts):
+            return True
+    return False
+
+
+def _own_hosts() -> set[str]:
+    """Return the hosts of a self-hosted W&B that the environment or W&B's settings file names."""
+    folder = os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb"
+    settings = configparser.ConfigParser(interpolation=None)
+    with contextlib.suppress(OSError, configparser.Error, UnicodeDecodeError):
+        settings.read(Path(folder) / "settings")
+    urls = [os.environ.get("WANDB_BASE_URL", "")]
+    urls += [settings[section].get("base_url", "") for section in settings.sections()]
+    return {urlsplit(url).netloc for url in urls} - {""}
+
+
+def _netrc_files() -> list[Path]:
+    chosen, home = os.environ.get("NETRC"), Path.home()
+    return [Path(chosen or home / name).expanduser() for name in (".netrc", "_netrc")]

@@ -11,7 +11,7 @@ from typing import Any
 
 from faqbench.config import UserError
 from faqbench.report import Answer
-from faqbench.tracking.credentials import has_credentials
+from faqbench.tracking.wandb import has_credentials
 
 _LONGEST_TITLE = 128
 _PLOTS = ("plots/differences", "plots/depth", "plots/linears", "plots/exponents")

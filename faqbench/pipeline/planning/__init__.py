@@ -4,19 +4,23 @@ Where each part lives:
 
     rate.py        the sizes of a model, from its configuration, and how fast this machine is, measured
     estimates.py   seconds, memory and disk, from earlier records, or from the model's shape and the rate
-    plan.py        all of it together for the cells of a sweep; fetching packaged assets at once
-    outcome.py     the records that say what stages cost, and an estimate against what then happened
+    plan.py        all of it together for the cells of a sweep, from the records that say what stages cost;
+                   fetching packaged assets at once; an estimate against what then happened
 """
 
 from faqbench.pipeline.planning.estimates import Estimator
-from faqbench.pipeline.planning.outcome import (
+from faqbench.pipeline.planning.plan import (
     Estimate,
+    Plan,
+    PlannedCell,
+    PlannedStage,
     compare_with_plan,
     earlier_records,
+    fetch_assets,
+    make_plan,
     seconds_left,
     total_error,
 )
-from faqbench.pipeline.planning.plan import Plan, PlannedCell, PlannedStage, fetch_assets, make_plan
 
 __all__ = [
     "Estimate",

@@ -1,57 +1,58 @@
-"""The plots of a report: one file each, one line in `FIGURES` each.
+"""The plots of a report: each a function of a module here, and a line in `FIGURES`.
 
-Contract. A module `faqbench.report.figures.<name>` has
+A module `faqbench.report.figures.<module>` has, for each of its plots,
 
-    TITLE: str                                          the figure's heading
-    draw(analysis: Analysis, store: EvidenceStore) -> Drawing | None
+    draw_<name>(analysis: Analysis, store: EvidenceStore) -> Drawing | None
 
-and returns None when the runs have nothing for it to show. To add a plot: write that file with the
-colours, markers and sizes of `style`, put its name into `FIGURES`, and name in `Drawing.header` and
-`rows` the numbers that it shows, since every figure carries its data as a table.
+and returns None when the runs have nothing for it to show. To add a plot: write that function with the
+colours, markers and sizes of `style`, put its name, heading and module into `FIGURES`, and name in
+`Drawing.header` and `rows` the numbers that it shows, since every figure carries its data as a table.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import cast
 
 from faqbench.forked import in_forks
 from faqbench.report.analysis import Analysis
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures.drawing import Drawing, FigureContent, drawing_rules, finish
 
-FIGURES = (
-    "glance",
-    "what_to_use",
-    "perplexity",
-    "accuracy",
-    "differences",
-    "pareto",
-    "bias",
-    "draws",
-    "fidelity",
-    "surface",
-    "depth",
-    "linears",
-    "exponents",
-    "cost",
-)
+# name -> (heading, module), in the order of the page
+FIGURES: Mapping[str, tuple[str, str]] = {
+    "glance": ("Differences from the baseline", "glance"),
+    "what_to_use": ("What to use", "pareto"),
+    "perplexity": ("Perplexity by method and bits", "estimates"),
+    "accuracy": ("Accuracy by method and bits", "estimates"),
+    "differences": ("Forest plot of the paired differences", "differences"),
+    "pareto": ("Quality against bits per weight", "pareto"),
+    "bias": ("Quality against bias distance", "bias"),
+    "draws": ("Spread over calibration draws", "draws"),
+    "fidelity": ("Fidelity to full precision by method and bits", "estimates"),
+    "surface": ("Window and gamma of the preview", "exponents"),
+    "depth": ("Error growth over depth", "depth"),
+    "linears": ("Error of every linear", "depth"),
+    "exponents": ("Exponents and scales that the search chose", "exponents"),
+    "cost": ("Cost by method", "cost"),
+}
+Draw = Callable[[Analysis, EvidenceStore], Drawing | None]
 
 
 def draw_figures(
-    analysis: Analysis, store: EvidenceStore, names: Sequence[str] = FIGURES
+    analysis: Analysis, store: EvidenceStore, names: Iterable[str] = FIGURES
 ) -> Iterator[tuple[str, str, Drawing]]:
     """Yield (name, title, drawing) of every plot that has something to show for a panel."""
     for name in names:
-        module = importlib.import_module(f"faqbench.report.figures.{name}")
-        draw = cast("Callable[[Analysis, EvidenceStore], Drawing | None]", module.draw)
+        title, module = FIGURES[name]
+        place = importlib.import_module(f"faqbench.report.figures.{module}")
+        draw: Draw = getattr(place, f"draw_{name}")
         with drawing_rules():
             drawing = draw(analysis, store)
         if drawing is not None:
-            yield name, str(module.TITLE), drawing
+            yield name, title, drawing
 
 
 @contextmanager

@@ -14,14 +14,12 @@ from faqbench.report.analysis import Analysis
 from faqbench.report.columns import Column, Row, metric_scale, metric_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import estimates, style
-from faqbench.report.figures.drawing import Drawing
-from faqbench.report.figures.facets import how_many
+from faqbench.report.figures.drawing import Drawing, how_many
 from faqbench.report.panels import Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Quality against bias distance"
 _MOST_BITS = 3
 _MOST_DOTS = (
     900  # beyond, the dots of a map hide each other, and weigh more than the rest of the page
@@ -52,7 +50,7 @@ class Point:
         return self.tokens if kind == "tokens" else self.activations
 
 
-def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw a dot per run, by the distance of its tokens and by the shift of its activations."""
     panel = analysis.panel
     column = next(iter(panel.columns), None)

@@ -7,14 +7,12 @@ from faqbench.report.analysis import Analysis
 from faqbench.report.columns import Row
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
-from faqbench.report.figures.drawing import Drawing
-from faqbench.report.figures.facets import how_many, row_label
+from faqbench.report.figures.drawing import Drawing, how_many, row_label
 
-TITLE = "Cost by method"
 _MOST_ROWS = 24
 
 
-def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+def draw_cost(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw one bar per row, its stages stacked; means over calibration draws."""
     there = analysis.panel.rows
     rows = there[:_MOST_ROWS]

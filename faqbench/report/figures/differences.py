@@ -12,19 +12,17 @@ from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
-from faqbench.report.figures.drawing import Drawing
-from faqbench.report.figures.facets import how_many, setting_label
+from faqbench.report.figures.drawing import Drawing, how_many, setting_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Forest plot of the paired differences"
 _MOST_ROWS = 48
 _FAR = 25.0
 _Pair = tuple[Contest, Comparison]
 
 
-def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+def draw_differences(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw one dot and interval per comparison, filled where it stands after Holm's correction."""
     there = [(k, c) for k, c in analysis.main.comparisons if not c.refused and math.isfinite(c.low)]
     pairs = _worth_drawing(there)

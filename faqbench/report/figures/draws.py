@@ -12,17 +12,15 @@ from faqbench.report.analysis import Analysis
 from faqbench.report.columns import Column, Row, estimate_cell, metric_scale
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
-from faqbench.report.figures.drawing import Drawing
-from faqbench.report.figures.facets import row_label
+from faqbench.report.figures.drawing import Drawing, row_label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Spread over calibration draws"
 _MOST_ROWS = 30
 
 
-def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+def draw_draws(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw a row of dots per method and setting, perplexity and accuracy beside each other."""
     panel = analysis.panel
     columns = panel.of_kind("perplexity")[:1] + (panel.of_kind("mean_acc", "acc")[-1:])

@@ -1,21 +1,23 @@
-"""Shared by the plots of single values: one set of axes per column and setting.
+"""Values by method and bits: perplexities (never mixed), accuracies, and fidelity to full precision.
 
-With one bit-width the rows are methods and full precision is a vertical line; a line through single
-points would suggest a course that nobody measured. With several, bits are on the x axis and each
-method is a line.
+There is one set of axes per column and setting. With one bit-width the rows are methods and full precision
+is a vertical line; a line through single points would suggest a course that nobody measured. With several,
+bits are on the x axis and each method is a line.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from faqbench import formatting
+from faqbench.report.analysis import Analysis
 from faqbench.report.columns import Column, Estimate, Row, estimate_cell, metric_scale, metric_unit
+from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
-from faqbench.report.figures.drawing import Drawing
-from faqbench.report.figures.facets import Facet, facets, how_many
+from faqbench.report.figures.drawing import Drawing, Facet, facets, how_many
 from faqbench.report.panels import Panel
 
 if TYPE_CHECKING:
@@ -30,6 +32,35 @@ MOST_DRAWN = (
 _MOST_AXES = 8
 _MOST_ROWS = 40
 _MOST_LINES = 10
+
+
+def draw_perplexity(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+    """Draw one set of axes per protocol and setting."""
+    drawing = draw_estimates(analysis.panel, analysis.panel.of_kind("perplexity"))
+    return drawing and replace(drawing, caption=f"Lower is better. {drawing.caption}")
+
+
+def draw_accuracy(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+    """Draw one set of axes per task; of several settings, the mean over tasks alone."""
+    panel = analysis.panel
+    means = panel.of_kind("mean_acc")
+    columns = means if means and len(facets(panel)) > 1 else panel.of_kind("acc", "mean_acc")
+    drawing = draw_estimates(panel, columns)
+    return drawing and replace(drawing, caption=f"Higher is better. {drawing.caption}")
+
+
+def draw_fidelity(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+    """Draw one set of axes per protocol and measure; of several settings, the divergence alone."""
+    panel = analysis.panel
+    several = len(facets(panel)) > 1
+    columns = [c for c in panel.fidelity if c.kind == "kl" or not several]
+    drawing = draw_estimates(panel, columns)
+    caption = (
+        "On the same tokens as full precision: KL is the mean divergence of the next token's "
+        "distribution, lower is better; top-1 is how often the likeliest token is the same, "
+        "higher is better. "
+    )
+    return drawing and replace(drawing, caption=caption + drawing.caption)
 
 
 def draw_estimates(panel: Panel, columns: Sequence[Column]) -> Drawing | None:

@@ -13,21 +13,19 @@ from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference, difference_unit, in_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
-from faqbench.report.figures.drawing import Drawing
-from faqbench.report.figures.facets import how_many
+from faqbench.report.figures.drawing import Drawing, how_many
 from faqbench.report.glance import telling_pairs, widths_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TITLE = "Differences from the baseline"
 _MOST_METHODS = 12
 _MOST_WIDTHS = 3
 _FAR = 25.0  # a failure further away is an arrow, so that it does not flatten the rest
 _Series = dict[str, list[Comparison]]
 
 
-def draw(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
+def draw_glance(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw a row per method, with an interval for each setting."""
     pairs = [(k, c) for k, c in telling_pairs(analysis) if math.isfinite(c.low)]
     by_widths: dict[str, _Series] = {}

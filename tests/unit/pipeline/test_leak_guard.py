@@ -68,7 +68,7 @@ def test_a_tasks_passages_that_are_calibrated_on_are_refused_too(run, leaked, mo
         asked.append((name, experiment.n_documents()))
         return [shared, "is it so"]
 
-    monkeypatch.setattr("faqbench.pipeline.leak_guard.task_passages", passages)
+    monkeypatch.setattr("faqbench.pipeline.gates.task_passages", passages)
     tasks = ("evaluation.protocols=[]", "evaluation.tasks=[boolq_validation]", "limit=5")
     with pytest.raises(UserError, match="'boolq_validation' shares 1 of its 1 passages"):
         run("quant=awq", *leaked, *tasks)

@@ -13,8 +13,8 @@ from faqbench.config import UserError
 from faqbench.evaluation import harness
 from faqbench.models import Model
 from faqbench.pipeline import keys, quantizing, together
-from faqbench.pipeline.checking import check_model
 from faqbench.pipeline.planning import make_plan
+from faqbench.pipeline.run import check_model
 from faqbench.quantization import walk as quantizing_walk
 from faqbench.stages import PlainProgress, StageCache
 

@@ -17,8 +17,7 @@ from faqbench.corpora import part_of
 from faqbench.evaluation import score_tokens
 from faqbench.hardware import resolve_device
 from faqbench.models import load_model
-from faqbench.pipeline.calibrating import calibration_set, selection_set
-from faqbench.pipeline.statistics import activation_store
+from faqbench.pipeline.calibrating import activation_store, calibration_set, selection_set
 from faqbench.presearch import search, write_search
 from faqbench.presearch.search import evidence_json, preset_yaml, trials_csv
 from faqbench.quantization import Calibration, QuantizedTensors, assign_grids, quantize_model

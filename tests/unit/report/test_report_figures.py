@@ -9,8 +9,7 @@ from faqbench.records import find_runs
 from faqbench.report.analysis import analyse
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import FIGURES, draw_figures, style
-from faqbench.report.figures.drawing import to_inline, to_png, to_svg
-from faqbench.report.figures.facets import facets, representatives
+from faqbench.report.figures.drawing import facets, representatives, to_inline, to_png, to_svg
 from faqbench.report.panels import build_panels
 
 

@@ -19,8 +19,7 @@ import faqbench.tracking.wandb
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import SCHEMA_VERSION, Gate, Metric, RunData, RunRecord, StageTiming
 from faqbench.tracking import NoTracker, Tracker, tracker
-from faqbench.tracking.credentials import has_credentials
-from faqbench.tracking.wandb import resolve_mode, stable_id
+from faqbench.tracking.wandb import has_credentials, resolve_mode, stable_id
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 

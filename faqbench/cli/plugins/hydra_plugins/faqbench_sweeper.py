@@ -20,11 +20,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from faqbench.cli.attempt import record_failure
-from faqbench.cli.checking import check_to_run
 from faqbench.cli.composing import Cell
 from faqbench.cli.conclusion import estimates_of
 from faqbench.cli.console import console_progress
-from faqbench.cli.launching import Sweep, in_order, sentence, why_no_record
+from faqbench.cli.launching import Sweep, check_to_run, in_order, sentence, why_no_record
 from faqbench.cli.workers import kind_of, n_workers
 from faqbench.config import UserError, run_id
 from faqbench.interrupts import must_pass
