@@ -1,9 +1,10 @@
 """Compact runs: small enough to be committed, whole enough for every table, plot and paired test.
 
 A compact run has the means over each window in the place of tokens, which is all that pairing reads, its
-linears' numbers in float32, and a record without the keys of the cache's stages. `config.yaml` is left
-out: a record holds the same configuration. Compact runs lie together in a pack, see `packed.py`. A report
-made from them is the same from every clone, and compacting twice changes nothing.
+linears' numbers in float32, and a record without the keys of the cache's stages and without where on its
+machine runs and reports lay. `config.yaml` is left out: a record holds the same configuration. Compact
+runs lie together in a pack, see `packed.py`. A report made from them is the same from every clone, and
+compacting twice changes nothing.
 """
 
 from __future__ import annotations
@@ -33,12 +34,20 @@ def compact_run(data: RunData) -> RunData:
 
     extra = {k: v for k, v in data.record.extra.items() if k not in _DROPPED}
     means = {n: a.mean(axis=1, dtype=np.float64)[:, None] for n, a in data.tokens.items()}
+    config = dict(data.record.config)
+    if "paths" in config:
+        config["paths"] = {k: _of_no_machine(v) for k, v in config["paths"].items()}
     return RunData(
-        record=dataclasses.replace(data.record, extra=extra),
+        record=dataclasses.replace(data.record, extra=extra, config=config),
         items=data.items,
         tokens=means,
         layers=_float32(data.layers),
     )
+
+
+def _of_no_machine(path: str) -> str:
+    """Return the last part of an absolute path, and any other as it is."""
+    return Path(path).name if Path(path).is_absolute() else path
 
 
 def write_pack(runs: Path, new: Iterable[RunData]) -> Path:

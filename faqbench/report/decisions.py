@@ -24,7 +24,7 @@ from faqbench.tables import text_table, to_csv
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_UNITS = {"ratio": " %", "points": " points", "nats": " nats"}
+_UNITS = {"ratio": "\N{NO-BREAK SPACE}%", "points": " points", "nats": " nats"}
 _HEADS = (
     "difference",
     "with its interval",
@@ -162,7 +162,9 @@ def _plot(axes: Axes, contest: ContestOfDecision, decision: Decision) -> None:
     axes.vlines(places, low, high, color=paint, linewidth=1.6)
     axes.plot(places, middle, "o", color=paint, markersize=4)
     widest = max(max(map(abs, (*low[-1:], *high[-1:], *middle))) * 3, 1e-9)
-    axes.set_ylim(max(min(low), -widest), min(max(high), widest))
+    bottom, top = min(max(min(low), -widest), 0.0), max(min(max(high), widest), 0.0)
+    space = 0.06 * (top - bottom)
+    axes.set_ylim(bottom - space, top + space)
     every = max(1, math.ceil(len(looks) / 12))
     axes.set_xticks(places[::every], [_tick(looks, i) for i in places[::every]])
     axes.set_title(style.label(f"{contest.a} - {contest.b}: {_WHY[contest.verdict]}", 60))

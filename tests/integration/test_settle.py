@@ -1,7 +1,12 @@
-"""Questions settled on tiny cells, from the command line to the decision."""
+"""Questions settled on tiny cells, from the command line to the decision, and by the committed runs."""
 
+import math
 import os
+import shutil
 import signal
+from pathlib import Path
+
+import pytest
 
 import faqbench.pipeline
 from faqbench.cli import main
@@ -61,3 +66,25 @@ def test_a_failed_cell_leaves_the_question_open(workplace, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert "failed: there is no such thing." in err and "the question stays open" in err
     assert find_decisions(workplace.runs) == ([], [])
+
+
+SETTLED = Path(__file__).parents[2] / "runs" / "settled"
+
+
+@pytest.mark.parametrize(
+    "committed", find_decisions(SETTLED)[0], ids=lambda d: d.question.replace(" ", "")
+)
+def test_a_committed_decision_is_what_its_committed_runs_give(committed, tmp_path, monkeypatch):
+    def runs(*_, **__):
+        raise AssertionError("a draw is missing")
+
+    monkeypatch.setattr(faqbench.pipeline, "run", runs)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(SETTLED / "_pack", tmp_path / "runs" / "_pack")
+    percent = f"{100 * math.expm1(committed.margin):g}%"
+    keys = [f"metric={committed.task}", f"margin={percent}", f"max_draws={committed.max_draws}"]
+    asked = ["settle", committed.question, *keys, *committed.settings, "tracking=none"]
+    assert main(asked) == 0
+    ((again,), _) = find_decisions(tmp_path / "runs")
+    assert again.name == committed.name and again.answer == committed.answer
+    assert again.contests == committed.contests

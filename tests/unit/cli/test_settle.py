@@ -110,12 +110,15 @@ def test_a_reverse_difference_answers_no(toy):
 def test_arms_within_the_margin_are_equivalent(toy):
     decision = toy("faq < awq", "margin=2%", faq=(0, 0.001, 0.001, 50), awq=(0, 0.001, 0.001, 50))
     assert decision.contests[0].verdict == "equivalent" and decision.best is None
-    assert decision.is_over and "equal within ±2.00 %" in decision.answer
+    assert decision.is_over and "equal within ±2.00\N{NO-BREAK SPACE}%" in decision.answer
 
 
 def test_a_difference_below_the_margin_is_one_that_is_small(toy):
     decision = toy("faq < awq", "margin=9%", faq=(-0.05, 1e-3, 1e-3, 50), awq=(0, 1e-3, 1e-3, 50))
-    assert "better than awq, though by less than the margin of ±9.00 %" in decision.answer
+    assert (
+        "better than awq, though by less than the margin of ±9.00\N{NO-BREAK SPACE}%"
+        in decision.answer
+    )
 
 
 def test_the_budget_ends_an_open_question_and_a_larger_one_goes_on(toy):

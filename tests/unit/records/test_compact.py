@@ -73,6 +73,14 @@ def test_compacting_twice_changes_no_byte(whole, tmp_path):
     assert first == second and len(first) == 4
 
 
+def test_a_compact_run_does_not_tell_where_its_machine_kept_runs(whole, tmp_path):
+    places = {"runs": "/home/ann/runs", "reports": "out/reports"}
+    config = {**whole.record.config, "paths": places}
+    there = dataclasses.replace(whole, record=dataclasses.replace(whole.record, config=config))
+    found = read_run(packed(tmp_path / "c", there)).record.config["paths"]
+    assert found == {"runs": "runs", "reports": "out/reports"}
+
+
 def test_a_packed_run_is_a_fraction_of_the_whole_one(whole, tmp_path):
     small = sum(map(len, contents(packed(tmp_path / "c", whole).parent / "_pack").values()))
     assert small < 10_000
