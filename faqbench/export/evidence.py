@@ -35,7 +35,7 @@ _PROMPTS = (
     "Once upon a time there was a king who had three",
 )
 _N_POSITIONS = 4
-_MOST_TOKENS = 8_192  # of each protocol: half a minute for a small model on two cores
+_MOST_TOKENS = 4_096  # of each protocol: a quarter of a minute for a small model on two cores
 
 
 @torch.no_grad()

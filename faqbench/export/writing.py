@@ -40,6 +40,7 @@ from faqbench.export.card import model_card
 from faqbench.export.evidence import hash_weight, probe, prompt_evidence, protocol_evidence
 from faqbench.export.fold import Part, StoredModel, stored_weight
 from faqbench.files import explain_os_error, open_to_readers
+from faqbench.garbage import give_back
 from faqbench.hardware import resolve_device
 from faqbench.models import budget_of, load_model, pinned
 from faqbench.models.sources import checkpoint_folder
@@ -221,14 +222,16 @@ def _measured(
             "the cell again, with rerun=true, and export that."
         )
     loaded.view.empty()
+    give_back()
     base = loaded.view.tensors
     quantized = QuantizedTensors(base, StoredLinears(request.codes, device))
     measured = loaded.view.view(tensors=quantized, dtypes=dtypes)
     evidence = prompt_evidence(measured, loaded.tokenizer, experiment)
+    measured.empty()
+    give_back()
     evidence |= protocol_evidence(
         request.scores, record.fingerprints, loaded.tokenizer, experiment, progress
     )
-    measured.empty()
     module = measured.module
     module.config.dtype = dtypes[1]
     model = StoredModel(
@@ -316,8 +319,10 @@ def _write_weights(
             if isinstance(part, QuantizedLinear):
                 weight = stored_weight(part)
                 hashes[name] = hash_weight(weight)
-                signs = evidence.setdefault(f"probe/{weight.shape[1]}", probe(weight.shape[1]))
-                evidence[f"probed/{name}"] = weight @ signs.float()
+                width = f"probe/{weight.shape[1]}"
+                if width not in evidence:
+                    evidence[width] = probe(weight.shape[1])
+                evidence[f"probed/{name}"] = weight @ evidence[width].float()
             advance()
         sink.close()
     return sizes, hashes
