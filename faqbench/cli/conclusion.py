@@ -79,12 +79,15 @@ def shortages(plan: Plan, root: Path, n_workers: int) -> list[str]:
     found = []
     place = next(p for p in (root, *root.parents) if p.exists())
     free, memory = shutil.disk_usage(place).free, psutil.virtual_memory().total
-    if plan.n_bytes > free:
-        found.append(
-            f"These cells leave about {n_bytes(plan.n_bytes)} in the cache, and the disk of {root} has "
-            f"{n_bytes(free)} free: free some space, or set FAQBENCH_CACHE to a folder of another disk."
-        )
     needed, n_at_once = plan.peak_memory_bytes, max(1, min(n_workers, len(plan.cells)))
+    scratch = n_at_once * plan.scratch_bytes
+    if plan.n_bytes + scratch > free:
+        meanwhile = f" and take {n_bytes(scratch)} for hidden states meanwhile" if scratch else ""
+        found.append(
+            f"These cells leave about {n_bytes(plan.n_bytes)} in the cache{meanwhile}, and the disk of "
+            f"{root} has {n_bytes(free)} free: free some space, or set FAQBENCH_CACHE to a folder of "
+            "another disk."
+        )
     if needed * n_at_once > memory:
         each = f" in each of {n_at_once} processes" if n_at_once > 1 else ""
         found.append(

@@ -136,10 +136,11 @@ def streaming_note(experiment: Experiment) -> str | None:
     )
 
 
-def streamed_bytes(experiment: Experiment) -> int | None:
-    """Return about the most that a streamed model takes at once; None for one that is not streamed.
+def streamed_bytes(experiment: Experiment) -> tuple[int, int] | None:
+    """Return about the most that a streamed model takes at once, and its hidden states beside it, at most.
 
-    Beside a block, and the next one where there is room, there is the output head as it is evaluated.
+    None for one that is not streamed. Beside a block, and the next one where there is room, there is the
+    output head as it is evaluated.
     """
     architecture = inspect_model(experiment.model)
     if architecture is None or not is_streamed(experiment):
@@ -150,7 +151,8 @@ def streamed_bytes(experiment: Experiment) -> int | None:
     working = working_bytes(architecture, dtype)
     room = budget_of(experiment.memory, named_device(experiment.device)).room(architecture, dtype)
     working += _block_bytes(architecture, dtype) * room.reads_ahead
-    return max(working, head * evaluated)
+    assert room.hidden_bytes is not None, "a budget is a number"
+    return max(working, head * evaluated), room.hidden_bytes
 
 
 def budget_of(section: MemorySection, device: torch.device) -> Budget:

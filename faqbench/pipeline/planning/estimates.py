@@ -150,15 +150,18 @@ class Estimator:
         imports = _IMPORTING + (_IMPORTING_TASKS if has_tasks else 0.0)
         return self._rate.python_seconds * imports + loading
 
-    def peak_memory_bytes(self, config: Mapping[str, Any], streamed: int | None = None) -> int:
+    def peak_memory_bytes(
+        self, config: Mapping[str, Any], streamed: tuple[int, int] | None = None
+    ) -> int:
         """Return the most memory that a cell holds at once.
 
         Args:
             config: the cell's, as records hold it.
-            streamed: what its model takes where it is read block by block.
+            streamed: `streamed_bytes` of its model where it is read block by block.
         """
         if streamed is not None:
-            return _PROCESS_BYTES + streamed + self._stream_bytes(config)
+            model, room = streamed
+            return _PROCESS_BYTES + model + min(self._waiting_bytes(config), room)
         method = str(config["quant"]["name"])
         peaks = self._peaks.get(method) or [p for all_of in self._peaks.values() for p in all_of]
         if peaks:
@@ -172,6 +175,28 @@ class Estimator:
             + 3 * 4 * self._shape.n_gram_elements
             + _LOGITS_BYTES
         )
+
+    def scratch_bytes(
+        self, config: Mapping[str, Any], streamed: tuple[int, int] | None = None
+    ) -> int:
+        """Return what hidden states take on disk meanwhile; arguments as for `peak_memory_bytes`."""
+        if streamed is None or (waiting := self._waiting_bytes(config)) <= streamed[1]:
+            return 0
+        return waiting
+
+    def _waiting_bytes(self, config: Mapping[str, Any]) -> int:
+        """Return what hidden states that wait between two blocks take: of streams, or of an evaluation."""
+        if self._shape is None:
+            return 0
+        evaluation = config["evaluation"]
+        n_tokens = sum(_work("perplexity", p, config) * _window(p) for p in evaluation["protocols"])
+        n_models = 2 if evaluation["kl"] and config["quant"]["round"] != "none" else 1
+        scored = n_models * n_tokens
+        scored += sum(
+            _work("tasks", t, config) * _tokens_per_document(t, config) for t in evaluation["tasks"]
+        )
+        n_bytes = getattr(torch, self._dtype).itemsize
+        return max(self._stream_bytes(config), int(n_bytes * scored * self._shape.hidden_size))
 
     def _stream_bytes(self, config: Mapping[str, Any]) -> int:
         """Return what the hidden states of the calibration windows take, on both streams."""

@@ -36,6 +36,7 @@ class PlannedCell:
         stages: of these, the seconds of each kind of stage.
         peak_memory_bytes: of its process.
         n_bytes: that it adds to the cache.
+        scratch_bytes: that it takes on the cache's disk meanwhile.
         n_due: stages that it computes itself.
         n_reused: stages that it finds, made before or by cells before it.
     """
@@ -46,6 +47,7 @@ class PlannedCell:
     stages: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int
     n_bytes: float
+    scratch_bytes: int = 0
     n_due: int
     n_reused: int
 
@@ -102,6 +104,11 @@ class Plan:
     def n_bytes(self) -> float:
         """Added to the cache."""
         return sum(c.n_bytes for c in self.cells)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of the cell that takes most of the disk meanwhile."""
+        return max((c.scratch_bytes for c in self.cells), default=0)
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -172,12 +179,14 @@ class _Planning:
         seconds = estimator.overhead_seconds() + sum(cost.seconds for cost in due.values())
         if all(cell.status == "finished" for cell in self.cells.values()):
             seconds += estimator.start_seconds(has_tasks=bool(experiment.evaluation.tasks))
+        streamed = streamed_bytes(experiment)
         return PlannedCell(
             run_id=name,
             status=status,
             seconds=seconds,
             stages=self._ask(needs, due),
-            peak_memory_bytes=estimator.peak_memory_bytes(config, streamed_bytes(experiment)),
+            peak_memory_bytes=estimator.peak_memory_bytes(config, streamed),
+            scratch_bytes=estimator.scratch_bytes(config, streamed),
             n_bytes=sum(cost.n_bytes for cost in due.values()),
             n_due=len(due),
             n_reused=sum(need.is_asked for need in needs) - len(due),

@@ -275,6 +275,16 @@ def test_a_plan_says_that_a_model_is_streamed_and_expects_less_of_the_memory(cel
     assert streamed.peak_memory_bytes < resident.peak_memory_bytes
 
 
+def test_a_plan_counts_hidden_states_that_do_not_fit_as_disk_and_not_as_memory(cell, tmp_path):
+    def plan(n_samples):
+        one = cell("quant=gptq", SMALL, f"calibration.n_samples={n_samples}")
+        return make_plan([one], [], StageCache(tmp_path))
+
+    few, many, more = plan(4), plan(400), plan(4000)
+    assert few.scratch_bytes == 0 < 9 * many.scratch_bytes < more.scratch_bytes
+    assert few.peak_memory_bytes < many.peak_memory_bytes == more.peak_memory_bytes
+
+
 def test_a_plan_says_which_cells_are_quantized_in_one_walk(cell, tmp_path):
     methods = ("quant=awq", "quant=gptq", "quant=faq", "quant=rtn", "quant=fp")
     plan = make_plan([cell(method, SMALL) for method in methods], [], StageCache(tmp_path))
