@@ -313,8 +313,8 @@ def _kept_log(cell: Cell, folder: Path) -> Path:
 
 
 def _last_line(log: Path) -> str:
-    """Return the last error that a log names, else its last line."""
+    """Return the last error that a log names, else its last line; pip's names of errors say nothing."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR:")]
+    errors = [line for line in lines if line.startswith("ERROR:") and "Impossible:" not in line]
     last = (errors or lines or ["it printed nothing"])[-1]
     return last.removeprefix("ERROR: ").rstrip(".")[:_LINES_SHOWN]

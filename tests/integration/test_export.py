@@ -183,6 +183,54 @@ def test_what_cannot_be_exported_is_one_sentence_and_leaves_nothing(
     assert sorted(place.root.iterdir()) == before
 
 
+def changed(run, change):
+    """Copy a run under another name, with another record."""
+    record = json.loads((run / "record.json").read_text())
+    change(record)
+    other = shutil.copytree(run, run.with_name(f"changed-{run.name}"))
+    (other / "record.json").write_text(json.dumps(record | {"run_id": other.name}))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda record: record.update(status="failed", error="Traceback\nValueError: no luck"),
+            "failed, so there is nothing to export: ValueError: no luck",
+        ),
+        (
+            lambda record: record["fingerprints"].update(weights="0" * 64),
+            "was made from other weights than model=tiny-llama has now",
+        ),
+    ],
+)
+def test_a_run_that_failed_or_had_other_weights_is_not_exported(exported, capsys, change, told):
+    place, _ = exported
+    (run,) = place.runs.glob("tiny-llama-awq-w4*")
+    other = changed(run, change)
+    before = sorted(place.root.iterdir())
+    try:
+        assert main(["export", other.name, "format=awq", f"into={place.root / 'new'}"]) == 2
+    finally:
+        shutil.rmtree(other)
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert sorted(place.root.iterdir()) == before
+
+
+def test_a_disk_that_is_too_small_is_known_before_anything_is_written(
+    exported, capsys, monkeypatch
+):
+    place, _ = exported
+    (run,) = place.runs.glob("tiny-llama-awq-w4*")
+    before = sorted(place.root.iterdir())
+    usage = shutil.disk_usage(place.root)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    assert main(["export", run.name, "format=awq", f"into={place.root / 'new'}"]) == 2
+    assert "has 1 kB free; free some space" in " ".join(capsys.readouterr().err.split())
+    assert sorted(place.root.iterdir()) == before
+
+
 def test_codes_that_are_gone_are_made_again_on_request_and_compared(exported, capsys):
     place, _ = exported
     (run,) = place.runs.glob("tiny-qwen2-awq-w4*")

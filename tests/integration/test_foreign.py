@@ -7,6 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from faqbench.cli import main
+from faqbench.pipeline.foreign import _last_line
 from faqbench.records import find_runs, read_run
 
 from .conftest import new_workplace
@@ -234,6 +235,17 @@ def test_a_tool_is_run_once_on_the_cells_grid_and_is_a_row_beside_ours(place, ca
     )
     page = (place.reports / "tools" / "report.md").read_text()
     assert "The same recipe by another tool" in page and "made by" in page
+
+
+def test_what_failed_is_said_by_the_last_error_that_says_what(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(
+        "Collecting a\nERROR: Cannot install a==1 and b==2.\n\nTo fix this you could try to:\n"
+        "ERROR: ResolutionImpossible: for help visit https://pip.pypa.io\n"
+    )
+    assert _last_line(log) == "Cannot install a==1 and b==2"
+    log.write_text("Traceback\nValueError: odd\n")
+    assert _last_line(log) == "ValueError: odd"
 
 
 def test_an_environment_that_cannot_be_installed_is_one_sentence_and_leaves_nothing(
