@@ -4,12 +4,12 @@ A method is a composition: `scale` x `clip` x `correct` x `round`, or `refine` i
 that may be rotated before (`models.rotation`) and whose activations may be quantized too;
 `conf/quant/<name>.yaml` is a preset of these. Where each lives:
 
+    reproducible.py sums and factorisations that no number of threads changes
     grid.py         codes, scales and zero points: what a quantized weight is
-    preview.py      FAQ's statistic, a blend of this block's activations with later ones
+    preview.py      FAQ's statistic, a blend of this block's activations with those of later blocks or linears
     smoothing.py    SmoothQuant's and LAE's scales, in closed form
     activation_grid.py  the grid of a linear's input
     scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
-    lookahead.py    where FAQ's preview takes its vectors from: later blocks, or the next linears
     module_loss.py  the reference's objective for the same search, on every token or on a sample of them
     clip.py         searches for shrunken ranges: AWQ's, and the closest
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role

@@ -35,8 +35,7 @@ from torch import Tensor
 
 from faqbench.config.experiment import CorrectionSection
 from faqbench.quantization.activations import Accumulator, GramSum, RoleStatistics
-from faqbench.quantization.damping import damped_cholesky
-from faqbench.quantization.reproducible import dot, one_thread
+from faqbench.quantization.reproducible import damped_cholesky, dot, one_thread
 
 _EPSILON = 1e-6  # of the norms
 _START, _WHOLE = 0.0, 1.0  # the strengths between which one is searched

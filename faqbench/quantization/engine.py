@@ -22,10 +22,8 @@ from faqbench.config.experiment import QuantSection
 from faqbench.config.method import method_of
 from faqbench.models import Architecture, Model, Role
 from faqbench.quantization.activations import ActivationStore, Observer, RoleStatistics
-from faqbench.quantization.damping import HessianError
 from faqbench.quantization.folding import fold_block
 from faqbench.quantization.grid import Grid, QuantizedLinear
-from faqbench.quantization.lookahead import Lookahead
 from faqbench.quantization.method import (
     RoleInput,
     RoleResult,
@@ -35,9 +33,10 @@ from faqbench.quantization.method import (
     searches_scale,
     static_range,
 )
-from faqbench.quantization.preview import Later
+from faqbench.quantization.preview import Later, Lookahead
 from faqbench.quantization.refine import Recipe, SharedInput, refine, start_scale
 from faqbench.quantization.reports import BlockReport, LinearReport, report_role
+from faqbench.quantization.reproducible import HessianError
 from faqbench.quantization.streams import (
     Gathered,
     Streams,

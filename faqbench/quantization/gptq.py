@@ -28,7 +28,7 @@ column as it was when it was rounded also for columns beyond its lazy block, whe
 one; and damping is added to H once, not once for each linear that shares it. Differs from FOEM's: the
 first column of a lazy block is pulled back as any other.
 
-A Hessian that cannot be factored gets more damping: see `damping.py`.
+A Hessian that cannot be factored gets more damping: see `reproducible.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ import torch
 from torch import Tensor
 
 from faqbench.config.experiment import GPTQSection, QuantSection
-from faqbench.quantization.damping import damped_cholesky
 from faqbench.quantization.grid import (
     Grid,
     GroupParameters,
@@ -50,7 +49,7 @@ from faqbench.quantization.grid import (
     clamp_groups,
     group_parameters,
 )
-from faqbench.quantization.reproducible import one_thread
+from faqbench.quantization.reproducible import damped_cholesky, one_thread
 
 
 @dataclass(frozen=True, kw_only=True)

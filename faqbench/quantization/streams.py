@@ -41,9 +41,9 @@ from faqbench.quantization.correct import (
     CrossAccumulator,
     is_held_out,
 )
-from faqbench.quantization.lookahead import Drift, n_blocks_ahead
 from faqbench.quantization.method import call_of, fixed_alpha, searches_scale
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
+from faqbench.quantization.preview import Drift, n_blocks_ahead
 from faqbench.quantization.refine import Block, Examples, StandIn
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.sample import Sample, Searched

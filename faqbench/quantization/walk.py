@@ -24,8 +24,8 @@ from faqbench.models import Architecture, LoadedModel, Passenger, twin, walk_blo
 from faqbench.quantization.activations import ActivationStore, Observer
 from faqbench.quantization.engine import FinishedBlock, Walk, linears_of, quantize_block, take_up
 from faqbench.quantization.grid import Grid, QuantizedLinear
-from faqbench.quantization.lookahead import Lookahead, n_window_cuts
 from faqbench.quantization.method import skipped_scale
+from faqbench.quantization.preview import Lookahead, n_window_cuts
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel
 from faqbench.quantization.streams import (
     Calibration,

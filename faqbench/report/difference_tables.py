@@ -35,11 +35,7 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
         Heading(text="method", numeric=False),
         Heading(text="against", numeric=False),
         Heading(text="measured on", numeric=False),
-        Heading(text="difference", sub=unit, csv="difference"),
-        Heading(text="95 % interval", csv="low", csv_error="high", has_error=True),
-        Heading(text="p", sub="after Holm", csv="p after Holm"),
-        Heading(text="verdict", numeric=False),
-        Heading(text="would show", sub=unit, csv="detectable"),
+        *_difference_headings(unit),
         *([FLIPS] if has_flips else []),
         *([Heading(text="p equal", sub="after Holm", csv="p equal after Holm")] if margin else []),
     )
@@ -126,11 +122,7 @@ def tools_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | 
             Heading(text="made by", numeric=False),
             Heading(text="ours", numeric=False),
             Heading(text="measured on", numeric=False),
-            Heading(text="difference", sub=unit, csv="difference"),
-            Heading(text="95 % interval", csv="low", csv_error="high", has_error=True),
-            Heading(text="p", sub="after Holm", csv="p after Holm"),
-            Heading(text="verdict", numeric=False),
-            Heading(text="would show", sub=unit, csv="detectable"),
+            *_difference_headings(unit),
             Heading(text="time and peak memory", sub="theirs; ours", numeric=False),
             Heading(text="its options", numeric=False),
             Heading(text="our options", numeric=False),
@@ -140,6 +132,17 @@ def tools_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | 
             "Both saw the same calibration tokens, bits and group size; what differs is in the options. "
             "Times are of quantizing alone, where it was done in these runs and not found in a cache.",
         ),
+    )
+
+
+def _difference_headings(unit: str) -> tuple[Heading, ...]:
+    """Return the heads of `_difference_cells`."""
+    return (
+        Heading(text="difference", sub=unit, csv="difference"),
+        Heading(text="95 % interval", csv="low", csv_error="high", has_error=True),
+        Heading(text="p", sub="after Holm", csv="p after Holm"),
+        Heading(text="verdict", numeric=False),
+        Heading(text="would show", sub=unit, csv="detectable"),
     )
 
 

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from faqbench.config.experiment import GPTQSection
 from faqbench.quantization import Grid, fake_quantize
 from faqbench.quantization.correct import CorrectionAccumulator, CrossAccumulator
-from faqbench.quantization.damping import HessianError
 from faqbench.quantization.gptq import Alignment, Problem, _carried, gptq_round, inverse_factor
 from faqbench.quantization.grid import RoundInput
 from faqbench.quantization.qronos import largest_eigenvalue, round_qronos
+from faqbench.quantization.reproducible import HessianError
 
 ROW = Grid(bits=3, group_size=-1, symmetric=False)
 GRIDS = [

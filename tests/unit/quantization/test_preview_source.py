@@ -5,8 +5,7 @@ import torch
 
 from faqbench.quantization import assign_grids
 from faqbench.quantization.grid import fake_quantize
-from faqbench.quantization.lookahead import Lookahead, n_window_cuts
-from faqbench.quantization.preview import pull_back
+from faqbench.quantization.preview import Lookahead, n_window_cuts, pull_back
 
 NEXT = "quant.preview.source=next_linear"
 ROLES = ["qkv", "o", "gate_up", "down"]

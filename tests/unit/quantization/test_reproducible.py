@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from faqbench.quantization.damping import damped_cholesky
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import Grid
-from faqbench.quantization.reproducible import dot, one_thread, total
+from faqbench.quantization.reproducible import damped_cholesky, dot, one_thread, total
 from faqbench.quantization.scale import search_scale
 
 CPU = torch.device("cpu")
