@@ -6,7 +6,7 @@ that may be rotated before (`models.rotation`) and whose activations may be quan
 
     reproducible.py sums and factorisations that no number of threads changes
     grid.py         codes, scales and zero points: what a quantized weight is
-    preview.py      FAQ's statistic, a blend of this block's activations with those of later blocks or linears
+    preview.py      FAQ's statistic: this block's activations with those of later blocks or linears
     smoothing.py    SmoothQuant's and LAE's scales, in closed form
     activation_grid.py  the grid of a linear's input
     scale.py        AWQ's search over scales made of a statistic, through the Gram matrix

@@ -15,8 +15,8 @@ GPTQ, but that the first column is rounded from another value; that is how it is
 
 Reference: Qronos, arXiv 2505.11695, and brevitas's `graph/qronos.py`. Differs from the reference: columns
 are worked on in GPTQ's lazy blocks and with its groups (see `gptq.py`), whose scales are of W_before
-where they are static; where H cannot be factored, which
-leaves a linear plainly rounded there, lambda is raised and recorded, and at last refused (`reproducible.py`).
+where they are static; where H cannot be factored, which leaves a linear plainly rounded there, lambda is
+raised and recorded, and at last refused (`reproducible.py`).
 """
 
 from __future__ import annotations
