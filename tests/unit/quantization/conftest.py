@@ -67,7 +67,7 @@ def load(compose: Callable[..., Experiment]) -> Callable[..., LoadedModel]:
     ) -> LoadedModel:
         section = compose(f"model=tiny-{family}").model
         section = section.model_copy(update={"random": {**(section.random or {}), **random}})
-        loaded = load_model(section, torch.float32, CPU, PlainProgress())
+        loaded = load_model(section, dtype, CPU, PlainProgress())
         generator = torch.Generator().manual_seed(1)
         for name, parameter in loaded.model.named_parameters():
             if name.endswith("layernorm.weight"):
@@ -75,7 +75,6 @@ def load(compose: Callable[..., Experiment]) -> Callable[..., LoadedModel]:
                 parameter.add_(noise.exp() - 1)
             elif name.endswith("proj.weight"):
                 parameter.mul_(4)
-        loaded.model.to(dtype)
         return loaded
 
     return make
