@@ -52,8 +52,9 @@ class ModelHolder:
         self._let_go()
         if self._held is not None and self._held[0] == origin:
             return self._held[1]
-        self._held = None
-        gc.collect()  # the old model goes before the new one comes
+        if self._held is not None:
+            self._held = None
+            gc.collect()  # the old model goes before the new one comes
         self.n_loads += 1
         was_here = weights_source(section) is not None
         loaded = load_model(section, dtype, device, progress, fingerprint, budget)

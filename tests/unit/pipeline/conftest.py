@@ -1,5 +1,7 @@
 """Cells of a tiny model on a toy text, with a cache and a runs folder of their own."""
 
+from functools import partial
+
 import pytest
 
 from faqbench import pipeline
@@ -19,9 +21,11 @@ def text_file(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def cell(compose, tmp_path, text_file):
-    def make(*overrides):
+@pytest.fixture(scope="session")
+def cell_in(compose, text_file):
+    """Compose a cell whose runs lie below a folder."""
+
+    def make(root, *overrides):
         return compose(
             "model=tiny-llama",
             "tracking=none",
@@ -29,13 +33,19 @@ def cell(compose, tmp_path, text_file):
             "dtype=float32",
             "calibration.n_samples=4",
             "calibration.seq_len=32",
+            "evaluation.n_windows=8",
             f"calibration.domain={text_file}",
             f"data.wikitext2_path={text_file}",
-            f"paths.runs={tmp_path / 'runs'}",
+            f"paths.runs={root / 'runs'}",
             *overrides,
         )
 
     return make
+
+
+@pytest.fixture
+def cell(cell_in, tmp_path):
+    return partial(cell_in, tmp_path)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Sanity gates: each passes on a sound cell and fails on the one it is made for."""
 
 import dataclasses
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,23 +9,25 @@ import pandas as pd
 import pytest
 import torch
 
+from faqbench import pipeline
 from faqbench.models import load_model
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.gates import Finished, check_gates, look_over
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.records import Metric
-from faqbench.stages import PlainProgress
+from faqbench.stages import PlainProgress, StageCache
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
 LINEAR = dict.fromkeys(("relative_error", "seconds"), 0.1) | {"block": 3, "linear": "mlp.up_proj"}
 
 
-@pytest.fixture
-def look(cell):
+@pytest.fixture(scope="module")
+def look(compose):
     """Look over a tiny model after something was done to it."""
 
+    @cache
     def make(change=lambda model: None):
-        section = cell("quant=rtn").model
+        section = compose("model=tiny-llama").model
         loaded = load_model(section, torch.float32, torch.device("cpu"), PlainProgress())
         change(loaded.model)
         return look_over(loaded.view)
@@ -32,10 +35,23 @@ def look(cell):
     return make
 
 
+@pytest.fixture(scope="module")
+def ran(cell_in, tmp_path_factory):
+    """Run a cell and return its results; nothing here changes them."""
+    root = tmp_path_factory.mktemp("gates")
+
+    @cache
+    def make(*overrides):
+        experiment = cell_in(root, "quant=rtn", SCORED, *overrides)
+        return pipeline.run(experiment, cache=StageCache(root / "cache"), progress=PlainProgress())
+
+    return make
+
+
 @pytest.fixture
-def sound(run, look, tmp_path):
-    """A finished cell, with a stand-in for what the engine returned."""
-    data = run("quant=rtn", SCORED)
+def sound(ran, look, tmp_path):
+    """A finished cell, with a stand-in for what the engine returned, and no other cell beside it."""
+    data = ran()
     return Finished(
         record=data.record,
         evaluated=Evaluated(tokens=data.tokens),
@@ -126,8 +142,8 @@ def test_linears_that_were_not_quantized_are_counted(sound):
 
 
 @pytest.mark.parametrize(("n_found", "passes"), [(24, True), (23, False), (25, False)])
-def test_linears_that_were_skipped_on_purpose_are_said_and_counted(sound, run, n_found, passes):
-    record = run("quant=rtn", SCORED, 'quant.skip=["*.down_proj"]').record
+def test_linears_that_were_skipped_on_purpose_are_said_and_counted(sound, ran, n_found, passes):
+    record = ran('quant.skip=["*.down_proj"]').record
     quantized = SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * n_found, rotation=None)
     found = gate("all_linears_quantized", sound, record=record, quantized=quantized)
     assert found.passed == passes

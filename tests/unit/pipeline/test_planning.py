@@ -189,20 +189,20 @@ def observed(record, entry, title, seconds, n_bytes=1000):
 
 @pytest.fixture
 def record(run):
-    return run("quant=rtn", SCORED, "limit=10").record
+    return run("quant=rtn", SCORED, "limit=2").record
 
 
 def test_an_estimate_is_the_median_of_records_scaled_to_the_work(estimator, record, cell):
     records = [observed(record, "perplexity", "wikitext2-64", s) for s in (1.0, 2.0, 90.0)]
     known = estimator(records)
-    config = cell("quant=rtn", SCORED, "limit=40").model_dump(mode="json")
+    config = cell("quant=rtn", SCORED, "limit=8").model_dump(mode="json")
     assert known.stage("perplexity", "wikitext2-64", config).seconds == pytest.approx(8.0)
     assert known.stage("perplexity", "another-64", config).seconds == pytest.approx(8.0)
     assert known.n_records == 3 and known.overhead_seconds() == pytest.approx(1.0)
 
 
 def test_records_of_this_hardware_are_preferred(estimator, record, cell):
-    config = cell("quant=rtn", SCORED, "limit=10").model_dump(mode="json")
+    config = cell("quant=rtn", SCORED, "limit=2").model_dump(mode="json")
     here = observed(record, "perplexity", "wikitext2-64", 2.0)
     there = dataclasses.replace(here, environment={"device_name": "other"}, seconds=9.0)
     there = observed(there, "perplexity", "wikitext2-64", 8.0)
