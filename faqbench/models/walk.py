@@ -9,6 +9,9 @@ one block after the other.
 
 While a block is worked on, one thread reads the next, where the budget has room for a block more. Nothing
 that a passenger sees depends on it. Gradients are off, but may be taken inside a block.
+
+What a streamed block has left free between other pieces goes back to the system with it: weights that one
+thread took and another gave back would add up from block to block.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from faqbench.garbage import give_back
 from faqbench.models.model import Model
 
 
@@ -58,6 +62,8 @@ def walk_blocks(
                         if passenger.model is view:
                             passenger.work(index, block)
                 if view is views[-1]:
+                    if not view.is_resident:
+                        give_back()
                     advance()
         finally:
             for view in views:
