@@ -4,13 +4,17 @@
     python tests/benchmarks/bench_size.py --blocks 2,4 --methods gptq,qep,loaq --most 8
     python tests/benchmarks/bench_size.py --shape llama-70b --blocks 2 --methods rtn,awq --gigabytes 15 \
         calibration.dtype=bfloat16
+    python tests/benchmarks/bench_size.py --shape middling --blocks 4 --methods rtn,awq --together \
+        --gigabytes 0.45 bits=4,3
     python tests/benchmarks/bench_size.py --device cuda --blocks 36 --windows 128 --tokens 512 --grid 20
     pytest -m benchmark tests/benchmarks/bench_size.py -s            # a tiny model, seconds
 
 The weights are random, written once as bfloat16 shards, one per block. Each cell is a process of its own
 with a cache of its own, watched from outside: its peak is the system's high-water mark, mapped shards
-counted. Few windows and a small grid of exponents do: what grows with the number of blocks is the point.
-`disk` is what lies in the cache beside the quantized weights when the cell is done.
+counted. With `--together` all cells are a sweep of one process instead, whose seconds of quantizing and
+evaluating (by the records) are compared with those of the cells one by one. Few windows and a small grid of
+exponents do: what grows with the number of blocks is the point. `disk` is what lies in the cache
+beside the quantized weights when the cell is done.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+_MOST_TOGETHER = 0.6  # of the seconds of four cells one by one
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 SHAPES = {
     "qwen3-8b": {
@@ -65,6 +71,7 @@ class Cell:
         peak_bytes: of its process.
         disk_bytes: in its cache beside the quantized weights.
         seconds: from start to end.
+        work_seconds: of these, of quantizing and evaluating, what both need included.
     """
 
     method: str
@@ -72,6 +79,7 @@ class Cell:
     peak_bytes: int
     disk_bytes: int
     seconds: float
+    work_seconds: float
 
 
 def write_model(folder: Path, shape: str, n_blocks: int) -> None:
@@ -100,12 +108,13 @@ def write_model(folder: Path, shape: str, n_blocks: int) -> None:
 
 
 def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace) -> Cell:
-    """Run one cell in a process and a cache of its own."""
+    """Run one cell, or a sweep of several methods, in a process and a cache of its own."""
     home = Path(tempfile.mkdtemp(dir=root))
     overrides = [
+        *(["-m"] if any("," in override for override in (method, *options.overrides)) else []),
         "model=qwen3-8b", "model.name=size", "model.source=path", "model.hub_id=null",
         f"model.path={root / f'{options.shape}-{n_blocks}'}", "model.tokenizer=bytes",
-        f"group_size={options.group_size}", f"quant={method}", "bits=4", f"device={options.device}",
+        f"group_size={options.group_size}", f"quant={method}", f"device={options.device}",
         f"quant.search.n_grid={options.grid}", "quant.search.clip_steps=4", "tracking=none",
         f"calibration.domain={root / 'text.txt'}", f"calibration.n_samples={options.windows}",
         f"calibration.seq_len={options.tokens}", "calibration.n_reference=2",
@@ -113,6 +122,8 @@ def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace
         f"evaluation.protocols=[wikitext2-{options.tokens}]", "evaluation.tasks=[]",
         "evaluation.n_windows=2", "evaluation.batch_tokens=512", *options.overrides,
     ]  # fmt: skip
+    if not any(override.startswith("bits=") for override in options.overrides):
+        overrides.append("bits=4")
     if options.gigabytes:
         overrides.append(f"memory.host_gigabytes={options.gigabytes}")
     environment = {**os.environ, "FAQBENCH_CACHE": str(home / "cache"), "HF_HUB_OFFLINE": "1"}
@@ -131,9 +142,43 @@ def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace
         peak_bytes=usage.ru_maxrss * 1024,
         disk_bytes=sum(p.stat().st_size for p in kept),
         seconds=time.perf_counter() - start,
+        work_seconds=_work_seconds(home / "runs"),
     )
     shutil.rmtree(home)
     return cell
+
+
+def _work_seconds(runs: Path) -> float:
+    """Return what the records of cells say of their stages that read blocks."""
+    kinds = ("means", "statistics", "quantized", "perplexity", "reference")
+    records = [json.loads(path.read_text()) for path in runs.glob("*/record.json")]
+    return sum(
+        use["seconds"]
+        for record in records
+        for use in record["extra"]["stage_keys"]
+        if use["entry"].partition("/")[0] in kinds
+    )
+
+
+def compare_walks(options: argparse.Namespace) -> float:
+    """Return the seconds of all cells in one process over those of each in its own, and print both."""
+    root = Path(tempfile.mkdtemp(dir=options.folder))
+    _write_text(root)
+    (n_blocks,) = options.blocks
+    choices = [o.partition("=") for o in options.overrides]
+    write_model(root / f"{options.shape}-{n_blocks}", options.shape, n_blocks)
+    try:
+        together = run_cell(root, ",".join(options.methods), n_blocks, options).work_seconds
+        alone = 0.0
+        for method in options.methods:
+            for values in product(*(value.split(",") for _, _, value in choices)):
+                own = [f"{key}={v}" for (key, _, _), v in zip(choices, values, strict=True)]
+                one = argparse.Namespace(**{**vars(options), "overrides": own})
+                alone += run_cell(root, method, n_blocks, one).work_seconds
+    finally:
+        shutil.rmtree(root)
+    print(f"in one walk {together:.1f} s, one by one {alone:.1f} s: {together / alone:.2f}")
+    return together / alone
 
 
 def slope(cells: list[Cell], of: str) -> float:
@@ -146,11 +191,15 @@ def slope(cells: list[Cell], of: str) -> float:
     return sum(products) / spread if spread else float("nan")
 
 
+def _write_text(root: Path) -> None:
+    words = "the weight of a group is a number and the block has many of them in its rows. "
+    (root / "text.txt").write_text("\n\n".join(f"Text {i}. {words * 8}" for i in range(400)))
+
+
 def measure(options: argparse.Namespace) -> dict[str, list[Cell]]:
     """Run all cells and print a line for each, and the slopes of each method."""
     root = Path(tempfile.mkdtemp(dir=options.folder))
-    words = "the weight of a group is a number and the block has many of them in its rows. "
-    (root / "text.txt").write_text("\n\n".join(f"Text {i}. {words * 8}" for i in range(400)))
+    _write_text(root)
     found: dict[str, list[Cell]] = {method: [] for method in options.methods}
     print(f"{'method':10} blocks  peak GB  disk GB  seconds", flush=True)
     try:
@@ -189,6 +238,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--grid", type=int, default=4, help="exponents of the scale search")
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--gigabytes", type=float, default=6.0, help="memory.host_gigabytes")
+    parser.add_argument("--together", action="store_true", help="compare one walk with many")
     parser.add_argument("--most", type=float, default=None, help="GB; a higher peak is a failure")
     parser.add_argument("--folder", default=None, help="where weights and caches are written")
     parser.add_argument("overrides", nargs="*", default=[])
@@ -207,6 +257,8 @@ def test_peak_and_disk_do_not_grow_with_the_blocks() -> None:
 def main(arguments: list[str]) -> int:
     """Measure, and say by the exit code whether all peaks were as low as wanted."""
     options = parse(arguments)
+    if options.together:
+        return 1 if compare_walks(options) > _MOST_TOGETHER else 0
     cells = [cell for found in measure(options).values() for cell in found]
     above = [c for c in cells if options.most and c.peak_bytes > options.most * 1e9]
     for cell in above:
