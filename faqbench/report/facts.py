@@ -249,6 +249,8 @@ def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:
     keys += [f"quant.activations.{leaf}" for leaf in activations]
     keys += ["limit", "dtype"]
     spelled = {k: config_value(record.config, k) for k in keys}
+    if config_value(record.config, "quant.round") == "external":
+        spelled["quant"] = f"external/{spelled['quant']}"
     known = {*keys, "activations", *(f"{section}.{k}" for k in keys for section in _REPEATING)}
     extra = {k: v for k, v in varying.items() if k not in known}
     words = [f"{k}={v}" for k, v in {**spelled, **extra}.items() if v is not None]

@@ -233,6 +233,12 @@ def test_the_command_that_repeats_a_run_is_safe_in_a_shell(make_run, tmp_path):
     assert "'quant=a b; rm -rf /'" in repeat_command(record, {})
 
 
+def test_the_command_that_repeats_another_tools_run_names_its_recipe(make_run, tmp_path):
+    record = make_run(tmp_path, "autoround")
+    record.config["quant"]["round"] = "external"
+    assert " quant=external/autoround " in repeat_command(record, {})
+
+
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
