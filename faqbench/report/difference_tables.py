@@ -77,8 +77,7 @@ def tools_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | 
 
     The preset that a tool's row is paired with is its own `quant.like`.
     """
-    rows, columns = analysis.panel.rows, analysis.panel.columns
-    columns = tuple(c for c in columns if c.kind in ("perplexity", "mean_acc", "acc"))
+    rows, columns = analysis.panel.rows, analysis.panel.of_kind("perplexity", "mean_acc", "acc")
     pairs = [
         (contest, rows[a], rows[b])
         for contest in analysis.contests
