@@ -1,6 +1,7 @@
 """From a run to a checkpoint that other tools load, and back."""
 
 import ast
+import importlib
 import json
 import re
 import shutil
@@ -275,6 +276,7 @@ class Hub:
 
 @pytest.fixture
 def hub(monkeypatch):
+    importlib.import_module("datasets.load")  # else it would import the name while it is another's
     monkeypatch.setattr(Hub, "asked", [])
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")

@@ -13,8 +13,8 @@ from faqbench.pipeline.graph import look_up
 from faqbench.pipeline.planning import (
     Estimator,
     compare_with_plan,
+    earlier_records,
     make_plan,
-    outcome,
     rate,
     seconds_left,
     total_error,
@@ -311,7 +311,7 @@ def test_a_plan_reads_whole_the_latest_records_of_its_models_and_no_others(
         record, run_id="other", config=record.config | {"model": {"name": "other"}}
     )
     write_run(tmp_path / "runs", dataclasses.replace(data, record=other), "")
-    monkeypatch.setattr(outcome, "_LATEST", 2)
-    records, _ = outcome.earlier_records(tmp_path / "runs", {"tiny-llama"})
+    monkeypatch.setattr("faqbench.pipeline.planning.plan._LATEST", 2)
+    records, _ = earlier_records(tmp_path / "runs", {"tiny-llama"})
     assert len(records) == 7
     assert {r.run_id for r in records if "stage_keys" in r.extra} == {record.run_id, "toy-5"}
