@@ -153,28 +153,30 @@ def ready_hydra() -> Any:
     return made
 
 
-def check_unfinished(experiments: Iterable[Experiment]) -> None:
-    """Check the models of cells that did not finish before; those that did need their models no more.
+def check_unfinished(experiments: Iterable[Experiment]) -> list[Experiment]:
+    """Check the models of cells that did not finish before, and return these.
+
+    Those that did finish need their models no more.
 
     Raises:
         UserError: all mistakes of all cells, each once.
     """
     from faqbench.pipeline import check_models
 
-    check_models([e for e in experiments if finished_record(e) is None])
+    unfinished = [e for e in experiments if finished_record(e) is None]
+    check_models(unfinished)
+    return unfinished
 
 
 def check_to_run(experiments: Sequence[Experiment]) -> None:
     """Check cells that are about to run: their models, and that those with terms of use were accepted.
 
     Raises:
-        UserError: all mistakes of all cells, each once.
+        UserError: all mistakes of the models, each once; terms that nobody accepted.
     """
     from faqbench.assets import check_packaged_terms
 
-    check_unfinished(experiments)
-    names = {e.model.asset: None for e in experiments if finished_record(e) is None}
-    for name in names:
+    for name in dict.fromkeys(e.model.asset for e in check_unfinished(experiments)):
         if name is not None:
             check_packaged_terms(name)
 

@@ -265,9 +265,8 @@ def check_model(experiment: Experiment) -> None:
         return
     protocols = [resolve_protocol(name, experiment) for name in experiment.evaluation.protocols]
     try:
-        if (
-            experiment.needs_calibration or not experiment.is_foreign
-        ):  # a checkpoint has its own grid
+        has_own_grid = experiment.is_foreign and not experiment.needs_calibration  # a checkpoint
+        if not has_own_grid:
             assign_grids(architecture, experiment.quant)
         if experiment.is_foreign and experiment.needs_calibration:
             driver_of(experiment)

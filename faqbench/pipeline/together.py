@@ -135,11 +135,10 @@ class _Walk:
             if (views := [one.view for one in self._with("perplexity", name)])
         }
         self._tasks = {
-            (one.view, requests): Packs(one.view, own.module, packs, len(requests))
+            (one.view, requests): Packs(one.view, own.module, self._packs[requests], len(requests))
             for name, asked in self._requests.items()
             for one in self._with("tasks", name)
-            for requests, packs in self._packs.items()
-            if requests in asked
+            for requests in asked
         }
         self._probes = {
             view: Probe(view) for view in dict.fromkeys(view for view, _ in self._tasks)
