@@ -21,9 +21,7 @@ T = TypeVar("T")
 _MEGABYTE = 1_000_000
 # Control characters but tab and newline, line separators, what turns the direction of writing, and halves
 # of surrogate pairs, as undecodable file names have them.
-_UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # The same as JSON spells them, and as UTF-8: a search of bytes is much faster than a walk over values.
 _UNSEEN_JSON = re.compile(
     rb"\\(?:[bfr]|u(?:00[0189]|007f|202|206|d[89a-f]))|\x7f"

@@ -40,9 +40,7 @@ def in_forks(work: Sequence[Callable[[], T]]) -> Iterator[Callable[[], list[T]]]
     os.close(writer)
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(n_processes)]
-    children = [
-        context.Process(target=_work, args=(work, reader, end), daemon=True) for _, end in pipes
-    ]
+    children = [context.Process(target=_work, args=(work, reader, end), daemon=True) for _, end in pipes]
 
     def results() -> list[T]:
         delivered: dict[int, T] = {}

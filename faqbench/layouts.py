@@ -55,13 +55,7 @@ _OPTIONAL = {
     *PARTS["hqq"][5:],
 }  # fmt: skip
 # Those that a loader could do without.
-NOT_COUNTED = (
-    "weight_shape",
-    "g_idx",
-    "weight_format",
-    "weight.quant_map",
-    "weight.nested_quant_map",
-)
+NOT_COUNTED = ("weight_shape", "g_idx", "weight_format", "weight.quant_map", "weight.nested_quant_map")
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where the code of each column lies in its word
 _BNB_BLOCK = 64
 
@@ -273,13 +267,7 @@ def _decode_nf4(parts: Mapping[str, Tensor]) -> Tensor:
 def _decode_hqq(parts: Mapping[str, Tensor]) -> Tensor:
     """Return the weight of HQQ's groups, whose words hold codes of rows far apart, the highest first."""
     packing, words = bytes(parts["packing"].tolist()).decode(), parts["W_q"]
-    if words.is_floating_point() or packing not in (
-        "8bit_u8",
-        "4bit_u8",
-        "3bit_32",
-        "2bit_u8",
-        "1bit_u8",
-    ):
+    if words.is_floating_point() or packing not in ("8bit_u8", "4bit_u8", "3bit_32", "2bit_u8", "1bit_u8"):
         raise ValueError(f"codes packed as {packing} in {words.dtype}")
     bits, shape = int(packing[0]), tuple(parts["shape"].tolist())
     per_word = 10 if bits == 3 else 8 // bits

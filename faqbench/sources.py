@@ -134,9 +134,7 @@ def _named(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
             elif (path := _hub_path(experiment, domain)) is not None:
                 yield f"calibration.domain={domain}", "data set", path
     wikitext2 = experiment.data.wikitext2_path
-    if wikitext2 is not None and any(
-        p.startswith("wikitext2") for p in experiment.evaluation.protocols
-    ):
+    if wikitext2 is not None and any(p.startswith("wikitext2") for p in experiment.evaluation.protocols):
         yield f"data.wikitext2_path={wikitext2}", "file", str(wikitext2)
 
 

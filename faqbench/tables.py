@@ -183,9 +183,7 @@ def to_csv(table: Table) -> str:
     for row in table.rows:
         line: list[str] = []
         for heading, cell in zip(table.headings, row, strict=True):
-            line += [_csv_value(cell.raw)] + (
-                [_csv_value(cell.raw_error)] if heading.has_error else []
-            )
+            line += [_csv_value(cell.raw)] + ([_csv_value(cell.raw_error)] if heading.has_error else [])
         writer.writerow(line)
     return out.getvalue()
 
@@ -273,6 +271,4 @@ def _column(values: list[_Value]) -> pa.Array:
         return pa.array([None if v is None else str(v) for v in values], pa.string())
     if known and all(isinstance(v, int) for v in known):
         return pa.array(values, pa.int64())
-    return pa.array(
-        [None if v is None else float(v) for v in values], pa.float64(), from_pandas=True
-    )
+    return pa.array([None if v is None else float(v) for v in values], pa.float64(), from_pandas=True)

@@ -65,12 +65,7 @@ def blocks_of(method, bits):
         local = DAMAGE.get(method, 0.55) * 0.02 * own.uniform(0.7, 1.3) * 2.0 ** (3 - bits)
         total = 0.93 * total + local
         blocks.append(
-            {
-                "block": block,
-                "local_error": local,
-                "relative_error": total,
-                "cosine": 1 - total / 2,
-            }
+            {"block": block, "local_error": local, "relative_error": total, "cosine": 1 - total / 2}
         )
     return blocks
 
@@ -79,9 +74,7 @@ def calibration_of(method, scenario, seed):
     """What the calibration stage notes down, the bias distance included."""
     own = np.random.default_rng([seed, zlib.crc32(scenario.encode())])
     distance = SCENARIOS[scenario] * float(own.uniform(0.97, 1.03))
-    shift = {
-        role: round(distance * f, 4) for role, f in zip(LINEARS, (0.9, 1.4, 1.0, 1.8), strict=True)
-    }
+    shift = {role: round(distance * f, 4) for role, f in zip(LINEARS, (0.9, 1.4, 1.0, 1.8), strict=True)}
     return {
         "scenario": scenario,
         "domain": "wiki",
@@ -91,11 +84,7 @@ def calibration_of(method, scenario, seed):
         "n_texts_used": 61,
         "sources": ["squad"],
         "window_start": "cut",
-        "bias_distance": {
-            "reference": "wiki",
-            "token_js": round(distance, 4),
-            "activation_shift": shift,
-        },
+        "bias_distance": {"reference": "wiki", "token_js": round(distance, 4), "activation_shift": shift},
         "overlap": {PROTOCOL: 0},
     }
 

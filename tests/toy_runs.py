@@ -16,15 +16,7 @@ from toy_parts import (
     layers_of,
 )
 
-from faqbench.records import (
-    SCHEMA_VERSION,
-    Gate,
-    Metric,
-    RunData,
-    RunRecord,
-    StageTiming,
-    write_run,
-)
+from faqbench.records import SCHEMA_VERSION, Gate, Metric, RunData, RunRecord, StageTiming, write_run
 from faqbench.statistics import accuracy_with_stderr, perplexity_with_stderr
 
 # Accuracy at 3 bits.
@@ -138,15 +130,7 @@ def metrics_of(nll, items, extra_tokens):
 
 
 def _metric(task, name, value, stderr, n, unit, higher):
-    return Metric(
-        task=task,
-        name=name,
-        value=value,
-        stderr=stderr,
-        n=n,
-        unit=unit,
-        higher_is_better=higher,
-    )
+    return Metric(task=task, name=name, value=value, stderr=stderr, n=n, unit=unit, higher_is_better=higher)
 
 
 def stages_of(method):
@@ -203,12 +187,7 @@ def write_toy_run(
         status=status,
         error=error,
         config=config_of(method, bits, seed, model, scenario, **changes),
-        environment={
-            "python": "3.11.9",
-            "torch": "2.11.0",
-            "git_commit": "1f0c9a2",
-            "cpu": "2 cores",
-        },
+        environment={"python": "3.11.9", "torch": "2.11.0", "git_commit": "1f0c9a2", "cpu": "2 cores"},
         fingerprints={
             f"protocol/{PROTOCOL}": protocol_print,
             "weights": weights_print,
@@ -227,9 +206,7 @@ def write_toy_run(
             Gate(name="all_linears_quantized", passed=True, detail="210 of 210"),
         ),
         warnings=warnings,
-        skipped_scales=("o: grouped-query attention, v and o differ in shape",)
-        if calibrated
-        else (),
+        skipped_scales=("o: grouped-query attention, v and o differ in shape",) if calibrated else (),
         started="2026-11-22T10:00:00Z",
         seconds=sum(stage.seconds for stage in stages.values()),
         extra=extra,

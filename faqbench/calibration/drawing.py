@@ -44,9 +44,7 @@ class Tokenizer(Protocol):
         ...
 
 
-def draw(
-    corpora: Sequence[tuple[Corpus, float]], tokenizer: Any, request: DrawRequest
-) -> CalibrationSet:
+def draw(corpora: Sequence[tuple[Corpus, float]], tokenizer: Any, request: DrawRequest) -> CalibrationSet:
     """Draw windows of text from one corpus or a mixture.
 
     Args:
@@ -98,10 +96,7 @@ def draw_without_text(tokenizer: Any, request: DrawRequest) -> CalibrationSet:
 
 
 def draw_evaluation(
-    protocols: Mapping[str, torch.Tensor],
-    texts: Sequence[str],
-    tokenizer: Any,
-    request: DrawRequest,
+    protocols: Mapping[str, torch.Tensor], texts: Sequence[str], tokenizer: Any, request: DrawRequest
 ) -> CalibrationSet:
     """Draw windows from the very tokens that an evaluation scores.
 
@@ -151,9 +146,7 @@ def apportion(shares: Sequence[float], n: int) -> list[int]:
 
 def interleave(counts: Sequence[int]) -> list[int]:
     """Return the order that spreads the rows of several stacked pieces evenly, as cards are dealt."""
-    places = [
-        ((k + 0.5) / count, piece) for piece, count in enumerate(counts) for k in range(count)
-    ]
+    places = [((k + 0.5) / count, piece) for piece, count in enumerate(counts) for k in range(count)]
     return sorted(range(len(places)), key=places.__getitem__)
 
 
@@ -173,9 +166,7 @@ class _Piece:
     n_repeated: int
 
 
-def _draw_corpus(
-    corpus: Corpus, tokenizer: Tokenizer, request: DrawRequest, n_windows: int
-) -> _Piece:
+def _draw_corpus(corpus: Corpus, tokenizer: Tokenizer, request: DrawRequest, n_windows: int) -> _Piece:
     end = "" if request.apart else SEPARATOR
 
     width = request.width

@@ -125,9 +125,7 @@ def of_length(texts: Sequence[str], scenario: ScenarioSection) -> list[str]:
     return kept
 
 
-def draw_order(
-    n: int, log_weights: NDArray[np.float64] | None, rng: np.random.Generator
-) -> list[int]:
+def draw_order(n: int, log_weights: NDArray[np.float64] | None, rng: np.random.Generator) -> list[int]:
     """Return 0 ... n-1 in a drawn order: uniform, or by weight without replacement."""
     if log_weights is None:
         return list(rng.permutation(n).tolist())
@@ -158,9 +156,7 @@ def _log_weights(
     return result
 
 
-def _collect(
-    texts: Sequence[str], chosen: Sequence[tuple[int, list[int]]], n_needed: int
-) -> DrawnTexts:
+def _collect(texts: Sequence[str], chosen: Sequence[tuple[int, list[int]]], n_needed: int) -> DrawnTexts:
     seen: dict[int, None] = {}
     n_tokens = n_repeated = 0
     for index, ids in chosen:
@@ -182,9 +178,7 @@ Tokens = NDArray[np.int64]
 _RANDOM, _SHUFFLE, _NOISE = 3, 4, 5
 
 
-def change_tokens(
-    windows: Tokens, scenario: ScenarioSection, vocabulary: Tokens, seed: int
-) -> Tokens:
+def change_tokens(windows: Tokens, scenario: ScenarioSection, vocabulary: Tokens, seed: int) -> Tokens:
     """Return windows [n, width] with the scenario's changes, in the order shuffle, noise.
 
     Args:
@@ -206,9 +200,7 @@ def shuffle_windows(windows: Tokens, rng: np.random.Generator) -> Tokens:
     return rng.permuted(windows, axis=1)
 
 
-def inject_noise(
-    windows: Tokens, rate: float, vocabulary: Tokens, rng: np.random.Generator
-) -> Tokens:
+def inject_noise(windows: Tokens, rate: float, vocabulary: Tokens, rng: np.random.Generator) -> Tokens:
     """Return windows in which every token is replaced by a random one with probability `rate`."""
     hit = rng.random(windows.shape) < rate
     return np.where(hit, vocabulary[rng.integers(len(vocabulary), size=windows.shape)], windows)

@@ -112,12 +112,8 @@ def _run_cells(arguments: Sequence[str]) -> int:
 
 
 def _help() -> int:
-    print(
-        "python -m faqbench [key=value ...]           run a cell; -m runs a sweep; --help lists keys"
-    )
-    print(
-        "                   -q, -v                     less and more words, before or after the rest"
-    )
+    print("python -m faqbench [key=value ...]           run a cell; -m runs a sweep; --help lists keys")
+    print("                   -q, -v                     less and more words, before or after the rest")
     for verb, name in VERBS.items():
         doc = (importlib.import_module(name).__doc__ or "").split("\n", 1)[0]
         print(f"python -m faqbench {verb:<12} {doc}")

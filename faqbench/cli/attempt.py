@@ -45,14 +45,7 @@ from faqbench.interrupts import (
     received,
     signals_end_it,
 )
-from faqbench.records import (
-    RunData,
-    RunRecord,
-    claimed,
-    read_record,
-    read_run,
-    stop_sweep,
-)
+from faqbench.records import RunData, RunRecord, claimed, read_record, read_run, stop_sweep
 from faqbench.sources import reusable_record
 from faqbench.stages import Progress, StageCache
 
@@ -62,9 +55,7 @@ if TYPE_CHECKING:
 
 
 def attempt(
-    experiment: Experiment,
-    estimate: Estimate | None = None,
-    beside: Sequence[Experiment] = (),
+    experiment: Experiment, estimate: Estimate | None = None, beside: Sequence[Experiment] = ()
 ) -> RunRecord:
     """Run a cell, unless it finished before or another process runs it just now.
 
@@ -115,10 +106,7 @@ def record_failure(experiment: Experiment, error: str) -> RunRecord:
 
 
 def _run(
-    experiment: Experiment,
-    estimate: Estimate | None,
-    progress: Progress,
-    beside: Sequence[Experiment],
+    experiment: Experiment, estimate: Estimate | None, progress: Progress, beside: Sequence[Experiment]
 ) -> RunRecord:
     from faqbench import pipeline
 
@@ -135,9 +123,7 @@ def _run(
     except UserError as error:
         raise_if_interrupted()
         told_to_all = without_paths(str(error))
-        if told_to_all != str(
-            error
-        ):  # the record is for others too, the sentence for whoever can mend it
+        if told_to_all != str(error):  # the record is for others too, the sentence for whoever can mend it
             progress.note(f"{run_id(experiment)}: failed: {error}")
         return record_failure(experiment, told_to_all)
     except BaseException as error:  # a failing cell is a failed record, and its sweep goes on
@@ -177,9 +163,7 @@ def _holder() -> ModelHolder:
 _SECONDS_TO_FINISH = 5.0  # docker kills after ten
 
 
-def attempt_in_a_process(
-    experiment: Experiment, estimate: Mapping[str, float] | None = None
-) -> RunRecord:
+def attempt_in_a_process(experiment: Experiment, estimate: Mapping[str, float] | None = None) -> RunRecord:
     """Run a cell in a process of its own and return its record.
 
     Args:
@@ -189,10 +173,7 @@ def attempt_in_a_process(
     Raises:
         UserError: when no record can be written.
     """
-    with (
-        held_back(),
-        _blocked(),
-    ):  # the child inherits it, and is interrupted when `main` can answer
+    with held_back(), _blocked():  # the child inherits it, and is interrupted when `main` can answer
         child = subprocess.Popen(
             [sys.executable, "-m", "faqbench.cli.attempt"],
             stdin=subprocess.PIPE,

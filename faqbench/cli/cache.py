@@ -89,11 +89,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _list(
-    root: Path,
-    entries: Sequence[StoredEntry],
-    users: Mapping[str, Sequence[str]],
-    *,
-    in_detail: bool,
+    root: Path, entries: Sequence[StoredEntry], users: Mapping[str, Sequence[str]], *, in_detail: bool
 ) -> None:
     now = time.time()
     groups = defaultdict(list)
@@ -132,10 +128,7 @@ def _verify(entries: Sequence[StoredEntry]) -> int:
 
 
 def _prune(
-    root: Path,
-    entries: Sequence[StoredEntry],
-    users: Mapping[str, Sequence[str]],
-    keys: CacheKeys,
+    root: Path, entries: Sequence[StoredEntry], users: Mapping[str, Sequence[str]], keys: CacheKeys
 ) -> int:
     stored = [e for e in entries if e.stage != "assets"]
     doomed: dict[str, StoredEntry] = {}

@@ -15,14 +15,7 @@ from faqbench.cli.console import print_damaged
 from faqbench.config import UserError
 from faqbench.foreign import is_name
 from faqbench.formatting import n_bytes
-from faqbench.records import (
-    RunData,
-    RunRecord,
-    compact_run,
-    read_run,
-    write_pack,
-    write_sweep,
-)
+from faqbench.records import RunData, RunRecord, compact_run, read_run, write_pack, write_sweep
 from faqbench.report.facts import config_value
 from faqbench.report.selection import ReportRequest, select_runs
 
@@ -50,12 +43,7 @@ def run(arguments: list[str]) -> int:
     if name is not None and not is_name(name):
         raise UserError(f"name '{name}' cannot name a sweep; use letters, digits and . _ + - only.")
     selection = select_runs(
-        ReportRequest(
-            runs=runs,
-            reports=Path("reports"),
-            name=name or "all",
-            select=keys.select,
-        )
+        ReportRequest(runs=runs, reports=Path("reports"), name=name or "all", select=keys.select)
     )
     print_damaged(selection.damaged)
     if not selection.finished:

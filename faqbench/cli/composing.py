@@ -307,9 +307,7 @@ class QuickComposer:
         lines = [self._parsed[line] for line in overrides]
         of_hydra = [str(o.input_line) for o in lines if o.is_hydra_override()]
         values = [
-            o
-            for o in lines
-            if not (o.is_hydra_override() or self._is_group(str(o.key_or_group), of_hydra))
+            o for o in lines if not (o.is_hydra_override() or self._is_group(str(o.key_or_group), of_hydra))
         ]
         if all(o.type == OverrideType.CHANGE and o.package is None for o in values):
             try:
@@ -390,9 +388,7 @@ def _parse(lines: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     parsed = parser.parse_overrides(list(lines))
     return [
-        parser.parse_override(choices_of_glob(o))
-        if o.value_type == ValueType.GLOB_CHOICE_SWEEP
-        else o
+        parser.parse_override(choices_of_glob(o)) if o.value_type == ValueType.GLOB_CHOICE_SWEEP else o
         for o in parsed
     ]
 
@@ -421,9 +417,7 @@ def _check_one_experiment(overrides: Sequence[Override]) -> None:
             continue
         lines = [f"experiment={name}" for name in override.sweep_string_iterator()]
         if any(_compose([line], with_hydra=True).hydra.sweeper.get("params") for line in lines):
-            raise UserError(
-                f"{override.input_line} names several sweeps; run {', then '.join(lines)}."
-            )
+            raise UserError(f"{override.input_line} names several sweeps; run {', then '.join(lines)}.")
 
 
 def _says_multirun(config: DictConfig) -> bool:

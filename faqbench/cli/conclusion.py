@@ -16,13 +16,7 @@ from faqbench.cli.console import console_progress, print_table
 from faqbench.config import Experiment, UserError
 from faqbench.formatting import count, n_bytes, seconds
 from faqbench.records import RunRecord, read_record
-from faqbench.report import (
-    ReportRequest,
-    summary_table,
-    truncation_notes,
-    without_repeats,
-    write_report,
-)
+from faqbench.report import ReportRequest, summary_table, truncation_notes, without_repeats, write_report
 from faqbench.stages import StageCache
 from faqbench.tables import Table
 

@@ -208,9 +208,7 @@ def _plain_lines(rows: Sequence[Mapping[str, str]]) -> Iterator[str]:
 
 def _least_width(rows: Sequence[Mapping[str, str]]) -> int:
     """Return the width below which a table would break words that a reader wants whole."""
-    words = (
-        [len(word) for row in rows for word in row[column].split()] or [0] for column in rows[0]
-    )
+    words = ([len(word) for row in rows for word in row[column].split()] or [0] for column in rows[0])
     return sum(min(max(lengths), _LONGEST_WHOLE) + 3 for lengths in words) + 1
 
 

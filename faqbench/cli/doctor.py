@@ -138,9 +138,7 @@ def _dtype() -> Iterator[Finding]:
     device = named_device("auto")
     fast = fast_dtype(device)
     yield Finding(
-        what="dtype",
-        found=f"{fast.dtype} on {device}",
-        means=f"what dtype=auto means: {fast.reason}",
+        what="dtype", found=f"{fast.dtype} on {device}", means=f"what dtype=auto means: {fast.reason}"
     )
 
 

@@ -98,9 +98,7 @@ def _experiment(record: RunRecord) -> Experiment:
             they were.
     """
     if record.status != "finished":
-        raise UserError(
-            f"{record.run_id} failed, so there is nothing to export: {record.error_line}."
-        )
+        raise UserError(f"{record.run_id} failed, so there is nothing to export: {record.error_line}.")
     defaults = compose_cells(parse_flags([])).experiments[0].model_dump(mode="json")
     experiment = validate(_over(defaults, record.config))
     if not experiment.quantizes:

@@ -110,9 +110,7 @@ def in_order(cells: Sequence[Cell]) -> list[Cell]:
 def _shared(experiment: Experiment) -> tuple[str, str]:
     model = experiment.model.model_dump(mode="json")
     calibration = calibration_identity(experiment) if experiment.needs_calibration else None
-    return hash_json([model, experiment.calibration.dtype, experiment.device]), hash_json(
-        calibration
-    )
+    return hash_json([model, experiment.calibration.dtype, experiment.device]), hash_json(calibration)
 
 
 def check_launcher(config: DictConfig) -> None:

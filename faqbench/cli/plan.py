@@ -95,10 +95,7 @@ def _stages(stages: Sequence[PlannedStage]) -> list[dict[str, str]]:
 
 
 def _summary(plan: Plan, kind: str, workers: int) -> str:
-    n = {
-        status: sum(c.status == status for c in plan.cells)
-        for status in ("finished", "failed", "new")
-    }
+    n = {status: sum(c.status == status for c in plan.cells) for status in ("finished", "failed", "new")}
     parts = [f"{n['new']} new"]
     parts += [f"{n['failed']} failed before and tried again"] if n["failed"] else []
     parts += [f"{n['finished']} finished before and skipped"] if n["finished"] else []

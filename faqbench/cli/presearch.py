@@ -27,9 +27,7 @@ def run(arguments: list[str]) -> int:
 
     request = compose_cells(parse_flags(_with_faq(arguments)))
     if request.is_sweep:
-        raise UserError(
-            "presearch sweeps by itself: give it one model and one setting, without -m."
-        )
+        raise UserError("presearch sweeps by itself: give it one model and one setting, without -m.")
     (experiment,) = request.experiments
     check_models([experiment])
     progress = console_progress()
@@ -44,9 +42,7 @@ def run(arguments: list[str]) -> int:
                     "candidate": e.name,
                     "perplexity": f"{e.perplexity:.3f}",
                     "against AWQ": "" if e.name == "awq" else _percent(e.log_ratio),
-                    "95 % interval": ""
-                    if e.name == "awq"
-                    else f"{_percent(e.low)} to {_percent(e.high)}",
+                    "95 % interval": "" if e.name == "awq" else f"{_percent(e.low)} to {_percent(e.high)}",
                     "output error": f"{e.output_error:.5f}",
                     "": "chosen" if index == 0 else "tied" if e.tied else "",
                 }

@@ -214,9 +214,7 @@ def _parse(text: str) -> tuple[str, tuple[Arm, ...]]:
     arms = tuple(_arm(word) for word in (*challengers, *reference))
     names = [arm.name for arm in arms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(
-            f"{twice[0]} and {twice[0]} are the same configuration; there is no question."
-        )
+        raise UserError(f"{twice[0]} and {twice[0]} are the same configuration; there is no question.")
     return claim, arms
 
 
@@ -322,9 +320,7 @@ def _margin(text: str, metric: Metric) -> float:
     name, unit, rule = _UNITS[metric.unit]
     value: float | None = getattr(margin, name)
     if value is None:
-        raise UserError(
-            f"margin={text} says nothing of {metric.name}: {rule}, as in margin=1{unit}."
-        )
+        raise UserError(f"margin={text} says nothing of {metric.name}: {rule}, as in margin=1{unit}.")
     return {"ratio": math.log1p(value / 100), "points": value / 100, "nats": value}[metric.unit]
 
 

@@ -31,9 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from faqbench.config import Experiment, UserError, did_you_mean
 
 CONFIG_NAME = "config"
-_OWN_YAML = (
-    "put your settings into FOLDER/experiment/NAME.yaml: --config-dir FOLDER experiment=NAME"
-)
+_OWN_YAML = "put your settings into FOLDER/experiment/NAME.yaml: --config-dir FOLDER experiment=NAME"
 _NOT_FOLLOWED = {
     "config_name": ("--config-name", _OWN_YAML),
     "config_path": ("--config-path", _OWN_YAML),
@@ -193,9 +191,7 @@ def _missing_choice(error: MissingConfigException) -> str:
     known = sorted(o for o in error.options or [] if not o.startswith("_"))
     if not known:
         return _one_line(error)
-    return (
-        f"{group}={choice} is not known; allowed: {', '.join(known)}.{did_you_mean(choice, known)}"
-    )
+    return f"{group}={choice} is not known; allowed: {', '.join(known)}.{did_you_mean(choice, known)}"
 
 
 def _bad_override(error: HydraException, overrides: Sequence[str]) -> str:
@@ -228,9 +224,7 @@ def _unknown_key_of_hydra(key: str, overrides: Sequence[str]) -> str | None:
 
 
 def _unknown_key(key: str, part: str, known: Sequence[str]) -> str:
-    return (
-        f"Unknown key {key}; keys there: {', '.join(known) or 'none'}.{did_you_mean(part, known)}"
-    )
+    return f"Unknown key {key}; keys there: {', '.join(known) or 'none'}.{did_you_mean(part, known)}"
 
 
 def _annotation(key: str) -> Any:

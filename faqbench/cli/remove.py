@@ -141,9 +141,7 @@ def _trash(runs: Path) -> Path:
     """
     folder = runs / _TRASH
     if folder.is_symlink():
-        raise UserError(
-            f"{folder} is a link, so nothing is moved or deleted there; remove the link."
-        )
+        raise UserError(f"{folder} is a link, so nothing is moved or deleted there; remove the link.")
     return folder
 
 

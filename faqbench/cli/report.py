@@ -49,9 +49,7 @@ def run(arguments: list[str]) -> int:
         print_table(paths.published)
     print(f"Report over {paths.n_runs} runs: {paths.html}")
     if paths.front is None:
-        print(
-            f"{paths.folder.parent}/index.html is no list of faqbench's reports, so it stays as it is."
-        )
+        print(f"{paths.folder.parent}/index.html is no list of faqbench's reports, so it stays as it is.")
     for sentence in paths.left_out:
         print(f"faqbench: {sentence}", file=sys.stderr)
     return int(bool(paths.left_out))

@@ -54,9 +54,7 @@ from faqbench.statistics import Look, Verdict, draws_needed, fewest_draws, look_
 
 _BAR = 48
 _LONGEST_SLUG = 60
-_WINDOWS_ALONE = (
-    "No arm reads calibration data: one draw is all there is, and its texts alone decide."
-)
+_WINDOWS_ALONE = "No arm reads calibration data: one draw is all there is, and its texts alone decide."
 
 
 def run(arguments: list[str]) -> int:
@@ -110,9 +108,7 @@ class Settling:
         self._n_items = first.n_windows() if inquiry.metric.is_of_windows else first.n_documents()
         self._can_grow = first.limit is None and self._n_items is not None
         self._n_growths = 0
-        self._n_before = (
-            0  # how many there were when more were asked for, until these are looked at
-        )
+        self._n_before = 0  # how many there were when more were asked for, until these are looked at
         self._is_over = False
         self._notes: list[str] = []
         self._alive = list(range(len(inquiry.arms)))
@@ -205,11 +201,7 @@ class Settling:
         names = [arm.name for arm in self.inquiry.arms]
         seen = set()
         for contest, (responses, n_items) in zip(contests, found, strict=True):
-            if (
-                not self._draws_differ(contest)
-                and contest.looks
-                and contest.looks[-1][1] == n_items
-            ):
+            if not self._draws_differ(contest) and contest.looks and contest.looks[-1][1] == n_items:
                 continue  # nothing new
             seen.add((names[contest.a], names[contest.b]))
             look = look_at(
@@ -248,9 +240,7 @@ class Settling:
             return False
         self._n_items, self._n_growths, self._n_before = 2 * asked, self._n_growths + 1, n_there
         noun = self.inquiry.metric.items
-        console_progress().note(
-            f"{noun} dominate the interval: {2 * asked} from now on instead of {asked}"
-        )
+        console_progress().note(f"{noun} dominate the interval: {2 * asked} from now on instead of {asked}")
         return True
 
     def _note_why_not(self, n_there: int) -> None:

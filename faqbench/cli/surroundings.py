@@ -54,9 +54,7 @@ def check_folder() -> None:
     try:
         Path.cwd()
     except OSError as error:
-        raise UserError(
-            "The current folder does not exist any more; change to one that does."
-        ) from error
+        raise UserError("The current folder does not exist any more; change to one that does.") from error
 
 
 class Stream:
@@ -108,21 +106,14 @@ def own_streams() -> Iterator[tuple[Stream, Stream]]:
     try:
         yield streams
     finally:
-        if (
-            cast("object", sys.stdout) is streams[0]
-        ):  # else nothing is left to flush: its reader has gone
+        if cast("object", sys.stdout) is streams[0]:  # else nothing is left to flush: its reader has gone
             sys.stdout = before[0]
         sys.stderr = before[1]
 
 
 Verbosity = Literal["quiet", "normal", "verbose"]
 _VARIABLE = "FAQBENCH_VERBOSITY"
-_FLAGS: dict[str, Verbosity] = {
-    "-q": "quiet",
-    "--quiet": "quiet",
-    "-v": "verbose",
-    "--verbose": "verbose",
-}
+_FLAGS: dict[str, Verbosity] = {"-q": "quiet", "--quiet": "quiet", "-v": "verbose", "--verbose": "verbose"}
 
 
 def take_verbosity(arguments: Sequence[str]) -> tuple[list[str], Verbosity]:

@@ -45,12 +45,6 @@ def run(arguments: list[str]) -> int:
     )
     if not said.n_runs:
         raise UserError(f"No run of '{keys.name}' in {keys.runs} has finished.")
-    address = publish(
-        said,
-        project=keys.project,
-        entity=keys.entity,
-        group=keys.name,
-        draft=keys.draft,
-    )
+    address = publish(said, project=keys.project, entity=keys.entity, group=keys.name, draft=keys.draft)
     print(f"W&B report: {address}")
     return 0

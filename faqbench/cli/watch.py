@@ -76,15 +76,10 @@ def statuses(runs: Path, run_ids: Sequence[str] | None) -> list[Status]:
     broken = {name for name, _ in damaged}
     alive = [i for i, log in logs.items() if log.is_alive and i not in recorded]
     order = run_ids if run_ids is not None else [*recorded, *sorted(broken), *alive]
-    return [
-        _status(i, recorded.get(i), logs.get(i), is_damaged=i in broken)
-        for i in dict.fromkeys(order)
-    ]
+    return [_status(i, recorded.get(i), logs.get(i), is_damaged=i in broken) for i in dict.fromkeys(order)]
 
 
-def _status(
-    run_id: str, record: RunRecord | None, log: ProgressLog | None, *, is_damaged: bool
-) -> Status:
+def _status(run_id: str, record: RunRecord | None, log: ProgressLog | None, *, is_damaged: bool) -> Status:
     if log is not None and log.is_alive:
         return _running(run_id, log)
     if record is not None:
@@ -120,11 +115,7 @@ def _running(run_id: str, log: ProgressLog) -> Status:
     if silent > 60 + last.seconds / 20:
         detail += f", silent for {formatting.seconds(silent)}"
     return Status(
-        run_id=run_id,
-        state="running",
-        detail=detail,
-        seconds=last.seconds,
-        memory_bytes=last.memory_bytes,
+        run_id=run_id, state="running", detail=detail, seconds=last.seconds, memory_bytes=last.memory_bytes
     )
 
 

@@ -119,10 +119,7 @@ def visible_gpus() -> list[str]:
     if tool is None:
         return []
     listed = subprocess.run(  # noqa: S603 - a fixed command
-        [tool, "--query-gpu=uuid", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [tool, "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True, check=False
     )
     return listed.stdout.split() if listed.returncode == 0 else []
 

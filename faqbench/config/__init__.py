@@ -9,12 +9,4 @@ from faqbench.config.identity import identity, run_id
 from faqbench.config.section import UserError, did_you_mean
 from faqbench.config.validation import check_tracking, validate
 
-__all__ = [
-    "Experiment",
-    "UserError",
-    "check_tracking",
-    "did_you_mean",
-    "identity",
-    "run_id",
-    "validate",
-]
+__all__ = ["Experiment", "UserError", "check_tracking", "did_you_mean", "identity", "run_id", "validate"]

@@ -151,6 +151,4 @@ def _check_mixture(key: str, mixture: Mapping[str, float] | None) -> None:
     total = sum(mixture.values())
     if abs(total - 1.0) > _TOLERANCE:
         spelled = ", ".join(f"{domain}: {weight:g}" for domain, weight in mixture.items())
-        raise UserError(
-            f"{key}={{{spelled}}} has weights that sum to {total:g}; they must sum to 1."
-        )
+        raise UserError(f"{key}={{{spelled}}} has weights that sum to {total:g}; they must sum to 1.")

@@ -27,11 +27,7 @@ PerRole = Annotated[
     | Annotated[Literal["search"], Tag("word")],
     Discriminator(
         lambda value: (
-            "per role"
-            if isinstance(value, dict)
-            else "word"
-            if isinstance(value, str)
-            else "number"
+            "per role" if isinstance(value, dict) else "word" if isinstance(value, str) else "number"
         )
     ),
 ]

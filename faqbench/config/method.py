@@ -41,15 +41,11 @@ class Reads(Enum):
 
     MEANS = "mean|x| of a linear's input, of the full precision pass"
     LATER_MEANS = "the same of the blocks or linears that follow"
-    EXTREMES = (
-        "the least and the largest of each channel of a linear's input, of the full precision pass"
-    )
+    EXTREMES = "the least and the largest of each channel of a linear's input, of the full precision pass"
     GRAM = "X'X / n of a linear's input, of the full precision pass or, corrected, of the quantized stream"
     HESSIAN = "X'X / n of a linear's input on the quantized stream"
     BOTH_STREAMS = "a linear's input in full precision and on the quantized stream, token by token"
-    RESIDUALS = (
-        "the residual stream that a linear adds to, in full precision and on the quantized stream"
-    )
+    RESIDUALS = "the residual stream that a linear adds to, in full precision and on the quantized stream"
     BLOCKS = "what enters and leaves a block in full precision and on the quantized stream"
     TOKENS = "the calibration tokens themselves, which another tool is handed"
 
@@ -112,9 +108,9 @@ def _always(section: str, *leaves: str) -> dict[str, object]:
 
 
 _SEARCH = _always("search", "n_grid", "loss", "gqa_scale", "clip_steps", "clip_max_shrink")
-_PREVIEW = _always(
-    "preview", "window", "gamma", "roles", "source", "weights", "norm", "fuse", "alpha"
-) | {"preview.stream": "full"}
+_PREVIEW = _always("preview", "window", "gamma", "roles", "source", "weights", "norm", "fuse", "alpha") | {
+    "preview.stream": "full"
+}
 _GPTQ = _always("gptq", "damping", "act_order", "block_size")
 _MSE = _always("mse", "p", "steps", "max_shrink")
 _CORRECTION = _always("correction", "strength", "damping", "roles")
@@ -185,11 +181,7 @@ CLIP = _stage(
         options=_MSE,
         call="faqbench.quantization.clip:closest_limit",
     ),
-    StageValue(
-        name="mse_unweighted",
-        options=_MSE,
-        call="faqbench.quantization.clip:closest_limit",
-    ),
+    StageValue(name="mse_unweighted", options=_MSE, call="faqbench.quantization.clip:closest_limit"),
     is_always_named=True,
 )
 
@@ -234,9 +226,7 @@ ROUND = _stage(
     ),
     # No function of tensors: another tool has made the weights, or makes them; see `pipeline.foreign`.
     StageValue(
-        name="checkpoint",
-        options=_always("checkpoint", "path", "hub_id", "revision"),
-        is_foreign=True,
+        name="checkpoint", options=_always("checkpoint", "path", "hub_id", "revision"), is_foreign=True
     ),
     StageValue(
         name="external",
@@ -346,12 +336,7 @@ _GRID: Options = {
 }
 OWNED = (
     frozenset(_GRID)
-    | {
-        path
-        for stage in STAGES.values()
-        for value in stage.values.values()
-        for path in value.options
-    }
+    | {path for stage in STAGES.values() for value in stage.values.values() for path in value.options}
     | frozenset(_ACTIVATIONS)
 )
 # What decides no weight: the preset's name, the preset here that is its like, and how much of the result is
@@ -401,9 +386,7 @@ class Method:
     def is_plain_rounding(self) -> bool:
         """Whether it is RTN, in any basis and with any activations: plain rounding, all else idle."""
         return self.rounds_to_nearest and all(
-            value.is_idle
-            for stage, value in self.values.items()
-            if stage not in ("rotate", "round")
+            value.is_idle for stage, value in self.values.items() if stage not in ("rotate", "round")
         )
 
     @property

@@ -45,9 +45,7 @@ def check_presearch(presearch: PresearchSection) -> None:
             f"presearch.rounds={rounds} must be rising numbers of calibration draws, e.g. [1, 2, 4]."
         )
     if presearch.domains == ():
-        raise UserError(
-            "presearch.domains=[] names no text; null takes the calibration's own domain."
-        )
+        raise UserError("presearch.domains=[] names no text; null takes the calibration's own domain.")
     for grid in presearch.grids:
         empty = [name for name, values in grid if not values]
         if empty:

@@ -69,9 +69,7 @@ def _check_combination(experiment: Experiment) -> None:
             f"memory_limit_gigabytes={experiment.memory_limit_gigabytes} limits a cell's own process, "
             f"but isolate={experiment.isolate}; set isolate=process."
         )
-    needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[
-        model.source
-    ]
+    needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[model.source]
     if not getattr(model, needed):
         raise UserError(f"model.source={model.source} needs model.{needed}, which is not set.")
 
@@ -118,9 +116,7 @@ def _check_foreign(quant: QuantSection, method: Method) -> None:
     """Check what another tool makes, or has made: nothing of a method of ours is left to do."""
     if not method.is_foreign:
         return
-    busy = [
-        f"quant.{s}={v.name}" for s, v in method.values.items() if s != "round" and not v.is_idle
-    ]
+    busy = [f"quant.{s}={v.name}" for s, v in method.values.items() if s != "round" and not v.is_idle]
     busy += [] if method.activations.is_idle else ["quant.activations"]
     busy += [f"quant.{key}" for key in ("skip", "overrides") if getattr(quant, key)]
     if busy:
@@ -153,11 +149,7 @@ def _check_foreign(quant: QuantSection, method: Method) -> None:
 def _check_refinement(quant: QuantSection, method: Method) -> None:
     if method["refine"].is_idle:
         return
-    busy = [
-        s
-        for s, v in method.values.items()
-        if s not in ("rotate", "refine", "round") and not v.is_idle
-    ]
+    busy = [s for s, v in method.values.items() if s not in ("rotate", "refine", "round") and not v.is_idle]
     busy += [] if method.rounds_to_nearest else ["round"]
     if busy:
         beside = " and ".join(f"quant.{stage}={method[stage].name}" for stage in busy)
@@ -236,17 +228,13 @@ def _check_rotation(quant: QuantSection) -> None:
             "quant.activations.kv_bits, or leave it out."
         )
     if quant.rotate != "none" and not places:
-        raise UserError(
-            f"quant.rotate={quant.rotate} changes nothing: quant.rotation.places is empty."
-        )
+        raise UserError(f"quant.rotate={quant.rotate} changes nothing: quant.rotation.places is empty.")
 
 
 def _check_activations(quant: QuantSection) -> None:
     activations, method = quant.activations, method_of(quant)
     if len(set(activations.targets)) < len(activations.targets):
-        raise UserError(
-            f"quant.activations.targets={list(activations.targets)} names a role twice."
-        )
+        raise UserError(f"quant.activations.targets={list(activations.targets)} names a role twice.")
     if activations.bmm and activations.bits is None:
         raise UserError(
             "quant.activations.bmm=true puts the operands of attention on the grid of linears' inputs, and "
@@ -261,9 +249,7 @@ def _check_activations(quant: QuantSection) -> None:
     )
     start = f"quant.activations.{key}={bits}"
     if not method.quantizes:
-        raise UserError(
-            f"{start} needs quantized weights, but quant.round=none leaves them as they are."
-        )
+        raise UserError(f"{start} needs quantized weights, but quant.round=none leaves them as they are.")
     if not activations.targets:
         raise UserError(f"{start} changes nothing: quant.activations.targets is empty.")
     if activations.dynamic != (activations.granularity == "token"):

@@ -33,13 +33,7 @@ import yaml
 from faqbench.assets import benchmark_data_origin, document_key, packaged_data_place, packaged_texts
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.calibration import MAX_CHARACTERS, CalibrationSection, is_hub_set, is_table
-from faqbench.corpora.hub_set import (
-    hub_set,
-    hub_set_names,
-    hub_set_version,
-    hub_texts,
-    section_hub_set,
-)
+from faqbench.corpora.hub_set import hub_set, hub_set_names, hub_set_version, hub_texts, section_hub_set
 from faqbench.corpora.user_file import Texts, is_text_file, read_table_file, read_text_file
 from faqbench.stages import Progress, file_version, hash_json, hash_text
 
@@ -76,9 +70,7 @@ class Corpus:
         return facts | ({"is_cut": True} if self.is_cut else {})
 
 
-def read_corpus(
-    domain: str, part: Part, calibration: CalibrationSection, progress: Progress
-) -> Corpus:
+def read_corpus(domain: str, part: Part, calibration: CalibrationSection, progress: Progress) -> Corpus:
     """Return the texts of one part of a domain.
 
     Args:
@@ -109,17 +101,10 @@ def read_corpus(
         documents = {text: text for text in found.texts}
     is_cut = found is not None and found.is_cut
     if is_cut:
-        progress.note(
-            f"{domain}: only its first {most} characters are read (calibration.max_characters)"
-        )
+        progress.note(f"{domain}: only its first {most} characters are read (calibration.max_characters)")
     texts = _texts_of(documents, domain, part)
     return Corpus(
-        domain=domain,
-        part=part,
-        texts=texts,
-        origin=origin,
-        fingerprint=hash_json(texts),
-        is_cut=is_cut,
+        domain=domain, part=part, texts=texts, origin=origin, fingerprint=hash_json(texts), is_cut=is_cut
     )
 
 
@@ -253,9 +238,7 @@ def _parse(text: str) -> Iterator[Domain]:
     if isinstance(sources, dict):
         for label, names in sources.items():
             yield Domain(
-                name=f"{name}-{label}",
-                description=f"{description} Here: {label}.",
-                sources=tuple(names),
+                name=f"{name}-{label}", description=f"{description} Here: {label}.", sources=tuple(names)
             )
         sources = [source for names in sources.values() for source in names]
     yield Domain(name=name, description=description, sources=tuple(sources))

@@ -144,6 +144,4 @@ def _hub_sets() -> dict[str, HubSet]:
     folder = resources.files("faqbench.corpora") / "hub_sets"
     files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
     raws = [yaml.safe_load(f.read_text(encoding="utf-8")) for f in files]
-    return {
-        raw["name"]: HubSet(**{k: v for k, v in raw.items() if k != "description"}) for raw in raws
-    }
+    return {raw["name"]: HubSet(**{k: v for k, v in raw.items() if k != "description"}) for raw in raws}

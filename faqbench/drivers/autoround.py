@@ -27,9 +27,7 @@ def main(request):
         bits=request["bits"],
         group_size=request["group_size"],
         sym=request["symmetric"],
-        dataset=[
-            {"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in tokens
-        ],
+        dataset=[{"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in tokens],
         nsamples=len(tokens),
         seqlen=tokens.shape[1],
         seed=request["seed"],

@@ -32,13 +32,7 @@ Adding a protocol: a kind of text in `protocols.py` (its pattern and what it is 
 and hash in `expected_tokens.yaml`.
 """
 
-from faqbench.evaluation.harness import (
-    HARNESS_VERSION,
-    check_task,
-    run_task,
-    task_passages,
-    task_requests,
-)
+from faqbench.evaluation.harness import HARNESS_VERSION, check_task, run_task, task_passages, task_requests
 from faqbench.evaluation.head import Question, answer, splits
 from faqbench.evaluation.overlap import Overlap, calibration_grams, count_overlap
 from faqbench.evaluation.packaged import task_names

@@ -76,9 +76,7 @@ def _attend(
     return attended.reshape(batch, n_heads, length, head_dim).transpose(1, 2).contiguous(), None
 
 
-def _stacked(
-    stacks: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None
-) -> Tensor:
+def _stacked(stacks: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
     """Attend from [batch, K, G, rows, head_dim], with a mask [batch or 1, 1, rows, keys]."""
     n_stacked = stacks.shape[2]
     attended = functional.scaled_dot_product_attention(
@@ -104,11 +102,7 @@ def _causal(
         else:
             seen = mask[:, :, start:end, :end]
         attended[:, :, :, start:end] = _stacked(
-            stacks[:, :, :, start:end],
-            key[:, :, :end],
-            value[:, :, :end],
-            seen,
-            scaling,
+            stacks[:, :, :, start:end], key[:, :, :end], value[:, :, :end], seen, scaling
         )
     return attended
 

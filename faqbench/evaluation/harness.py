@@ -26,13 +26,7 @@ import numpy as np
 
 from faqbench.assets import packaged_dataset
 from faqbench.config import Experiment, UserError, did_you_mean
-from faqbench.evaluation.packaged import (
-    Documents,
-    PackagedTask,
-    packaged_task,
-    read_documents,
-    task_names,
-)
+from faqbench.evaluation.packaged import Documents, PackagedTask, packaged_task, read_documents, task_names
 from faqbench.evaluation.packing import Request
 from faqbench.evaluation.results import TaskResult, read_results
 from faqbench.evaluation.scorer import Asked, TaskModel, make_scorer
@@ -58,9 +52,7 @@ def check_task(name: str) -> None:
     )
 
 
-def run_task(
-    task_name: str, model: TaskModel, experiment: Experiment, progress: Progress
-) -> TaskResult:
+def run_task(task_name: str, model: TaskModel, experiment: Experiment, progress: Progress) -> TaskResult:
     """Score a model on a packaged task, or on any task of lm-eval where there is a hub.
 
     Raises: UserError: for an unknown task, one that needs a hub that does not answer, one that runs

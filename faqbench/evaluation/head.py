@@ -57,9 +57,7 @@ class Question(Protocol):
 
 @torch.no_grad()
 def answer(
-    questions: Sequence[Question],
-    advance: Callable[[], None] = lambda: None,
-    head: Model | None = None,
+    questions: Sequence[Question], advance: Callable[[], None] = lambda: None, head: Model | None = None
 ) -> None:
     """Give every question its hidden states, in the order of its inputs.
 

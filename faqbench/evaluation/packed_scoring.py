@@ -18,14 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from faqbench.evaluation.head import (
-    answer,
-    hidden_states,
-    log_probabilities,
-    module_of,
-    splits,
-    top_token,
-)
+from faqbench.evaluation.head import answer, hidden_states, log_probabilities, module_of, splits, top_token
 from faqbench.evaluation.packing import Array, Pack, Request, pack
 from faqbench.models import OPERANDS_ATTENTION, Inputs, device_of
 from faqbench.stages.progress import Advance
@@ -40,9 +33,7 @@ DOES_MORE = "the model does more than its head after its decoder"
 _N_PROBED = 4  # tokens of each request
 
 
-def score_packs(
-    view: Any, packs: Sequence[Pack], n_requests: int, advance: Advance
-) -> tuple[Array, Array]:
+def score_packs(view: Any, packs: Sequence[Pack], n_requests: int, advance: Advance) -> tuple[Array, Array]:
     """Return each request's log-likelihood, float64 nats, and whether greedy decoding would give it.
 
     Args:

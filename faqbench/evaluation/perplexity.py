@@ -162,9 +162,7 @@ class Windows:
 
 def _as_scores(found: Sequence[tuple[torch.Tensor, ...]], tokens: torch.Tensor) -> TokenScores:
     n_windows, seq_len = tokens.shape
-    arrays = [
-        torch.cat(parts).view(n_windows, seq_len - 1).cpu() for parts in zip(*found, strict=True)
-    ]
+    arrays = [torch.cat(parts).view(n_windows, seq_len - 1).cpu() for parts in zip(*found, strict=True)]
     nll, kl, agrees = (arrays[i].numpy() if i < len(arrays) else None for i in range(3))
     assert nll is not None
     return TokenScores(nll=nll, kl=kl, agrees=agrees)

@@ -51,10 +51,7 @@ class HiddenWriter:
         self._file.write(hidden.contiguous().cpu().view(torch.uint8).numpy().data)
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the file, and describe it when it is whole."""
         assert self._file is not None
@@ -113,10 +110,7 @@ class HiddenStates:
         """
         about = read_as(folder / "hidden.json", _About)
         return cls(
-            path=folder / "hidden.raw",
-            dtype=_DTYPES[about["dtype"]],
-            shape=about["shape"],
-            rotate=rotate,
+            path=folder / "hidden.raw", dtype=_DTYPES[about["dtype"]], shape=about["shape"], rotate=rotate
         )
 
     def read(self, start: int, n_windows: int, device: torch.device) -> torch.Tensor:

@@ -158,14 +158,10 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
         def _first_of(self, ids: Sequence[int | None], what: str, needed: str) -> int:
             found = next((i for i in ids if i is not None), None)
             if found is None:
-                raise UserError(
-                    f"Task '{title}' {what}: the tokenizer needs {needed}, and has none."
-                )
+                raise UserError(f"Task '{title}' {what}: the tokenizer needs {needed}, and has none.")
             return int(found)
 
-        def tok_encode(
-            self, string: str, add_special_tokens: bool | None = None, **_: Any
-        ) -> list[int]:
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
             ids: list[int] = model.tokenizer.encode(string, add_special_tokens=False)
             in_front = None if add_special_tokens is False else self.in_front
             return ids if in_front is None or ids[:1] == [in_front] else [in_front, *ids]
@@ -245,9 +241,7 @@ def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, ti
         batch_size=settings.batch_size,
         softmax_dtype="float32",
     )
-    scorer._device = device_of(
-        model.model
-    )  # HFLM believes the first weight, which may not be there
+    scorer._device = device_of(model.model)  # HFLM believes the first weight, which may not be there
     scorer.in_front = bos
     scorer.facts = ScorerFacts()
     return scorer

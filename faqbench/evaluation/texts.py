@@ -41,9 +41,7 @@ def protocol_passages(protocol: Protocol, experiment: Experiment, progress: Prog
         case "wikitext2":
             path = experiment.data.wikitext2_path
             passages = (
-                _hub_wikitext2(protocol)
-                if path is None
-                else _read(path).split(_JOINED_BY[protocol.corpus])
+                _hub_wikitext2(protocol) if path is None else _read(path).split(_JOINED_BY[protocol.corpus])
             )
             source = "wikitext-2-raw-v1" if path is None else f"data.wikitext2_path={path}"
         case "c4-new":
@@ -72,9 +70,7 @@ def _read(path: Path) -> str:
             )
         return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"data.wikitext2_path={path} is not UTF-8 text ({error.reason})."
-        ) from error
+        raise UserError(f"data.wikitext2_path={path} is not UTF-8 text ({error.reason}).") from error
     except OSError as error:
         raise UserError(f"data.wikitext2_path={path} cannot be read ({error.strerror}).") from error
 

@@ -102,9 +102,7 @@ def protocol_tokens(
 @cache
 def expected_tokens_hash() -> str:
     """Return the sha256 of what is known of protocols' tokens, on which `verified` depends."""
-    return hash_text(
-        files("faqbench.evaluation").joinpath("expected_tokens.yaml").read_text("utf-8")
-    )
+    return hash_text(files("faqbench.evaluation").joinpath("expected_tokens.yaml").read_text("utf-8"))
 
 
 def hash_tokens(tokens: torch.Tensor) -> str:
@@ -153,6 +151,4 @@ def _compare_with_expected(
 def _expected_tokens() -> dict[str, dict[str, dict[str, Any]]]:
     text = files("faqbench.evaluation").joinpath("expected_tokens.yaml").read_text("utf-8")
     entries = yaml.safe_load(text)
-    return {
-        stream: {entry["vocabulary"]: entry for entry in known} for stream, known in entries.items()
-    }
+    return {stream: {entry["vocabulary"]: entry for entry in known} for stream, known in entries.items()}

@@ -70,10 +70,7 @@ def settings(model: StoredModel) -> dict[str, Any]:
         for index, grid in enumerate(grids)
     }
     config = QuantizationConfig(
-        config_groups=groups,
-        format="pack-quantized",
-        quantization_status="compressed",
-        ignore=model.kept,
+        config_groups=groups, format="pack-quantized", quantization_status="compressed", ignore=model.kept
     )
     result: dict[str, Any] = config.model_dump(mode="json", exclude_none=True)
     # Else transformers (5.24, with 0.19 and 0.20 of the library) keeps weights packed, for which it expects

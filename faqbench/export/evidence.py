@@ -74,9 +74,7 @@ def protocol_evidence(
     for name in experiment.evaluation.protocols:
         if name not in scores:
             continue  # a run that kept none
-        windows = protocol_tokens(
-            resolve_protocol(name, experiment), tokenizer, experiment, progress
-        )
+        windows = protocol_tokens(resolve_protocol(name, experiment), tokenizer, experiment, progress)
         if windows.fingerprint != fingerprints.get(f"protocol/{name}"):
             raise UserError(
                 f"Protocol '{name}' gives other tokens than the run scored, so the export could not be "
@@ -92,9 +90,7 @@ def protocol_evidence(
 
 def probe(n_columns: int) -> Tensor:
     """Return the signs [n_columns] that weights of that width are multiplied by."""
-    return torch.from_numpy(np.random.default_rng(n_columns).choice([-1, 1], n_columns)).to(
-        torch.int8
-    )
+    return torch.from_numpy(np.random.default_rng(n_columns).choice([-1, 1], n_columns)).to(torch.int8)
 
 
 def hash_weight(weight: Tensor) -> str:

@@ -83,11 +83,7 @@ class StoredModel:
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Yield (name, tensor) of each parameter, or (full name, linear) where it is a quantized weight."""
         start = f"{self.architecture.blocks}."
-        index, linears, folds = (
-            -1,
-            dict[str, QuantizedLinear](),
-            _Folds(gains={}, rows={}, columns={}),
-        )
+        index, linears, folds = (-1, dict[str, QuantizedLinear](), _Folds(gains={}, rows={}, columns={}))
         for name in self.names:
             if not name.startswith(start):
                 yield name, self._cast(self.base.read(name))

@@ -101,9 +101,7 @@ class GGUFFile:
         self._model = model
         self._names = gguf.get_tensor_name_map(arch, model.architecture.n_blocks)
         self._rotates_pairs = arch is gguf.MODEL_ARCH.LLAMA
-        self._file = gguf.GGUFWriter(
-            folder / "model.gguf", gguf.MODEL_ARCH_NAMES[arch], use_temp_file=True
-        )
+        self._file = gguf.GGUFWriter(folder / "model.gguf", gguf.MODEL_ARCH_NAMES[arch], use_temp_file=True)
         grid = next(iter(model.grids.values()))
         kind = gguf.LlamaFileType[f"MOSTLY_{_TYPES[grid.bits, grid.symmetric]}"]
         self._file.add_file_type(kind)
@@ -129,9 +127,7 @@ class GGUFFile:
         if part.dtype is torch.bfloat16:
             part, kind = part.view(torch.uint8), gguf.GGMLQuantizationType.BF16
         module = name.rpartition(".")[0]
-        self._file.add_tensor(
-            self._named(name), self._ordered(module, part.numpy()), raw_dtype=kind
-        )
+        self._file.add_tensor(self._named(name), self._ordered(module, part.numpy()), raw_dtype=kind)
 
     def close(self) -> None:
         """Write the file."""
@@ -259,9 +255,7 @@ def _cut(tokenizer: Any) -> str:
     content = _content(tokenizer)
     before = content.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
-    regex = "".join(
-        step["pattern"].get("Regex", "?") for step in steps if step.get("type") == "Split"
-    )
+    regex = "".join(step["pattern"].get("Regex", "?") for step in steps if step.get("type") == "Split")
     known = {"ByteLevel", "Split"} >= {step.get("type") for step in steps}
     if content["model"]["type"] == "BPE" and known and regex in _CUTS:
         return _CUTS[regex]

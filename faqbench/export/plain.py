@@ -41,9 +41,7 @@ def examine(folder: Path) -> dict[str, Any]:
             kinds.get(name.partition("/")[0], []).append(name.partition("/")[2])
         logits = {
             name: _logits_difference(
-                model,
-                evidence.get_tensor(f"tokens/{name}"),
-                evidence.get_tensor(f"logits/{name}"),
+                model, evidence.get_tensor(f"tokens/{name}"), evidence.get_tensor(f"logits/{name}")
             )
             for name in kinds["logits"]
         }
@@ -165,10 +163,7 @@ def _perplexities(model: Any, tokens: Tensor, losses: Tensor) -> dict[str, float
     for window in tokens.long():
         logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits[0, :-1].float()
         found.append(torch.nn.functional.cross_entropy(logits, window[1:]).double())
-    return {
-        "found": float(torch.stack(found).mean().exp()),
-        "measured": float(losses.mean().exp()),
-    }
+    return {"found": float(torch.stack(found).mean().exp()), "measured": float(losses.mean().exp())}
 
 
 def _difference(weight: Tensor, name: str, facts: Mapping[str, Any], evidence: Any) -> float:

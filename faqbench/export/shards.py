@@ -25,12 +25,7 @@ class Shards:
     """Takes the parts of a model one by one; a single file of them is `model.safetensors`."""
 
     def __init__(
-        self,
-        folder: Path,
-        most_bytes: int,
-        encode: Encode,
-        config: Any,
-        settings: Mapping[str, Any],
+        self, folder: Path, most_bytes: int, encode: Encode, config: Any, settings: Mapping[str, Any]
     ) -> None:
         """Begin a checkpoint.
 
@@ -87,11 +82,7 @@ class Shards:
     def _write(self) -> None:
         index = len(self._shards)
         save_file(self._held, self._part(index), {"format": "pt"})
-        shard = {
-            "parts": self._parts,
-            "tensors": list(self._held),
-            "n_bytes": _size(self._held),
-        }
+        shard = {"parts": self._parts, "tensors": list(self._held), "n_bytes": _size(self._held)}
         atomic_write(self._part(index).with_suffix(".json"), json.dumps(shard).encode())
         self._shards.append(shard)
         self._held, self._parts = {}, []

@@ -24,11 +24,7 @@ from faqbench.foreign import read_json
 from faqbench.stages import find_damage
 
 # Of weights, logits and perplexity, by the coarsest dtype that a weight passes through on its way.
-_TOLERANCES = {
-    "float32": (1e-6, 1e-5, 1e-4),
-    "float16": (2e-3, 1e-2, 1e-3),
-    "bfloat16": (1e-2, 5e-2, 5e-3),
-}
+_TOLERANCES = {"float32": (1e-6, 1e-5, 1e-4), "float16": (2e-3, 1e-2, 1e-3), "bfloat16": (1e-2, 5e-2, 5e-3)}
 _MOST_EXTRA_BYTES = 0.01
 
 
@@ -112,13 +108,7 @@ def judge(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict:
 def _examined(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "result.json"
-        command = [
-            sys.executable,
-            "-m",
-            "faqbench.export.plain",
-            str(folder.absolute()),
-            str(result),
-        ]
+        command = [sys.executable, "-m", "faqbench.export.plain", str(folder.absolute()), str(result)]
         done = subprocess.run(  # noqa: S603  our own interpreter and our own module
             command, capture_output=True, text=True, errors="replace", check=False
         )
@@ -131,15 +121,11 @@ def _examined(folder: Path) -> dict[str, Any]:
 
 def _checks(facts: Mapping[str, Any], found: Mapping[str, Any]) -> list[Check]:
     passed_through = {facts["dtype"]}
-    if (
-        facts["format"] == "compressed-tensors"
-    ):  # whose library multiplies in the dtype of the scales
+    if facts["format"] == "compressed-tensors":  # whose library multiplies in the dtype of the scales
         passed_through |= {grid["scale_dtype"] for grid in facts["grids"].values()}
     weights, logits, perplexity = max(_TOLERANCES[dtype] for dtype in passed_through)
     expected = facts["bits_per_parameter"] * facts["n_parameters"] / 8
-    ratios = {
-        name: abs(p["found"] / p["measured"] - 1) for name, p in found["perplexities"].items()
-    }
+    ratios = {name: abs(p["found"] / p["measured"] - 1) for name, p in found["perplexities"].items()}
     return [
         *([_check("stored", found["stored"], 0.0)] if found["stored"] else []),
         _check("loaded", found["loaded"], weights),

@@ -136,17 +136,12 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
             the full precision model is no longer the one that was quantized.
     """
     if os.path.lexists(request.into):
-        raise UserError(
-            f"into={request.into} exists; nothing there is replaced: choose another folder."
-        )
+        raise UserError(f"into={request.into} exists; nothing there is replaced: choose another folder.")
     evidence, model, generation = _measured(request, progress)
     layout: Layout = resolve_name(FORMATS[request.format])
     layout.check(model)
     _check_space(request.into, _most_bytes(model))
-    with (
-        explain_os_error("write the checkpoint", request.into, _REMEDY),
-        _unfinished(request) as folder,
-    ):
+    with explain_os_error("write the checkpoint", request.into, _REMEDY), _unfinished(request) as folder:
         _write_about(folder, model, generation, checkpoint_folder(pinned(request.experiment.model)))
         sink = layout.open_sink(folder, model, request.shard_bytes)
         sizes, hashes = _write_weights(sink, model, evidence, progress)
@@ -172,9 +167,7 @@ def _unfinished(request: ExportRequest) -> Iterator[Path]:
     folder = into.with_name(f".{into.name}.unfinished")
     mark = folder.with_name(f"{folder.name}.json")  # what it is the beginning of
     codes = fingerprint_codes(request.codes)
-    of = json.dumps(
-        [request.record.run_id, request.format, request.shard_bytes, codes, __version__]
-    )
+    of = json.dumps([request.record.run_id, request.format, request.shard_bytes, codes, __version__])
     into.parent.mkdir(parents=True, exist_ok=True)
     with mark.open("a+") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -198,9 +191,7 @@ def _unfinished(request: ExportRequest) -> Iterator[Path]:
         mark.unlink()
 
 
-def _measured(
-    request: ExportRequest, progress: Progress
-) -> tuple[dict[str, Tensor], StoredModel, Any]:
+def _measured(request: ExportRequest, progress: Progress) -> tuple[dict[str, Tensor], StoredModel, Any]:
     """Return the evidence of the measured model, the model to write, and its generation config.
 
     Raises:
@@ -210,11 +201,7 @@ def _measured(
     device = resolve_device(experiment.device)
     dtypes = [getattr(torch, d) for d in (experiment.calibration.dtype, experiment.dtype)]
     loaded = load_model(
-        pinned(experiment.model),
-        dtypes[0],
-        device,
-        progress,
-        budget=budget_of(experiment.memory, device),
+        pinned(experiment.model), dtypes[0], device, progress, budget=budget_of(experiment.memory, device)
     )
     if loaded.fingerprint != record.fingerprints.get("weights"):
         raise UserError(
@@ -264,13 +251,9 @@ class _Sizes:
         """Return the sizes with those of one more part."""
         if isinstance(part, QuantizedLinear):
             bits, n_weights = part.storage_bits(), part.qvalue.numel()
-            return replace(
-                self, linear_bits=self.linear_bits + bits, n_weights=self.n_weights + n_weights
-            )
+            return replace(self, linear_bits=self.linear_bits + bits, n_weights=self.n_weights + n_weights)
         return replace(
-            self,
-            other_bits=self.other_bits + 8 * part.nbytes,
-            n_others=self.n_others + part.numel(),
+            self, other_bits=self.other_bits + 8 * part.nbytes, n_others=self.n_others + part.numel()
         )
 
 
@@ -329,11 +312,7 @@ def _write_weights(
 
 
 def _facts(
-    request: ExportRequest,
-    model: StoredModel,
-    layout: Layout,
-    sizes: _Sizes,
-    hashes: Mapping[str, str],
+    request: ExportRequest, model: StoredModel, layout: Layout, sizes: _Sizes, hashes: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what a reader and a verification need to know of an export."""
     grids = {name: dataclasses.asdict(grid) for name, grid in model.grids.items()}

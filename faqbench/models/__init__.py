@@ -11,14 +11,7 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 """
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
-from faqbench.models.blocks import (
-    BlockStream,
-    Call,
-    Inputs,
-    blocks_passed_by,
-    decoding,
-    open_stream,
-)
+from faqbench.models.blocks import BlockStream, Call, Inputs, blocks_passed_by, decoding, open_stream
 from faqbench.models.forward import fingerprint_model
 from faqbench.models.hadamard import Rotation
 from faqbench.models.holder import ModelHolder

@@ -243,9 +243,7 @@ def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     return value
 
 
-def _shapes(
-    family: Mapping[str, Any], sizes: Mapping[str, int], hidden: int
-) -> dict[str, tuple[int, int]]:
+def _shapes(family: Mapping[str, Any], sizes: Mapping[str, int], hidden: int) -> dict[str, tuple[int, int]]:
     """Return (out_features, in_features) of the linears of a block, by their names relative to it.
 
     Args:

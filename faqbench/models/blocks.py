@@ -173,9 +173,7 @@ def open_stream(view: Model, tokens: Tensor, batch_size: int, n_beside: int = 1)
             assert recorders[0].hidden is not None
             hidden[rows] = recorders[0].hidden
             # Positions and masks are the same for every window: keep those of one.
-            kwargs = kwargs or tuple(
-                {k: _first_row(v) for k, v in r.kwargs.items()} for r in recorders
-            )
+            kwargs = kwargs or tuple({k: _first_row(v) for k, v in r.kwargs.items()} for r in recorders)
             shelf.let_go()
     return BlockStream(hidden=hidden, kwargs=kwargs, batch_size=batch_size, shelf=shelf)
 
@@ -207,11 +205,7 @@ class Decoding:
     """
 
     def __init__(
-        self,
-        model: Model,
-        inputs: Sequence[Inputs],
-        stack: ExitStack,
-        beside: Collection[Model] = (),
+        self, model: Model, inputs: Sequence[Inputs], stack: ExitStack, beside: Collection[Model] = ()
     ) -> None:
         """Make room for the hidden states.
 

@@ -34,9 +34,7 @@ from torch import Tensor
 
 Kind = Literal["hadamard", "random"]
 _LARGEST_ORDER = 256  # a larger one is as costly as a dense matrix
-_WIDEST_FACTOR = (
-    64  # Sylvester's matrices are products: factors up to here multiply faster than the whole
-)
+_WIDEST_FACTOR = 64  # Sylvester's matrices are products: factors up to here multiply faster than the whole
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -100,10 +100,6 @@ class ModelHolder:
         self._other = None
 
 
-def _origin(
-    section: ModelSection, dtype: torch.dtype, device: torch.device, budget: Budget | None
-) -> str:
+def _origin(section: ModelSection, dtype: torch.dtype, device: torch.device, budget: Budget | None) -> str:
     source = weights_source(section)
-    return hash_json(
-        [source, section.model_dump(mode="json"), str(dtype), str(device), str(budget)]
-    )
+    return hash_json([source, section.model_dump(mode="json"), str(dtype), str(device), str(budget)])

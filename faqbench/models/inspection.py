@@ -57,9 +57,7 @@ def inspect_model(section: ModelSection) -> Architecture | None:
     """
     folder = checkpoint_folder(section)
     if folder is None and section.source == "path":
-        raise UserError(
-            f"model.path={section.path} is not a model folder: it has no config.json there."
-        )
+        raise UserError(f"model.path={section.path} is not a model folder: it has no config.json there.")
     try:
         if section.source == "random":
             architecture = architecture_of(random_config(section.random or {}))
@@ -148,9 +146,7 @@ def _headers(folder: Path, files: list[Path]) -> dict[str, TensorHeader]:
     if not files:
         others = sorted(p.name for pattern in ("*.bin", "*.pth") for p in folder.glob(pattern))
         hint = f"; {others[0]} is not read, since it may run code" if others else ""
-        raise UserError(
-            f"{folder} has neither model.safetensors nor model.safetensors.index.json{hint}"
-        )
+        raise UserError(f"{folder} has neither model.safetensors nor model.safetensors.index.json{hint}")
     return read_headers(files)
 
 

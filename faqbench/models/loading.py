@@ -281,9 +281,7 @@ def _explained(section: ModelSection) -> Iterator[None]:
         ) from error
     except _load_errors() as error:
         if section.source != "hub":
-            raise UserError(
-                f"model={section.name} could not be loaded: {_first_line(error)}."
-            ) from error
+            raise UserError(f"model={section.name} could not be loaded: {_first_line(error)}.") from error
         raise UserError(
             f"model={section.name} needs '{section.hub_id}' from the Hugging Face hub, which could not "
             f"be reached or did not give it ({_first_line(error)}); connect to a network, log in if the "

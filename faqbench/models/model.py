@@ -268,9 +268,7 @@ class Model:
         for part in parts:
             part.register_forward_pre_hook(lambda part, _: self._enter(part))
             part.register_forward_hook(lambda part, *_: self._leave(part), always_call=True)
-        embedding.padding_idx = (
-            None  # it matters to gradients alone, and names a row of the whole table
-        )
+        embedding.padding_idx = None  # it matters to gradients alone, and names a row of the whole table
         whole = embedding.weight
 
         def look_up(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -25,13 +25,7 @@ from torch import Tensor
 
 from faqbench.config import UserError
 from faqbench.config.experiment import CheckpointSection
-from faqbench.hub import (
-    bring_config,
-    bring_weights,
-    hub_errors,
-    hub_or_local_copies,
-    local_snapshot,
-)
+from faqbench.hub import bring_config, bring_weights, hub_errors, hub_or_local_copies, local_snapshot
 from faqbench.layouts import NOT_COUNTED, PARTS, Stated, decode, grid_of, lacking, stated
 from faqbench.models.checkpoint import (
     CONFIG,
@@ -190,10 +184,7 @@ def open_packed(place: Path, parent: Model) -> Packed:
     headers = _headers(place)
     stored, first = Stored(headers), PARTS[found.layout][0]
     names = [name.removesuffix(f".{first}") for name in headers if name.endswith(f".{first}")]
-    known = {
-        name: [part for part in PARTS[found.layout] if f"{name}.{part}" in headers]
-        for name in names
-    }
+    known = {name: [part for part in PARTS[found.layout] if f"{name}.{part}" in headers] for name in names}
     _check_tensors(place, found.layout, shapes, headers, known)
 
     def parts(name: str) -> dict[str, Tensor]:
@@ -282,9 +273,7 @@ def _check_tensors(
 ) -> None:
     """Refuse tensors that are missing, left over or of another shape."""
     of_linears = {f"{name}.{part}" for name, found in known.items() for part in found}
-    missing = [
-        f"{n}.{p}" for n, found in known.items() for p in lacking(layout, dict.fromkeys(found))
-    ]
+    missing = [f"{n}.{p}" for n, found in known.items() for p in lacking(layout, dict.fromkeys(found))]
     plain = {n for n in shapes if n.removesuffix(".weight") not in known}
     missing += sorted(plain - headers.keys())
     if missing:
@@ -400,9 +389,7 @@ def _open_gguf(file: Path, parent: Model, shapes: Mapping[str, tuple[int, ...]])
     held = Held(dict(model.state_dict()))
     wrong = [n for n, shape in shapes.items() if held.shape(n) != shape]
     if wrong:
-        raise UserError(
-            f"{file} was made from another model: it has {listed(wrong)} in other shapes."
-        )
+        raise UserError(f"{file} was made from another model: it has {listed(wrong)} in other shapes.")
     return Packed(shapes, _linears_of_gguf(file, parent), stated, held.read)
 
 

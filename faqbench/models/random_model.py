@@ -72,8 +72,6 @@ def byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
-    fast.add_special_tokens(
-        {"bos_token": "<|end|>", "eos_token": "<|end|>", "pad_token": "<|end|>"}
-    )
+    fast.add_special_tokens({"bos_token": "<|end|>", "eos_token": "<|end|>", "pad_token": "<|end|>"})
     assert len(fast) == N_BYTES + 1
     return fast

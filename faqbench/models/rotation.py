@@ -155,9 +155,7 @@ class RotatedTensors:
             if columns is None and not rows:
                 continue
             name = f"{block}.{linear}"
-            changes[f"{name}.weight"] = _Change(
-                of=f"{name}.weight", gain=gain, columns=columns, rows=rows
-            )
+            changes[f"{name}.weight"] = _Change(of=f"{name}.weight", gain=gain, columns=columns, rows=rows)
             if rows:
                 changes[f"{name}.bias"] = _Change(of=f"{name}.bias", rows=rows)
         return changes
@@ -168,9 +166,7 @@ class RotatedTensors:
         """Return the rotation of a linear's inputs, and those of its outputs."""
         architecture, residual = self._architecture, self._residual
         if role.residual:
-            feeds_heads = (
-                "R2" in self._places and role.name == "qkv" and role.feeds.linear == linear
-            )
+            feeds_heads = "R2" in self._places and role.name == "qkv" and role.feeds.linear == linear
             heads = self._of_head(index).repeated(architecture.n_kv_heads) if feeds_heads else None
             return residual, () if heads is None else ((role.feeds.cut, heads),)
         columns = None

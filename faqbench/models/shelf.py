@@ -79,9 +79,7 @@ class Shelf:
         root = cache_root()
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=root) as file:
-            os.posix_fallocate(
-                file.fileno(), 0, size
-            )  # a full disk is an error here, not a signal later
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
             self._map = mmap.mmap(file.fileno(), size)
         return torch.frombuffer(self._map, dtype=torch.uint8)
 

@@ -123,9 +123,7 @@ def _source(
             return {"hub_id": section.hub_id, "commit": folder.name, "files": files}
         case "path":
             folder = checkpoint_folder(section)
-            return (
-                None if folder is None else {"files": file_facts(folder, files_of(folder, section))}
-            )
+            return None if folder is None else {"files": file_facts(folder, files_of(folder, section))}
 
 
 def _weights(folder: Path, section: ModelSection) -> list[Path]:

@@ -60,9 +60,7 @@ class Stored:
                     f"{path} changed while its model was in use; run again when nothing writes it."
                 )
             with safe_open(path, framework="pt") as file:
-                tensor: Tensor = (
-                    file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
-                )
+                tensor: Tensor = file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} can no longer be read: {error}.") from error
         return tensor

@@ -39,9 +39,7 @@ class Passenger(Protocol):
 
 
 @torch.no_grad()
-def walk_blocks(
-    passengers: Sequence[Passenger], advance: Callable[[], None] = lambda: None
-) -> None:
+def walk_blocks(passengers: Sequence[Passenger], advance: Callable[[], None] = lambda: None) -> None:
     """Take all passengers past every block.
 
     Args:

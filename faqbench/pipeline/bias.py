@@ -36,10 +36,7 @@ def build_distance(cell: Cell, folder: Path) -> None:
     drawn: CalibrationSet = cell.get(_DRAWN)
     reference: CalibrationSet = cell.get(_REFERENCE)
     shift = activation_shift(cell.get("means drawn"), cell.get("means reference"))
-    found = {
-        "token_js": token_divergence(drawn.tokens, reference.tokens),
-        "activation_shift": shift,
-    }
+    found = {"token_js": token_divergence(drawn.tokens, reference.tokens), "activation_shift": shift}
     (folder / "distance.json").write_text(json.dumps(found))
 
 

@@ -96,20 +96,14 @@ def selection_draw(experiment: Experiment) -> Draw:
 def _selected(experiment: Experiment, mixture: Mapping[str, float], n_windows: int) -> Draw:
     calibration = experiment.calibration.model_copy(update={"seed": 0, "allow_repeat": True})
     return Draw(
-        calibration=calibration,
-        scenario=matched(),
-        mixture=mixture,
-        part="selection",
-        n_windows=n_windows,
+        calibration=calibration, scenario=matched(), mixture=mixture, part="selection", n_windows=n_windows
     )
 
 
 DrawOf = Callable[[Experiment], Draw]
 
 
-def draw_key(
-    draw_of: DrawOf, experiment: Experiment, given: Fingerprints, _: str = ""
-) -> Key | None:
+def draw_key(draw_of: DrawOf, experiment: Experiment, given: Fingerprints, _: str = "") -> Key | None:
     """Return the key of a draw; None where the version of its texts is not known."""
     asked = draw_of(experiment)
     source = _source(asked, experiment)
@@ -192,24 +186,18 @@ def _kept(
     if key is None:
         found, cached = _draw(asked, experiment, tokenizer, progress), False
     else:
-        entry = cache.get(
-            "calibration", key, partial(_write, asked, experiment, tokenizer, progress)
-        )
+        entry = cache.get("calibration", key, partial(_write, asked, experiment, tokenizer, progress))
         found, cached = load_calibration_set(entry.path), entry.cached
     if (vocab_size := _vocab_size(experiment)) is not None:
         check_ids(int(found.tokens.max()), vocab_size, tokenizer, _HOLDER)
     return found, cached
 
 
-def _write(
-    asked: Draw, experiment: Experiment, tokenizer: Any, progress: Progress, folder: Path
-) -> None:
+def _write(asked: Draw, experiment: Experiment, tokenizer: Any, progress: Progress, folder: Path) -> None:
     save_calibration_set(_draw(asked, experiment, tokenizer, progress), folder)
 
 
-def _draw(
-    asked: Draw, experiment: Experiment, tokenizer: Any, progress: Progress
-) -> CalibrationSet:
+def _draw(asked: Draw, experiment: Experiment, tokenizer: Any, progress: Progress) -> CalibrationSet:
     request = request_of(
         asked.calibration, asked.scenario, asked.n_windows, tokenizer, _vocab_size(experiment)
     )
@@ -235,9 +223,7 @@ def _leaked(
         )
     protocols = [resolve_protocol(name, experiment) for name in names]
     texts = [protocol_text(p, experiment, progress) for p in protocols]
-    streams = {
-        p.name: protocol_tokens(p, tokenizer, experiment, progress).text_tokens for p in protocols
-    }
+    streams = {p.name: protocol_tokens(p, tokenizer, experiment, progress).text_tokens for p in protocols}
     paragraphs = [part for text in texts for part in text.split("\n\n")]
     return draw_evaluation(streams, paragraphs, tokenizer, request)
 

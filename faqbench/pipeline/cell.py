@@ -153,8 +153,7 @@ class Cell:
         timings = {**self._timings, "load": [self.model.loading, *self._timings["load"]]}
         return {
             name: StageTiming(
-                seconds=round(sum(t.seconds for t in parts), 3),
-                cached=all(t.cached for t in parts),
+                seconds=round(sum(t.seconds for t in parts), 3), cached=all(t.cached for t in parts)
             )
             for name, parts in timings.items()
         }

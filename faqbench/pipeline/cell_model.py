@@ -28,12 +28,7 @@ from faqbench.models import (
     pinned,
     weights_source,
 )
-from faqbench.quantization import (
-    QuantizedLinear,
-    QuantizedTensors,
-    StoredLinears,
-    quantize_inputs,
-)
+from faqbench.quantization import QuantizedLinear, QuantizedTensors, StoredLinears, quantize_inputs
 from faqbench.records import StageTiming
 from faqbench.stages import Progress, StageCache
 

@@ -21,16 +21,7 @@ import torch
 
 import faqbench
 
-_PACKAGES = (
-    "torch",
-    "transformers",
-    "tokenizers",
-    "lm_eval",
-    "datasets",
-    "numpy",
-    "hydra-core",
-    "wandb",
-)
+_PACKAGES = ("torch", "transformers", "tokenizers", "lm_eval", "datasets", "numpy", "hydra-core", "wandb")
 _STATUS = Path("/proc/self/status")
 
 

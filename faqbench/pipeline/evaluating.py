@@ -45,14 +45,7 @@ from faqbench.models import Model
 from faqbench.pipeline.cell import Cell
 from faqbench.records import Metric
 
-_WINDOW_FACTS = (
-    "n_tokens_total",
-    "fingerprint",
-    "stream_fingerprint",
-    "verified",
-    "warnings",
-    "n_special",
-)
+_WINDOW_FACTS = ("n_tokens_total", "fingerprint", "stream_fingerprint", "verified", "warnings", "n_special")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -255,11 +248,7 @@ def _protocol(name: str, cell: Cell) -> Evaluated:
 
 
 def _score(
-    name: str,
-    cell: Cell,
-    view: Model,
-    folder: Path,
-    hidden: HiddenStates | Beside | HiddenWriter | None,
+    name: str, cell: Cell, view: Model, folder: Path, hidden: HiddenStates | Beside | HiddenWriter | None
 ) -> None:
     """Score a protocol's windows and write the scores, and what they cost, into a stage's folder."""
     windows: ProtocolTokens = cell.get(f"windows {name}")

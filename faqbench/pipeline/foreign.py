@@ -36,14 +36,7 @@ from faqbench.files import atomic_directory, explain_os_error
 from faqbench.foreign import read_as
 from faqbench.interrupts import raise_if_interrupted
 from faqbench.locks import locked
-from faqbench.models import (
-    bring_packed,
-    packed_files,
-    packed_place,
-    packed_source,
-    pinned,
-    stated_of,
-)
+from faqbench.models import bring_packed, packed_files, packed_place, packed_source, pinned, stated_of
 from faqbench.models.sources import checkpoint_folder
 from faqbench.pipeline.cell import Cell, Fingerprints, Key
 from faqbench.quantization import QuantizedModel, report_packed
@@ -275,16 +268,10 @@ def _environment(cell: Cell) -> Path:
 def _install(cell: Cell, folder: Path, requirements: list[str]) -> None:
     log = folder.with_suffix(".log")
     named = ", ".join(requirements)
-    with (
-        cell.progress.stage(f"install {named}", 1) as advance,
-        atomic_directory(folder) as new,
-    ):
+    with cell.progress.stage(f"install {named}", 1) as advance, atomic_directory(folder) as new:
         # An environment may be moved, the scripts in it may not: of these none is used.
         pip = [_python(new), "-m", "pip"]
-        steps = [
-            [sys.executable, "-m", "venv", str(new)],
-            [*pip, "install", "--no-compile", *requirements],
-        ]
+        steps = [[sys.executable, "-m", "venv", str(new)], [*pip, "install", "--no-compile", *requirements]]
         for step in steps if requirements else [[*steps[0], "--without-pip"]]:
             code, _ = _run(step, log, folder.parent)
             if code != 0:

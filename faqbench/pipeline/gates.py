@@ -116,9 +116,7 @@ def check_gates(cell: Finished) -> tuple[Gate, ...]:
 
 def _finite(cell: Finished) -> Gate:
     bad = [
-        f"{m.task} {m.name}"
-        for m in cell.record.metrics
-        if m.value is None or not math.isfinite(m.value)
+        f"{m.task} {m.name}" for m in cell.record.metrics if m.value is None or not math.isfinite(m.value)
     ]
     bad += [
         f"tokens of {name} ({n} of {values.size})"
@@ -199,9 +197,7 @@ def _above_chance(record: RunRecord) -> Gate:
         if m.name == "acc" and m.task in chance and m.value is not None and m.stderr is not None
     ]
     if not scored:
-        return Gate(
-            name="above_chance", passed=True, detail="no multiple-choice task: nothing to compare"
-        )
+        return Gate(name="above_chance", passed=True, detail="no multiple-choice task: nothing to compare")
     mean = float(np.mean([m.value for m, _ in scored]))
     guess = float(np.mean([c for _, c in scored]))
     stderr = math.sqrt(sum(float(m.stderr or 0.0) ** 2 for m, _ in scored)) / len(scored)
@@ -209,9 +205,7 @@ def _above_chance(record: RunRecord) -> Gate:
     detail = f"mean accuracy {mean:.3f} ± {stderr:.3f}, chance {guess:.3f}"
     if not stderr <= _COARSEST_STDERR:
         return Gate(name="above_chance", passed=True, detail=f"{detail}: too few items to tell")
-    low = [
-        m.task for m, c in scored if float(m.value or 0.0) <= c + _ABOVE * float(m.stderr or 0.0)
-    ]
+    low = [m.task for m, c in scored if float(m.value or 0.0) <= c + _ABOVE * float(m.stderr or 0.0)]
     if low:
         detail += f"; not above it: {', '.join(low)}"
     return Gate(name="above_chance", passed=mean > guess + margin, detail=detail)
@@ -219,9 +213,7 @@ def _above_chance(record: RunRecord) -> Gate:
 
 def _requests_fit(record: RunRecord) -> Gate:
     cut = truncated_requests(record)
-    told = [
-        f"{n} of {total} requests of {task} ({n / total:.1%})" for task, (n, total) in cut.items()
-    ]
+    told = [f"{n} of {total} requests of {task} ({n / total:.1%})" for task, (n, total) in cut.items()]
     return Gate(
         name="requests_fit",
         passed=all(n <= _MOST_TRUNCATED * total for n, total in cut.values()),

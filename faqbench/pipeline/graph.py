@@ -353,9 +353,7 @@ def look_up(experiment: Experiment, cache: StageCache, made: Collection[str]) ->
         given |= found or _stand_ins(stage, key)
         given[f"entry/{stage.id}"] = entry_name(key)
         entries[stage.id] = f"{stage.name}/{entry_name(key)}"
-    exists = {
-        i: (cache.root / "stages" / entry / MANIFEST).is_file() for i, entry in entries.items()
-    }
+    exists = {i: (cache.root / "stages" / entry / MANIFEST).is_file() for i, entry in entries.items()}
     there = {i for i, entry in entries.items() if exists[i] or entry in made}
     asked = _asked(stages, there)
     return [

@@ -84,11 +84,7 @@ def overlap_key(name: str, experiment: Experiment, given: Fingerprints, _: str =
     """
     if "entry/calibration" not in given:  # its texts have no version
         return None
-    key: Key = {
-        "version": OVERLAP_VERSION,
-        "calibration": given["entry/calibration"],
-        "evaluation": name,
-    }
+    key: Key = {"version": OVERLAP_VERSION, "calibration": given["entry/calibration"], "evaluation": name}
     if name in experiment.evaluation.tasks:
         key |= {"data": _task_data(name), "limit": experiment.n_documents()}
         return key
@@ -251,11 +247,7 @@ def evaluated_key(experiment: Experiment, given: Fingerprints, device: str) -> K
 
 def computed_on(device: str) -> Key:
     """Return the part of a key that every forward depends on: the kind of device, and what runs there."""
-    return {
-        "device": device,
-        "torch": torch.__version__,
-        "transformers": library_version("transformers"),
-    }
+    return {"device": device, "torch": torch.__version__, "transformers": library_version("transformers")}
 
 
 def _rotation(experiment: Experiment) -> Key:

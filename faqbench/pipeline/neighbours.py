@@ -46,9 +46,7 @@ class Neighbours:
             if other.fingerprints.get(name, fingerprint) != fingerprint
             and _n_windows(other, name) == _n_windows(record, name)
         ]
-        unverified = [
-            n for n, f in record.extra["evaluation"].items() if not f.get("verified", True)
-        ]
+        unverified = [n for n, f in record.extra["evaluation"].items() if not f.get("verified", True)]
         if different:
             detail = f"other tokens than {', '.join(different)}"
         elif unverified:

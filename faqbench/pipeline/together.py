@@ -128,9 +128,7 @@ class _Walk:
         }
         self._scored += self._others(1 if beside is None else 2)
         self._protocols = {
-            name: Windows(
-                views, self._windows[name].tokens, batch_tokens, own.module, reference=beside
-            )
+            name: Windows(views, self._windows[name].tokens, batch_tokens, own.module, reference=beside)
             for name in self._windows
             if (views := [one.view for one in self._with("perplexity", name)])
         }
@@ -140,9 +138,7 @@ class _Walk:
             for one in self._with("tasks", name)
             for requests in asked
         }
-        self._probes = {
-            view: Probe(view) for view in dict.fromkeys(view for view, _ in self._tasks)
-        }
+        self._probes = {view: Probe(view) for view in dict.fromkeys(view for view, _ in self._tasks)}
 
     def run(self, stage_id: str, folder: Path) -> None:
         """Walk, and write what came out: the stage that is under way into its folder, others as entries."""
@@ -160,9 +156,7 @@ class _Walk:
                 answer(questions, advance, head=own.view)
         seconds = time.perf_counter() - start
         writers = [
-            (one, stage, self._writer(one, stage))
-            for one in self._scored
-            for stage in one.stages.values()
+            (one, stage, self._writer(one, stage)) for one in self._scored for stage in one.stages.values()
         ]
         n_tokens = sum(self._n_tokens(stage) for _, stage, _ in writers)
         for one, stage, write in writers:

@@ -26,16 +26,7 @@ from faqbench import formatting
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity, grid_slug
 from faqbench.files import atomic_write, explain_os_error
-from faqbench.presearch.trials import (
-    AWQ,
-    Bench,
-    Candidate,
-    Evidence,
-    Trial,
-    candidates,
-    verdict,
-    weigh,
-)
+from faqbench.presearch.trials import AWQ, Bench, Candidate, Evidence, Trial, candidates, verdict, weigh
 from faqbench.stages import Progress, StageCache
 from faqbench.statistics import exp, percent_of_log
 
@@ -126,11 +117,7 @@ def settings_text(bench: Bench) -> str:
 
 
 def successive_halving(
-    names: Sequence[str],
-    rounds: Sequence[int],
-    keep: float,
-    loss: Callable[[str, int], float],
-    always: str,
+    names: Sequence[str], rounds: Sequence[int], keep: float, loss: Callable[[str, int], float], always: str
 ) -> list[list[str]]:
     """Return who took part in each round, best first after it.
 
@@ -255,12 +242,7 @@ def preset_yaml(result: SearchResult, day: date) -> str:
         "tell from the best.",
     ]
     preview = {option: getattr(result.chosen.preview, option) for option in _OPTIONS}
-    stages = {
-        "scale": quant.scale,
-        "clip": quant.clip,
-        "correct": quant.correct,
-        "round": quant.round,
-    }
+    stages = {"scale": quant.scale, "clip": quant.clip, "correct": quant.correct, "round": quant.round}
     body = {"defaults": ["_stages", "_self_"], "name": preset_name(result, day), **stages}
     text = yaml.safe_dump(body | {"preview": preview}, sort_keys=False, default_flow_style=None)
     return "\n".join(lines) + "\n" + text

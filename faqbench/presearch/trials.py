@@ -98,9 +98,7 @@ def _name(preview: PreviewSection) -> str:
         ("norm", "none"),
         ("fuse", "convex"),
     )
-    words += [
-        f"{key}={getattr(preview, key)}" for key, value in usual if getattr(preview, key) != value
-    ]
+    words += [f"{key}={getattr(preview, key)}" for key, value in usual if getattr(preview, key) != value]
     if preview.window > 1 and preview.weights != "uniform":
         words.append(f"weights={preview.weights}")
     return " ".join(words)
@@ -129,9 +127,7 @@ class Evidence:
     tied: bool
 
 
-def weigh(
-    windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[float]]
-) -> list[Evidence]:
+def weigh(windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[float]]) -> list[Evidence]:
     """Return the finalists' evidence, the chosen one first and AWQ last.
 
     Args:
@@ -160,12 +156,7 @@ def weigh(
         )
     return sorted(
         found,
-        key=lambda e: (
-            e.name == AWQ,
-            not e.tied,
-            e.output_error if e.tied else e.log_ratio,
-            e.log_ratio,
-        ),
+        key=lambda e: (e.name == AWQ, not e.tied, e.output_error if e.tied else e.log_ratio, e.log_ratio),
     )
 
 
@@ -215,9 +206,7 @@ class Bench:
         device = resolve_device(experiment.device)
         dtype = getattr(torch, experiment.calibration.dtype)
         budget = budget_of(experiment.memory, device)
-        self._loaded: LoadedModel = load_model(
-            experiment.model, dtype, device, progress, budget=budget
-        )
+        self._loaded: LoadedModel = load_model(experiment.model, dtype, device, progress, budget=budget)
         self._grids = assign_grids(self._loaded.architecture, experiment.quant)
         self.selection = selection_set(experiment, self._loaded.tokenizer, cache, progress)
 
@@ -283,9 +272,7 @@ class Bench:
         return self._draws[draw]
 
     def _store(self, tokens: CalibrationSet) -> ActivationStore:
-        store, _ = activation_store(
-            self._experiment, self._loaded, tokens, self._cache, self._progress
-        )
+        store, _ = activation_store(self._experiment, self._loaded, tokens, self._cache, self._progress)
         return store
 
     @torch.no_grad()
@@ -318,12 +305,7 @@ class Bench:
         )
         budget = self._experiment.evaluation.batch_tokens
         scores = score_tokens(
-            scored.fill().module,
-            self.selection.tokens,
-            budget,
-            self._progress,
-            title,
-            view=scored,
+            scored.fill().module, self.selection.tokens, budget, self._progress, title, view=scored
         )
         return self._errors(held_out, linears), scores.nll.mean(axis=1, dtype=np.float64)
 

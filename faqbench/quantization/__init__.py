@@ -45,18 +45,8 @@ from faqbench.quantization.checkpoint import (
 from faqbench.quantization.engine import CODE_VERSION, FinishedBlock
 from faqbench.quantization.foreign import report_packed
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
-from faqbench.quantization.reports import (
-    BlockReport,
-    LinearReport,
-    QuantizedModel,
-    RotationReport,
-)
-from faqbench.quantization.streams import (
-    Calibration,
-    check_correction,
-    may_observe_on_the_way,
-    reads_store,
-)
+from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, RotationReport
+from faqbench.quantization.streams import Calibration, check_correction, may_observe_on_the_way, reads_store
 from faqbench.quantization.walk import Companion, may_be_companion, quantize_model
 
 __all__ = [

@@ -33,12 +33,7 @@ from torch import Tensor, nn
 
 from faqbench.config.experiment import ActivationsSection, RoleName
 from faqbench.models import OnlineRotation, Rotation
-from faqbench.quantization.grid import (
-    Grid,
-    range_parameters,
-    round_straight_through,
-    round_to_codes,
-)
+from faqbench.quantization.grid import Grid, range_parameters, round_straight_through, round_to_codes
 
 # Numbers that are rounded together on a CPU: they stay in its second-level cache.
 _CHUNK = 2**17
@@ -144,9 +139,7 @@ def describe_activations(settings: ActivationsSection) -> dict[str, object]:
         "kv_bits": settings.key_bits,
         "grid": "symmetric, largest code 2^(bits-1) - 1" if settings.symmetric else "asymmetric",
         "seen_by_rounding": settings.seen_by_rounding,
-        "range": "per token, dynamic"
-        if settings.dynamic
-        else "per tensor, of the calibration tokens",
+        "range": "per token, dynamic" if settings.dynamic else "per tensor, of the calibration tokens",
         "quantized": [name for name, is_on in operands.items() if is_on],
         "not_quantized": [name for name, is_on in operands.items() if not is_on],
     }

@@ -28,15 +28,7 @@ from typing_extensions import TypedDict
 
 from faqbench.config import UserError
 from faqbench.foreign import read_as
-from faqbench.models import (
-    BlockStream,
-    LoadedModel,
-    Model,
-    Role,
-    open_stream,
-    prepared_input,
-    walk_blocks,
-)
+from faqbench.models import BlockStream, LoadedModel, Model, Role, open_stream, prepared_input, walk_blocks
 from faqbench.stages import Progress
 
 CODE_VERSION = 4  # raise it when the numbers that `observe` writes change
@@ -154,12 +146,7 @@ def select_tokens(x: Tensor, tokens: Tokens) -> Tensor:
 
 @torch.no_grad()
 def observe_block(
-    stream: BlockStream,
-    block: nn.Module,
-    roles: Sequence[Role],
-    tokens: Tokens,
-    *,
-    advance: bool,
+    stream: BlockStream, block: nn.Module, roles: Sequence[Role], tokens: Tokens, *, advance: bool
 ) -> dict[str, RoleStatistics]:
     """Gather the statistics of one block's roles in one pass, and move the stream on if asked to.
 
@@ -232,9 +219,7 @@ def observe(
         walk_blocks([observing], advance)
     save_file(observing.means, folder / "mean_abs.safetensors")
     save_file(observing.extremes, folder / "extremes.safetensors")
-    (folder / "meta.json").write_text(
-        json.dumps({"n_tokens": observing.n_tokens, "n_blocks": n_blocks})
-    )
+    (folder / "meta.json").write_text(json.dumps({"n_tokens": observing.n_tokens, "n_blocks": n_blocks}))
 
 
 class _Observing:
@@ -272,9 +257,7 @@ class Observer:
     """
 
     @torch.no_grad()
-    def __init__(
-        self, loaded: LoadedModel, tokens: Tensor, batch_size: int, select: Tokens
-    ) -> None:
+    def __init__(self, loaded: LoadedModel, tokens: Tensor, batch_size: int, select: Tokens) -> None:
         """Open the full precision stream; arguments as for `observe`."""
         self.model = loaded.view
         self.statistics: Mapping[str, RoleStatistics] = {}

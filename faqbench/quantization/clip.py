@@ -28,13 +28,7 @@ import torch
 from torch import Tensor
 
 from faqbench.config.experiment import QuantSection
-from faqbench.quantization.grid import (
-    Grid,
-    clamp_groups,
-    range_parameters,
-    round_to_codes,
-    scaled_groups,
-)
+from faqbench.quantization.grid import Grid, clamp_groups, range_parameters, round_to_codes, scaled_groups
 from faqbench.quantization.quadratic import row_chunks
 
 
@@ -63,13 +57,7 @@ def searched_limit(
 
 
 def search_clip(
-    weight: Tensor,
-    gram: Tensor,
-    grid: Grid,
-    *,
-    input_scale: Tensor | None,
-    steps: int,
-    max_shrink: float,
+    weight: Tensor, gram: Tensor, grid: Grid, *, input_scale: Tensor | None, steps: int, max_shrink: float
 ) -> Tensor:
     """Return the best symmetric limit of every group, [out_features, n_groups].
 
@@ -127,11 +115,7 @@ def closest_limit(
 
 
 def _best_limit(
-    grouped: Tensor,
-    grid: Grid,
-    steps: int,
-    max_shrink: float,
-    loss_of: Callable[[Tensor], Tensor],
+    grouped: Tensor, grid: Grid, steps: int, max_shrink: float, loss_of: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Return the limits of groups [..., width]; `loss_of` gives the losses of errors and may spoil them."""
     low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)

@@ -80,8 +80,7 @@ class CorrectionAccumulator:
         # Without a residual part, T = (X - X̂) W', and one [in, in] cross product serves all linears.
         shape = (first.shape[1], first.shape[0] if uses_residual else first.shape[1])
         self._fitted, self._held = (
-            _Sums(shape, strengths, first.device, weighs=uses_residual and norm_aware)
-            for _ in range(2)
+            _Sums(shape, strengths, first.device, weighs=uses_residual and norm_aware) for _ in range(2)
         )
 
     def add(
@@ -195,12 +194,7 @@ class _Sums:
     """
 
     def __init__(
-        self,
-        shape: tuple[int, int],
-        strengths: Sequence[float],
-        device: torch.device,
-        *,
-        weighs: bool,
+        self, shape: tuple[int, int], strengths: Sequence[float], device: torch.device, *, weighs: bool
     ) -> None:
         self.seen = Accumulator(shape[0], device)
         self.weighted = GramSum(shape[0], device) if weighs else None

@@ -104,9 +104,7 @@ def quantize_block(walk: Walk, index: int, block: nn.Module) -> list[LinearRepor
     reports = quantize_roles(walk, index, block, found)
     if walk.quant.scale_dtype is not None:
         linears = dict(block.named_modules())
-        fold_block(
-            found, walk.architecture, lambda name, q: _put(walk, index, name, linears[name], q)
-        )
+        fold_block(found, walk.architecture, lambda name, q: _put(walk, index, name, linears[name], q))
     return reports
 
 
@@ -149,9 +147,7 @@ def _quantize_roles(
                 )
             except HessianError as error:
                 names = ", ".join(linears)
-                raise UserError(
-                    f"{names} in block {index} cannot be quantized: {error}."
-                ) from error
+                raise UserError(f"{names} in block {index} cannot be quantized: {error}.") from error
     return reports
 
 
@@ -250,18 +246,14 @@ def _quantize_linears(
     seconds = (time.perf_counter() - start) / len(linears)
     measured = full or gathered.statistics
     gram = measured.gram if measured is not None else None
-    return report_role(
-        index, role, result, originals, gathered.corrections, stand_ins, gram, seconds
-    )
+    return report_role(index, role, result, originals, gathered.corrections, stand_ins, gram, seconds)
 
 
 def _grids(walk: Walk, index: int, names: Iterable[str]) -> dict[str, Grid]:
     return {name: walk.grids[f"{walk.architecture.blocks}.{index}.{name}"] for name in names}
 
 
-def _put(
-    walk: Walk, index: int, name: str, linear: nn.Linear, quantized: QuantizedLinear
-) -> Tensor:
+def _put(walk: Walk, index: int, name: str, linear: nn.Linear, quantized: QuantizedLinear) -> Tensor:
     """Give a linear of a block's twin its quantized weight, hand that on, and return it dequantized."""
     stand_in = quantized.dequantize()
     linear.weight = nn.Parameter(stand_in.to(linear.weight.dtype), requires_grad=False)
@@ -274,11 +266,7 @@ def _put(
 
 
 def _known(
-    walk: Walk,
-    index: int,
-    role: Role,
-    full: RoleStatistics | None,
-    gathered: Gathered,
+    walk: Walk, index: int, role: Role, full: RoleStatistics | None, gathered: Gathered
 ) -> RoleInput:
     """Gather what the stages after the correction need to know of a role's input."""
     quant, quantized = walk.quant, gathered.statistics

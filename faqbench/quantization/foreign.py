@@ -25,9 +25,7 @@ from faqbench.quantization.folding import fed_by
 from faqbench.quantization.reports import LinearReport
 
 
-def report_packed(
-    packed: Packed, parent: Tensors, architecture: Architecture
-) -> tuple[LinearReport, ...]:
+def report_packed(packed: Packed, parent: Tensors, architecture: Architecture) -> tuple[LinearReport, ...]:
     """Return a report for each quantized linear of a checkpoint's blocks.
 
     Args:

@@ -16,15 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from faqbench.models import (
-    BlockStream,
-    LoadedModel,
-    Model,
-    Role,
-    open_stream,
-    prepared_input,
-    walk_blocks,
-)
+from faqbench.models import BlockStream, LoadedModel, Model, Role, open_stream, prepared_input, walk_blocks
 from faqbench.quantization.activations import Tokens, select_tokens
 from faqbench.stages import Progress
 
@@ -86,9 +78,7 @@ def block_means(
         counts[name] = counts.get(name, 0) + len(x)
 
     handles = [
-        block.get_submodule(role.linears[0]).register_forward_pre_hook(
-            partial(hook, name=role.name)
-        )
+        block.get_submodule(role.linears[0]).register_forward_pre_hook(partial(hook, name=role.name))
         for role in roles
     ]
     try:

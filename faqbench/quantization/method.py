@@ -33,11 +33,7 @@ from faqbench.quantization.grid import (
 )
 from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.preview import Later
-from faqbench.quantization.quadratic import (
-    halve,
-    row_chunks,
-    row_quadratic_forms,
-)
+from faqbench.quantization.quadratic import halve, row_chunks, row_quadratic_forms
 from faqbench.quantization.scale import ScaleChoice, alpha_grid, search_scale
 
 
@@ -111,9 +107,7 @@ def quantize_role(
     span = static_range(role, choice.input_scale, known.search, quant)
     return RoleResult(
         linears={
-            n: replace(
-                pack_codes(r.codes, r.parameters, grids[n], choice.input_scale), input_range=span
-            )
+            n: replace(pack_codes(r.codes, r.parameters, grids[n], choice.input_scale), input_range=span)
             for n, r in rounded.items()
         },
         alpha=choice.alpha,
@@ -179,9 +173,7 @@ def _choose_limit(
 ) -> Tensor | None:
     """Return the limits of one linear's groups, infinite for rows that are not to be clipped."""
     clip = method_of(quant)["clip"]
-    unclipped = [
-        rows.cut for rows in role.unclipped if rows.linear == name and clip.spares_attention
-    ]
+    unclipped = [rows.cut for rows in role.unclipped if rows.linear == name and clip.spares_attention]
     if clip.is_idle or slice(0, None) in unclipped:
         return None
     searched = torch.ones(len(weight), dtype=torch.bool, device=weight.device)
@@ -232,9 +224,7 @@ def _round(
     return {name: rounded[name] for name in weights}
 
 
-def _round_input(
-    known: RoleInput, input_scale: Tensor | None, reads: frozenset[Reads]
-) -> RoundInput:
+def _round_input(known: RoleInput, input_scale: Tensor | None, reads: frozenset[Reads]) -> RoundInput:
     """Return what a rounding reads of the scaled input."""
 
     def scaled(gram: Tensor) -> Tensor:
@@ -254,11 +244,7 @@ def _round_input(
 
 
 def scale_statistic(
-    role: Role,
-    current: Tensor,
-    later: Later,
-    architecture: Architecture,
-    quant: QuantSection,
+    role: Role, current: Tensor, later: Later, architecture: Architecture, quant: QuantSection
 ) -> Tensor | None:
     """Return the vector [in_features] that a role's scales are made of, or None to leave it unscaled.
 

@@ -61,10 +61,7 @@ class ModuleObjective:
     role: Role
 
     def losses(
-        self,
-        weights: Mapping[str, Tensor],
-        grids: Mapping[str, Grid],
-        scales: Sequence[Tensor],
+        self, weights: Mapping[str, Tensor], grids: Mapping[str, Grid], scales: Sequence[Tensor]
     ) -> list[float]:
         """Return the mean squared output error of the module for each candidate.
 
@@ -105,10 +102,7 @@ class SampledObjective(ModuleObjective):
     """
 
     def losses(
-        self,
-        weights: Mapping[str, Tensor],
-        grids: Mapping[str, Grid],
-        scales: Sequence[Tensor],
+        self, weights: Mapping[str, Tensor], grids: Mapping[str, Grid], scales: Sequence[Tensor]
     ) -> list[float]:
         """Return the losses, infinite for given up candidates; scales come in order of their exponents."""
 

@@ -180,11 +180,7 @@ class Lookahead:
     """Looks ahead from the roles of one block after another."""
 
     def __init__(
-        self,
-        store: ActivationStore,
-        model: Model,
-        grids: Mapping[str, Grid],
-        preview: PreviewSection,
+        self, store: ActivationStore, model: Model, grids: Mapping[str, Grid], preview: PreviewSection
     ) -> None:
         """Look nowhere yet.
 
@@ -221,9 +217,7 @@ class Lookahead:
                 vector = self._brought_back(vector, (index, reader), (block, role))
             vectors.append(vector)
         weighs = self._preview.weights == "error"
-        return Later(
-            vectors=vectors, errors=[self._error(*place) for place in places] if weighs else ()
-        )
+        return Later(vectors=vectors, errors=[self._error(*place) for place in places] if weighs else ())
 
     def _places(self, role: Role, block: int) -> list[tuple[int, Role]]:
         """Return the blocks and the roles that are looked at."""
@@ -236,9 +230,7 @@ class Lookahead:
         end = min(start + window, architecture.n_blocks * len(roles) - 1)
         return [(n // len(roles), roles[n % len(roles)]) for n in range(start + 1, end + 1)]
 
-    def _brought_back(
-        self, vector: Tensor, reader: tuple[int, Role], to: tuple[int, Role]
-    ) -> Tensor:
+    def _brought_back(self, vector: Tensor, reader: tuple[int, Role], to: tuple[int, Role]) -> Tensor:
         """Bring a statistic of one role's input back to that of an earlier one, linear by linear."""
         architecture = self._model.architecture
         roles = architecture.roles

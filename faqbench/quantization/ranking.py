@@ -40,12 +40,7 @@ class RowLosses(Protocol):
 
 
 def contenders(
-    row_losses: RowLosses,
-    n_candidates: int,
-    *,
-    first: int,
-    margin: float,
-    n_samples: int,
+    row_losses: RowLosses, n_candidates: int, *, first: int, margin: float, n_samples: int
 ) -> list[int]:
     """Return the candidates whose loss may be within `margin` of the smallest, in increasing order.
 
@@ -76,9 +71,7 @@ def contenders(
             in_full.add(leader)
         behind = _behind(losses[kept], losses[leader], seen, sampled)
         limit = margin * float(losses[leader].sum())
-        kept = [
-            c for c, b in zip(kept, behind.tolist(), strict=True) if c == leader or not b > limit
-        ]
+        kept = [c for c, b in zip(kept, behind.tolist(), strict=True) if c == leader or not b > limit]
         if len(kept) == 1:
             break
     return kept

@@ -313,11 +313,7 @@ def _rounded(state: State, role: SharedInput, name: str, recipe: Recipe) -> _Rou
         assert input_scale is not None
         input_scale = input_scale / column
     return _Rounded(
-        grouped=grouped,
-        ends=(low, high),
-        codes=codes,
-        parameters=parameters,
-        input_scale=input_scale,
+        grouped=grouped, ends=(low, high), codes=codes, parameters=parameters, input_scale=input_scale
     )
 
 

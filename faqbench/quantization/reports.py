@@ -207,12 +207,7 @@ def report_role(
 
 
 def _stage_errors(
-    name: str,
-    original: Tensor,
-    corrected: Tensor,
-    final: Tensor,
-    result: RoleResult,
-    gram: Tensor,
+    name: str, original: Tensor, corrected: Tensor, final: Tensor, result: RoleResult, gram: Tensor
 ) -> dict[str, float]:
     """Return the relative output error after each stage; one that is off leaves things as they were."""
     quantized, limit = result.linears[name], result.limits[name]

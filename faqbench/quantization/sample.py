@@ -85,9 +85,7 @@ class Sample:
         for index in range(start, min(start + n_ahead + 1, blocks.architecture.n_blocks)):
             with blocks.block(index) as block:
                 quantized, full = (block_means(s, block, roles, select) for s in streams)
-            found.append(
-                {r: torch.where(full[r] > 0, quantized[r] / full[r], 1.0) for r in quantized}
-            )
+            found.append({r: torch.where(full[r] > 0, quantized[r] / full[r], 1.0) for r in quantized})
         return found
 
     @torch.no_grad()

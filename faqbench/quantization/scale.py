@@ -28,13 +28,7 @@ from torch import Tensor
 
 from faqbench.hardware import has_fast_bfloat16
 from faqbench.quantization.grid import Grid, fake_quantize
-from faqbench.quantization.quadratic import (
-    HalfGram,
-    halve,
-    quadratic_form,
-    row_chunks,
-    row_quadratic_forms,
-)
+from faqbench.quantization.quadratic import HalfGram, halve, quadratic_form, row_chunks, row_quadratic_forms
 from faqbench.quantization.ranking import contenders, first_smallest
 
 MIN_SCALE = 1e-4
@@ -138,9 +132,7 @@ class _RowLosses:
         return sum(map(len, self.weights))
 
     def __call__(self, candidates: Sequence[int], rows: Tensor) -> Tensor:
-        losses = torch.empty(
-            len(candidates), len(rows), dtype=torch.float64, device=self.weights[0].device
-        )
+        losses = torch.empty(len(candidates), len(rows), dtype=torch.float64, device=self.weights[0].device)
         for grid in dict.fromkeys(self.grids):
             columns, picked = self._pick(rows, grid)
             for line, candidate in zip(losses, candidates, strict=True):

@@ -18,14 +18,7 @@ from torch.func import functional_call
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.method import Reads, method_of
-from faqbench.models import (
-    BlockStream,
-    LoadedModel,
-    PreparedLinear,
-    Role,
-    open_stream,
-    prepare,
-)
+from faqbench.models import BlockStream, LoadedModel, PreparedLinear, Role, open_stream, prepare
 from faqbench.quantization.activation_grid import ActivationGrid
 from faqbench.quantization.activations import (
     Accumulator,
@@ -35,12 +28,7 @@ from faqbench.quantization.activations import (
     observe_block,
     select_tokens,
 )
-from faqbench.quantization.correct import (
-    Correction,
-    CorrectionAccumulator,
-    CrossAccumulator,
-    is_held_out,
-)
+from faqbench.quantization.correct import Correction, CorrectionAccumulator, CrossAccumulator, is_held_out
 from faqbench.quantization.method import call_of, fixed_alpha, searches_scale
 from faqbench.quantization.module_loss import ModuleObjective, SampledObjective
 from faqbench.quantization.preview import Drift, n_blocks_ahead
@@ -199,12 +187,7 @@ class Streams:
     """
 
     def __init__(
-        self,
-        loaded: LoadedModel,
-        quant: QuantSection,
-        calibration: Calibration,
-        *,
-        observes: bool = False,
+        self, loaded: LoadedModel, quant: QuantSection, calibration: Calibration, *, observes: bool = False
     ) -> None:
         """Open the streams that a method reads.
 
@@ -232,11 +215,7 @@ class Streams:
             if _searches_on_sample(quant):
                 searched = "quantized" if corrects(quant) else "full"
             self._sample = Sample(
-                loaded,
-                tokens,
-                n_traced=n_traced,
-                searched=searched,
-                looks_ahead=_looks_ahead(quant),
+                loaded, tokens, n_traced=n_traced, searched=searched, looks_ahead=_looks_ahead(quant)
             )
         self._model = loaded.view
         self.drift: Drift = ()
@@ -393,9 +372,7 @@ class Streams:
         settings = self._quant.correction
         settings = settings.model_copy(update={"strength": settings.strength_of(role.name)})
         make = call_of(method_of(self._quant)["correct"])
-        accumulator: CorrectionAccumulator = make(
-            dict(weights), settings, uses_residual=uses_residual
-        )
+        accumulator: CorrectionAccumulator = make(dict(weights), settings, uses_residual=uses_residual)
         return accumulator
 
     def _tokens(self, role: Role, uses_residual: bool) -> Iterator[tuple[bool, _BothStreams]]:

@@ -244,9 +244,7 @@ class Quantizing:
             walk = self._adapting if index == walk.architecture.n_blocks - 1 else walk
         known = None if self._finished is None else self._finished.load(index)
         reports = (
-            quantize_block(walk, index, second)
-            if known is None
-            else take_up(walk, index, second, known)
+            quantize_block(walk, index, second) if known is None else take_up(walk, index, second, known)
         )
         report = streams.release() if streams is not None else None
         if adapting is not None:

@@ -26,13 +26,7 @@ from faqbench.records.decisions import (
 from faqbench.records.index import find_heads
 from faqbench.records.packed import is_packed
 from faqbench.records.results import differences, result_of, same_model, truncated_requests
-from faqbench.records.run_record import (
-    SCHEMA_VERSION,
-    Gate,
-    Metric,
-    RunRecord,
-    StageTiming,
-)
+from faqbench.records.run_record import SCHEMA_VERSION, Gate, Metric, RunRecord, StageTiming
 from faqbench.records.store import (
     RunData,
     find_runs,

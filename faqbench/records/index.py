@@ -154,9 +154,7 @@ class _Index:
         if max(self._n_read, n_gone) < _WORTH_WRITING:
             return
         numbers = _Numbers()
-        heads = {
-            name: [state, _folded(head, numbers)] for name, (state, head) in self._heads.items()
-        }
+        heads = {name: [state, _folded(head, numbers)] for name, (state, head) in self._heads.items()}
         content = {"version": _VERSION, "shared": numbers.values, "heads": heads}
         with suppress(OSError):  # a folder that cannot be written is read each time
             atomic_write(self._path, json.dumps(content, separators=(",", ":")).encode())
@@ -208,8 +206,7 @@ class _Shared:
 def _folded(head: RunRecord, shared: _Numbers) -> dict[str, Any]:
     whole = {name: getattr(head, name) for name in _WHOLE}
     metrics = [
-        [shared.number({**vars(m), "value": 0, "stderr": 0}), m.value, m.stderr]
-        for m in head.metrics
+        [shared.number({**vars(m), "value": 0, "stderr": 0}), m.value, m.stderr] for m in head.metrics
     ]
     return whole | {
         "config": shared.numbers([k, v] for k, v in head.config.items()),

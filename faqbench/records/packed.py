@@ -115,9 +115,7 @@ class _Tables(dict[str, Mapping[str, "pd.DataFrame"]]):
         needed = {"items": ("task", "item", "metric", "value"), "windows": ("scores", "value")}
         table = read_table(self._folder / f"{kind}.parquet", ("run", *needed.get(kind, ())))
         runs = table.groupby("run", sort=False) if len(table) else ()
-        self[kind] = {
-            str(name): rows.drop(columns="run").reset_index(drop=True) for name, rows in runs
-        }
+        self[kind] = {str(name): rows.drop(columns="run").reset_index(drop=True) for name, rows in runs}
         return self[kind]
 
 

@@ -79,9 +79,7 @@ def differences(first: RunData, second: RunData) -> list[str]:
         a: pd.DataFrame = getattr(first, name).drop(columns="seconds", errors="ignore")
         b: pd.DataFrame = getattr(second, name).drop(columns="seconds", errors="ignore")
         columns = dict.fromkeys([*a.columns, *b.columns])
-        found += [
-            f"{name}.{c}" for c in columns if c not in a or c not in b or not a[c].equals(b[c])
-        ]
+        found += [f"{name}.{c}" for c in columns if c not in a or c not in b or not a[c].equals(b[c])]
     for name in dict.fromkeys([*first.tokens, *second.tokens]):
         x, y = first.tokens.get(name), second.tokens.get(name)
         if x is None or y is None or not np.array_equal(x, y, equal_nan=True):

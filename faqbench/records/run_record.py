@@ -11,15 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from faqbench.config.identity import identity_of, method_in
 from faqbench.config.method import Method
-from faqbench.records.schema import (
-    Amount,
-    Count,
-    Flag,
-    Number,
-    Text,
-    check_free_parts,
-    first_fault,
-)
+from faqbench.records.schema import Amount, Count, Flag, Number, Text, check_free_parts, first_fault
 
 SCHEMA_VERSION = 1
 
@@ -152,9 +144,7 @@ class RunRecord:
             _ = self.identity
         except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"malformed record: config is that of no experiment: {reason}"
-            ) from error
+            raise ValueError(f"malformed record: config is that of no experiment: {reason}") from error
         return self
 
     @cached_property

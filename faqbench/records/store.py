@@ -221,9 +221,7 @@ def run_folders(runs: Path) -> list[Path]:
 
 def _held(runs: Path) -> list[str]:
     """Return the names of those folders: of thousands they are quicker made than paths."""
-    with explain_os_error(
-        "list the runs", runs, "name another folder, or ask for rights to this one"
-    ):
+    with explain_os_error("list the runs", runs, "name another folder, or ask for rights to this one"):
         names = sorted(p.name for p in runs.iterdir()) if runs.is_dir() else []
     held = [n for n in names if n[0] not in "._" and _has_record(f"{runs}/{n}")]
     if PACK in names and (pack := pack_of(runs)) is not None:

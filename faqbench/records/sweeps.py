@@ -39,9 +39,7 @@ def write_sweep(runs: Path, name: str, run_ids: Sequence[str]) -> None:
         if read_sweep(runs, name) == list(run_ids):
             return  # a finished sweep can be asked for again where nothing can be written
     with explain_os_error("write the sweep's list of runs", target, _REMEDY):
-        atomic_write(
-            target, json.dumps({"name": name, "run_ids": list(run_ids)}, indent=1).encode()
-        )
+        atomic_write(target, json.dumps({"name": name, "run_ids": list(run_ids)}, indent=1).encode())
 
 
 def read_sweep(runs: Path, name: str) -> list[str] | None:

@@ -24,13 +24,7 @@ Torch, transformers and Hydra are never imported; pandas, matplotlib and scipy o
 
 from faqbench.report.comparisons import PairedStore
 from faqbench.report.content import Answer, answer
-from faqbench.report.decisions import (
-    answer_of,
-    sample,
-    shown_interval,
-    shown_margin,
-    write_decision_page,
-)
+from faqbench.report.decisions import answer_of, sample, shown_interval, shown_margin, write_decision_page
 from faqbench.report.facts import truncation_notes
 from faqbench.report.pair_page import pair_tables, write_pair
 from faqbench.report.panels import without_repeats

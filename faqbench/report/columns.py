@@ -239,9 +239,7 @@ def _mean_of(tasks: Sequence[Column]) -> Column:
     )
 
 
-def estimate_cell(
-    column: Column, estimate: Estimate | None, mark: str = "", href: str = ""
-) -> Cell:
+def estimate_cell(column: Column, estimate: Estimate | None, mark: str = "", href: str = "") -> Cell:
     """Return a metric's cell: fractions in percent, perplexities and divergences as they are."""
     if estimate is None:
         return Cell(text=formatting.NONE)

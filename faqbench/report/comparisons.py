@@ -254,8 +254,7 @@ def with_holm(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return the comparisons of one table with their corrected p-values."""
     differs, equal = (holm([getattr(c, p) for c in comparisons]) for p in ("p_value", "p_equal"))
     return [
-        replace(c, p_holm=p, p_equal_holm=q)
-        for c, p, q in zip(comparisons, differs, equal, strict=True)
+        replace(c, p_holm=p, p_equal_holm=q) for c, p, q in zip(comparisons, differs, equal, strict=True)
     ]
 
 
@@ -403,9 +402,7 @@ def _compare_windows(
     return _over_draws(empty, _in_blocks(differences), n_windows)
 
 
-def _losses_of(
-    store: EvidenceStore, a: RunRecord, b: RunRecord, column: Column
-) -> tuple[Array, Array]:
+def _losses_of(store: EvidenceStore, a: RunRecord, b: RunRecord, column: Column) -> tuple[Array, Array]:
     _check_fingerprints(a, b, column)
     losses = _windows(store, a, column), _windows(store, b, column)
     if losses[0].shape != losses[1].shape:
@@ -465,16 +462,11 @@ def _item_differences(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Arra
     if len({tuple(len(x) for x, _ in draw) for draw in per_draw}) > 1:
         raise RefusalError("different numbers of items between draws")
     n_items, n_tasks = sum(len(x) for x, _ in per_draw[0]), len(per_draw[0])
-    rows = [
-        np.concatenate([(x - y) * n_items / (len(x) * n_tasks) for x, y in draw])
-        for draw in per_draw
-    ]
+    rows = [np.concatenate([(x - y) * n_items / (len(x) * n_tasks) for x, y in draw]) for draw in per_draw]
     return np.stack(rows)
 
 
-def _paired_items(
-    store: EvidenceStore, a: RunRecord, b: RunRecord, task: Column
-) -> tuple[Array, Array]:
+def _paired_items(store: EvidenceStore, a: RunRecord, b: RunRecord, task: Column) -> tuple[Array, Array]:
     _check_fingerprints(a, b, task)
     (numbers_a, values_a), (numbers_b, values_b) = _items(store, a, task), _items(store, b, task)
     if not np.array_equal(numbers_a, numbers_b):

@@ -160,11 +160,7 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
         published_is_close=is_published(panels),
         reproduced=measured_beside(panels),
         failed=tuple(
-            (
-                run.run_id,
-                (run.error or "no error was kept").strip(),
-                facts.repeat_command(run, {}),
-            )
+            (run.run_id, (run.error or "no error was kept").strip(), facts.repeat_command(run, {}))
             for run in selection.failed
         ),
         missing=selection.missing,
@@ -234,10 +230,7 @@ def _alarms(records: Sequence[RunRecord]) -> tuple[Alarm, ...]:
         )
         for what, found in gates.items()
     ]
-    return (
-        *failed,
-        *(Alarm(text=t, failed=False, run_ids=tuple(ids)) for t, ids in warnings.items()),
-    )
+    return (*failed, *(Alarm(text=t, failed=False, run_ids=tuple(ids)) for t, ids in warnings.items()))
 
 
 def _details(details: Sequence[str]) -> str:
@@ -278,9 +271,7 @@ def answer(request: ReportRequest) -> Answer:
     for panel in panels:
         analysis = analyse(panel, store, baseline, resolve_margin(request, selection.finished))
         said = (question(analysis), headline(analysis))
-        parts.append(
-            "\n\n".join([f"## {escape_markdown(panel.model)}", *map(escape_markdown, said)])
-        )
+        parts.append("\n\n".join([f"## {escape_markdown(panel.model)}", *map(escape_markdown, said)]))
         best = best_table(analysis, store, "best")
         parts += [to_markdown(best)] if best else []
         over = overview_table(analysis, "overview")

@@ -151,8 +151,7 @@ def _plot(axes: Axes, contest: ContestOfDecision, decision: Decision) -> None:
     unit, looks = decision.unit, contest.looks
     places = list(range(len(looks)))
     middle, low, high = (
-        [shown_value(getattr(look, name), unit) for look in looks]
-        for name in ("mean", "low", "high")
+        [shown_value(getattr(look, name), unit) for look in looks] for name in ("mean", "low", "high")
     )
     if decision.margin is not None:
         band = [shown_value(x, unit) for x in (-decision.margin, decision.margin)]

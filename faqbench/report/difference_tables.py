@@ -42,21 +42,12 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
     rows = [
         (
             text_cell(contest.label),
-            Cell(
-                text=c.a.short_name,
-                raw=c.a.short_name,
-                method=c.a.method,
-                href=c.a.runs[0].run_id,
-            ),
+            Cell(text=c.a.short_name, raw=c.a.short_name, method=c.a.method, href=c.a.runs[0].run_id),
             Cell(text=c.b.short_name, raw=c.b.short_name, href=c.b.runs[0].run_id),
             text_cell(c.column.label),
             *_difference_cells(c),
             *([flips_cell(c.churn)] if has_flips else []),
-            *(
-                [Cell(text=formatting.p_value(c.p_equal_holm), raw=c.p_equal_holm)]
-                if margin
-                else []
-            ),
+            *([Cell(text=formatting.p_value(c.p_equal_holm), raw=c.p_equal_holm)] if margin else []),
         )
         for contest, c in family.comparisons
     ]

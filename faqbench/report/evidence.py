@@ -89,12 +89,9 @@ class EvidenceStore:
 def _read(folder: Path) -> Evidence:
     try:
         windows = {
-            name: nll.mean(axis=1, dtype=np.float64)[:, None]
-            for name, nll in read_scores(folder).items()
+            name: nll.mean(axis=1, dtype=np.float64)[:, None] for name, nll in read_scores(folder).items()
         }
-        return Evidence(
-            windows=windows, items=_by_task(read_items(folder)), layers=read_layers(folder)
-        )
+        return Evidence(windows=windows, items=_by_task(read_items(folder)), layers=read_layers(folder))
     except ValueError as error:
         return Evidence(damage=str(error))
 

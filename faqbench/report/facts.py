@@ -17,11 +17,7 @@ from faqbench.records import RunRecord, truncated_requests
 
 # Of the setting of a comparison: a draw is one of several, a name says nothing that other keys do not.
 _NOT_OF_SETTING = {"calibration.seed"}
-_REPEATING = (
-    "quant",
-    "calibration",
-    "quant.preview",
-)  # sections with keys that knobs are named after
+_REPEATING = ("quant", "calibration", "quant.preview")  # sections with keys that knobs are named after
 _ADDED_LATER = {"model", "tokenizer"}  # fingerprints that records did not always have
 
 
@@ -108,8 +104,7 @@ def made_by(record: RunRecord) -> str:
     """Return the tool that made the weights, with its version."""
     if is_foreign(record):
         return (
-            record.extra.get("checkpoint", {}).get("made_by")
-            or "a tool that its checkpoint does not name"
+            record.extra.get("checkpoint", {}).get("made_by") or "a tool that its checkpoint does not name"
         )
     return f"faqbench {record.environment.get('faqbench', '')}".rstrip()
 

@@ -91,9 +91,7 @@ def _clause(widths: str, found: Sequence[Comparison]) -> str:
         settings = f" in {better[name]} of {len(own)} settings" if many else ""
         return f"{where} {name} is better{settings}, {_range(own)}{ending}"
     if any(c.is_of_one_draw and c.stands and c.a_is_better for c in own):
-        return (
-            f"{where} {name} is ahead on one calibration set, {_range(own)}, which decides nothing"
-        )
+        return f"{where} {name} is ahead on one calibration set, {_range(own)}, which decides nothing"
     if all(c.is_equal for c in found):
         return f"{where} every method equals {baseline} within the margin"
     return f"{where} no method is shown to be better"

@@ -50,13 +50,7 @@ def pair_tables(pair: RunPair) -> list[Table]:
             "Windows whose loss differs most, nats per token",
             ("protocol", "window", "A", "B", "A - B"),
             tuple(
-                (
-                    w.protocol,
-                    str(w.window),
-                    f"{w.a:.4f}",
-                    f"{w.b:.4f}",
-                    formatting.signed(w.a - w.b, 4),
-                )
+                (w.protocol, str(w.window), f"{w.a:.4f}", f"{w.b:.4f}", formatting.signed(w.a - w.b, 4))
                 for w in pair.windows
             ),
             shown=5,
@@ -111,13 +105,7 @@ def _error_tables(title: str, head: str, moves: Sequence[ErrorMove]) -> list[Tab
 def _error_row(move: ErrorMove) -> tuple[str, ...]:
     ratio = f"{move.a / move.b:.2f}x" if move.b else formatting.NONE
     difference = formatting.MINUS if move.growth < 0 else "+"
-    return (
-        move.place,
-        f"{move.a:.4g}",
-        f"{move.b:.4g}",
-        f"{difference}{abs(move.growth):.3g}",
-        ratio,
-    )
+    return (move.place, f"{move.a:.4g}", f"{move.b:.4g}", f"{difference}{abs(move.growth):.3g}", ratio)
 
 
 _REMEDY = "free some space, or set html to a file that can be written"
@@ -130,9 +118,7 @@ def write_pair(pair: RunPair, runs: Path, target: Path) -> None:
         UserError: when the file cannot be written, or is no page of ours.
     """
     if os.path.lexists(target) and not _is_page(target):
-        raise UserError(
-            f"{target} exists and is no page of faqbench, so it stays; choose another html=…"
-        )
+        raise UserError(f"{target} exists and is no page of faqbench, so it stays; choose another html=…")
     page = render(
         "pair.html.j2",
         pair=pair,
@@ -157,9 +143,7 @@ def _figures(pair: RunPair, store: EvidenceStore) -> list[FigureContent]:
             if (curves := block_curves(row.runs, store))
         ]
         errors = [
-            (name, found)
-            for name, row in reversed(named)
-            if (found := linear_errors(row.runs, store))
+            (name, found) for name, row in reversed(named) if (found := linear_errors(row.runs, store))
         ]
         if len(errors) == 2 and errors[0][1].keys() != errors[1][1].keys():
             errors = errors[1:]

@@ -47,9 +47,7 @@ def build_panels(records: Sequence[RunRecord]) -> list[Panel]:
     ]
 
 
-def without_repeats(
-    records: Sequence[RunRecord],
-) -> tuple[list[RunRecord], list[tuple[str, str]]]:
+def without_repeats(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list[tuple[str, str]]]:
     """Return the runs that stand for a draw of their own, and (run ids, sentence) of those that share one.
 
     Such runs have one method, setting and seed, on one model and the same texts: a copy of a run's
@@ -86,9 +84,7 @@ def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> P
         Row(
             method=facts.method_name(first),
             keys=_keys(first, prints),
-            runs=tuple(
-                sorted((r for r, _ in found), key=lambda r: (len(facts.seed(r)), facts.seed(r)))
-            ),
+            runs=tuple(sorted((r for r, _ in found), key=lambda r: (len(facts.seed(r)), facts.seed(r)))),
         )
         for found in groups.values()
         for first, prints in found[:1]
@@ -99,9 +95,7 @@ def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> P
         key=lambda r: (
             not r.is_baseline,
             -(r.bits or 0),
-            [r.shown.get(k, "") for k in shown_keys if not is_variant(k)]
-            if r.is_calibrated
-            else [],
+            [r.shown.get(k, "") for k in shown_keys if not is_variant(k)] if r.is_calibrated else [],
             facts.method_order(r.method),
             [r.shown.get(k, "") for k in shown_keys],
         )

@@ -121,9 +121,7 @@ def _folder() -> Traversable:
 
 def _entries() -> list[Published]:
     return [
-        TypeAdapter(Published).validate_python(
-            {k: v for k, v in group.items() if k != "cells"} | cell
-        )
+        TypeAdapter(Published).validate_python({k: v for k, v in group.items() if k != "cells"} | cell)
         for source in _sources().values()
         for group in source.groups
         for cell in group["cells"]

@@ -139,9 +139,7 @@ def _has_draws(panel: Panel) -> bool:
 
 def _metric_cells(family: Family, index: int, row: Row) -> list[Cell]:
     return [
-        estimate_cell(
-            column, column.estimate(row), family.marks.get((index, c), ""), row.runs[0].run_id
-        )
+        estimate_cell(column, column.estimate(row), family.marks.get((index, c), ""), row.runs[0].run_id)
         for c, column in enumerate(family.columns)
     ]
 
@@ -194,9 +192,7 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
         )
         for r, f in zip(records, flat, strict=True)
     )
-    return Table(
-        name="runs", caption="runs", headings=tuple(Heading(text=n) for n in names), rows=rows
-    )
+    return Table(name="runs", caption="runs", headings=tuple(Heading(text=n) for n in names), rows=rows)
 
 
 def metrics_table(records: Sequence[RunRecord]) -> Table:
@@ -244,9 +240,7 @@ def summary_table(records: Sequence[RunRecord]) -> Table:
         if record.status != "finished":
             error = record.error_line
             name = facts.display_method(facts.method_name(record))
-            bits = (
-                "" if facts.is_baseline(record) else facts.config_value(record.config, "quant.bits")
-            )
+            bits = "" if facts.is_baseline(record) else facts.config_value(record.config, "quant.bits")
             rows.append({"method": name, "bits": bits or "", "gates": f"failed: {error}"})
     last = ["bits/weight", "time", "gates"]
     keys = list(dict.fromkeys(k for row in rows for k in row if k not in last)) + last

@@ -146,9 +146,7 @@ def _differing(a: dict[str, str], b: dict[str, str]) -> tuple[tuple[str, str, st
 
 def _row(run: RunRecord, keys: Sequence[tuple[str, str, str]], index: int) -> Row:
     shown = {key: values[index] for key, *values in keys if values[index] != MISSING}
-    return Row(
-        method=facts.method_name(run), keys=facts.deciding_keys(run), runs=(run,), shown=shown
-    )
+    return Row(method=facts.method_name(run), keys=facts.deciding_keys(run), runs=(run,), shown=shown)
 
 
 def _names(rows: Sequence[Row], keys: Sequence[tuple[str, str, str]]) -> tuple[str, str]:
@@ -160,9 +158,7 @@ def _names(rows: Sequence[Row], keys: Sequence[tuple[str, str, str]]) -> tuple[s
     if names[0] != names[1]:
         return names[0], names[1]
     told = [k for k, *_ in keys if k != "quant.name"][:_MOST_KEYS_IN_A_NAME]
-    words = [
-        ", ".join(f"{facts.key_label(k)}={row.shown.get(k, MISSING)}" for k in told) for row in rows
-    ]
+    words = [", ".join(f"{facts.key_label(k)}={row.shown.get(k, MISSING)}" for k in told) for row in rows]
     if words[0] == words[1]:
         return rows[0].runs[0].run_id, rows[1].runs[0].run_id
     return f"{names[0]}, {words[0]}", f"{names[1]}, {words[1]}"
@@ -182,9 +178,7 @@ def _deltas(store: EvidenceStore, a: Row, b: Row) -> tuple[Delta, ...]:
     return tuple(found)
 
 
-def _flips(
-    store: EvidenceStore, a: RunRecord, b: RunRecord, metrics: Sequence[Delta]
-) -> list[Flips]:
+def _flips(store: EvidenceStore, a: RunRecord, b: RunRecord, metrics: Sequence[Delta]) -> list[Flips]:
     found = []
     for delta in metrics:
         column = delta.column
@@ -194,9 +188,7 @@ def _flips(
         _, values_b = store.of(b.run_id).items[column.task, column.metric]
         only_a = numbers[values_a > values_b].tolist()
         only_b = numbers[values_a < values_b].tolist()
-        found.append(
-            Flips(task=column.task, n=len(numbers), only_a=tuple(only_a), only_b=tuple(only_b))
-        )
+        found.append(Flips(task=column.task, n=len(numbers), only_a=tuple(only_a), only_b=tuple(only_b)))
     return found
 
 

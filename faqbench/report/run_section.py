@@ -93,12 +93,7 @@ def run_section(run: RunRecord, row: Row, store: EvidenceStore, shared: Shared) 
             f"Metrics of {run.run_id}",
             ("task", "metric", "value", "stderr", "n"),
             [
-                (
-                    m.task,
-                    m.name,
-                    *(formatting.number(x, 4) for x in (m.value, m.stderr)),
-                    f"{m.n:,}",
-                )
+                (m.task, m.name, *(formatting.number(x, 4) for x in (m.value, m.stderr)), f"{m.n:,}")
                 for m in run.metrics
             ],
             n_names=2,
@@ -207,9 +202,7 @@ def run_evidence(runs: Path, run: RunRecord, baseline: RunRecord | None) -> RunE
     figures = draw_figures(analysis, store, _FIGURES)
     return RunEvidence(
         comparison=tuple(_comparison_row(delta) for delta in rows if delta.a and delta.b),
-        images=tuple(
-            (name, f"{title}. {d.caption}", to_png(d, _DPI)) for name, title, d in figures
-        ),
+        images=tuple((name, f"{title}. {d.caption}", to_png(d, _DPI)) for name, title, d in figures),
     )
 
 

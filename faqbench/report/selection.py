@@ -159,9 +159,7 @@ def _patterns(select: Sequence[str]) -> list[str]:
 
 def _matches_pattern(run_id: str, patterns: Sequence[str]) -> bool:
     def matches(pattern: str) -> bool:
-        return (
-            fnmatchcase(run_id, pattern) if any(c in pattern for c in "*?[") else pattern in run_id
-        )
+        return fnmatchcase(run_id, pattern) if any(c in pattern for c in "*?[") else pattern in run_id
 
     return not patterns or any(matches(p) for p in patterns)
 
@@ -177,9 +175,7 @@ def _nothing_matches(patterns: Iterable[str], run_ids: list[str]) -> str:
     wanted = ", ".join(f"'{p}'" for p in patterns)
     bare = " ".join(patterns).strip("*?")
     near = difflib.get_close_matches(bare, run_ids, n=3, cutoff=0.0)
-    return (
-        f"select {wanted} matches none of {len(run_ids)} runs; the nearest are {', '.join(near)}."
-    )
+    return f"select {wanted} matches none of {len(run_ids)} runs; the nearest are {', '.join(near)}."
 
 
 def _no_such_value(key: str, value: str, records: Sequence[RunRecord]) -> str:

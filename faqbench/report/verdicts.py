@@ -56,9 +56,7 @@ class Verdict:
 def question(analysis: Analysis) -> str:
     """Return the question that a panel's rows put."""
     panel = analysis.panel
-    names = list(
-        dict.fromkeys(facts.display_method(r.method) for r in panel.rows if not r.is_baseline)
-    )
+    names = list(dict.fromkeys(facts.display_method(r.method) for r in panel.rows if not r.is_baseline))
     if not names:
         return f"How good is {panel.model} before it is quantized?"
     bits = sorted({c.bits for c in analysis.contests}, key=lambda b: (len(b), b))
@@ -136,12 +134,7 @@ def measure(column: Column) -> str:
     """Return what a column measures, in words."""
     if column.kind == "mean_acc":
         return f"mean accuracy over {len(column.parts)} tasks"
-    names = {
-        "perplexity": "perplexity",
-        "kl": "divergence",
-        "agreement": "agreement",
-        "acc": "accuracy",
-    }
+    names = {"perplexity": "perplexity", "kl": "divergence", "agreement": "agreement", "acc": "accuracy"}
     return f"{names.get(column.kind, column.metric)} on {column.task}"
 
 

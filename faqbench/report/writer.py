@@ -97,9 +97,7 @@ def _files(content: ReportContent, selection: Selection) -> dict[str, bytes]:
 
 def _pages(content: ReportContent) -> dict[str, bytes]:
     """Return the HTML files: one, or for large reports the further pages too."""
-    page = render(
-        "page.html.j2", report=content, most_rows=_MOST_FIGURE_ROWS, most_settings=_MOST_SETTINGS
-    )
+    page = render("page.html.j2", report=content, most_rows=_MOST_FIGURE_ROWS, most_settings=_MOST_SETTINGS)
     files, first = {"index.html": page}, 1
     for file, runs in content.pages.run_pages.items():
         files[file] = render("runs_page.html.j2", report=content, file=file, runs=runs, first=first)
@@ -187,9 +185,7 @@ def _keep_what_is_not_ours(target: Path, folder: Path, ours: frozenset[str]) -> 
         if name.as_posix() in ours or (path.is_dir() and not path.is_symlink()):
             continue
         if os.path.lexists(kept):
-            raise UserError(
-                f"{path} is not of a report, and a report wants its place; move it away."
-            )
+            raise UserError(f"{path} is not of a report, and a report wants its place; move it away.")
         if not path.is_symlink() and not path.is_file():
             raise UserError(f"{path} is no regular file, so it cannot be kept; move it away.")
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -234,9 +230,7 @@ def _is_ours(target: Path) -> bool:
         return False
     data = target.read_bytes()
     match = _DIGEST.search(data)
-    return (
-        match is not None and hashlib.sha256(data[: match.start()]).hexdigest() == match[1].decode()
-    )
+    return match is not None and hashlib.sha256(data[: match.start()]).hexdigest() == match[1].decode()
 
 
 def _entries(reports: Path) -> list[Entry]:

@@ -27,13 +27,7 @@ from faqbench.files import atomic_directory, discard, explain_os_error, remove_l
 from faqbench.garbage import give_back
 from faqbench.locks import locked
 from faqbench.stages.inventory import Leases, evict
-from faqbench.stages.manifest import (
-    MANIFEST,
-    entry_name,
-    find_damage,
-    read_manifest,
-    write_manifest,
-)
+from faqbench.stages.manifest import MANIFEST, entry_name, find_damage, read_manifest, write_manifest
 
 _log = logging.getLogger("faqbench")
 _REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"
@@ -95,9 +89,7 @@ class StageCache:
         uses: what was asked for, in that order.
     """
 
-    def __init__(
-        self, root: Path | None = None, max_bytes: int | None = None, owner: str = ""
-    ) -> None:
+    def __init__(self, root: Path | None = None, max_bytes: int | None = None, owner: str = "") -> None:
         """Open a cache.
 
         Args:
@@ -117,10 +109,7 @@ class StageCache:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._leases.release()
 
@@ -170,11 +159,7 @@ class StageCache:
         return CacheEntry(path=target, cached=cached, seconds=lap.seconds)
 
     def keep(
-        self,
-        stage: str,
-        key: Mapping[str, object],
-        build: Callable[[Path], None],
-        seconds: float = 0.0,
+        self, stage: str, key: Mapping[str, object], build: Callable[[Path], None], seconds: float = 0.0
     ) -> None:
         """Keep what nobody has asked for yet: a part of the entry under way, or one that is made with it.
 
@@ -264,9 +249,7 @@ class StageCache:
         remove_leftovers(target.parent, target.name)
         if target.exists():
             damage = find_damage(target, key)
-            _log.warning(
-                "cache: %s entry %s is damaged (%s); recomputing", stage, target.name, damage
-            )
+            _log.warning("cache: %s entry %s is damaged (%s); recomputing", stage, target.name, damage)
             discard(target)
         with atomic_directory(target) as scratch:
             build(scratch)

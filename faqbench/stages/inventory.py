@@ -235,19 +235,14 @@ def tidy(root: Path) -> int:
     for folder in _all_folders(root):
         removed += remove_leftovers(folder)
     for folder in (root / ENVIRONMENTS, *_stage_folders(root)):
-        locks = (
-            p for p in folder.glob("*.lock") if _ENTRY.fullmatch(p.stem) and not p.is_symlink()
-        )
+        locks = (p for p in folder.glob("*.lock") if _ENTRY.fullmatch(p.stem) and not p.is_symlink())
         removed += sum(_remove_stale_lock(path) for path in locks)
     return removed
 
 
 def _remove_stale_lock(path: Path) -> bool:
     with suppress(OSError):
-        if (
-            path.with_suffix("").exists()
-            or time.time() - path.stat().st_mtime < _STALE_LOCK_SECONDS
-        ):
+        if path.with_suffix("").exists() or time.time() - path.stat().st_mtime < _STALE_LOCK_SECONDS:
             return False
         try:
             with FileLock(path, timeout=0):

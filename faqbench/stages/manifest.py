@@ -106,10 +106,7 @@ def entry_name(key: Mapping[str, object]) -> str:
 def write_manifest(folder: Path, key: Mapping[str, object]) -> None:
     """Write the key, and the size and sha256 of every file below a folder, into its manifest."""
     files = {
-        path.relative_to(folder).as_posix(): {
-            "size": path.stat().st_size,
-            "sha256": hash_file(path),
-        }
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": hash_file(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

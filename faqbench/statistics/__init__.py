@@ -36,13 +36,7 @@ from faqbench.statistics.claims import (
     unseen_p,
 )
 from faqbench.statistics.draws import DrawSummary, WidenedDraw, aggregate_draws, with_draw_variance
-from faqbench.statistics.sequential import (
-    Look,
-    Verdict,
-    draws_needed,
-    fewest_draws,
-    look_at,
-)
+from faqbench.statistics.sequential import Look, Verdict, draws_needed, fewest_draws, look_at
 from faqbench.statistics.windows import (
     WindowDifference,
     block_length_for,

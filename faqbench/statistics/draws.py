@@ -151,11 +151,7 @@ def _two_way(y: Array) -> tuple[float, float, tuple[float, float, float]]:
     residual = y - by_draw[:, None] - by_item[None, :] + y.mean()
     freedom = np.array([n_draws - 1, n_items - 1, (n_draws - 1) * (n_items - 1)], dtype=np.float64)
     squares = np.array(
-        [
-            n_items * by_draw.var() * n_draws,
-            n_draws * by_item.var() * n_items,
-            float((residual**2).sum()),
-        ]
+        [n_items * by_draw.var() * n_draws, n_draws * by_item.var() * n_items, float((residual**2).sum())]
     )
     ms_draw, ms_item, ms_residual = (float(x) for x in squares / freedom)
     parts = (

@@ -92,9 +92,7 @@ def mean_difference(
         ValueError: when the shapes differ or a value is not finite.
     """
     if values_a.shape != values_b.shape:
-        raise ValueError(
-            f"only equal shapes can be paired, not {values_a.shape} and {values_b.shape}"
-        )
+        raise ValueError(f"only equal shapes can be paired, not {values_a.shape} and {values_b.shape}")
     difference = window_means(values_a) - window_means(values_b)
     if not np.isfinite(difference).all():
         raise ValueError("a value is not finite")

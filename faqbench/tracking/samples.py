@@ -109,12 +109,7 @@ class ProgressWriter:
 
     def __init__(self, runs: Path, run_id: str, group: str | None) -> None:
         self._file: IO[str] | None = None
-        header = {
-            "run_id": run_id,
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "group": group,
-        }
+        header = {"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname(), "group": group}
         try:
             path = progress_path(runs, run_id)
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -101,9 +101,7 @@ class Tracker:
             points: all of them so far, a step each.
         """
         group = self.section.group or name
-        head = RunHead(
-            run_id=name, group=group, job_type="settle", tags=self.section.tags, config=config
-        )
+        head = RunHead(run_id=name, group=group, job_type="settle", tags=self.section.tags, config=config)
         with self.never_fails(name), self.open(head) as run:
             if run is not None:
                 run.points(points)

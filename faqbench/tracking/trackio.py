@@ -40,9 +40,7 @@ def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
     if run is None:
         return False
     images = {f"plots/{p.stem}": p for p in sorted(folder.glob("figures/*.png"))}
-    tables = {
-        f"tables/{p.stem}": pd.read_parquet(p) for p in sorted(folder.glob("tables/*.parquet"))
-    }
+    tables = {f"tables/{p.stem}": pd.read_parquet(p) for p in sorted(folder.glob("tables/*.parquet"))}
     run.log_media(images, {}, tables)
     run.close()
     return True
@@ -89,9 +87,7 @@ class TrackioRun:
             values = {f"blocks/{n}": curve[block] for n, curve in known.items() if block in curve}
             self._run.log({"block": block, **values}, step=self._n_samples + i)
         numbers = {
-            name: float(value)
-            for name, value in view.summary.items()
-            if isinstance(value, int | float)
+            name: float(value) for name, value in view.summary.items() if isinstance(value, int | float)
         }
         self._run.log(numbers, step=self._n_samples + len(blocks))
         with tempfile.TemporaryDirectory() as scratch:

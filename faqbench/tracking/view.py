@@ -74,17 +74,11 @@ class RunView:
     baseline: tuple[str, Mapping[str, Path]] | None
 
 
-def head_of(
-    run_id: str, config: Mapping[str, Any], group: str | None, tags: tuple[str, ...]
-) -> RunHead:
+def head_of(run_id: str, config: Mapping[str, Any], group: str | None, tags: tuple[str, ...]) -> RunHead:
     """Return what is known of a run from its configuration."""
     is_baseline = (config.get("quant") or {}).get("round") == "none"
     return RunHead(
-        run_id=run_id,
-        group=group,
-        job_type="baseline" if is_baseline else "cell",
-        tags=tags,
-        config=config,
+        run_id=run_id, group=group, job_type="baseline" if is_baseline else "cell", tags=tags, config=config
     )
 
 
@@ -154,9 +148,7 @@ def find_baseline(runs: Path, record: RunRecord) -> RunRecord | None:
         same_dtype = found.config.get("dtype") == record.config.get("dtype")
         if same_model(found, record) and same_dtype and found.status == "finished":
             candidates.append(found)
-    shared = [
-        len(set(c.fingerprints.items()) & set(record.fingerprints.items())) for c in candidates
-    ]
+    shared = [len(set(c.fingerprints.items()) & set(record.fingerprints.items())) for c in candidates]
     best = max(range(len(candidates)), key=lambda i: shared[i], default=None)
     return None if best is None else candidates[best]
 

@@ -101,9 +101,7 @@ def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
     import wandb
 
     try:
-        shown = {
-            f"plots/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("figures/*.png"))
-        }
+        shown = {f"plots/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("figures/*.png"))}
         for path in sorted(folder.glob("tables/*.parquet")):
             shown[f"tables/{path.stem}"] = _table(wandb, pd.read_parquet(path))
         shown["page"] = wandb.Html(str(folder / "index.html"), inject=False)
@@ -122,11 +120,7 @@ class WandbRun:
     """A W&B run, from its beginning to its end."""
 
     def __init__(
-        self,
-        head: RunHead,
-        section: TrackingSection,
-        runs: Path,
-        mode: Literal["online", "offline"],
+        self, head: RunHead, section: TrackingSection, runs: Path, mode: Literal["online", "offline"]
     ) -> None:
         import wandb
 

@@ -44,9 +44,7 @@ def publish(answer: Answer, *, project: str, entity: str | None, group: str, dra
 
 def build(api: Any, answer: Answer, *, project: str, entity: str, group: str) -> Any:
     """Return the report as `wandb_workspaces.reports.v2` describes it, unsaved."""
-    runs = api.Runset(
-        entity=entity, project=project, name=group, filters=f"Group == '{_plain(group)}'"
-    )
+    runs = api.Runset(entity=entity, project=project, name=group, filters=f"Group == '{_plain(group)}'")
     return api.Report(
         project=project,
         entity=entity,
@@ -75,9 +73,7 @@ def _result_panels(api: Any, metrics: Sequence[tuple[str, str, bool]]) -> list[A
         panels.append(api.BarPlot(title=title, metrics=[api.SummaryMetric(name)]))
         panels.append(
             api.ScatterPlot(
-                title=f"{title}, by size",
-                x=api.SummaryMetric("bits_per_weight"),
-                y=api.SummaryMetric(name),
+                title=f"{title}, by size", x=api.SummaryMetric("bits_per_weight"), y=api.SummaryMetric(name)
             )
         )
     return panels
@@ -86,8 +82,7 @@ def _result_panels(api: Any, metrics: Sequence[tuple[str, str, bool]]) -> list[A
 def _error_panels(api: Any) -> list[Any]:
     curves = ("blocks/alone_error", "blocks/added_up_error", "blocks/relative_error")
     lines = [
-        api.LinePlot(title=curve.partition("/")[2], x="block", y=[curve], log_y=True)
-        for curve in curves
+        api.LinePlot(title=curve.partition("/")[2], x="block", y=[curve], log_y=True) for curve in curves
     ]
     return [*lines, api.MediaBrowser(media_keys=list(_PLOTS))]
 
@@ -106,9 +101,7 @@ def _interface() -> Any:
     try:
         import wandb_workspaces.reports.v2 as api
     except ImportError as error:
-        raise UserError(
-            "wandb-report needs an extra: pip install 'faqbench[wandb-report]'."
-        ) from error
+        raise UserError("wandb-report needs an extra: pip install 'faqbench[wandb-report]'.") from error
     return api
 
 

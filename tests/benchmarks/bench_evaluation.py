@@ -57,14 +57,7 @@ from faqbench.evaluation.packed_scoring import score_packs
 from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.scorer import TaskModel, make_scorer
 from faqbench.hardware import resolve_device
-from faqbench.models import (
-    Architecture,
-    LoadedModel,
-    Model,
-    RotatedTensors,
-    load_model,
-    prepare,
-)
+from faqbench.models import Architecture, LoadedModel, Model, RotatedTensors, load_model, prepare
 from faqbench.pipeline.planning.rate import ModelShape, shape_of
 from faqbench.quantization.activation_grid import ActivationGrid
 from faqbench.stages import PlainProgress
@@ -140,13 +133,7 @@ class Bench:
                     "",
                 )
             )
-        total = (
-            "together",
-            f"{ours:.1f} s",
-            f"HFLM: {theirs:.1f} s",
-            f"{theirs / ours:.2f}x",
-            wanted,
-        )
+        total = ("together", f"{ours:.1f} s", f"HFLM: {theirs:.1f} s", f"{theirs / ours:.2f}x", wanted)
         return [*rows, total] if len(rows) > 1 else [(*rows[0][:4], wanted)]
 
     def rate(self) -> list[Row]:
@@ -160,9 +147,7 @@ class Bench:
         asks: dict[str, Callable[[], object]] = {next(iter(work)): lambda: self._score(tokens)}
         for task, asked in requests.items():
             packs = pack(self._encoded(asked), self.experiment.evaluation.batch_tokens)
-            n_scored = sum(
-                len(np.unique(np.concatenate([s.nodes for s in p.scored]))) for p in packs
-            )
+            n_scored = sum(len(np.unique(np.concatenate([s.nodes for s in p.scored]))) for p in packs)
             work[task] = sum(p.n_nodes for p in packs) * of_token + n_scored * of_head
             asks[task] = lambda asked=asked: ask(self.scorer(), asked)  # type: ignore[misc]
         products, n_operations = self._products(shape)
@@ -205,9 +190,7 @@ class Bench:
         """Time a protocol's windows against a plain loop, without and with divergence."""
         name, tokens = self.experiment.evaluation.protocols[0], self._windows()
         few = tokens[: max(1, self.n_windows // 4)]
-        times = {
-            n: seconds(lambda n=n: plain_loop(self.loaded.model, few, n)) for n in (1, 2, 4, 8)
-        }
+        times = {n: seconds(lambda n=n: plain_loop(self.loaded.model, few, n)) for n in (1, 2, 4, 8)}
         best = min(times, key=times.__getitem__)
         folder = self.folder
         with HiddenWriter(folder, tokens.shape[1]) as keep:
@@ -233,11 +216,7 @@ class Bench:
 
     def activations(self) -> list[Row]:
         """Time a protocol's windows with quantized activations against those without."""
-        name, tokens, view = (
-            self.experiment.evaluation.protocols[0],
-            self._windows(),
-            self.loaded.view,
-        )
+        name, tokens, view = (self.experiment.evaluation.protocols[0], self._windows(), self.loaded.view)
         quant = compose("tiny-llama", "quant=w8a8", "quant.rotation.places=[R1,R2,R4]").quant
         quant = quant.model_copy(update={"rotate": "hadamard"})
         rotated = RotatedTensors(view.tensors, view.architecture, quant)
@@ -304,8 +283,7 @@ class Bench:
         taken: list[Request] = []
         lm._loglikelihood_tokens = lambda requests, **_: (
             taken.extend(
-                Request(tokens=(*context, *wanted), n_scored=len(wanted))
-                for _, context, wanted in requests
+                Request(tokens=(*context, *wanted), n_scored=len(wanted)) for _, context, wanted in requests
             )
             or [(0.0, False)] * len(requests)
         )
@@ -338,9 +316,7 @@ def plain_loop(model: Any, tokens: torch.Tensor, batch_size: int) -> float:
     for batch in tokens.split(batch_size):
         logits = model(input_ids=batch.to(model.device), use_cache=False).logits[:, :-1].float()
         targets = batch[:, 1:].to(model.device)
-        losses.append(
-            functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        )
+        losses.append(functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none"))
     return float(torch.cat(losses).double().mean())
 
 
@@ -422,12 +398,7 @@ def load(model: str, experiment: Experiment) -> LoadedModel:
 
 
 def run(
-    model: str,
-    parts: Sequence[str],
-    n_documents: int,
-    n_windows: int,
-    repeats: int,
-    *overrides: str,
+    model: str, parts: Sequence[str], n_documents: int, n_windows: int, repeats: int, *overrides: str
 ) -> list[Row]:
     """Run some parts, print the table, and return its rows."""
     experiment = compose(model, "evaluation.n_windows=null", *overrides)

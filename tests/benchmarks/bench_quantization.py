@@ -190,13 +190,7 @@ def searches(bench: Bench) -> list[Row]:
         name, with_statistics = f"{title} search, {bench.n_windows} windows", seconds + stats
         rows += [
             (name, seconds, against, module / seconds, "≥ 25x"),
-            (
-                f"{name}, with statistics",
-                with_statistics,
-                against,
-                module / with_statistics,
-                "≥ 12x",
-            ),
+            (f"{name}, with statistics", with_statistics, against, module / with_statistics, "≥ 12x"),
         ]
     return rows
 
@@ -233,9 +227,7 @@ def methods(bench: Bench) -> list[Row]:
     for name, target in (("GPTQ", "≤ 2x"), ("QEP", "≤ 3x")):
         # Neither reads the statistics pass: their own passes are in their time.
         against = "AWQ and statistics"
-        rows.append(
-            (f"{name}, all passes", found[name], against, found[name] / (awq + stats), target)
-        )
+        rows.append((f"{name}, all passes", found[name], against, found[name] / (awq + stats), target))
     for name in ("GPTAQ", "Qronos"):
         ratio = found[name] / found["GPTQ by role"]
         rows.append((f"{name}, all passes", found[name], "GPTQ on its streams", ratio, "≤ 1.25x"))
@@ -255,20 +247,12 @@ def run(
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(loaded, model, overrides, n_windows, repeats, Path(folder))
             bench.search("gram")  # warms up
-            gram_seconds[n_windows] = statistics.median(
-                bench.search("gram") for _ in range(repeats)
-            )
+            gram_seconds[n_windows] = statistics.median(bench.search("gram") for _ in range(repeats))
             if n_windows == windows[-1]:
                 rows += searches(bench)
                 last = methods(bench)
     rows += [
-        (
-            f"Gram search, {n} windows",
-            s,
-            f"{windows[0]} windows",
-            s / gram_seconds[windows[0]],
-            "1x",
-        )
+        (f"Gram search, {n} windows", s, f"{windows[0]} windows", s / gram_seconds[windows[0]], "1x")
         for n, s in gram_seconds.items()
     ]
     rows += last

@@ -63,9 +63,7 @@ class Folder:
         return time.perf_counter() - start
 
 
-def time_sweep(
-    folder: Path, overrides: tuple[str, ...], assets: tuple[str, ...], each: bool
-) -> list[Row]:
+def time_sweep(folder: Path, overrides: tuple[str, ...], assets: tuple[str, ...], each: bool) -> list[Row]:
     """Time a sweep of twelve cells, the same cells one by one, and the sweep with all stages cached."""
     fetching = Folder(folder / "fetch", shares_assets=False)
     fetch = fetching.seconds("fetch", *assets) if assets else 0.0
@@ -74,8 +72,7 @@ def time_sweep(
     together = shared.seconds(*sweep, "tracking=none")
     again = [shared.seconds(*sweep, "tracking=none", "rerun=true") for _ in range(3)]
     one = [
-        shared.seconds("quant=awq", "bits=3", *overrides, "tracking=none", "rerun=true")
-        for _ in range(3)
+        shared.seconds("quant=awq", "bits=3", *overrides, "tracking=none", "rerun=true") for _ in range(3)
     ]
     timed = list(itertools.product(PRESETS, BITS if each else BITS[1:2]))
     alone = [

@@ -80,13 +80,9 @@ def run(folder: Path, overrides: tuple[str, ...], repeats: int) -> list[tuple[st
         ("peak", "MB", "≤ 50 MB"),
     ):
         without, with_ = (statistics.median(found[kind][name]) for kind in KINDS)
-        added = (
-            f"{100 * (with_ / without - 1):+.1f} %" if unit == "s" else f"{with_ - without:+.0f} MB"
-        )
+        added = f"{100 * (with_ / without - 1):+.1f} %" if unit == "s" else f"{with_ - without:+.0f} MB"
         spread = " ".join(f"{value:.1f}" for value in found["none"][name])
-        rows.append(
-            (name, f"{with_:.1f} {unit}", f"{without:.1f} {unit} ({spread})", added, wanted)
-        )
+        rows.append((name, f"{with_:.1f} {unit}", f"{without:.1f} {unit} ({spread})", added, wanted))
     table = Table(title=f"tracking=wandb against none, medians of {repeats}: {' '.join(overrides)}")
     for header in ("what", "wandb", "none (each)", "added", "wanted"):
         table.add_column(header, justify="left" if header == "what" else "right")

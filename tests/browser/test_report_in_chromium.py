@@ -195,9 +195,7 @@ def test_nothing_is_wider_than_the_screen(open_page, name, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(
-    "name", ["study/index.html", "pair.html", "empty/index.html", "large/runs-1.html"]
-)
+@pytest.mark.parametrize("name", ["study/index.html", "pair.html", "empty/index.html", "large/runs-1.html"])
 def test_axe_finds_nothing_serious(open_page, name, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe")
     page = open_page(name, "desktop", scheme)

@@ -94,10 +94,7 @@ def test_a_rounding_that_sees_quantized_activations_gives_other_weights(run):
     ]
     errors = [tuple(data.layers["relative_error"]) for data in cells]
     assert len(set(errors)) == 4
-    assert [data.record.extra["activations"]["seen_by_rounding"] for data in cells[:2]] == [
-        False,
-        True,
-    ]
+    assert [data.record.extra["activations"]["seen_by_rounding"] for data in cells[:2]] == [False, True]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "mistral", "phi3", "qwen2", "qwen3"])
@@ -129,20 +126,12 @@ def test_a_report_ranks_weights_alone_and_weights_with_activations_apart(run):
     (panel,) = build_panels([data.record for _, data in cells])
     contests = [{panel.rows[i].method for i in c.rows} for c in _contests(panel, None)]
     assert sorted(map(sorted, contests)) == [["awq", "rtn"], ["w4a4"]]
-    assert {row.method: row.widths for row in panel.rows} == {
-        "rtn": "4",
-        "awq": "4",
-        "w4a4": "W4A4",
-    }
+    assert {row.method: row.widths for row in panel.rows} == {"rtn": "4", "awq": "4", "w4a4": "W4A4"}
 
 
 def test_a_report_repeats_a_run_with_its_activations(run):
     _, plain = run("quant=rtn", "bits=4", "group_size=-1", "symmetric=true")
-    more = (
-        "quant.activations.bits=8",
-        "quant.activations.symmetric=false",
-        "quant.activations.kv_bits=4",
-    )
+    more = ("quant.activations.bits=8", "quant.activations.symmetric=false", "quant.activations.kv_bits=4")
     _, data = run("quant=rtn", "bits=4", "group_size=-1", "symmetric=true", *more)
     (panel,) = build_panels([plain.record, data.record])
     (row,) = [row for row in panel.rows if row.widths == "W4A8KV4"]

@@ -51,9 +51,7 @@ def test_every_yaml_says_in_its_first_lines_what_it_is(file):
     assert (conf_dir() / file).read_text().startswith("#")
 
 
-@pytest.mark.parametrize(
-    "choice", [c for c in CHOICES if c.startswith("quant/") and not c.endswith("/fp")]
-)
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("quant/") and not c.endswith("/fp")])
 def test_a_preset_changes_stages_and_their_options_only(choice):
     raw = yaml.safe_load((conf_dir() / f"{choice}.yaml").read_text())
     stages = {"rotate", "scale", "clip", "correct", "round", "refine"}
@@ -86,9 +84,7 @@ def test_every_experiment_is_a_study_of_several_cells_and_states_its_cost(name):
     "study", ["paper-main", "bias-study", "window-ablation", "sample-size", "composition"]
 )
 def test_every_study_has_a_quick_and_a_full_size_and_the_full_one_is_larger(study):
-    sizes = [
-        prod(len(v) for v in axes_of(f"{study}-{size}").values()) for size in ("quick", "full")
-    ]
+    sizes = [prod(len(v) for v in axes_of(f"{study}-{size}").values()) for size in ("quick", "full")]
     assert sizes[0] < sizes[1]
 
 

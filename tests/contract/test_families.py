@@ -14,8 +14,7 @@ FAMILIES = sorted(
     if f.name.endswith(".yaml")
 )
 MODEL_TYPES = {
-    yaml.safe_load((conf_dir() / f"model/{name}.yaml").read_text())["random"]["model_type"]
-    for name in TINY
+    yaml.safe_load((conf_dir() / f"model/{name}.yaml").read_text())["random"]["model_type"] for name in TINY
 }
 
 

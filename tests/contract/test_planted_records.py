@@ -27,17 +27,7 @@ VERBS = (
     ["rm", "select=zz-planted"],
 )
 TEXTS = st.sampled_from(
-    [
-        "",
-        " \n ",
-        "abc",
-        "../../x",
-        "\x1b]0;owned\x07\x1b[2J",
-        "\u202egnp",
-        "a\0b",
-        "x" * 5000,
-        "nan",
-    ]
+    ["", " \n ", "abc", "../../x", "\x1b]0;owned\x07\x1b[2J", "\u202egnp", "a\0b", "x" * 5000, "nan"]
 )
 NUMBERS = st.sampled_from([0, -1, -1e300, 1.7e308, 10**400, 2**63, 0.5, True])
 LEAVES = st.one_of(st.none(), TEXTS, NUMBERS)

@@ -27,11 +27,7 @@ def divergence(data):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_rotated_and_passes_its_gates(run_cell, family):
-    places = (
-        "quant.rotation.places=[R2,R4]"
-        if family == "gemma3"
-        else "quant.rotation.places=[R1,R2,R4]"
-    )
+    places = "quant.rotation.places=[R2,R4]" if family == "gemma3" else "quant.rotation.places=[R1,R2,R4]"
     for preset in ("hadamard-gptq", "w4a4-quarot"):
         _, data = run_cell(f"model=tiny-{family}", *PROTOCOL, f"quant={preset}", places)
         gates = {g.name: g for g in data.record.gates}
@@ -42,9 +38,7 @@ def test_every_family_is_rotated_and_passes_its_gates(run_cell, family):
 
 def test_at_eight_bits_a_rotated_model_is_the_model_again_also_by_divergence(run):
     _, full = run("quant=fp", "evaluation.kl=true")
-    _, eight = run(
-        "quant=hadamard-rtn", "bits=8", "evaluation.kl=true", "quant.rotation.places=[R1,R2,R4]"
-    )
+    _, eight = run("quant=hadamard-rtn", "bits=8", "evaluation.kl=true", "quant.rotation.places=[R1,R2,R4]")
     _, two = run("quant=hadamard-rtn", "bits=2", "evaluation.kl=true")
     assert np.abs(nll(eight) - nll(full)).mean() < 0.05
     assert 0 < divergence(eight) < divergence(two) / 20
@@ -53,9 +47,7 @@ def test_at_eight_bits_a_rotated_model_is_the_model_again_also_by_divergence(run
 def test_r3_leaves_the_outputs_as_they_are_but_for_quantized_keys(run):
     keys = "quant.activations.kv_bits=8"
     _, plain = run("quant=rtn", "bits=8", keys)
-    _, rotated = run(
-        "quant=rtn", "bits=8", keys, "quant.rotate=hadamard", "quant.rotation.places=[R3]"
-    )
+    _, rotated = run("quant=rtn", "bits=8", keys, "quant.rotate=hadamard", "quant.rotation.places=[R3]")
     difference = np.abs(nll(plain) - nll(rotated)).mean()
     assert 0 < difference < 0.02
     assert rotated.record.bits_per_weight == plain.record.bits_per_weight
@@ -87,9 +79,7 @@ def test_a_rotation_comes_before_scales_and_statistics_and_its_draw_counts(run):
 
 def test_a_size_without_a_matrix_is_mixed_in_blocks_and_the_record_says_so(run_cell):
     size = "model.random.intermediate_size=86", "group_size=-1"
-    _, data = run_cell(
-        "model=tiny-llama", *size, "quant=hadamard-rtn", "quant.rotation.places=[R2,R4]"
-    )
+    _, data = run_cell("model=tiny-llama", *size, "quant=hadamard-rtn", "quant.rotation.places=[R2,R4]")
     assert data.record.extra["rotation"]["sizes"] == {"R2": 16, "R4": 86}
     assert data.record.extra["rotation"]["in_blocks_of"] == {"R4": 2}
 

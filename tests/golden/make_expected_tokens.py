@@ -36,21 +36,15 @@ def main(arguments: list[str]) -> None:
         for protocol_name in ["wikitext2-512", *names] if wikitext2 else names:
             protocol = evaluation.resolve_protocol(protocol_name, experiment)
             with mock.patch.object(windows, "_expected_tokens", dict):
-                tokens = evaluation.protocol_tokens(
-                    protocol, tokenizer, experiment, PlainProgress()
-                )
-            made.setdefault(protocol.stream, []).append(
-                windows.expected_entry(tokens, tokenizer, name)
-            )
+                tokens = evaluation.protocol_tokens(protocol, tokenizer, experiment, PlainProgress())
+            made.setdefault(protocol.stream, []).append(windows.expected_entry(tokens, tokenizer, name))
     replaced = set(settings.values())
     for stream in {*known, *made}:
         kept = [e for e in known.get(stream, []) if e["tokenizer"] not in replaced]
         missing = [e for e in known.get(stream, []) if stream not in made]
         known[stream] = made.get(stream, []) + kept if stream in made else missing
     order = ["wikitext2", *sorted(s for s in known if s != "wikitext2")]
-    head = "".join(
-        f"{line}\n" for line in TARGET.read_text("utf-8").splitlines() if line.startswith("#")
-    )
+    head = "".join(f"{line}\n" for line in TARGET.read_text("utf-8").splitlines() if line.startswith("#"))
     body = yaml.safe_dump({s: known[s] for s in order}, sort_keys=False)
     TARGET.write_text(head + body, "utf-8")
 

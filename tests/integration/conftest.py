@@ -107,11 +107,7 @@ class Forks:
         return answer
 
     def start(
-        self,
-        place: Workplace,
-        *arguments: str,
-        prelude: str = "",
-        env: Mapping[str, str] | None = None,
+        self, place: Workplace, *arguments: str, prelude: str = "", env: Mapping[str, str] | None = None
     ) -> Forked:
         """Start `faqbench` in a workplace; `prelude` is Python that runs in the process first."""
         log = place.root / f"log-{len(self.started)}.txt"
@@ -127,11 +123,7 @@ class Forks:
         return forked
 
     def run(
-        self,
-        place: Workplace,
-        *arguments: str,
-        prelude: str = "",
-        env: Mapping[str, str] | None = None,
+        self, place: Workplace, *arguments: str, prelude: str = "", env: Mapping[str, str] | None = None
     ) -> Forked:
         """Run `faqbench` in a workplace to its end."""
         forked = self.start(place, *arguments, prelude=prelude, env=env)
@@ -162,9 +154,7 @@ def forks(fork_server: subprocess.Popen[str]) -> Forks:
 
 def toy_text(n_texts: int, seed: int) -> str:
     draw = random.Random(seed)
-    return "\n\n".join(
-        " ".join(draw.choice(WORDS) for _ in range(30)) + "." for _ in range(n_texts)
-    )
+    return "\n\n".join(" ".join(draw.choice(WORDS) for _ in range(30)) + "." for _ in range(n_texts))
 
 
 @pytest.fixture

@@ -124,9 +124,7 @@ def test_a_checkpoint_that_says_it_is_quantized_is_refused(method, checkpoint, f
     ("suffix", "dtype"),
     [("qweight", torch.int32), ("weight_packed", torch.uint8), ("weight", torch.float8_e4m3fn)],
 )
-def test_tensors_of_codes_are_refused_by_their_dtype(
-    suffix, dtype, checkpoint, faqbench, workplace
-):
+def test_tensors_of_codes_are_refused_by_their_dtype(suffix, dtype, checkpoint, faqbench, workplace):
     def quantize(tensors):
         weight = tensors.pop("model.layers.1.mlp.up_proj.weight")
         return tensors | {f"model.layers.1.mlp.up_proj.{suffix}": weight.to(dtype)}
@@ -199,9 +197,7 @@ def test_a_tied_head_that_is_stored_twice_is_the_same_model(checkpoint, faqbench
     assert one.fingerprints == other.fingerprints and one.metrics == other.metrics
 
 
-def test_tensors_that_the_model_does_not_have_are_a_warning_in_the_record(
-    checkpoint, faqbench, workplace
-):
+def test_tensors_that_the_model_does_not_have_are_a_warning_in_the_record(checkpoint, faqbench, workplace):
     folder = checkpoint(tensors=lambda tensors: tensors | {"value_head.weight": torch.ones(3)})
     for rerun in ("false", "true"):
         assert faqbench("quant=fp", f"rerun={rerun}", folders=[folder])[0] == 0
@@ -210,9 +206,7 @@ def test_tensors_that_the_model_does_not_have_are_a_warning_in_the_record(
 
 
 @pytest.mark.parametrize("damage", ["{", "[]", '{"model_type": "llama"}', "\ud800"])
-def test_a_damaged_config_is_told_before_the_first_cell_of_a_sweep(
-    damage, checkpoint, faqbench, workplace
-):
+def test_a_damaged_config_is_told_before_the_first_cell_of_a_sweep(damage, checkpoint, faqbench, workplace):
     good, bad = checkpoint("good"), checkpoint("bad")
     (bad / "config.json").write_bytes(damage.encode("utf-8", "surrogatepass"))
     code, said = faqbench("quant=fp", folders=[good, bad])
@@ -258,9 +252,7 @@ def test_all_mistakes_of_a_sweep_are_listed_before_its_first_cell(checkpoint, fa
         ({"model_type": "gpt2"}, "model_type 'gpt2' has no family"),
     ],
 )  # fmt: skip
-def test_what_is_no_dense_text_decoder_is_named_without_its_weights(
-    config, sentence, faqbench, workplace
-):
+def test_what_is_no_dense_text_decoder_is_named_without_its_weights(config, sentence, faqbench, workplace):
     folder = workplace.root / "config-alone"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
@@ -309,15 +301,11 @@ def test_a_text_with_a_token_that_the_model_does_not_know_names_it(
     assert faqbench("quant=awq", folders=[with_added_tokens])[0] == 2
     (record,), _ = find_runs(workplace.runs)
     whose = "The calibration set" if text == "calibration.txt" else "Protocol 'wikitext2-64'"
-    assert record.error.startswith(
-        f"{whose} has token 270 ('<extra_13>'), but the model's embedding"
-    )
+    assert record.error.startswith(f"{whose} has token 270 ('<extra_13>'), but the model's embedding")
 
 
 @pytest.mark.parametrize("scenario", ["scenario=random-tokens", "scenario.noise_rate=0.9"])
-def test_random_tokens_are_ids_that_the_model_knows(
-    scenario, with_added_tokens, faqbench, workplace
-):
+def test_random_tokens_are_ids_that_the_model_knows(scenario, with_added_tokens, faqbench, workplace):
     assert faqbench("quant=awq", scenario, folders=[with_added_tokens])[0] == 0
     (record,), _ = find_runs(workplace.runs)
     assert record.status == "finished"

@@ -32,9 +32,7 @@ def float64_score(model: Any, tokenizer: Any, context: str, continuation: str) -
 
 
 @pytest.mark.parametrize("task", ["arc_easy_validation", "arc_challenge_validation"])
-def test_every_document_scores_as_in_hflm_at_batch_one(
-    task: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_document_scores_as_in_hflm_at_batch_one(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = parse_flags(("quant=fp", "evaluation=none", "dtype=float32"))
     experiment = compose_cells(flags).experiments[0]
     progress = PlainProgress()
@@ -60,9 +58,7 @@ def test_every_document_scores_as_in_hflm_at_batch_one(
         cell = experiment.model_copy(update={"evaluation": changed})
         start = time.perf_counter()
         items = run_task(task, TaskModel(loaded.model, loaded.tokenizer), cell, progress).items
-        print(
-            f"{task} {settings}: {len(answers[-1])} requests, {time.perf_counter() - start:.0f} s"
-        )
+        print(f"{task} {settings}: {len(answers[-1])} requests, {time.perf_counter() - start:.0f} s")
         return items
 
     monkeypatch.setattr(harness, "make_scorer", recording)

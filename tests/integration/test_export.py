@@ -99,12 +99,7 @@ def test_an_export_holds_all_that_a_loader_and_a_reader_need(exported):
     assert len([n for n in names if n.endswith(".safetensors")]) > 1
     card = (folder / "README.md").read_text()
     facts = json.loads((folder / "faqbench" / "facts.json").read_text())
-    for told in (
-        facts["run_id"],
-        "4.625 bits per weight",
-        "| wikitext2-64 | perplexity |",
-        "seed: 0",
-    ):
+    for told in (facts["run_id"], "4.625 bits per weight", "| wikitext2-64 | perplexity |", "seed: 0"):
         assert told in card
 
 
@@ -144,9 +139,7 @@ def test_what_is_measured_has_the_scales_that_are_stored(exported):
     (path,) = place.runs.glob("tiny-llama-awq-w4*/record.json")
     first = json.loads(path.read_text())
     stages = place.root / "cache" / "stages"
-    (entry,) = [
-        u["entry"] for u in first["extra"]["stage_keys"] if u["entry"].startswith("quantized/")
-    ]
+    (entry,) = [u["entry"] for u in first["extra"]["stage_keys"] if u["entry"].startswith("quantized/")]
     for name, linear in StoredLinears(stages / entry, torch.device("cpu")).items():
         assert torch.equal(linear.scale, linear.scale.half().float())
         is_read_scaled = name.endswith(("v_proj", "up_proj"))
@@ -219,9 +212,7 @@ def test_a_run_that_failed_or_had_other_weights_is_not_exported(exported, capsys
     assert sorted(place.root.iterdir()) == before
 
 
-def test_a_disk_that_is_too_small_is_known_before_anything_is_written(
-    exported, capsys, monkeypatch
-):
+def test_a_disk_that_is_too_small_is_known_before_anything_is_written(exported, capsys, monkeypatch):
     place, _ = exported
     (run,) = place.runs.glob("tiny-llama-awq-w4*")
     before = sorted(place.root.iterdir())
@@ -284,9 +275,7 @@ def hub(monkeypatch):
     return Hub
 
 
-def test_an_upload_that_was_cut_short_goes_on_without_a_second_export(
-    exported, hub, monkeypatch, capsys
-):
+def test_an_upload_that_was_cut_short_goes_on_without_a_second_export(exported, hub, monkeypatch, capsys):
     place, export = exported
     into = export("tiny-gemma3-rtn-w4", "gguf")
     (run,) = [p.name for p in place.runs.glob("tiny-gemma3-rtn-w4*") if p.is_dir()]

@@ -90,9 +90,7 @@ def fill(folder):
     return folder / "filler"
 
 
-def test_a_sweep_killed_at_ten_random_moments_ends_as_an_undisturbed_one(
-    forks, workplace, undisturbed
-):
+def test_a_sweep_killed_at_ten_random_moments_ends_as_an_undisturbed_one(forks, workplace, undisturbed):
     draw = random.Random(0)
     n_killed = 0
     for _ in range(10):
@@ -134,9 +132,7 @@ may_die(quantizing, "asdict")
 """
 
 
-def test_a_streamed_cell_killed_at_ten_moments_ends_with_the_bytes_of_an_undisturbed_one(
-    forks, workplace
-):
+def test_a_streamed_cell_killed_at_ten_moments_ends_with_the_bytes_of_an_undisturbed_one(forks, workplace):
     cell = ["quant=awq", *workplace.cell, "memory.host_gigabytes=0.0009"]
     quiet = Workplace(workplace.root / "quiet", workplace.cell)
     quiet.root.mkdir()
@@ -157,8 +153,7 @@ def test_a_streamed_cell_killed_at_ten_moments_ends_with_the_bytes_of_an_undistu
 
 def test_two_processes_on_an_empty_cache_compute_every_stage_once(forks, workplace, undisturbed):
     both = [
-        forks.start(workplace, *SWEEP, *workplace.cell, f"paths.runs={name}")
-        for name in ("one", "two")
+        forks.start(workplace, *SWEEP, *workplace.cell, f"paths.runs={name}") for name in ("one", "two")
     ]
     assert [p.wait() for p in both] == [0, 0], both[0].output + both[1].output
     for name in ("one", "two"):
@@ -221,9 +216,7 @@ def cell_of(monkeypatch, workplace):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, swap])
-def test_every_cached_file_that_is_damaged_is_found_and_no_result_changes(
-    workplace, cell_of, damage
-):
+def test_every_cached_file_that_is_damaged_is_found_and_no_result_changes(workplace, cell_of, damage):
     before = cell_of("quant=awq")
     root = workplace.root / "cache"
     files = sorted(p for p in (root / "stages").rglob("*") if p.is_file() and p.suffix != ".lock")
@@ -285,9 +278,7 @@ def test_a_full_disk_below_runs_is_one_sentence_and_earlier_records_stay(forks, 
     assert len(results(runs)) == 2 and hidden(runs) == []
 
 
-def test_a_read_only_folder_of_runs_shows_what_finished_and_refuses_the_rest(
-    forks, workplace, tmpfs
-):
+def test_a_read_only_folder_of_runs_shows_what_finished_and_refuses_the_rest(forks, workplace, tmpfs):
     runs = tmpfs("runs", "8m")
     sweep = ["-m", "quant=fp,rtn", *workplace.cell]
     assert forks.run(workplace, *sweep).wait() == 0
@@ -352,9 +343,7 @@ def test_a_clock_that_jumps_changes_no_duration_and_no_result(forks, workplace):
     assert all(0 <= stage.seconds < jump for stage in data.record.stages.values())
 
 
-@pytest.mark.parametrize(
-    "arguments", [["quant=rtn"], ["-m", "quant=fp,rtn"], ["quant=rtn", "rerun=true"]]
-)
+@pytest.mark.parametrize("arguments", [["quant=rtn"], ["-m", "quant=fp,rtn"], ["quant=rtn", "rerun=true"]])
 def test_a_record_of_a_newer_schema_is_never_replaced(forks, workplace, arguments):
     assert forks.run(workplace, "quant=rtn", *workplace.cell).wait() == 0
     (path,) = workplace.runs.glob("*/record.json")

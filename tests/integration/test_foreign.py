@@ -34,13 +34,7 @@ def place(tmp_path_factory):
         families = ["tiny-llama", "tiny-phi3"]
         for family in families:
             assert main(["-q", *place.cell, f"model={family}", "quant=awq", *grid]) == 0
-        rtn = [
-            "quant=rtn",
-            "bits=4",
-            "symmetric=true",
-            "group_size=32",
-            "quant.scale_dtype=float16",
-        ]
+        rtn = ["quant=rtn", "bits=4", "symmetric=true", "group_size=32", "quant.scale_dtype=float16"]
         assert main(["-q", *place.cell, "model=tiny-gemma3", *rtn]) == 0
         for run in [p.name for p in place.runs.glob("tiny-*")]:
             family = run.split("-")[1]
@@ -52,14 +46,7 @@ def place(tmp_path_factory):
 
 def evaluate(place, folder, family="tiny-llama", *more):
     return main(
-        [
-            "-q",
-            *place.cell,
-            "quant=checkpoint",
-            f"model.path={folder}",
-            f"model.parent={family}",
-            *more,
-        ]
+        ["-q", *place.cell, "quant=checkpoint", f"model.path={folder}", f"model.parent={family}", *more]
     )
 
 
@@ -84,9 +71,7 @@ def test_a_checkpoint_scores_as_the_run_that_it_was_exported_from(place, family,
     assert theirs.bits_per_weight == pytest.approx(ours.bits_per_weight, rel=0.01)
     assert [g.name for g in theirs.gates if not g.passed] == []
     for metric in ours.metrics:  # of which the folding of scales changes the last digits
-        assert theirs.metric(metric.task, metric.name).value == pytest.approx(
-            metric.value, rel=1e-4
-        )
+        assert theirs.metric(metric.task, metric.name).value == pytest.approx(metric.value, rel=1e-4)
     assert theirs.fingerprints["model"] == ours.fingerprints["model"]
 
 
@@ -94,15 +79,10 @@ def test_a_gguf_file_scores_as_the_run_that_it_was_exported_from(place):
     assert evaluate(place, place.root / "gemma3-gguf" / "model.gguf", "tiny-gemma3") == 0
     ours = record_of(place, "tiny-gemma3-rtn", "")
     theirs = record_of(place, "tiny-gemma3-checkpoint", "model.gguf")
-    assert (theirs.config["quant"]["name"], theirs.config["quant"]["bits"]) == (
-        "checkpoint-q4_0",
-        4,
-    )
+    assert (theirs.config["quant"]["name"], theirs.config["quant"]["bits"]) == ("checkpoint-q4_0", 4)
     assert theirs.bits_per_weight == pytest.approx(ours.bits_per_weight)
     for metric in ours.metrics:
-        assert theirs.metric(metric.task, metric.name).value == pytest.approx(
-            metric.value, rel=1e-4
-        )
+        assert theirs.metric(metric.task, metric.name).value == pytest.approx(metric.value, rel=1e-4)
 
 
 def test_errors_of_a_checkpoints_linears_are_those_of_rounding_though_scales_were_folded(place):
@@ -145,29 +125,18 @@ NORM, EXTRA = "model.norm.weight", "model.layers.0.self_attn.q_proj.bias"
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (
-            {"tensors": without("0.mlp.up_proj.scales")},
-            "lacks 1 tensors of its parent: model.layers.0.mlp",
-        ),
+        ({"tensors": without("0.mlp.up_proj.scales")}, "lacks 1 tensors of its parent: model.layers.0.mlp"),
         ({"tensors": without("0.mlp.up_proj.qweight")}, "lacks 1 tensors of its parent"),
-        (
-            {"tensors": lambda t: t | {EXTRA: t[NORM].clone()}},
-            "1 tensors that its parent does not have",
-        ),
+        ({"tensors": lambda t: t | {EXTRA: t[NORM].clone()}}, "1 tensors that its parent does not have"),
         ({"tensors": lambda t: t | {NORM: t[NORM][:4].clone()}}, "it was made from another model"),
-        (
-            {"settings": {"quant_method": "exl9"}},
-            "of a format that is not read here: quant_method exl9",
-        ),
+        ({"settings": {"quant_method": "exl9"}}, "of a format that is not read here: quant_method exl9"),
         ({"settings": {"bits": None}}, "of a format that is not read here"),
         ({"config": {"quantization_config": None}}, "says nothing of quantization"),
         ({"config": {"auto_map": {"AutoModel": "code.Model"}}}, "needs code of its own"),
         ({"config": {"rms_norm_eps": 0.5}}, "has rms_norm_eps=0.5, where its parent has"),
     ],
 )
-def test_a_checkpoint_that_is_not_its_parents_is_refused_in_a_sentence(
-    place, broken, capsys, change, said
-):
+def test_a_checkpoint_that_is_not_its_parents_is_refused_in_a_sentence(place, broken, capsys, change, said):
     assert evaluate(place, broken(**change)) != 0
     assert said in " ".join(capsys.readouterr().err.split())
 
@@ -188,15 +157,9 @@ def test_pickles_are_not_read(place, broken, capsys):
             ["quant=checkpoint", "quant.checkpoint.path=nowhere"],
             "quant.checkpoint.path=nowhere is not there",
         ),
-        (
-            ["quant=external/autoround", "quant.scale=awq"],
-            "nothing is left to do for quant.scale=awq",
-        ),
+        (["quant=external/autoround", "quant.scale=awq"], "nothing is left to do for quant.scale=awq"),
         (["quant=external/autoround", "quant.external.requirements=[torch]"], "names no version"),
-        (
-            ["quant=external/autoround", "quant.external.driver=autoruond"],
-            "Did you mean 'autoround'?",
-        ),
+        (["quant=external/autoround", "quant.external.driver=autoruond"], "Did you mean 'autoround'?"),
     ],
 )
 def test_mistakes_are_found_before_any_work(place, capsys, overrides, said):
@@ -207,11 +170,7 @@ def test_mistakes_are_found_before_any_work(place, capsys, overrides, said):
 def test_a_tool_is_run_once_on_the_cells_grid_and_is_a_row_beside_ours(place, capsys):
     driver = place.root / "copier.py"
     driver.write_text(DRIVER)
-    tool = [
-        "quant=external/autoround",
-        f"quant.external.driver={driver}",
-        "quant.external.requirements=[]",
-    ]
+    tool = ["quant=external/autoround", f"quant.external.driver={driver}", "quant.external.requirements=[]"]
     tool += ["quant.name=copier", "quant.like=awq", "bits=4"]
     cell = ["-q", *place.cell, *tool]
     assert main([*cell, "+quant.external.options.from=null"]) == 2
@@ -221,18 +180,10 @@ def test_a_tool_is_run_once_on_the_cells_grid_and_is_a_row_beside_ours(place, ca
     assert main([*cell, f"+quant.external.options.from={place.root}/llama-gptq_v2"]) == 0
     run = record_of(place, "tiny-llama-copier", "")
     made = run.extra["checkpoint"]
-    assert (
-        made["seconds"] > 0 and made["peak_memory_bytes"] > 2**20 and made["made_by"] == str(driver)
-    )
-    (used,) = [
-        use["entry"] for use in run.extra["stage_keys"] if use["entry"].startswith("external/")
-    ]
-    assert (
-        place.root / "cache" / "stages" / used / "log.txt"
-    ).read_text() == "quantizing to 4 bits\n"
-    assert (
-        main(["-q", "report", "name=tools", f"runs={place.runs}", f"reports={place.reports}"]) == 0
-    )
+    assert made["seconds"] > 0 and made["peak_memory_bytes"] > 2**20 and made["made_by"] == str(driver)
+    (used,) = [use["entry"] for use in run.extra["stage_keys"] if use["entry"].startswith("external/")]
+    assert (place.root / "cache" / "stages" / used / "log.txt").read_text() == "quantizing to 4 bits\n"
+    assert main(["-q", "report", "name=tools", f"runs={place.runs}", f"reports={place.reports}"]) == 0
     page = (place.reports / "tools" / "report.md").read_text()
     assert "The same recipe by another tool" in page and "made by" in page
 

@@ -15,12 +15,7 @@ from faqbench.records import find_runs
 
 LIVE = importlib.import_module("faqbench.tracking.live")
 FOLLOWER = "faqbench.tracking.follower"
-READER = [
-    sys.executable,
-    "-S",
-    "-c",
-    "import sys; sys.stdin.read()",
-]  # a follower that shows nothing
+READER = [sys.executable, "-S", "-c", "import sys; sys.stdin.read()"]  # a follower that shows nothing
 
 
 class Strikes:

@@ -123,8 +123,7 @@ def worker_of(process, name):
 
 
 @pytest.mark.parametrize(
-    ("to", "number"),
-    [("group", signal.SIGINT), ("sweep", signal.SIGTERM), ("cell", signal.SIGHUP)],
+    ("to", "number"), [("group", signal.SIGINT), ("sweep", signal.SIGTERM), ("cell", signal.SIGHUP)]
 )
 def test_a_signal_to_a_sweep_or_its_isolated_cell_ends_both_and_leaves_nothing(
     forks, workplace, to, number
@@ -143,8 +142,7 @@ def test_a_signal_to_a_sweep_or_its_isolated_cell_ends_both_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    ("how", "name"),
-    [("isolate=process", "faqbench.cli.attempt"), ("hydra/launcher=joblib", "LokyProcess")],
+    ("how", "name"), [("isolate=process", "faqbench.cli.attempt"), ("hydra/launcher=joblib", "LokyProcess")]
 )
 def test_a_sweep_that_is_killed_takes_its_processes_with_it(forks, workplace, how, name):
     process = forks.start(workplace, *SWEEP, *workplace.cell, how)

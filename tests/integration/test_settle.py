@@ -20,9 +20,7 @@ def started(runs):
     return {record.run_id: record.started for record in find_runs(runs)[0]}
 
 
-def test_windows_alone_decide_where_no_arm_is_calibrated_and_asking_again_runs_nothing(
-    workplace, capsys
-):
+def test_windows_alone_decide_where_no_arm_is_calibrated_and_asking_again_runs_nothing(workplace, capsys):
     assert main([*QUESTION, *workplace.cell]) == 0
     ((decision,), _) = find_decisions(workplace.runs)
     assert "No arm reads calibration data: one draw is all there is" in decision.notes[-1]
@@ -71,9 +69,7 @@ def test_a_failed_cell_leaves_the_question_open(workplace, monkeypatch, capsys):
 SETTLED = Path(__file__).parents[2] / "runs" / "settled"
 
 
-@pytest.mark.parametrize(
-    "committed", find_decisions(SETTLED)[0], ids=lambda d: d.question.replace(" ", "")
-)
+@pytest.mark.parametrize("committed", find_decisions(SETTLED)[0], ids=lambda d: d.question.replace(" ", ""))
 def test_a_committed_decision_is_what_its_committed_runs_give(committed, tmp_path, monkeypatch):
     def runs(*_, **__):
         raise AssertionError("a draw is missing")

@@ -147,9 +147,7 @@ def test_another_users_cache_is_read_and_what_it_lacks_is_one_sentence(forks: Fo
 
 
 @as_root
-def test_another_users_folder_of_runs_shows_what_is_there_and_refuses_the_rest(
-    forks: Forks, workplace
-):
+def test_another_users_folder_of_runs_shows_what_is_there_and_refuses_the_rest(forks: Forks, workplace):
     assert forks.run(workplace, "quant=rtn", *workplace.cell).wait() == 0
     give_away(workplace.runs)
     assert forks.run(workplace, "ls", prelude=WITHOUT_PRIVILEGES).wait() == 0

@@ -125,9 +125,7 @@ def test_a_failed_cell_is_tried_again(workplace, capsys):
     path = workplace.root / "later.txt"
     arguments = ["quant=awq", *workplace.cell, f"calibration.domain={path}"]
     assert main(arguments) == 2
-    assert (
-        str(path) in capsys.readouterr().err
-    )  # for whoever can mend it; a record is for others too
+    assert str(path) in capsys.readouterr().err  # for whoever can mend it; a record is for others too
     (failed,) = find_runs(workplace.runs)[0]
     assert failed.status == "failed"
     assert "…/later.txt" in failed.error and str(path.parent) not in failed.error

@@ -86,9 +86,7 @@ def test_what_a_user_can_mend_is_one_sentence(tmp_path, number, words):
         explain_os_error("write the record", tmp_path, "free some space"),
     ):
         raise OSError(number, "")
-    assert (
-        str(caught.value) == f"Could not write the record at {tmp_path}: {words}; free some space."
-    )
+    assert str(caught.value) == f"Could not write the record at {tmp_path}: {words}; free some space."
 
 
 @pytest.mark.parametrize("path", ["file", "file/inside", "file/deeper/inside"])
@@ -153,15 +151,7 @@ def test_a_users_files_and_folders_are_never_taken_for_leftovers(tmp_path, name)
         assert names(tmp_path / folder) == [name]
 
 
-@pytest.mark.parametrize(
-    "marker",
-    [
-        {"target": "../outside"},
-        {"pid": "1"},
-        {"started": None},
-        {"more": 1},
-    ],
-)
+@pytest.mark.parametrize("marker", [{"target": "../outside"}, {"pid": "1"}, {"started": None}, {"more": 1}])
 def test_a_marker_of_somebody_elses_is_none(tmp_path, marker):
     leftover(tmp_path, **{"target": "target"} | marker)
     assert remove_leftovers(tmp_path) == 0

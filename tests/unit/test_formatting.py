@@ -42,9 +42,5 @@ def test_bytes_are_told_in_the_unit_that_suits(value, text):
 
 
 def test_counts_and_ages_read_as_english():
-    assert (count(1, "entry"), count(2, "entry"), count(0, "run")) == (
-        "1 entry",
-        "2 entries",
-        "0 runs",
-    )
+    assert (count(1, "entry"), count(2, "entry"), count(0, "run")) == ("1 entry", "2 entries", "0 runs")
     assert (ago(30), ago(7200), ago(-5)) == ("now", "2 h ago", "now")

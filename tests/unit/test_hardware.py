@@ -70,9 +70,7 @@ def test_a_gpus_compute_capability_says_which_dtype_it_multiplies_fast(gpu_of, c
 def test_a_gpu_of_another_machine_is_taken_for_a_recent_one_and_that_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     fast = fast_dtype(CUDA)
-    assert (
-        fast.dtype == "bfloat16" and not fast.is_known and "no CUDA device is here" in fast.reason
-    )
+    assert fast.dtype == "bfloat16" and not fast.is_known and "no CUDA device is here" in fast.reason
 
 
 def test_a_device_that_nobody_knows_gets_float32_and_that_is_said():
@@ -110,9 +108,7 @@ def test_a_dtype_that_a_device_does_not_multiply_is_refused_in_one_sentence(cpu_
 
     cpu_with(AVX2)
     monkeypatch.setattr(hardware, "_product", refuse)
-    with pytest.raises(
-        UserError, match=r"^dtype=float16 cannot be used on cpu: [^\n]* float32 here\.$"
-    ):
+    with pytest.raises(UserError, match=r"^dtype=float16 cannot be used on cpu: [^\n]* float32 here\.$"):
         dtype_warning(CPU, "float16")
 
 

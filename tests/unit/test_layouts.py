@@ -108,9 +108,7 @@ def test_codes_in_another_order_of_groups_are_read_by_their_index():
 def test_words_that_hold_whole_codes_alone_are_those_of_an_older_writer():
     linear = quantized(3, symmetric=True)
     codes = linear.qvalue.to(torch.int64) + 4
-    padded = torch.nn.functional.pad(codes, (0, 4)).view(
-        24, 10, 10
-    )  # ten codes of 3 bits to a word
+    padded = torch.nn.functional.pad(codes, (0, 4)).view(24, 10, 10)  # ten codes of 3 bits to a word
     words = (padded << (3 * torch.arange(10))).sum(-1).to(torch.int32)
     parts = dict(compressed_tensors.encode(linear)) | {"weight_packed": words}
     assert torch.equal(decode("compressed-tensors", parts, {}), stored_weight(linear))
@@ -162,10 +160,7 @@ def test_hqqs_words_hold_rows_that_lie_far_apart():
     ("settings", "said"),
     [
         ({"quant_method": "gptq", "bits": 3, "group_size": 128, "sym": True}, (3, 128, True, None)),
-        (
-            {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True},
-            (4, 64, False, None),
-        ),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True}, (4, 64, False, None)),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, (4, 64, True, None)),
         (
             {
@@ -175,12 +170,7 @@ def test_hqqs_words_hold_rows_that_lie_far_apart():
             (2, 16, False, None),
         ),
         (
-            {
-                "quant_method": "gptq",
-                "bits": 4,
-                "meta": {"quantizer": ["gptqmodel:7.7.0"]},
-                "sym": False,
-            },
+            {"quant_method": "gptq", "bits": 4, "meta": {"quantizer": ["gptqmodel:7.7.0"]}, "sym": False},
             (4, 128, False, "gptqmodel 7.7.0"),
         ),
     ],
@@ -194,10 +184,7 @@ def test_a_config_says_bits_groups_and_who_made_it(settings, said):
     "settings",
     [
         {"format": "float-quantized"},
-        {
-            "format": "pack-quantized",
-            "config_groups": {"a": {"input_activations": {"num_bits": 8}}},
-        },
+        {"format": "pack-quantized", "config_groups": {"a": {"input_activations": {"num_bits": 8}}}},
         {"format": "pack-quantized", "kv_cache_scheme": {"num_bits": 8}},
     ],
 )

@@ -33,13 +33,7 @@ _TOKENS_OF_A_TEXT = 300_000  # of a protocol without a limit: WikiText-2's test 
 _DOCUMENTS_OF_A_TASK = 1_500
 # Interpreted work, in countings to 200,000 (`MachineRate.python_seconds`): importing transformers and the
 # model's classes; importing lm-eval; building one task; tokenising a protocol's text; writing a record.
-_IMPORTING, _IMPORTING_TASKS, _BUILDING_A_TASK, _TOKENISING, _RECORDING = (
-    600.0,
-    160.0,
-    30.0,
-    200.0,
-    120.0,
-)
+_IMPORTING, _IMPORTING_TASKS, _BUILDING_A_TASK, _TOKENISING, _RECORDING = (600.0, 160.0, 30.0, 200.0, 120.0)
 _SEARCHING = 1.3  # what a search takes of memory beside its products
 _ROUNDING = 1200.0  # operations' worth of a weight's way to the grid and back, mostly memory
 _ROUNDING_AND_BACK = 600.0  # the same where gradients go back through it
@@ -150,9 +144,7 @@ class Estimator:
         imports = _IMPORTING + (_IMPORTING_TASKS if has_tasks else 0.0)
         return self._rate.python_seconds * imports + loading
 
-    def peak_memory_bytes(
-        self, config: Mapping[str, Any], streamed: tuple[int, int] | None = None
-    ) -> int:
+    def peak_memory_bytes(self, config: Mapping[str, Any], streamed: tuple[int, int] | None = None) -> int:
         """Return the most memory that a cell holds at once.
 
         Args:
@@ -176,9 +168,7 @@ class Estimator:
             + _LOGITS_BYTES
         )
 
-    def scratch_bytes(
-        self, config: Mapping[str, Any], streamed: tuple[int, int] | None = None
-    ) -> int:
+    def scratch_bytes(self, config: Mapping[str, Any], streamed: tuple[int, int] | None = None) -> int:
         """Return what hidden states take on disk meanwhile; arguments as for `peak_memory_bytes`."""
         if streamed is None or (waiting := self._waiting_bytes(config)) <= streamed[1]:
             return 0
@@ -214,8 +204,7 @@ class Estimator:
                 work = _work(kind, use["title"], record.config)
                 self._seen[kind, use["title"]].append(
                     _Observation(
-                        seconds_per_work=use["seconds"] / work,
-                        bytes_per_work=use["n_bytes"] / work,
+                        seconds_per_work=use["seconds"] / work, bytes_per_work=use["n_bytes"] / work
                     )
                 )
         self._overheads.append(max(0.0, record.seconds - spent))
@@ -359,9 +348,7 @@ def _quantizing(shape: ModelShape, config: Mapping[str, Any]) -> float:
     return operations
 
 
-def _learning(
-    shape: ModelShape, settings: Mapping[str, Any], n_windows: float, window: float
-) -> float:
+def _learning(shape: ModelShape, settings: Mapping[str, Any], n_windows: float, window: float) -> float:
     """Return the operations of learning every block, if no descent ends early."""
     forward, steps = 2.0 * shape.n_block_weights * window, settings["steps"]
     learned = min(float(settings["windows"]), n_windows)

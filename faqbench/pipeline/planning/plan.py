@@ -116,9 +116,7 @@ class Plan:
         return max((c.peak_memory_bytes for c in self.cells), default=0)
 
 
-def make_plan(
-    experiments: Sequence[Experiment], records: Sequence[RunRecord], cache: StageCache
-) -> Plan:
+def make_plan(experiments: Sequence[Experiment], records: Sequence[RunRecord], cache: StageCache) -> Plan:
     """Plan the cells of a sweep.
 
     Args:
@@ -240,13 +238,7 @@ def _notes(experiments: Sequence[Experiment]) -> tuple[str, ...]:
 
 def _skipped(name: str) -> PlannedCell:
     return PlannedCell(
-        run_id=name,
-        status="finished",
-        seconds=0.0,
-        peak_memory_bytes=0,
-        n_bytes=0.0,
-        n_due=0,
-        n_reused=0,
+        run_id=name, status="finished", seconds=0.0, peak_memory_bytes=0, n_bytes=0.0, n_due=0, n_reused=0
     )
 
 
@@ -377,9 +369,7 @@ def _relative(estimate: float, actual: float) -> float | None:
 _LATEST = 100  # of a model and a machine: a median over more would be no better, and takes longer
 
 
-def earlier_records(
-    runs: Path, models: Collection[str]
-) -> tuple[list[RunRecord], list[tuple[str, str]]]:
+def earlier_records(runs: Path, models: Collection[str]) -> tuple[list[RunRecord], list[tuple[str, str]]]:
     """Return what `find_runs` does, those records whole that say what the cells of these models cost.
 
     Args:

@@ -142,8 +142,7 @@ def _gain_of_threads(shape: ModelShape, dtype: torch.dtype) -> float:
 def _block_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) -> float:
     """Return the seconds per token of one block: its products, and all that lies between them."""
     products = sum(
-        _product_seconds(n_in, n_out, _N_TOKENS, device, dtype)
-        for n_in, n_out in shape.linears.values()
+        _product_seconds(n_in, n_out, _N_TOKENS, device, dtype) for n_in, n_out in shape.linears.values()
     )
     hidden = torch.ones(_N_WINDOWS, _N_TOKENS, shape.hidden_size, device=device).to(dtype)
     inner = torch.ones(_N_WINDOWS, _N_TOKENS, shape.linears["down"][0], device=device).to(dtype)

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_BITS = 3
-_MOST_DOTS = (
-    900  # beyond, the dots of a map hide each other, and weigh more than the rest of the page
-)
+_MOST_DOTS = 900  # beyond, the dots of a map hide each other, and weigh more than the rest of the page
 # Scenarios nearer to each other than this part of the axis would be named on top of each other.
 _CLOSE_FRAC = 0.08
 _KINDS = (
@@ -61,9 +59,7 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     bits = there[:_MOST_BITS]
     kinds = [(by, words) for by, words in _KINDS if any(math.isfinite(p.by(by)) for p in points)]
     dots = len(points) <= _MOST_DOTS
-    figure, all_axes = style.new_figure(
-        style.WIDTH, 2.7 * len(bits), len(bits), len(kinds), sharex="col"
-    )
+    figure, all_axes = style.new_figure(style.WIDTH, 2.7 * len(bits), len(bits), len(kinds), sharex="col")
     for i, axes in enumerate(all_axes):
         n_bits, (by, words) = bits[i // len(kinds)], kinds[i % len(kinds)]
         own = [p for p in points if p.row.bits == n_bits]
@@ -165,9 +161,7 @@ def _plot(
     axes.margins(x=0.08)
 
 
-def _draw_uncalibrated(
-    axes: Axes, panel: Panel, column: Column, bits: int, values: list[float]
-) -> None:
+def _draw_uncalibrated(axes: Axes, panel: Panel, column: Column, bits: int, values: list[float]) -> None:
     """Draw who reads no calibration data as a line across, or name it where it is far away."""
     scale, decimals = metric_scale(column)
     reach = max(values) - min(values)
@@ -178,9 +172,7 @@ def _draw_uncalibrated(
         value, name = estimate.value * scale, row.short_name
         if min(values) - reach <= value <= max(values) + reach:
             dashes = (0, (4, 3)) if row.is_baseline else ":"
-            axes.axhline(
-                value, color=style.color(row.method), linestyle=dashes, linewidth=1.1, label=name
-            )
+            axes.axhline(value, color=style.color(row.method), linestyle=dashes, linewidth=1.1, label=name)
             continue
         above = value > max(values)
         axes.text(
@@ -257,7 +249,5 @@ def _alt(points: list[Point], column: Column) -> str:
         own = [p for p in points if f"{_series(p.row)} at {p.row.bits} bits" == name]
         near, far = min(own, key=lambda p: p.tokens), max(own, key=lambda p: p.tokens)
         scale, decimals = metric_scale(column)
-        words.append(
-            f"{name} from {near.value * scale:,.{decimals}f} to {far.value * scale:,.{decimals}f}"
-        )
+        words.append(f"{name} from {near.value * scale:,.{decimals}f} to {far.value * scale:,.{decimals}f}")
     return f"From the nearest to the farthest calibration set: {'; '.join(words)}."

@@ -27,9 +27,7 @@ def draw_cost(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     for i, stage in enumerate(stages):
         widths = [_seconds(row, stage) for row in rows]
         paint = style.STAGE_COLORS[i % len(style.STAGE_COLORS)]
-        time.barh(
-            range(len(rows)), widths, left=left, height=0.55, color=paint, label=style.label(stage)
-        )
+        time.barh(range(len(rows)), widths, left=left, height=0.55, color=paint, label=style.label(stage))
         left = [a + b for a, b in zip(left, widths, strict=True)]
     style.name_rows(time, [row_label(row) for row in rows])
     time.set_xlabel("seconds")
@@ -50,11 +48,7 @@ def draw_cost(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         + ".",
         header=("method", *stages, "peak memory"),
         rows=tuple(
-            (
-                _name(row),
-                *(_stage_text(row, stage) for stage in stages),
-                formatting.n_bytes(_memory(row)),
-            )
+            (_name(row), *(_stage_text(row, stage) for stage in stages), formatting.n_bytes(_memory(row)))
             for row in there
         ),
     )

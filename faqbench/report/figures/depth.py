@@ -118,8 +118,7 @@ def _data_rows(lines: Sequence[Line], kinds: Sequence[str]) -> tuple[tuple[str, 
     columns = [line.curves.get(kind, {}) for line in lines for kind in kinds]
     blocks = sorted({block for column in columns for block in column})
     return tuple(
-        (str(b), *(f"{column[b]:.4g}" if b in column else "—" for column in columns))
-        for b in blocks
+        (str(b), *(f"{column[b]:.4g}" if b in column else "—" for column in columns)) for b in blocks
     )
 
 
@@ -211,9 +210,7 @@ def _grid(errors: LinearErrors, linears: list[str], blocks: list[int]) -> Array:
     return np.log10(np.where(grid > 0, grid, np.nan))
 
 
-def _show(
-    axes: Axes, grid: Array, linears: list[str], colors: str, low: float, high: float
-) -> AxesImage:
+def _show(axes: Axes, grid: Array, linears: list[str], colors: str, low: float, high: float) -> AxesImage:
     image = axes.imshow(
         grid, aspect="auto", interpolation="none", cmap=style.colormap(colors), vmin=low, vmax=high
     )

@@ -31,9 +31,7 @@ def draw_differences(analysis: Analysis, _store: EvidenceStore) -> Drawing | Non
     if not groups:
         return None
     heights = [0.8 + 0.24 * len(group) for group in groups]
-    figure, all_axes = style.new_figure(
-        style.WIDTH, sum(heights), len(groups), 1, height_ratios=heights
-    )
+    figure, all_axes = style.new_figure(style.WIDTH, sum(heights), len(groups), 1, height_ratios=heights)
     baseline = facts.display_method(analysis.baseline or "")
     for axes, group in zip(all_axes, groups, strict=True):
         _plot(axes, group, several=len(analysis.contests) > 1)

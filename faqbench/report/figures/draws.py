@@ -41,8 +41,7 @@ def draw_draws(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         figure=figure,
         caption="Every dot is one calibration draw, as its distance from the mean of its method's "
         "draws; the bar is one standard deviation to each side. What a short bar says rests on as "
-        "many draws as there are dots."
-        + (f" {left_out} rows are left to the table." if left_out else ""),
+        "many draws as there are dots." + (f" {left_out} rows are left to the table." if left_out else ""),
         alt=_alt(rows, names, columns[0]),
         header=("method", "measured on", "draws", "mean", "standard deviation", "each draw (seed)"),
         rows=tuple(
@@ -100,8 +99,7 @@ def _data_row(row: Row, column: Column) -> tuple[str, ...]:
         estimate_cell(column, column.estimate(row)).text,
         formatting.number(statistics.stdev(values), decimals + 1),
         ", ".join(
-            f"{formatting.number(v, decimals)} ({seed})"
-            for v, (seed, _) in zip(values, draws, strict=True)
+            f"{formatting.number(v, decimals)} ({seed})" for v, (seed, _) in zip(values, draws, strict=True)
         ),
     )
 

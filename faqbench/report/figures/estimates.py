@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 HEADER = ("method", "bits", "measured on", "value", "± standard error")
 _Z = 1.96
-MOST_DRAWN = (
-    1e30  # a perplexity beyond it is one of a broken model, which no axis shows beside others
-)
+MOST_DRAWN = 1e30  # a perplexity beyond it is one of a broken model, which no axis shows beside others
 _MOST_AXES = 8
 _MOST_ROWS = 40
 _MOST_LINES = 10
@@ -167,16 +165,13 @@ def _data_rows(panel: Panel, columns: Sequence[Column]) -> tuple[tuple[str, ...]
 def _extremes(panel: Panel, column: Column) -> str:
     rows = sorted(measured(panel.rows, column), key=lambda pair: pair[1].value)
     ends = [
-        f"{estimate_cell(column, e).text} ({row.name}, {row.bits} bits)"
-        for row, e in (rows[0], rows[-1])
+        f"{estimate_cell(column, e).text} ({row.name}, {row.bits} bits)" for row, e in (rows[0], rows[-1])
     ]
     name = metric_unit(column).partition(",")[0]
     return f"{name} on {column.task} of {panel.model} from {ends[0]} to {ends[1]}"
 
 
-def _plot_dots(
-    axes: Axes, panel: Panel, facet: Facet, column: Column, *, label_values: bool
-) -> int:
+def _plot_dots(axes: Axes, panel: Panel, facet: Facet, column: Column, *, label_values: bool) -> int:
     """Draw one row per method with its 95 % interval; return how many were too many."""
     there = measured(facet.rows, column)
     rows = there[:_MOST_ROWS]
@@ -209,9 +204,7 @@ def _plot_dots(
     return len(there) - len(rows)
 
 
-def _plot_lines(
-    axes: Axes, panel: Panel, facet: Facet, column: Column, *, label_values: bool
-) -> int:
+def _plot_lines(axes: Axes, panel: Panel, facet: Facet, column: Column, *, label_values: bool) -> int:
     """Draw one line per method over bits; return how many points were too many."""
     scale, _ = metric_scale(column)
     if _is_log(panel, column):
@@ -249,11 +242,4 @@ def _draw_baseline(axes: Axes, panel: Panel, column: Column, *, vertical: bool) 
     if value is None or not math.isfinite(value):
         return
     draw = axes.axvline if vertical else axes.axhline
-    draw(
-        value,
-        color=style.QUIET,
-        linestyle=(0, (4, 3)),
-        linewidth=1.1,
-        zorder=1.5,
-        label="full precision",
-    )
+    draw(value, color=style.QUIET, linestyle=(0, (4, 3)), linewidth=1.1, zorder=1.5, label="full precision")

@@ -127,9 +127,7 @@ def draw_surface(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         values = {k: _value(column, row) * scale for k, row in group.items()}
         grid = np.array([[values.get((w, g), math.nan) for w in windows] for g in gammas])
         colors = "cividis" if column.higher_is_better else "cividis_r"
-        axes.imshow(
-            grid, aspect="auto", interpolation="none", origin="lower", cmap=style.colormap(colors)
-        )
+        axes.imshow(grid, aspect="auto", interpolation="none", origin="lower", cmap=style.colormap(colors))
         best = (max if column.higher_is_better else min)(values, key=lambda k: values[k])
         low, high = np.nanmin(grid), np.nanmax(grid)
         for (w, g), value in values.items():

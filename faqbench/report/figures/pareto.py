@@ -123,9 +123,7 @@ def plot_front(axes: Axes, panel: Panel, column: Column, points: Points) -> None
             label=style.label(own_name(points, method)),
         )
     if base is not None:
-        axes.axhline(
-            base, color=style.QUIET, linestyle=(0, (4, 3)), linewidth=1.1, label="full precision"
-        )
+        axes.axhline(base, color=style.QUIET, linestyle=(0, (4, 3)), linewidth=1.1, label="full precision")
     axes.margins(x=0.2, y=0.12)
     if axes.get_yscale() == "log":
         style.plain_log_ticks(axes, "y")

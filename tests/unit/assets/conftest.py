@@ -53,9 +53,7 @@ def write_toy_wheel(path: Path, content: bytes = b"the content") -> None:
             "Metadata-Version: 2.1\nName: toy-asset\nVersion: 1.0\n"
             "Requires-Dist: no-such-package-at-all\nRequires-Python: <3\n",
         )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
 
 
@@ -74,12 +72,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def wheel(index: Path) -> Wheel:
     path = index / "toy_asset-1.0-py3-none-any.whl"
-    return Wheel(
-        project="toy-asset",
-        version="1.0",
-        sha256=hash_file(path),
-        n_bytes=path.stat().st_size,
-    )
+    return Wheel(project="toy-asset", version="1.0", sha256=hash_file(path), n_bytes=path.stat().st_size)
 
 
 def build_toy(wheels: Sequence[Path], folder: Path) -> None:

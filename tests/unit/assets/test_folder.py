@@ -64,9 +64,7 @@ def test_a_damaged_folder_is_reported_and_made_anew(asset, cache, progress, dama
     assert "prepared anew" in progress.notes[0]
 
 
-def test_a_damaged_folder_is_not_used_when_it_cannot_be_fetched_again(
-    asset, cache, index, progress
-):
+def test_a_damaged_folder_is_not_used_when_it_cannot_be_fetched_again(asset, cache, index, progress):
     (prepared(asset, progress) / "data.bin").write_bytes(b"damaged")
     for path in index.iterdir():
         path.unlink()
@@ -163,9 +161,7 @@ def test_two_processes_at_once_build_it_once(wheel, cache, index, tmp_path):
     assert log.read_text() == "built "
 
 
-def test_terms_of_use_are_shown_and_nothing_is_fetched_before_they_are_accepted(
-    asset, cache, progress
-):
+def test_terms_of_use_are_shown_and_nothing_is_fetched_before_they_are_accepted(asset, cache, progress):
     bound = dataclasses.replace(asset, terms="Toys come under the Toy Terms")
     with pytest.raises(UserError, match=r"Toy Terms.*faqbench fetch toy accept_terms=true"):
         prepared(bound, progress)

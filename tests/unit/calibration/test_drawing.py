@@ -106,9 +106,7 @@ def test_a_tokenizer_without_bos_cannot_give_one(compose, tokenizer):
         request_of(section.calibration, section.scenario, 4, tokenizer)
 
 
-def test_documents_apart_are_windows_that_begin_a_document_and_short_ones_are_passed_over(
-    drawn, texts
-):
+def test_documents_apart_are_windows_that_begin_a_document_and_short_ones_are_passed_over(drawn, texts):
     calibration = drawn(apart=True, seq_len=30)
     windows = [spelled(row) for row in calibration.tokens]
     assert all(any(text.startswith(w) for text in texts) for w in windows)

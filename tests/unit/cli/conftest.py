@@ -10,14 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from faqbench.records import (
-    SCHEMA_VERSION,
-    Metric,
-    RunData,
-    RunRecord,
-    StageTiming,
-    write_run,
-)
+from faqbench.records import SCHEMA_VERSION, Metric, RunData, RunRecord, StageTiming, write_run
 
 
 @pytest.fixture
@@ -46,9 +39,7 @@ def toy_run(tmp_path: Path) -> Callable[..., RunRecord]:
         )
         record = dataclasses.replace(record, **changes)
         empty = pd.DataFrame()
-        write_run(
-            tmp_path / "runs", RunData(record=record, items=empty, tokens={}, layers=empty), ""
-        )
+        write_run(tmp_path / "runs", RunData(record=record, items=empty, tokens={}, layers=empty), "")
         return record
 
     return make

@@ -8,13 +8,7 @@ from omegaconf import OmegaConf
 
 from faqbench import hardware
 from faqbench.cli import cells, composing, main
-from faqbench.cli.composing import (
-    CONFIG_NAME,
-    compose_cells,
-    only_shows,
-    parse_flags,
-    to_experiment,
-)
+from faqbench.cli.composing import CONFIG_NAME, compose_cells, only_shows, parse_flags, to_experiment
 from faqbench.config import UserError, run_id
 from faqbench.hardware import FastDtype
 from faqbench.records import find_runs
@@ -167,8 +161,7 @@ def test_a_cell_that_is_composed_quickly_is_what_hydra_composes(choice):
 
 
 @pytest.mark.parametrize(
-    "lines",
-    [["tracking.group=a", "++tracking.group=b"], ["bits=${seed}", "seed=3"], ["bits=3", "bits=2"]],
+    "lines", [["tracking.group=a", "++tracking.group=b"], ["bits=${seed}", "seed=3"], ["bits=3", "bits=2"]]
 )
 def test_what_is_more_than_values_of_keys_is_what_hydra_composes(lines):
     with composing.composer():
@@ -178,9 +171,7 @@ def test_what_is_more_than_values_of_keys_is_what_hydra_composes(lines):
 
 
 def test_a_search_is_checked_by_its_first_guess():
-    found = request(
-        "-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(0.5,1.0)"
-    )
+    found = request("-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(0.5,1.0)")
     assert found.kind == "search" and found.experiments[0].gamma == 0.5
     assert "gamma=1.5" in mistake(
         "-m", "hydra.sweeper._target_=hydra_plugins.x.Search", "gamma=interval(1.5,2.0)"
@@ -189,9 +180,7 @@ def test_a_search_is_checked_by_its_first_guess():
 
 def test_a_folder_of_ones_own_adds_choices(tmp_path):
     (tmp_path / "quant").mkdir()
-    (tmp_path / "quant" / "mine.yaml").write_text(
-        "defaults: [awq, _self_]\nname: mine\nclip: none\n"
-    )
+    (tmp_path / "quant" / "mine.yaml").write_text("defaults: [awq, _self_]\nname: mine\nclip: none\n")
     (experiment,) = request("--config-dir", str(tmp_path), "quant=mine").experiments
     assert (experiment.quant.name, experiment.quant.clip) == ("mine", "none")
 
@@ -204,9 +193,7 @@ def test_that_folder_may_have_any_name_also_where_hydra_runs_the_cell(name, tmp_
     (folder / "mine.yaml").write_text("defaults: [rtn, _self_]\nname: mine\n")
     ran = []
     monkeypatch.setattr(cells, "run_cell", lambda c, **_: ran.append(c.quant.name))
-    cells.run(
-        ["-m", "--config-dir", str(folder.parent), "quant=mine,rtn", f"paths.runs='{tmp_path}'"]
-    )
+    cells.run(["-m", "--config-dir", str(folder.parent), "quant=mine,rtn", f"paths.runs='{tmp_path}'"])
     assert sorted(ran) == ["mine", "rtn"]
 
 

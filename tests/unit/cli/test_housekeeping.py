@@ -128,9 +128,7 @@ def test_rm_takes_a_selection_and_the_same_run_twice(runs, toy_run):
         ("dtype=float32", {"toy-baseline", "toy-grid", "toy-seeded"}),
     ],
 )
-def test_rm_takes_no_run_for_a_key_that_does_not_decide_it(
-    toy_run, tmp_path, monkeypatch, select, taken
-):
+def test_rm_takes_no_run_for_a_key_that_does_not_decide_it(toy_run, tmp_path, monkeypatch, select, taken):
     monkeypatch.chdir(tmp_path)
     off = {"scale": "none", "clip": "none", "correct": "none"}
     for name, quant in {
@@ -206,9 +204,7 @@ def environment(cache):
     return folder
 
 
-def test_cache_ls_says_which_runs_another_tools_environment_made(
-    runs, cache, environment, toy_run, capsys
-):
+def test_cache_ls_says_which_runs_another_tools_environment_made(runs, cache, environment, toy_run, capsys):
     toy_run("toy-tool-1", extra={"checkpoint": {"packages": ["tool==1.0"]}})
     toy_run("toy-tool-2", extra={"checkpoint": {"packages": ["tool==2.0"]}})
     assert main(["cache", "ls", "stage=environments"]) == 0
@@ -218,9 +214,7 @@ def test_cache_ls_says_which_runs_another_tools_environment_made(
     assert environment.is_dir()
 
 
-def test_cache_verify_reads_environments_against_the_checksums_of_pip(
-    runs, cache, environment, capsys
-):
+def test_cache_verify_reads_environments_against_the_checksums_of_pip(runs, cache, environment, capsys):
     assert main(["cache", "verify", "stage=environments"]) == 0
     (environment / "lib" / "python3.11" / "site-packages" / "tool.py").write_text("other\n")
     assert main(["cache", "verify", "stage=environments"]) == 1
@@ -303,9 +297,7 @@ def test_rm_empty_keeps_what_rm_did_not_put_there_and_follows_no_link(runs, tmp_
     (tmp_path / "big").mkdir()
     (tmp_path / "big" / "work").write_text("mine")
     (runs / "toy-linked-1").symlink_to(tmp_path / "big")
-    (tmp_path / "big" / "record.json").write_bytes(
-        (runs / "toy-faq-1" / "record.json").read_bytes()
-    )
+    (tmp_path / "big" / "record.json").write_bytes((runs / "toy-faq-1" / "record.json").read_bytes())
     assert main(["rm", "toy-linked-1", "toy-awq-1"]) == 0
     (runs / ".trash" / "stray").write_text("mine")
     capsys.readouterr()
@@ -325,9 +317,7 @@ def test_a_trash_that_is_a_link_is_left_alone(runs, tmp_path, capsys, arguments)
     assert elsewhere.is_dir() and (runs / "toy-awq-1").is_dir()
 
 
-def test_compact_says_which_folder_of_the_machine_its_copies_name(
-    toy_run, tmp_path, monkeypatch, capsys
-):
+def test_compact_says_which_folder_of_the_machine_its_copies_name(toy_run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     toy_run("toy-rtn-1", config={"model": {"name": "toy", "path": "/home/me/model"}})
     assert main(["compact", "into=small"]) == 0

@@ -18,10 +18,7 @@ def request(*arguments):
 
 def test_cells_keep_their_order_within_a_model_and_a_calibration_set():
     cells = request("-m", "quant=awq,rtn,faq", "seed=1,0", "model=tiny-qwen2,tiny-llama").cells
-    found = [
-        (c.experiment.model.name, c.experiment.quant.name, c.experiment.seed)
-        for c in in_order(cells)
-    ]
+    found = [(c.experiment.model.name, c.experiment.quant.name, c.experiment.seed) for c in in_order(cells)]
     assert found == [
         (model, quant, seed)
         for model in ("tiny-qwen2", "tiny-llama")

@@ -94,9 +94,7 @@ def test_the_value_that_the_refusal_quotes_is_read_as_it_was_meant(value, refusa
         (["symmetric=1"], "it should be true or false."),
     ],
 )  # fmt: skip
-def test_a_value_of_another_kind_is_answered_in_the_command_lines_spelling(
-    arguments, sentence, refusal
-):
+def test_a_value_of_another_kind_is_answered_in_the_command_lines_spelling(arguments, sentence, refusal):
     assert sentence in refusal("model=tiny-llama", *arguments)
 
 
@@ -127,9 +125,7 @@ def test_other_services_have_rules_of_their_own(compose):
     assert made.tracking.project == "a/b"
 
 
-def test_terms_that_nobody_accepted_refuse_a_whole_sweep_but_not_its_plan(
-    monkeypatch, tmp_path, capsys
-):
+def test_terms_that_nobody_accepted_refuse_a_whole_sweep_but_not_its_plan(monkeypatch, tmp_path, capsys):
     def ran(*_, **__):
         raise AssertionError("a cell was run")
 

@@ -115,10 +115,7 @@ def test_arms_within_the_margin_are_equivalent(toy):
 
 def test_a_difference_below_the_margin_is_one_that_is_small(toy):
     decision = toy("faq < awq", "margin=9%", faq=(-0.05, 1e-3, 1e-3, 50), awq=(0, 1e-3, 1e-3, 50))
-    assert (
-        "better than awq, though by less than the margin of ±9.00\N{NO-BREAK SPACE}%"
-        in decision.answer
-    )
+    assert "better than awq, though by less than the margin of ±9.00\N{NO-BREAK SPACE}%" in decision.answer
 
 
 def test_the_budget_ends_an_open_question_and_a_larger_one_goes_on(toy):

@@ -13,9 +13,7 @@ from faqbench.tracking import wandb as wandb_view
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sync") / "runs"
     for method in ("rtn", "awq", "faq"):
-        write_toy_run(
-            folder, method, run_id=f"toy-{method}", tracking={"group": "g", "tags": ["t"]}
-        )
+        write_toy_run(folder, method, run_id=f"toy-{method}", tracking={"group": "g", "tags": ["t"]})
     return folder
 
 

@@ -45,9 +45,7 @@ def runs(tmp_path):
             started="2025-01-01T00:00:00+00:00",
         )
         empty = pd.DataFrame()
-        write_run(
-            tmp_path / "runs", RunData(record=record, items=empty, tokens={}, layers=empty), ""
-        )
+        write_run(tmp_path / "runs", RunData(record=record, items=empty, tokens={}, layers=empty), "")
     return tmp_path / "runs"
 
 
@@ -120,9 +118,7 @@ def test_show_prints_metrics_stages_gates_and_warnings(runs, capsys):
         (["model=null"], "Config group override must be a string"),
     ],
 )
-def test_a_mistake_is_one_sentence_on_standard_error_and_exit_code_2(
-    runs, capsys, arguments, expected
-):
+def test_a_mistake_is_one_sentence_on_standard_error_and_exit_code_2(runs, capsys, arguments, expected):
     words = [*arguments, f"runs={runs}"] if arguments[0] == "show" else arguments
     assert main(words) == 2
     captured = capsys.readouterr()
@@ -137,9 +133,7 @@ def test_sync_of_nothing_says_so(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_a_verb_asked_for_help_explains_itself_and_does_nothing(
-    verb, tmp_path, monkeypatch, capsys
-):
+def test_a_verb_asked_for_help_explains_itself_and_does_nothing(verb, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main([verb, "--help"])
     captured = capsys.readouterr()

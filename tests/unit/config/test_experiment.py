@@ -15,9 +15,7 @@ from faqbench.config.calibration import matched
         ("loaq", True, True),
     ],
 )
-def test_a_method_says_whether_it_quantizes_and_what_it_reads(
-    compose, quant, quantizes, needs_calibration
-):
+def test_a_method_says_whether_it_quantizes_and_what_it_reads(compose, quant, quantizes, needs_calibration):
     experiment = compose("model=tiny-llama", f"quant={quant}")
     assert experiment.quantizes is quantizes
     assert experiment.needs_calibration is needs_calibration
@@ -72,9 +70,6 @@ def test_the_matched_scenario_in_code_is_the_one_in_conf(compose):
 )
 def test_a_limit_caps_windows_and_documents(compose, own, limit, expected):
     experiment = compose(
-        "model=tiny-llama",
-        f"evaluation.n_windows={own}",
-        f"evaluation.n_documents={own}",
-        f"limit={limit}",
+        "model=tiny-llama", f"evaluation.n_windows={own}", f"evaluation.n_documents={own}", f"limit={limit}"
     )
     assert (experiment.n_windows(), experiment.n_documents()) == (expected, expected)

@@ -59,8 +59,7 @@ def test_the_baseline_ignores_bits_and_calibration(id_of, override):
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["seed=1", "calibration=code", "scenario=few-samples", "calibration.tokens=norm_cap"],
+    "override", ["seed=1", "calibration=code", "scenario=few-samples", "calibration.tokens=norm_cap"]
 )
 def test_rtn_ignores_calibration_and_awq_does_not(id_of, override):
     assert same(id_of, ["quant=rtn"], ["quant=rtn", override])
@@ -256,6 +255,6 @@ def test_the_bound_on_what_is_read_changes_no_id_as_conf_has_it(compose):
     standard = compose("model=tiny-llama", "quant=awq")
     assert standard.calibration.max_characters == MAX_CHARACTERS
     assert "max_characters" not in identity(standard)["calibration"]
-    assert run_id(
-        compose("model=tiny-llama", "quant=awq", "calibration.max_characters=99")
-    ) != run_id(standard)
+    assert run_id(compose("model=tiny-llama", "quant=awq", "calibration.max_characters=99")) != run_id(
+        standard
+    )

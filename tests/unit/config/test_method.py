@@ -43,9 +43,7 @@ def test_an_option_that_nobody_owns_counts():
 
 def test_an_option_at_its_neutral_value_is_no_part_of_an_identity(monkeypatch):
     value = StageValue(
-        name="nearest",
-        options={"dither.share": 0.0},
-        call="faqbench.quantization.grid:round_nearest",
+        name="nearest", options={"dither.share": 0.0}, call="faqbench.quantization.grid:round_nearest"
     )
     monkeypatch.setitem(
         STAGES, "round", Stage(name="round", values={"nearest": value}, is_always_named=True)
@@ -59,10 +57,7 @@ def test_an_option_at_its_neutral_value_is_no_part_of_an_identity(monkeypatch):
 def test_a_stage_that_came_later_is_named_where_it_does_something(monkeypatch):
     turn = Stage(
         name="rotate",
-        values={
-            "none": StageValue(name="none", is_idle=True),
-            "hadamard": StageValue(name="hadamard"),
-        },
+        values={"none": StageValue(name="none", is_idle=True), "hadamard": StageValue(name="hadamard")},
     )
     monkeypatch.setitem(STAGES, "rotate", turn)
     assert "rotate" not in method_of({**AWQ, "rotate": "none"}).identity(AWQ)

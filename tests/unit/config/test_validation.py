@@ -82,11 +82,7 @@ def test_an_unknown_key_is_named_with_its_nearest_spelling(change, key, offered)
         ("quant.qronos.alpha", 0, "quant.qronos.alpha=0.0 is not allowed: it should be greater"),
         ("quant.mse.p", 0, "quant.mse.p=0.0 is not allowed: it should be greater than 0."),
         ("quant.mse.steps", 0, "quant.mse.steps=0 is not allowed: it should be greater than or"),
-        (
-            "quant.refinement.steps",
-            -1,
-            "quant.refinement.steps=-1 is not allowed: it should be greater",
-        ),
+        ("quant.refinement.steps", -1, "quant.refinement.steps=-1 is not allowed: it should be greater"),
         ("quant.refinement.batch", 0, "quant.refinement.batch=0 is not allowed"),
         ("quant.refinement.clip_rate", 0, "quant.refinement.clip_rate=0.0 is not allowed"),
         ("quant.refinement.offset_rate", 2, "offset_rate=2.0 is not allowed: it should be less"),
@@ -113,9 +109,7 @@ def test_a_value_out_of_range_names_the_knob_and_the_bound(change, key, value, e
         ("tracking.name", "wand", "wandb"),
     ],
 )
-def test_a_word_that_is_not_one_of_a_few_gets_all_of_them_and_the_nearest(
-    change, key, value, offered
-):
+def test_a_word_that_is_not_one_of_a_few_gets_all_of_them_and_the_nearest(change, key, value, offered):
     text = mistake(change(key, value))
     assert text.startswith(f"{key}={value} is not allowed: it is ")
     assert f"'{offered}'" in text.split("Did you mean")[0]
@@ -143,8 +137,7 @@ def test_what_a_learned_block_does_not_go_with_is_refused(compose, override, nam
 
 
 @pytest.mark.parametrize(
-    ("protocols", "said"),
-    [("[]", "is empty"), ("[wikitext2-64,heldout-wiki-512]", r"names 2")],
+    ("protocols", "said"), [("[]", "is empty"), ("[wikitext2-64,heldout-wiki-512]", r"names 2")]
 )
 def test_a_block_is_adapted_to_one_text(compose, protocols, said):
     keys = ["quant.refinement.adapt_on=evaluation", f"evaluation.protocols={protocols}"]
@@ -198,9 +191,7 @@ def test_stages_without_rounding_are_refused(change):
     assert "quant.round=none" in mistake(change("quant.round", "none"))
 
 
-@pytest.mark.parametrize(
-    ("source", "needed"), [("packaged", "asset"), ("hub", "hub_id"), ("path", "path")]
-)
+@pytest.mark.parametrize(("source", "needed"), [("packaged", "asset"), ("hub", "hub_id"), ("path", "path")])
 def test_a_source_names_what_it_needs(change, source, needed):
     text = mistake(change("model.source", source))
     assert text == f"model.source={source} needs model.{needed}, which is not set."
@@ -237,10 +228,7 @@ def test_paths_become_paths(change):
             {"calibration.mixture": {"wiki": 0.7, "code": 0.4}},
             "calibration.mixture={wiki: 0.7, code: 0.4} has weights that sum to 1.1; they must sum to 1.",
         ),
-        (
-            {"scenario.mixture": {"wiki": 0.5}},
-            "scenario.mixture={wiki: 0.5} has weights that sum to",
-        ),
+        ({"scenario.mixture": {"wiki": 0.5}}, "scenario.mixture={wiki: 0.5} has weights that sum to"),
         ({"calibration.mixture": {}}, "calibration.mixture={} has weights that sum to 0"),
         (
             {"scenario.mixture": {"wiki": 1}, "scenario.domain": "code"},

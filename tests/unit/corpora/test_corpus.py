@@ -153,9 +153,7 @@ def test_a_sparse_file_is_read_no_further_than_the_bound(read, tmp_path):
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
-def test_a_small_parquet_of_endless_text_is_read_no_further_than_the_bound(
-    read, tmp_path, use_dictionary
-):
+def test_a_small_parquet_of_endless_text_is_read_no_further_than_the_bound(read, tmp_path, use_dictionary):
     text = next(t for n in range(50) if part_of(t := "x" * (1_000 + n)) == "calibration")
     path = tmp_path / "bomb.parquet"
     table = pa.table({"text": [text] * 20_000})
@@ -182,10 +180,7 @@ def test_six_gigabytes_in_some_hundred_bytes_are_read_no_further_than_the_bound(
 def test_half_a_surrogate_pair_is_one_sentence(read, tmp_path):
     (tmp_path / "odd.jsonl").write_text('{"text": "good"}\n{"text": "b\\ud83d ad"}')
     text = mistake(read, tmp_path / "odd.jsonl")
-    assert (
-        "text in column 'text' of row 1 that is not Unicode: half of a surrogate pair (U+D83D)"
-        in text
-    )
+    assert "text in column 'text' of row 1 that is not Unicode: half of a surrogate pair (U+D83D)" in text
 
 
 def test_a_text_file_without_blank_lines_is_told_how_texts_are_separated(read, tmp_path):

@@ -18,9 +18,7 @@ def texts_of(domain, part):
 @pytest.fixture
 def story(tmp_path):
     path = tmp_path / "story.txt"
-    path.write_bytes(
-        b"\xef\xbb\xbf" + b"\r\n \t\r\n\r\n".join(b"Line %d\r\nmore" % i for i in range(60))
-    )
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n \t\r\n\r\n".join(b"Line %d\r\nmore" % i for i in range(60)))
     return str(path)
 
 
@@ -47,9 +45,7 @@ def test_an_unknown_domain_gets_the_nearest_spelling():
 def test_the_paragraphs_of_a_text_file_are_split_into_disjoint_parts_in_order(story):
     parts = [texts_of(story, part) for part in PARTS]
     assert sorted(t for part in parts for t in part) == sorted(f"Line {i}\nmore" for i in range(60))
-    assert all(
-        part_of(text) == name for name, part in zip(PARTS, parts, strict=True) for text in part
-    )
+    assert all(part_of(text) == name for name, part in zip(PARTS, parts, strict=True) for text in part)
 
 
 def test_a_repeated_paragraph_counts_once(tmp_path):

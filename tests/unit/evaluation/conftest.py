@@ -57,9 +57,7 @@ def tiny_llama() -> LlamaForCausalLM:
 def experiment() -> Callable[..., Experiment]:
     """Make an experiment that has the fields which evaluation reads."""
 
-    def make(
-        *, limit: int | None = None, wikitext2_path: Path | None = None, **changed: Any
-    ) -> Experiment:
+    def make(*, limit: int | None = None, wikitext2_path: Path | None = None, **changed: Any) -> Experiment:
         fields = {
             "kl": False,
             "batch_tokens": 512,

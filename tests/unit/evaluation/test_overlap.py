@@ -5,12 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from faqbench.evaluation.overlap import (
-    Overlap,
-    calibration_grams,
-    count_overlap,
-    texts_that_overlap,
-)
+from faqbench.evaluation.overlap import Overlap, calibration_grams, count_overlap, texts_that_overlap
 
 
 def words(n: int, seed: int) -> list[str]:
@@ -83,9 +78,7 @@ def test_a_header_that_many_calibration_texts_have_is_nobodys_own() -> None:
 
 def test_a_passage_too_short_to_tell_is_not_counted() -> None:
     passage = text(12, 0)
-    assert count_overlap([passage], calibration_grams([passage])) == Overlap(
-        n_overlapping=0, n_passages=0
-    )
+    assert count_overlap([passage], calibration_grams([passage])) == Overlap(n_overlapping=0, n_passages=0)
 
 
 def test_equal_passages_count_once() -> None:

@@ -56,11 +56,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "final_logit_softcapping": 3.0,
     },
     "phi3": {"model_type": "phi3", "original_max_position_embeddings": 512},
-    "phi3, sliding": {
-        "model_type": "phi3",
-        "original_max_position_embeddings": 512,
-        "sliding_window": 9,
-    },
+    "phi3, sliding": {"model_type": "phi3", "original_max_position_embeddings": 512, "sliding_window": 9},
 }
 
 
@@ -75,9 +71,7 @@ def multiple_choice(seed: int = 0, n_documents: int = 12) -> list[Request]:
     for document in range(n_documents):
         before = [rng.randrange(256) for _ in range(100 if document % 4 == 0 else 15)]
         for _ in range(4):
-            after = [
-                rng.randrange(256) for _ in range(1 if document % 3 == 0 else rng.randint(2, 20))
-            ]
+            after = [rng.randrange(256) for _ in range(1 if document % 3 == 0 else rng.randint(2, 20))]
             requests.append(Request(tokens=tuple(before + after), n_scored=len(after)))
     return requests
 
@@ -109,18 +103,12 @@ def hflm(model: Any, tokenizer: Any, requests: list[Request]) -> Any:
 
     own = copy.deepcopy(tokenizer)  # HFLM gives it a padding token
     lm = HFLM(pretrained=model, tokenizer=own, batch_size=1, softmax_dtype="float32")
-    encoded = [
-        (("", ""), list(r.tokens[: -r.n_scored]), list(r.tokens[-r.n_scored :])) for r in requests
-    ]
-    return [
-        np.array(column) for column in zip(*lm._loglikelihood_tokens(encoded, True), strict=True)
-    ]
+    encoded = [(("", ""), list(r.tokens[: -r.n_scored]), list(r.tokens[-r.n_scored :])) for r in requests]
+    return [np.array(column) for column in zip(*lm._loglikelihood_tokens(encoded, True), strict=True)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_packed_score_is_that_of_lm_evals_hflm_at_batch_one(
-    name: str, byte_tokenizer: Any
-) -> None:
+def test_a_packed_score_is_that_of_lm_evals_hflm_at_batch_one(name: str, byte_tokenizer: Any) -> None:
     model, requests = family(name), multiple_choice()
     expected, expected_greedy = hflm(model, byte_tokenizer, requests)
     found, greedy = packed(model, requests)
@@ -209,9 +197,7 @@ def test_a_model_that_scales_its_logits_is_refused() -> None:
 
 @pytest.mark.parametrize("ignored", ["attention_mask", "position_ids"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_decoder_that_ignores_masks_or_positions_is_found_out(
-    ignored: str, dtype: torch.dtype
-) -> None:
+def test_a_decoder_that_ignores_masks_or_positions_is_found_out(ignored: str, dtype: torch.dtype) -> None:
     model = family("llama", dtype)
     assert refusal(model, 10) is None
     forward = model.model.forward

@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from faqbench.evaluation.packing import (
-    ROW_TOKENS,
-    Pack,
-    Request,
-    n_unshared_tokens,
-    pack,
-)
+from faqbench.evaluation.packing import ROW_TOKENS, Pack, Request, n_unshared_tokens, pack
 
 
 def choices(
@@ -134,8 +128,7 @@ def test_unrelated_requests_share_rows_but_see_nothing_of_each_other() -> None:
 
 def test_padding_sees_only_itself() -> None:
     requests = [
-        Request(tokens=tuple(range(begin, begin + n)), n_scored=1)
-        for begin, n in ((0, 200), (300, 190))
+        Request(tokens=tuple(range(begin, begin + n)), n_scored=1) for begin, n in ((0, 200), (300, 190))
     ]
     (one,) = pack(requests, 1000)
     assert one.tokens.shape == (2, 199) and one.n_nodes == 199 + 189

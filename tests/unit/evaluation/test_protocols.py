@@ -131,9 +131,7 @@ def test_a_protocol_of_the_hub_fails_without_waiting_and_says_what_to_do(
     made = experiment()
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
-    with pytest.raises(
-        UserError, match=r"hub, which could not be reached; set data\.wikitext2_path"
-    ):
+    with pytest.raises(UserError, match=r"hub, which could not be reached; set data\.wikitext2_path"):
         protocol_tokens(resolve_protocol("wikitext2-8", made), byte_tokenizer, made, progress)
     with pytest.raises(UserError, match=r"allenai/c4 from the Hugging Face hub"):
         protocol_tokens(resolve_protocol("c4-new-2048", made), byte_tokenizer, made, progress)

@@ -50,9 +50,7 @@ def with_template(tokenizer: Any, template: str | None) -> Any:
     made = copy.deepcopy(tokenizer)
     if template is not None:
         specials = [(token, made.convert_tokens_to_ids(token)) for token in ("<s>", "</s>")]
-        made.backend_tokenizer.post_processor = TemplateProcessing(
-            single=template, special_tokens=specials
-        )
+        made.backend_tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=specials)
     return made
 
 
@@ -65,9 +63,7 @@ def test_texts_score_as_in_hflm_at_batch_one_whatever_the_tokenizers_own_special
 
     own = HFLM(
         pretrained=tiny_llama,
-        tokenizer=with_template(
-            byte_tokenizer, "<s> $A"
-        ),  # HFLM's BOS is what a template puts there
+        tokenizer=with_template(byte_tokenizer, "<s> $A"),  # HFLM's BOS is what a template puts there
         batch_size=1,
         add_bos_token=add_bos,
     )

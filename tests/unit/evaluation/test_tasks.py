@@ -34,8 +34,7 @@ TOY: dict[str, list[dict[str, Any]]] = {
         for i in range(3)
     ],
     "boolq": [
-        {"question": f"is it {i}", "passage": f"Passage {i}.", "idx": i, "label": i % 2}
-        for i in range(12)
+        {"question": f"is it {i}", "passage": f"Passage {i}.", "idx": i, "label": i % 2} for i in range(12)
     ],
     "hellaswag": [
         {
@@ -185,9 +184,7 @@ def test_neither_budget_nor_limit_changes_an_item(
     limited = items(limit=2)
     everything = items()
     assert len(limited) == 4
-    pd.testing.assert_frame_equal(
-        limited, everything[everything["item"] < 2].reset_index(drop=True)
-    )
+    pd.testing.assert_frame_equal(limited, everything[everything["item"] < 2].reset_index(drop=True))
 
 
 @pytest.mark.usefixtures("toy_data")

@@ -113,9 +113,7 @@ def test_logits_never_exceed_their_budget(
     assert sum(rows) == 8 * 63 * 258
 
 
-def test_bfloat16_scores_are_float32_log_softmaxes(
-    tiny_llama: Any, progress: PlainProgress
-) -> None:
+def test_bfloat16_scores_are_float32_log_softmaxes(tiny_llama: Any, progress: PlainProgress) -> None:
     half = AutoModelForCausalLM.from_config(tiny_llama.config, dtype=torch.bfloat16).eval()
     half.load_state_dict(tiny_llama.state_dict())
     scores = score_tokens(half, windows(), 1, progress).nll
@@ -170,9 +168,7 @@ def test_divergence_is_that_of_two_whole_softmaxes(
     keep(one, tmp_path, progress)
     found = score_tokens(other, windows(), 48, progress, reference=HiddenStates.open(tmp_path))
     with torch.no_grad():
-        log_r, log_p = (
-            torch.log_softmax(m(windows()).logits[:, :-1].float(), -1) for m in (one, other)
-        )
+        log_r, log_p = (torch.log_softmax(m(windows()).logits[:, :-1].float(), -1) for m in (one, other))
     expected = (log_r.exp() * (log_r - log_p)).sum(-1)
     np.testing.assert_allclose(found.kl, expected, rtol=1e-3, atol=2e-6)
     assert np.array_equal(found.agrees, (log_r.argmax(-1) == log_p.argmax(-1)).numpy())
@@ -192,9 +188,7 @@ def test_a_model_does_not_diverge_from_itself(
 def test_divergence_and_agreement_are_metrics_with_their_errors(experiment: Any) -> None:
     kl, agrees = np.float32([[0.1, 0.3], [0.2, 0.6]]), np.uint8([[1, 0], [1, 1]])
     scores = TokenScores(nll=np.ones((2, 2), np.float32), kl=kl, agrees=agrees)
-    _, divergence, agreement = perplexity_metrics(
-        resolve_protocol("wikitext2-8", experiment()), scores
-    )
+    _, divergence, agreement = perplexity_metrics(resolve_protocol("wikitext2-8", experiment()), scores)
     assert (divergence.name, divergence.unit, divergence.higher_is_better) == (
         "kl_divergence",
         "nats",

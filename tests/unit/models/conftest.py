@@ -26,9 +26,7 @@ def section(compose: Callable[..., Experiment]) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def load(section: Callable[..., Any]) -> Callable[..., LoadedModel]:
-    def make(
-        name: str = "tiny-llama", dtype: torch.dtype = torch.float32, **random: Any
-    ) -> LoadedModel:
+    def make(name: str = "tiny-llama", dtype: torch.dtype = torch.float32, **random: Any) -> LoadedModel:
         settings = {**section(name).random, **random}
         changed = section(name, random=settings)
         return load_model(changed, dtype, torch.device("cpu"), PlainProgress())

@@ -59,9 +59,7 @@ def test_the_shapes_that_a_config_tells_are_those_of_the_model(load, name):
     assert matrices - set(told) == ({"lm_head.weight"} if loaded.architecture.is_tied else set())
 
 
-@pytest.mark.parametrize(
-    "model_type", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"]
-)
+@pytest.mark.parametrize("model_type", ["llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"])
 def test_what_a_config_leaves_out_is_what_transformers_presumes(model_type):
     sizes = {"hidden_size": 384, "intermediate_size": 64, "num_hidden_layers": 1,
              "num_attention_heads": 6, "num_key_value_heads": 2, "vocab_size": 7}  # fmt: skip

@@ -56,9 +56,7 @@ def test_a_batch_that_does_not_divide_the_windows_changes_nothing_but_rounding(l
     torch.testing.assert_close(stream.hidden, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_blocks_of_local_and_global_attention_are_each_called_with_their_own_arguments(
-    load, tokens
-):
+def test_blocks_of_local_and_global_attention_are_each_called_with_their_own_arguments(load, tokens):
     loaded = load("tiny-gemma3", layer_types=["sliding_attention", "full_attention"] * 2)
     stream = open_stream(loaded.view, tokens, batch_size=1)
     local, whole = (kwargs["position_embeddings"][0] for kwargs in stream.kwargs[:2])

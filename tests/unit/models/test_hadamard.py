@@ -17,9 +17,7 @@ def test_a_hadamard_matrix_has_rows_of_ones_that_are_orthogonal(order):
     assert torch.equal(matrix @ matrix.T, order * torch.eye(order, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "size", [2560, 3072, 3584, 4864, 5120, 8960, 9728, 12288, 14336, 18944, 25600]
-)
+@pytest.mark.parametrize("size", [2560, 3072, 3584, 4864, 5120, 8960, 9728, 12288, 14336, 18944, 25600])
 def test_the_sizes_of_published_models_are_mixed_as_a_whole(size):
     assert block_width(size) == size
 

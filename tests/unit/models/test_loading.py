@@ -72,9 +72,7 @@ def test_a_saved_folder_loads_as_the_same_model(section, load, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gemma3"])
-def test_a_model_cast_to_bfloat16_is_the_one_that_transformers_loads_so(
-    section, load, tmp_path, name
-):
+def test_a_model_cast_to_bfloat16_is_the_one_that_transformers_loads_so(section, load, tmp_path, name):
     saved = load(name)
     saved.model.save_pretrained(tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)

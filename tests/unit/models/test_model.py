@@ -5,16 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from faqbench.config import UserError
-from faqbench.models import (
-    Budget,
-    Model,
-    Room,
-    architecture_of,
-    decoding,
-    load_model,
-    open_stream,
-    twin,
-)
+from faqbench.models import Budget, Model, Room, architecture_of, decoding, load_model, open_stream, twin
 from faqbench.models.loading import fingerprint_weights
 from faqbench.models.memory import working_bytes
 from faqbench.models.model import skeleton_of
@@ -65,12 +56,8 @@ def test_hidden_states_that_do_not_fit_wait_on_disk_with_the_same_bits(
     load, hidden_bytes, is_away, dtype, monkeypatch
 ):
     loaded, shelves, make_shelf = load(), [], Shelf.__init__
-    views = [
-        streamed(loaded, dtypes=(dtype,), room=Room(hidden_bytes=hidden_bytes)) for _ in range(2)
-    ]
-    monkeypatch.setattr(
-        Shelf, "__init__", lambda shelf, *a: shelves.append(shelf) or make_shelf(shelf, *a)
-    )
+    views = [streamed(loaded, dtypes=(dtype,), room=Room(hidden_bytes=hidden_bytes)) for _ in range(2)]
+    monkeypatch.setattr(Shelf, "__init__", lambda shelf, *a: shelves.append(shelf) or make_shelf(shelf, *a))
     inputs = [lambda i=i: {"input_ids": TOKENS[i % 3][None, : 20 + i]} for i in range(4)]
     resident = loaded.view.view(dtypes=(dtype,)).fill().module.get_decoder()
     with decoding(dict.fromkeys(views, inputs)) as walked:
@@ -199,9 +186,7 @@ def test_the_budget_decides_whether_a_model_is_streamed(section):
 
 
 def test_a_budget_that_is_smaller_than_a_block_is_refused_with_both_numbers(section):
-    with pytest.raises(
-        UserError, match=r"^One block .* takes .* there are 0\.01 MB \(memory\.host_"
-    ):
+    with pytest.raises(UserError, match=r"^One block .* takes .* there are 0\.01 MB \(memory\.host_"):
         load_model(section("tiny-llama"), torch.float32, CPU, PlainProgress(), None, budget(10**4))
 
 

@@ -46,9 +46,7 @@ def load(compose):
 def rotation(compose):
     def make(kind, places, seed=0):
         chosen = f"quant.rotation.places=[{places}]", f"quant.rotation.seed={seed}"
-        return compose(
-            "model=tiny-llama", "quant=hadamard-rtn", f"quant.rotate={kind}", *chosen
-        ).quant
+        return compose("model=tiny-llama", "quant=hadamard-rtn", f"quant.rotate={kind}", *chosen).quant
 
     return make
 

@@ -76,15 +76,9 @@ def test_the_tokenizers_files_do_not_count_for_the_weights(folder, tmp_path):
 
 
 def test_code_that_comes_with_a_checkpoint_counts_where_it_runs(folder, tmp_path):
-    before = (
-        weights_source(folder),
-        weights_source(folder.model_copy(update={"trust_remote_code": True})),
-    )
+    before = (weights_source(folder), weights_source(folder.model_copy(update={"trust_remote_code": True})))
     (tmp_path / "modeling.py").write_text("x = 1")
-    after = (
-        weights_source(folder),
-        weights_source(folder.model_copy(update={"trust_remote_code": True})),
-    )
+    after = (weights_source(folder), weights_source(folder.model_copy(update={"trust_remote_code": True})))
     assert after[0] == before[0] and after[1] != before[1]
 
 

@@ -46,9 +46,7 @@ def test_random_tokens_are_farther_than_a_matched_draw_in_tokens_and_activations
 
 
 @pytest.mark.parametrize("quant", ["gptq", "qep", "loaq"])
-def test_a_method_without_statistics_measures_the_same_distance_by_a_pass_of_its_own(
-    run, quant, tmp_path
-):
+def test_a_method_without_statistics_measures_the_same_distance_by_a_pass_of_its_own(run, quant, tmp_path):
     alone = facts(run(f"quant={quant}"))
     shutil.rmtree(tmp_path / "cache")
     assert facts(run("quant=awq")) == alone

@@ -42,13 +42,7 @@ def test_an_experiments_tokens_follow_its_seed_from_the_calibration_part(drawn, 
     tokenizer = load_tokenizer(experiment.model, PlainProgress())
     corpus = read_corpus(str(text_file), "calibration", experiment.calibration, PlainProgress())
     request = DrawRequest(
-        n_samples=4,
-        seq_len=32,
-        seed=5,
-        apart=False,
-        bos=None,
-        allow_repeat=False,
-        scenario=matched(),
+        n_samples=4, seq_len=32, seed=5, apart=False, bos=None, allow_repeat=False, scenario=matched()
     )
     assert found.fingerprint == draw([(corpus, 1.0)], tokenizer, request).fingerprint
     assert all(part_of(text) == "calibration" for text in found.texts)
@@ -109,17 +103,13 @@ def test_a_leak_is_the_evaluations_own_windows(drawn, text_file):
 
 
 def test_a_leak_without_a_protocol_is_one_sentence(drawn):
-    with pytest.raises(
-        UserError, match=r"scenario.leak=true .* evaluation.protocols, and there is"
-    ):
+    with pytest.raises(UserError, match=r"scenario.leak=true .* evaluation.protocols, and there is"):
         drawn("scenario=label-leak")
 
 
 def test_a_scenario_that_leaves_too_little_gives_both_numbers_unless_texts_may_repeat(drawn):
     few = ("scenario=short-documents", "scenario.max_characters=110", "calibration.n_samples=100")
-    with pytest.raises(
-        UserError, match=r"under scenario=short-documents has \d+ tokens, but .*3200"
-    ):
+    with pytest.raises(UserError, match=r"under scenario=short-documents has \d+ tokens, but .*3200"):
         drawn(*few)
     found, _ = drawn(*few, "allow_repeat=true")
     assert tuple(found.tokens.shape) == (100, 32) and found.repeated_share > 0.1

@@ -135,9 +135,7 @@ def test_a_head_that_lost_its_tie_is_found(sound, look):
 
 
 def test_linears_that_were_not_quantized_are_counted(sound):
-    found = gate(
-        "all_linears_quantized", sound, quantized=SimpleNamespace(linears=[], rotation=None)
-    )
+    found = gate("all_linears_quantized", sound, quantized=SimpleNamespace(linears=[], rotation=None))
     assert not found.passed and "0 of 28" in found.detail
 
 
@@ -169,9 +167,7 @@ def with_tasks(cell, *metrics, chance):
         (0.26, 0.10, True, "too few items to tell"),
     ],
 )
-def test_accuracy_at_chance_is_found_where_there_are_items_enough(
-    sound, value, stderr, passes, says
-):
+def test_accuracy_at_chance_is_found_where_there_are_items_enough(sound, value, stderr, passes, says):
     found = with_tasks(sound, metric("arc", value, stderr), chance={"arc": 0.25})
     assert found.passed == passes and says in found.detail
 
@@ -188,9 +184,7 @@ def test_tasks_without_choices_have_no_chance(sound):
 
 
 @pytest.mark.parametrize(("n_truncated", "passed"), [(0, True), (2, True), (3, False)])
-def test_more_than_one_percent_of_requests_cut_at_the_context_fails_a_gate(
-    sound, n_truncated, passed
-):
+def test_more_than_one_percent_of_requests_cut_at_the_context_fails_a_gate(sound, n_truncated, passed):
     record = dataclasses.replace(
         sound.record,
         config=sound.record.config

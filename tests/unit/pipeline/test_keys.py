@@ -73,9 +73,7 @@ def test_a_fingerprint_changes_the_keys_of_what_depends_on_it(keys_of, name, sta
 )
 def test_a_library_changes_the_keys_of_what_it_computes(keys_of, monkeypatch, library, stages):
     before, installed = keys_of(), keys.library_version
-    monkeypatch.setattr(
-        keys, "library_version", lambda name: "9" if name == library else installed(name)
-    )
+    monkeypatch.setattr(keys, "library_version", lambda name: "9" if name == library else installed(name))
     assert changed(before, keys_of()) == stages
 
 
@@ -128,9 +126,7 @@ def model_print(compose, tmp_path):
             path = folder / file
             path.write_text(json.dumps(json.loads(path.read_text()) | new))
         section = compose("model=tiny-llama").model
-        section = section.model_copy(
-            update={"source": "path", "path": str(folder), "tokenizer": None}
-        )
+        section = section.model_copy(update={"source": "path", "path": str(folder), "tokenizer": None})
         loaded = load_model(section, torch.float32, torch.device("cpu"), PlainProgress())
         return loaded.fingerprint, loaded.model_fingerprint
 

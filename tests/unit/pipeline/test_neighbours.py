@@ -112,8 +112,7 @@ def test_of_many_runs_the_latest_are_compared(make, runs, monkeypatch):
     rtn = make(0.0, "quant=rtn")
     others = [
         dataclasses.replace(
-            rtn,
-            record=dataclasses.replace(rtn.record, run_id=f"rtn-{day}", started=f"2025-01-0{day}"),
+            rtn, record=dataclasses.replace(rtn.record, run_id=f"rtn-{day}", started=f"2025-01-0{day}")
         )
         for day in (1, 2, 3)
     ]
@@ -208,12 +207,9 @@ def with_items_alone(data):
 
 
 @pytest.mark.parametrize(
-    ("name", "scored"),
-    [("tokens.npz", lambda data: data), ("items.parquet", with_items_alone)],
+    ("name", "scored"), [("tokens.npz", lambda data: data), ("items.parquet", with_items_alone)]
 )
-def test_damaged_scores_of_another_run_are_a_note_and_the_cell_keeps_its_work(
-    make, runs, name, scored
-):
+def test_damaged_scores_of_another_run_are_a_note_and_the_cell_keeps_its_work(make, runs, name, scored):
     rtn, awq = scored(make(0.0, "quant=rtn")), scored(make(0.2, "quant=awq"))
     neighbours = keep(runs, rtn)
     assert neighbours.not_worse_than_rtn(*seen(awq)).detail != "nothing to compare with"

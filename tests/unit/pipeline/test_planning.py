@@ -58,9 +58,7 @@ def test_a_shape_has_the_sizes_of_the_loaded_model(compose, name):
     section = compose(f"model={name}").model
     loaded = load_model(section, torch.float32, CPU, PlainProgress())
     shape = shape_of(section.random)
-    weights = sum(
-        loaded.model.get_submodule(n).weight.numel() for n in loaded.architecture.linear_names()
-    )
+    weights = sum(loaded.model.get_submodule(n).weight.numel() for n in loaded.architecture.linear_names())
     assert shape.n_block_weights == weights
     parameters = sum(p.numel() for p in loaded.model.parameters())
     assert shape.n_parameters == pytest.approx(parameters, rel=0.05)
@@ -145,12 +143,7 @@ def test_what_is_not_known_is_stood_in_for_alike_in_all_cells(cell, tmp_path):
 
 
 def test_a_model_that_is_not_here_yet_is_one_to_fetch_for_all_cells(cell, tmp_path):
-    hub = (
-        "model.source=hub",
-        "model.hub_id=nobody/nothing",
-        "model.random=null",
-        "model.tokenizer=null",
-    )
+    hub = ("model.source=hub", "model.hub_id=nobody/nothing", "model.random=null", "model.tokenizer=null")
     needs = [
         look_up(cell("quant=rtn", *hub, *own), StageCache(tmp_path / "cache"), made=())
         for own in ([SCORED], ["bits=4"])
@@ -224,9 +217,7 @@ def test_without_records_costs_grow_with_the_work_and_the_method(estimator, cell
 
     assert 0 < seconds("quantized", "quant=rtn") < seconds("quantized", "quant=awq")
     assert seconds("quantized", "quant=gptq") < seconds("quantized", "quant=qep-gptq")
-    learned = [
-        seconds("quantized", "quant=lrquant", f"quant.refinement.steps={n}") for n in (9, 90)
-    ]
+    learned = [seconds("quantized", "quant=lrquant", f"quant.refinement.steps={n}") for n in (9, 90)]
     assert seconds("quantized", "quant=rtn") < learned[0] < learned[1] / 2
     few, many = "calibration.n_samples=2", "calibration.n_samples=4"
     assert 2 * seconds("statistics", few) == pytest.approx(seconds("statistics", many), rel=1e-6)
@@ -278,10 +269,7 @@ def test_a_run_keeps_the_estimate_that_it_was_given(cell, tmp_path):
 
     estimate = {"seconds": 3.0, "peak_memory_bytes": 10**9, "n_bytes": 10**6}
     data = pipeline.run(
-        cell("quant=rtn"),
-        cache=StageCache(tmp_path / "cache"),
-        progress=PlainProgress(),
-        estimate=estimate,
+        cell("quant=rtn"), cache=StageCache(tmp_path / "cache"), progress=PlainProgress(), estimate=estimate
     )
     assert data.record.extra["plan"]["estimate"] == estimate
     (again,), _ = find_runs(tmp_path / "runs")
@@ -298,18 +286,14 @@ def test_a_plan_of_two_hundred_cells_shares_one_composition(tmp_path):
     assert {s.n_cells for s in stages(found, "statistics")} == {10}
 
 
-def test_a_plan_reads_whole_the_latest_records_of_its_models_and_no_others(
-    run, tmp_path, monkeypatch
-):
+def test_a_plan_reads_whole_the_latest_records_of_its_models_and_no_others(run, tmp_path, monkeypatch):
     run("quant=rtn", SCORED)
     (record,), _ = find_runs(tmp_path / "runs")
     data = read_run(tmp_path / "runs" / record.run_id)
     for day in range(1, 6):
         changed = dataclasses.replace(record, run_id=f"toy-{day}", started=f"2024-01-0{day}")
         write_run(tmp_path / "runs", dataclasses.replace(data, record=changed), "")
-    other = dataclasses.replace(
-        record, run_id="other", config=record.config | {"model": {"name": "other"}}
-    )
+    other = dataclasses.replace(record, run_id="other", config=record.config | {"model": {"name": "other"}})
     write_run(tmp_path / "runs", dataclasses.replace(data, record=other), "")
     monkeypatch.setattr("faqbench.pipeline.planning.plan._LATEST", 2)
     records, _ = earlier_records(tmp_path / "runs", {"tiny-llama"})

@@ -117,9 +117,7 @@ ADAPTED = (*LEARNED, "quant.refinement.adapt_on=evaluation")
 
 def test_the_last_block_learns_from_the_text_that_is_scored_and_every_page_says_so(run, tmp_path):
     plain, adapted = run(*LEARNED), run(*ADAPTED)
-    before, after = (
-        data.layers.groupby("block")["refine_error"].first() for data in (plain, adapted)
-    )
+    before, after = (data.layers.groupby("block")["refine_error"].first() for data in (plain, adapted))
     assert before.iloc[:-1].equals(after.iloc[:-1]) and before.iloc[-1] != after.iloc[-1]
     (gate,) = [g for g in adapted.record.gates if g.name == "unseen_text"]
     assert not gate.passed and "the last block learned on it" in gate.detail
@@ -146,6 +144,5 @@ def test_text_that_calibrated_a_method_fails_the_gate_of_unseen_text(run):
     (gate,) = [g for g in leaked.gates if g.name == "unseen_text"]
     assert not gate.passed and gate.detail.endswith("calibrated on it")
     assert all(
-        g.name != "unseen_text"
-        for g in run("quant=rtn", "scenario=label-leak", SCORED).record.gates
+        g.name != "unseen_text" for g in run("quant=rtn", "scenario=label-leak", SCORED).record.gates
     )

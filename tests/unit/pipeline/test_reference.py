@@ -38,9 +38,7 @@ def test_more_bits_diverge_less(run):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_baselines_perplexity_is_the_same_with_and_without_a_reference(run, dtype):
-    cells = [
-        run("quant=fp", SCORED, f"dtype={dtype}", f"evaluation.kl={kl}") for kl in (True, False)
-    ]
+    cells = [run("quant=fp", SCORED, f"dtype={dtype}", f"evaluation.kl={kl}") for kl in (True, False)]
     assert np.array_equal(cells[0].tokens[NAME], cells[1].tokens[NAME])
     assert cells[0].record.metrics == cells[1].record.metrics
 

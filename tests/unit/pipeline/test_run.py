@@ -8,14 +8,7 @@ import yaml
 
 from faqbench import hardware, pipeline
 from faqbench.config import UserError, run_id, validate
-from faqbench.records import (
-    differences,
-    find_runs,
-    finished_record,
-    read_record,
-    read_run,
-    write_run,
-)
+from faqbench.records import differences, find_runs, finished_record, read_record, read_run, write_run
 from faqbench.stages import PlainProgress, StageCache
 from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
 
@@ -59,9 +52,7 @@ def test_statistics_are_taken_once_for_all_cells_that_share_them(run):
     assert second.record.stages["statistics"].cached
 
 
-@pytest.mark.parametrize(
-    "override", ["seed=1", "calibration.seq_len=16", "calibration.tokens=drop_first"]
-)
+@pytest.mark.parametrize("override", ["seed=1", "calibration.seq_len=16", "calibration.tokens=drop_first"])
 def test_other_tokens_need_other_statistics(run, override):
     run("quant=awq")
     assert not run("quant=awq", override).record.stages["statistics"].cached
@@ -81,9 +72,7 @@ def test_no_two_methods_share_their_scores(run):
     assert len(set(values.values())) == len(values)
 
 
-@pytest.mark.parametrize(
-    "content", [[], {}, {"fingerprint": 1, "linears": 3, "n_overlapping": "no"}]
-)
+@pytest.mark.parametrize("content", [[], {}, {"fingerprint": 1, "linears": 3, "n_overlapping": "no"}])
 def test_an_entry_of_the_cache_with_right_checksums_and_odd_content_is_made_anew(
     run, tmp_path, caplog, content
 ):
@@ -154,9 +143,7 @@ def test_a_failure_is_a_record_with_its_error(cell):
 
 def test_a_run_reads_back_with_its_tables(cell, run, tmp_path):
     data = run("quant=awq", SCORED)
-    again = write_run(
-        tmp_path / "copy", dataclasses.replace(data, record=data.record), "config: {}\n"
-    )
+    again = write_run(tmp_path / "copy", dataclasses.replace(data, record=data.record), "config: {}\n")
     assert read_run(again).tokens["wikitext2-64"].shape[1] == 63
 
 

@@ -20,9 +20,7 @@ from faqbench.stages import PlainProgress, StageCache
 
 SCORED = ("evaluation.protocols=[wikitext2-32]", "evaluation.n_windows=5")
 LARGE = "memory.host_gigabytes=1"
-SMALL = (
-    "memory.host_gigabytes=0.0007"  # more than a block of a tiny model takes, less than all of it
-)
+SMALL = "memory.host_gigabytes=0.0007"  # more than a block of a tiny model takes, less than all of it
 
 WITH_ROOM = "memory.host_gigabytes=0.0011"  # beside a block for some hidden states, too
 
@@ -36,9 +34,7 @@ def finished(cell, tmp_path):
             return cell(*SCORED, *own, f"paths.runs={tmp_path / name / 'runs'}")
 
         cache, others = StageCache(tmp_path / name / "cache"), [experiment(*o) for o in beside]
-        data = pipeline.run(
-            experiment(*overrides), cache=cache, progress=PlainProgress(), beside=others
-        )
+        data = pipeline.run(experiment(*overrides), cache=cache, progress=PlainProgress(), beside=others)
         tensors = {}
         used = {use["entry"] for use in data.record.extra["stage_keys"]}
         (entry,) = (name for name in used if name.startswith("quantized/"))
@@ -107,9 +103,7 @@ def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the
     assert data.record.extra["blocks"] == whole.record.extra["blocks"]
 
 
-def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_bytes(
-    finished, monkeypatch
-):
+def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_bytes(finished, monkeypatch):
     cells = [("quant=awq", SMALL), ("quant=faq", "bits=4", SMALL), ("quant=rtn", SMALL)]
     alone = [finished(f"alone-{index}", *cell) for index, cell in enumerate(cells)]
     quantize_block, quantized = quantizing_walk.quantize_block, []
@@ -189,9 +183,7 @@ def blocks_read(monkeypatch):
 def two_tasks(monkeypatch, tmp_path):
     """Packaged tasks with a few documents of our own."""
     questions = [f"Question {i} of the block and the scale?" for i in range(6)]
-    choices = [
-        {"text": ["a group", "the block", "it"], "label": ["A", "B", "C"]} for _ in questions
-    ]
+    choices = [{"text": ["a group", "the block", "it"], "label": ["A", "B", "C"]} for _ in questions]
     table = {"id": questions, "question": questions, "choices": choices, "answerKey": ["B"] * 6}
     pq.write_table(pa.table(table), tmp_path / "arc.parquet")
     monkeypatch.setattr(harness, "packaged_dataset", lambda *_: tmp_path / "arc.parquet")
@@ -217,9 +209,7 @@ def test_all_that_a_streamed_cell_evaluates_is_one_walk_with_the_same_bits(
     assert [f["config"]["scorer"] for f in facts] == ["packed"] * 2
 
 
-def test_cells_of_one_model_are_evaluated_in_one_walk_with_the_same_bits(
-    finished, two_tasks, blocks_read
-):
+def test_cells_of_one_model_are_evaluated_in_one_walk_with_the_same_bits(finished, two_tasks, blocks_read):
     few = (*two_tasks, "evaluation.n_windows=2", "evaluation.n_documents=1", WITH_ROOM)
     cells = [(quant, *few) for quant in ("quant=awq", "quant=w8a8")]
     alone = [finished(f"alone-{index}", *cell)[0] for index, cell in enumerate(cells)]
@@ -232,9 +222,7 @@ def test_cells_of_one_model_are_evaluated_in_one_walk_with_the_same_bits(
         assert all(np.array_equal(a, other.tokens[name]) for name, a in one.tokens.items())
 
 
-def test_cells_whose_hidden_states_do_not_fit_together_are_evaluated_one_by_one(
-    finished, blocks_read
-):
+def test_cells_whose_hidden_states_do_not_fit_together_are_evaluated_one_by_one(finished, blocks_read):
     cells = [("quant=rtn", "bits=3", SMALL), ("quant=rtn", "bits=4", SMALL)]
     for cell in cells:
         finished("together", *cell, "evaluation.n_windows=30", beside=cells)
@@ -289,15 +277,11 @@ def test_a_plan_says_which_cells_are_quantized_in_one_walk(cell, tmp_path):
     methods = ("quant=awq", "quant=gptq", "quant=faq", "quant=rtn", "quant=fp")
     plan = make_plan([cell(method, SMALL) for method in methods], [], StageCache(tmp_path))
     _, together = plan.notes
-    assert together.startswith(
-        "3 cells of model=tiny-llama are quantized in one walk over its blocks"
-    )
+    assert together.startswith("3 cells of model=tiny-llama are quantized in one walk over its blocks")
     resident = make_plan([cell(method, LARGE) for method in methods], [], StageCache(tmp_path))
     assert not resident.notes
 
 
 def test_a_budget_that_no_block_fits_is_refused_before_anything_is_computed(cell):
-    with pytest.raises(
-        UserError, match=r"^model=tiny-llama: One block .* \(memory\.host_gigabytes\)"
-    ):
+    with pytest.raises(UserError, match=r"^model=tiny-llama: One block .* \(memory\.host_gigabytes\)"):
         check_model(cell("quant=awq", "memory.host_gigabytes=0.0001"))

@@ -35,11 +35,7 @@ def test_the_ratio_to_awq_is_paired():
 
 @pytest.mark.parametrize(
     ("by", "noise", "words"),
-    [
-        (-0.1, 0.001, "better than AWQ"),
-        (0.1, 0.001, "worse than AWQ"),
-        (0.0, 0.5, "cannot be told"),
-    ],
+    [(-0.1, 0.001, "better than AWQ"), (0.1, 0.001, "worse than AWQ"), (0.0, 0.5, "cannot be told")],
 )
 def test_the_verdict_says_no_more_than_the_interval(by, noise, words):
     (chosen, _) = weigh({"awq": BASE, "a": shifted(by, noise)}, {"awq": [1.0], "a": [1.0]})

@@ -61,9 +61,7 @@ def test_awq_in_the_search_is_awq(compose, overrides, found, tmp_path):
     grids = assign_grids(loaded.architecture, experiment.quant)
     calibration = Calibration(tokens=drawn.tokens, batch_size=4, select="all")
     linears = {}
-    quantize_model(
-        loaded, experiment.quant, grids, store, calibration, progress, keep=linears.__setitem__
-    )
+    quantize_model(loaded, experiment.quant, grids, store, calibration, progress, keep=linears.__setitem__)
     quantized = loaded.view.view(tensors=QuantizedTensors(loaded.view.tensors, linears))
     budget = experiment.evaluation.batch_tokens
     nll = score_tokens(quantized.fill().module, selection.tokens, budget, progress).nll
@@ -86,9 +84,7 @@ def test_the_table_has_a_row_per_trial_with_options_and_errors_by_role(found):
     result = found()
     rows = list(csv.DictReader(io.StringIO(trials_csv(result))))
     assert len(rows) == len(result.trials) == 5 + 3
-    assert {"window", "gamma", "perplexity", "output_error_qkv", "output_error_down"} <= set(
-        rows[0]
-    )
+    assert {"window", "gamma", "perplexity", "output_error_qkv", "output_error_down"} <= set(rows[0])
     assert all(float(row["perplexity"]) > 1 and 0 < float(row["output_error"]) < 1 for row in rows)
 
 
@@ -119,9 +115,7 @@ def test_the_evidence_is_json_with_rounds_and_finalists(found):
     assert f"# {content['verdict']}." in preset_yaml(result, DAY)
 
 
-def test_the_verb_searches_writes_and_says_how_to_use_the_preset(
-    overrides, tmp_path, monkeypatch, capsys
-):
+def test_the_verb_searches_writes_and_says_how_to_use_the_preset(overrides, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
     assert main(["presearch", *overrides]) == 0
     out, err = capsys.readouterr()

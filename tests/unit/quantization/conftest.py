@@ -62,9 +62,7 @@ def tokens() -> Tensor:
 def load(compose: Callable[..., Experiment]) -> Callable[..., LoadedModel]:
     """Load a fresh tiny model whose norms give its channels very different sizes."""
 
-    def make(
-        family: str = "llama", dtype: torch.dtype = torch.float32, **random: Any
-    ) -> LoadedModel:
+    def make(family: str = "llama", dtype: torch.dtype = torch.float32, **random: Any) -> LoadedModel:
         section = compose(f"model=tiny-{family}").model
         section = section.model_copy(update={"random": {**(section.random or {}), **random}})
         loaded = load_model(section, dtype, CPU, PlainProgress())
@@ -81,20 +79,13 @@ def load(compose: Callable[..., Experiment]) -> Callable[..., LoadedModel]:
 
 
 @pytest.fixture
-def observed(
-    tmp_path_factory: pytest.TempPathFactory, tokens: Tensor
-) -> Callable[..., ActivationStore]:
+def observed(tmp_path_factory: pytest.TempPathFactory, tokens: Tensor) -> Callable[..., ActivationStore]:
     """Take the statistics of a model on the toy tokens."""
 
     def make(loaded: LoadedModel, *, select: Any = "all", batch_size: int = 2) -> ActivationStore:
         folder: Path = tmp_path_factory.mktemp("statistics")
         observe(
-            loaded,
-            tokens,
-            batch_size=batch_size,
-            select=select,
-            folder=folder,
-            progress=PlainProgress(),
+            loaded, tokens, batch_size=batch_size, select=select, folder=folder, progress=PlainProgress()
         )
         return ActivationStore(folder, next(loaded.model.parameters()).device)
 
@@ -139,13 +130,7 @@ def quantized(
         calibration = Calibration(tokens=tokens, batch_size=2, select=select)
         linears: dict[str, QuantizedLinear] = {}
         result = quantize_model(
-            loaded,
-            experiment.quant,
-            grids,
-            store,
-            calibration,
-            PlainProgress(),
-            keep=linears.__setitem__,
+            loaded, experiment.quant, grids, store, calibration, PlainProgress(), keep=linears.__setitem__
         )
         assert all(torch.equal(before[name], weight(name)) for name in names)
         after = before | {n: q.dequantize().to(before[n].dtype) for n, q in linears.items()}

@@ -12,9 +12,7 @@ from faqbench.quantization.smoothing import lae_scale, smoothquant_scale
 
 @pytest.fixture
 def settings(compose):
-    return lambda *overrides: (
-        compose("model=tiny-llama", "quant=w4a4", *overrides).quant.activations
-    )
+    return lambda *overrides: compose("model=tiny-llama", "quant=w4a4", *overrides).quant.activations
 
 
 def tokens(n=6, width=48):
@@ -112,12 +110,8 @@ def test_the_logarithmic_equivalent_of_two_is_one_and_a_dead_channel_is_no_zero(
     assert torch.allclose(scale, torch.tensor([1.0, 2.0, 3.5, 0.01]))
 
 
-@pytest.mark.parametrize(
-    ("alpha", "expected"), [(0.0, [0.5, 0.25]), (0.5, [2.0, 1.0]), (1.0, [8.0, 4.0])]
-)
-def test_smoothquant_weighs_activations_against_all_weights_that_share_them(
-    compose, alpha, expected
-):
+@pytest.mark.parametrize(("alpha", "expected"), [(0.0, [0.5, 0.25]), (0.5, [2.0, 1.0]), (1.0, [8.0, 4.0])])
+def test_smoothquant_weighs_activations_against_all_weights_that_share_them(compose, alpha, expected):
     quant = compose("model=tiny-llama", "quant=smoothquant", f"quant.smoothing.alpha={alpha}").quant
     weights = [torch.tensor([[1.0, -4.0]]), torch.tensor([[-2.0, 3.0], [0.5, 0.5]])]
     scale = smoothquant_scale(torch.tensor([8.0, 4.0]), weights, quant)

@@ -35,9 +35,7 @@ def captured(tokens):
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_statistics_are_the_means_over_the_tokens_that_each_linear_sees(
-    load, observed, captured, family
-):
+def test_statistics_are_the_means_over_the_tokens_that_each_linear_sees(load, observed, captured, family):
     loaded = load(family)
     store, inputs = observed(loaded), captured(loaded)
     for (block, role), x in inputs.items():

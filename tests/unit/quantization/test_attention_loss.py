@@ -22,9 +22,7 @@ def arrived(load, compose):
     def make(tokens, *overrides, batch_size=2):
         loaded = load()
         quant = compose("model=tiny-llama", "quant=awq", *overrides).quant
-        streams = Streams(
-            loaded, quant, Calibration(tokens=tokens, batch_size=batch_size, select="all")
-        )
+        streams = Streams(loaded, quant, Calibration(tokens=tokens, batch_size=batch_size, select="all"))
         block = loaded.architecture.block_modules(loaded.model)[0]
         streams.arrive(block, block)
         return loaded, streams
@@ -49,9 +47,7 @@ def words(n_windows, n_tokens):
     return torch.randint(0, 257, (n_windows, n_tokens), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("n_windows", "n_tokens"), [(1, 512), (2, 256), (3, 170), (4, 128), (9, 128)]
-)
+@pytest.mark.parametrize(("n_windows", "n_tokens"), [(1, 512), (2, 256), (3, 170), (4, 128), (9, 128)])
 def test_the_sample_is_512_tokens_of_four_windows_at_most(arrived, n_windows, n_tokens):
     tokens = words(n_windows, 600)
     loaded, streams = arrived(tokens)
@@ -109,11 +105,7 @@ def test_of_a_few_candidates_it_gives_up_none(arrived, problem, n_candidates):
 def test_a_candidate_without_a_loss_does_not_win(arrived, problem, tokens):
     weights, grids, scales = problem
     loaded, streams = arrived(tokens)
-    broken = [
-        torch.full_like(scales[0], torch.nan),
-        *scales[4:12],
-        torch.full_like(scales[0], torch.nan),
-    ]
+    broken = [torch.full_like(scales[0], torch.nan), *scales[4:12], torch.full_like(scales[0], torch.nan)]
     losses = streams.objective(loaded.architecture.role("qkv")).losses(weights, grids, broken)
     assert not math.isfinite(losses[0]) and not math.isfinite(losses[-1])
     assert min(loss for loss in losses if not math.isnan(loss)) < math.inf

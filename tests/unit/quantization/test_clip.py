@@ -34,9 +34,7 @@ def naive(x, weight, grid, input_scale):
 
 
 def searched(weight, gram, grid, input_scale=None, steps=STEPS):
-    return search_clip(
-        weight, gram, grid, input_scale=input_scale, steps=steps, max_shrink=MAX_SHRINK
-    )
+    return search_clip(weight, gram, grid, input_scale=input_scale, steps=steps, max_shrink=MAX_SHRINK)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -28,9 +28,7 @@ class Toy:
         self.weight = draw(rows, columns)
 
     def corrected(self, section, *, uses_residual=False):
-        accumulator = CorrectionAccumulator(
-            {"w": self.weight}, section, uses_residual=uses_residual
-        )
+        accumulator = CorrectionAccumulator({"w": self.weight}, section, uses_residual=uses_residual)
         for rows in torch.arange(len(self.x)).split(64):
             accumulator.add(self.x[rows], self.x_hat[rows], self.r[rows], self.r_hat[rows])
         return accumulator.corrected()["w"]
@@ -163,10 +161,7 @@ def test_streams_that_agree_ask_for_no_strength(settings):
     toy = Toy()
     toy.x_hat = toy.x
     accumulator = searched(
-        toy,
-        settings(strength="search"),
-        uses_residual=False,
-        is_held=torch.arange(200) % 4 == 3,
+        toy, settings(strength="search"), uses_residual=False, is_held=torch.arange(200) % 4 == 3
     )
     found = accumulator.corrected()["w"]
     assert found.strength == 0 and torch.equal(found.weight, toy.weight)

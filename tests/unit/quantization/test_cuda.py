@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 METHODS = ["rtn", "awq", "faq", "gptq", "gptq-act-order", "qep", "qep-awq", "loaq", "loaq-gptq"]
 

@@ -140,8 +140,7 @@ def test_a_group_size_that_divides_only_some_linears_names_the_one_it_does_not(c
 
 
 @pytest.mark.parametrize(
-    "override",
-    ["quant.skip=[lm_head]", 'quant.overrides=[{pattern: "*.w1", bits: 4, group_size: null}]'],
+    "override", ["quant.skip=[lm_head]", 'quant.overrides=[{pattern: "*.w1", bits: 4, group_size: null}]']
 )
 def test_a_pattern_that_matches_no_linear_is_refused(compose, load, override):
     text = refusal(compose, load, override)
@@ -177,9 +176,7 @@ def test_quantizing_is_deterministic(quantized):
         ("loaq-gptq", "quant.correction={strength: 0, residual_strength: 0}", "gptq"),
     ],
 )
-def test_a_correction_of_strength_zero_is_the_uncorrected_method(
-    quantized, preset, override, plain
-):
+def test_a_correction_of_strength_zero_is_the_uncorrected_method(quantized, preset, override, plain):
     assert quantized(preset, override).same_as(quantized(plain))
 
 
@@ -194,9 +191,7 @@ def test_gptaq_at_zero_is_gptq_on_statistics_taken_role_by_role(quantized, overr
 
 def test_what_a_correction_has_made_up_for_is_not_made_up_for_again(quantized):
     everything = "quant.correction={strength: 1.0, roles: [qkv, o, gate_up, down]}"
-    assert quantized("qep-gptq", everything, "quant.round=gptaq").same_as(
-        quantized("qep-gptq", everything)
-    )
+    assert quantized("qep-gptq", everything, "quant.round=gptaq").same_as(quantized("qep-gptq", everything))
     half = everything.replace("1.0", "0.5")
     assert not quantized("qep-gptq", half, "quant.round=gptaq").same_as(quantized("qep-gptq", half))
 

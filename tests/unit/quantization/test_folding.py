@@ -20,9 +20,7 @@ def test_scales_are_numbers_of_the_dtype_that_they_are_stored_in(symmetric, dtyp
     assert torch.equal(quantized.scale, stored) and (stored > 0).all()
     step = quantized.scale.repeat_interleave(16, dim=1)
     error = (quantized.dequantize() - weight).abs() / step
-    assert (
-        error[3:].max() < 0.6
-    )  # codes are made with the rounded scale; only a clamp adds to a half
+    assert error[3:].max() < 0.6  # codes are made with the rounded scale; only a clamp adds to a half
 
 
 def test_scale_dtype_is_counted_in_bits_per_weight():

@@ -89,9 +89,7 @@ def test_gptq_has_a_smaller_output_error_than_rtn(settings, seed, act_order):
 def test_permuting_output_rows_permutes_gptqs_codes(settings):
     weight, hessian = problem(2)
     straight = gptq_round(weight, hessian, GRID, settings())
-    assert torch.equal(
-        gptq_round(weight.flip(0), hessian, GRID, settings()).codes, straight.codes.flip(0)
-    )
+    assert torch.equal(gptq_round(weight.flip(0), hessian, GRID, settings()).codes, straight.codes.flip(0))
 
 
 def test_gptq_leaves_its_arguments_alone(settings):

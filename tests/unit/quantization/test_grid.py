@@ -51,9 +51,7 @@ def naive(weight, bits, group_size, symmetric, symmetric_grid="signed"):
 @given(seeds, grids)
 def test_the_grid_is_the_one_of_the_methods_page(seed, grid):
     weight = random_weight(seed).double()
-    _, values = naive(
-        weight.numpy(), grid.bits, grid.group_size, grid.symmetric, grid.symmetric_grid
-    )
+    _, values = naive(weight.numpy(), grid.bits, grid.group_size, grid.symmetric, grid.symmetric_grid)
     np.testing.assert_allclose(fake_quantize(weight, grid).numpy(), values, rtol=1e-12, atol=1e-15)
 
 
@@ -86,9 +84,7 @@ def test_symmetric_grids_differ_in_the_code_of_the_largest_weight(bits, sign):
 @given(seeds, grids, st.sampled_from([-3.0, 0.0, 3.0]))
 def test_groups_of_one_sign_follow_the_reference_too(seed, grid, shift):
     weight = random_weight(seed).double() + shift
-    _, values = naive(
-        weight.numpy(), grid.bits, grid.group_size, grid.symmetric, grid.symmetric_grid
-    )
+    _, values = naive(weight.numpy(), grid.bits, grid.group_size, grid.symmetric, grid.symmetric_grid)
     np.testing.assert_allclose(fake_quantize(weight, grid).numpy(), values, rtol=1e-12, atol=1e-15)
 
 

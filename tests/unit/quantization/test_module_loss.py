@@ -22,9 +22,7 @@ class Problem:
         self.block = loaded.architecture.block_modules(loaded.model)[0]
         grids = assign_grids(loaded.architecture, quant)
         self.grids = {n: grids[f"model.layers.0.{n}"] for n in self.role.linears}
-        self.weights = {
-            n: self.block.get_submodule(n).weight.float().clone() for n in self.role.linears
-        }
+        self.weights = {n: self.block.get_submodule(n).weight.float().clone() for n in self.role.linears}
         self.statistics = store.block(0)[role]
         self.scales = [scale_from_statistic(self.statistics.mean_abs, a) for a in ALPHAS]
         self.tokens = tokens

@@ -72,9 +72,7 @@ def test_huge_outliers_in_weights_and_channels_give_finite_weights(load, quantiz
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS)
-def test_half_precision_models_give_finite_weights_of_their_own_dtype(
-    load, quantized, method, dtype
-):
+def test_half_precision_models_give_finite_weights_of_their_own_dtype(load, quantized, method, dtype):
     outcome = quantized(method, loaded=load(dtype=dtype))
     assert is_finite(outcome)
     assert {w.dtype for w in outcome.after.values()} == {dtype}

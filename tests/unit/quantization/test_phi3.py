@@ -24,8 +24,7 @@ def pair(load):
         apart, fused = load("llama"), load("phi3", rms_norm_eps=1e-6)
         for name, tensor in apart.model.state_dict().items():
             place, rows = next(
-                ((name.replace(k, v), r) for k, (v, r) in PARTS.items() if k in name),
-                (name, slice(None)),
+                ((name.replace(k, v), r) for k, (v, r) in PARTS.items() if k in name), (name, slice(None))
             )
             fused.model.state_dict()[place][rows] = tensor
         return apart, fused
@@ -51,9 +50,7 @@ def test_the_pair_computes_the_same(pair, tokens):
         ("loaq", []),
     ],
 )
-def test_a_fused_model_quantizes_as_the_one_with_its_linears_apart(
-    pair, quantized, preset, overrides
-):
+def test_a_fused_model_quantizes_as_the_one_with_its_linears_apart(pair, quantized, preset, overrides):
     models = pair()
     apart, fused = (quantized(preset, *overrides, loaded=m) for m in models)
     n_differing = n_values = 0

@@ -56,9 +56,7 @@ def test_without_later_blocks_the_statistic_is_the_blocks_own_to_the_bit(vectors
 @pytest.mark.parametrize("fuse", FUSES)
 def test_a_preview_that_is_off_returns_the_blocks_own_to_the_bit(vectors, options, changes, fuse):
     settings = options(fuse=fuse, norm="mean", **changes)
-    assert torch.equal(
-        preview_statistic(vectors[0], Later(vectors=vectors[1:]), settings), vectors[0]
-    )
+    assert torch.equal(preview_statistic(vectors[0], Later(vectors=vectors[1:]), settings), vectors[0])
 
 
 def test_only_the_window_is_read(vectors, options):

@@ -12,9 +12,7 @@ from faqbench.quantization.activation_grid import ActivationGrid
 from faqbench.quantization.grid import StraightThrough
 from faqbench.quantization.refine import Examples, Recipe, SharedInput, StandIn, refine
 
-RECIPES = {
-    name: getattr(core, name)() for name in ("omniquant", "lrquant", "lrquant_plus", "signround")
-}
+RECIPES = {name: getattr(core, name)() for name in ("omniquant", "lrquant", "lrquant_plus", "signround")}
 GRID = Grid(bits=2, group_size=8, symmetric=False)
 OPTIONS = [f"quant.refinement.{option}" for option in ("steps=4", "windows=3", "clip_rate=0.1")]
 
@@ -227,9 +225,7 @@ def test_patience_ends_a_descent_that_gets_nowhere(lesson, settings):
         n_calls.append(len(hidden))
         return run(hidden, given) * 0 + hidden
 
-    result = refine(
-        constant, roles, examples, RECIPES["omniquant"], settings(steps=500, patience=20)
-    )
+    result = refine(constant, roles, examples, RECIPES["omniquant"], settings(steps=500, patience=20))
     # The start and two checks of two batches each, and twenty steps.
     assert result.n_steps == 0 and len(n_calls) == 20 + 3 * 2
 
@@ -277,18 +273,14 @@ def test_the_walk_learns_every_block_and_reports_it(quantized, preset):
 
 
 def test_a_learned_model_is_closer_to_full_precision_than_a_rounded_one(quantized):
-    learned = quantized(
-        "signround", "bits=2", "quant.refinement.steps=20", "quant.refinement.windows=5"
-    )
+    learned = quantized("signround", "bits=2", "quant.refinement.steps=20", "quant.refinement.windows=5")
     rounded = quantized("rtn", "bits=2")
     ends = [outcome.result.blocks[-1].relative_error for outcome in (learned, rounded)]
     assert ends[0] < 0.9 * ends[1]
 
 
 def test_linears_that_are_skipped_stay_and_the_others_are_learned_around_them(quantized):
-    outcome = quantized(
-        "signround", "bits=2", 'quant.skip=["*.down_proj","*.layers.1.*"]', *OPTIONS
-    )
+    outcome = quantized("signround", "bits=2", 'quant.skip=["*.down_proj","*.layers.1.*"]', *OPTIONS)
     kept = [n for n in outcome.before if torch.equal(outcome.before[n], outcome.after[n])]
     assert kept == [n for n in outcome.before if n.endswith("down_proj") or ".layers.1." in n]
 
@@ -307,9 +299,7 @@ ROUNDED_INPUTS = ["bits=4", "quant.activations.bits=4", "quant.activations.seen_
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_a_grid_of_inputs_rounds_alike_while_it_is_learned_and_scales_have_gradients(
-    compose, symmetric
-):
+def test_a_grid_of_inputs_rounds_alike_while_it_is_learned_and_scales_have_gradients(compose, symmetric):
     kind = f"quant.activations.symmetric={symmetric}"
     quant = compose("model=tiny-llama", "quant=lrquant", kind, *ROUNDED_INPUTS)
     generator = torch.Generator().manual_seed(0)

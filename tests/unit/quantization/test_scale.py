@@ -80,9 +80,7 @@ def test_the_gram_loss_is_the_token_forward_loss(seed, alpha):
     stand_in = fake_quantize(weight * s, GRID) / s
     x = problem.x.double()
     forward = (x @ (stand_in - weight).double().T).square().sum() / len(x)
-    assert gram_loss(weight, s, halve(problem.gram), GRID) == pytest.approx(
-        float(forward), rel=1e-4
-    )
+    assert gram_loss(weight, s, halve(problem.gram), GRID) == pytest.approx(float(forward), rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -118,17 +116,13 @@ def test_losses_of_rows_come_in_the_order_of_the_rows_whatever_their_grids():
     half = halve(problem.gram)
     coarse = Grid(bits=2, group_size=32, symmetric=False)
     scales = [scale_from_statistic(problem.statistic, alpha) for alpha in ALPHAS]
-    losses = scale._RowLosses(
-        weights=problem.weights, grids=[GRID, coarse], input_scales=scales, half=half
-    )
+    losses = scale._RowLosses(weights=problem.weights, grids=[GRID, coarse], input_scales=scales, half=half)
     rows = torch.tensor([30, 2, 25, 7])  # the first weight has 24
     got = losses([4, 11], rows)
     for line, alpha in zip(got, (ALPHAS[4], ALPHAS[11]), strict=True):
         s = scale_from_statistic(problem.statistic, alpha)
         wanted = [
-            gram_loss(
-                problem.weights[row >= 24][row % 24, None], s, half, [GRID, coarse][row >= 24]
-            )
+            gram_loss(problem.weights[row >= 24][row % 24, None], s, half, [GRID, coarse][row >= 24])
             for row in rows.tolist()
         ]
         assert line.tolist() == pytest.approx(wanted, rel=1e-5)

@@ -115,17 +115,10 @@ def test_a_weight_that_is_not_finite_is_refused_naming_block_and_linear(
 
 
 @pytest.mark.parametrize("preset", ["rtn", "awq", "gptq", "qep-gptq"])
-def test_every_stage_reports_its_error_and_one_that_is_off_repeats_the_one_before(
-    quantized, preset
-):
+def test_every_stage_reports_its_error_and_one_that_is_off_repeats_the_one_before(quantized, preset):
     result = quantized(preset).result
     for report in result.linears:
-        stages = (
-            report.nearest_error,
-            report.scaled_error,
-            report.clipped_error,
-            report.relative_error,
-        )
+        stages = (report.nearest_error, report.scaled_error, report.clipped_error, report.relative_error)
         if preset == "rtn":
             assert stages == (None,) * 4
             continue
@@ -145,9 +138,7 @@ def test_every_stage_reports_its_error_and_one_that_is_off_repeats_the_one_befor
         ("faq", "quant.preview.source=next_linear", "quant.search.loss=module"),
     ],
 )
-def test_statistics_that_are_gathered_on_the_way_give_the_same_weights_and_reports(
-    quantized, overrides
-):
+def test_statistics_that_are_gathered_on_the_way_give_the_same_weights_and_reports(quantized, overrides):
     stored, gathered = quantized(*overrides), quantized(*overrides, means_only=True)
     assert gathered.same_as(stored)
     assert untimed(gathered.result) == untimed(stored.result)

@@ -44,8 +44,7 @@ def heads_of(runs):
     """Return what the index should say, without it."""
     records, damaged = find_runs(runs)
     heads = [
-        dataclasses.replace(r, stages={}, extra={"evaluation": r.extra["evaluation"]})
-        for r in records
+        dataclasses.replace(r, stages={}, extra={"evaluation": r.extra["evaluation"]}) for r in records
     ]
     return heads, damaged
 
@@ -95,9 +94,7 @@ def rewrite(path):
         lambda runs: rewrite(runs / "toy-rtn-3" / "record.json"),
         lambda runs: (runs / "toy-rtn-3").rename(runs / "renamed"),
         lambda runs: shutil.copytree(runs / "toy-rtn-3", runs / "copied"),
-        lambda runs: (runs / "toy-rtn-3" / "record.json").replace(
-            runs / "toy-rtn-2" / "record.json"
-        ),
+        lambda runs: (runs / "toy-rtn-3" / "record.json").replace(runs / "toy-rtn-2" / "record.json"),
     ],
     ids=["removed", "damaged", "rewritten", "renamed", "copied", "moved"],
 )

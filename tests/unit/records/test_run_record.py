@@ -44,9 +44,6 @@ def test_a_metric_is_found_by_task_and_name(record):
 
 def test_a_configuration_that_no_experiment_had_is_malformed(record):
     raw = record().to_json()
-    raw["config"] |= {
-        "quant": {"scale": "awq", "round": "nearest"},
-        "calibration": {"domain": {"wiki": 1}},
-    }
+    raw["config"] |= {"quant": {"scale": "awq", "round": "nearest"}, "calibration": {"domain": {"wiki": 1}}}
     with pytest.raises(ValueError, match="malformed record: config is that of no experiment"):
         RunRecord.from_json(raw)

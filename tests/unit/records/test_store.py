@@ -72,8 +72,7 @@ def test_runs_are_found_in_the_order_of_their_ids(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "{", "[]", "null", '"text"', '{"schema_version": 2}', '{"schema_version": 1}', "\xff"],
+    "text", ["", "{", "[]", "null", '"text"', '{"schema_version": 2}', '{"schema_version": 1}', "\xff"]
 )
 def test_damaged_records_are_listed_with_a_reason_and_hide_no_other(tmp_path, data, text):
     write_run(tmp_path, data(run_id="good"), "")
@@ -178,12 +177,7 @@ def test_a_torn_list_of_a_sweep_is_one_sentence_and_not_all_runs(tmp_path, conte
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "x" * 300])
 def test_a_sweeps_name_is_never_a_path(tmp_path, name):
     assert read_sweep(tmp_path, name) is None
-    for use in (
-        stop_sweep,
-        clear_sweep,
-        lambda *a: write_sweep(*a, []),
-        lambda *a: note_cell(*a, "b"),
-    ):
+    for use in (stop_sweep, clear_sweep, lambda *a: write_sweep(*a, []), lambda *a: note_cell(*a, "b")):
         with pytest.raises(UserError, match="cannot name a sweep"):
             use(tmp_path / "runs", name)
     assert list(tmp_path.iterdir()) == []

@@ -69,9 +69,7 @@ def test_the_best_recipe_of_a_width_has_the_best_value_of_all_its_rows(written):
     for row in best[1:]:
         rivals = [float(r[value]) for r in results if r["bits"] == row["bits"]]
         assert float(row[value]) == min(rivals)
-    assert [row["bits"] for row in best] == ["—", "4", "3"] and 0 < float(
-        best[1]["right to wrong"]
-    ) < 1
+    assert [row["bits"] for row in best] == ["—", "4", "3"] and 0 < float(best[1]["right to wrong"]) < 1
 
 
 def test_widths_of_weights_and_activations_are_rows_of_their_own(make_run, tmp_path):
@@ -116,8 +114,6 @@ def test_a_front_page_that_is_not_ours_or_was_edited_stays(text, tmp_path):
     request = ReportRequest(runs=tmp_path / "none", reports=tmp_path, name="first")
     front = tmp_path / "index.html"
     if text is None:
-        text = (
-            write_report(request).front.read_text().replace("Reports and decisions", "My reports")
-        )
+        text = write_report(request).front.read_text().replace("Reports and decisions", "My reports")
     front.write_text(text)
     assert write_report(request).front is None and front.read_text() == text

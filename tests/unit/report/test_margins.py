@@ -34,13 +34,9 @@ def differences(runs, tmp_path, monkeypatch):
     return read
 
 
-def test_no_margin_calls_nothing_equal_and_the_report_says_that_none_was_stated(
-    differences, tmp_path
-):
+def test_no_margin_calls_nothing_equal_and_the_report_says_that_none_was_stated(differences, tmp_path):
     rows = differences()
-    assert (
-        not any("equal" in row["verdict"] for row in rows) and "p equal after Holm" not in rows[0]
-    )
+    assert not any("equal" in row["verdict"] for row in rows) and "p equal after Holm" not in rows[0]
     assert "No margin was stated" in (tmp_path / "margins" / "report.md").read_text()
 
 
@@ -58,9 +54,7 @@ def test_a_margin_judges_the_measures_that_it_names_and_no_other(differences):
     rows = differences(margin="60%")
     judged = {row["measured on"] for row in rows if row["p equal after Holm"]}
     assert judged == {"heldout-wiki-512"}
-    assert all(
-        row["p equal after Holm"] for row in differences("fidelity-differences", margin="9pt 9nats")
-    )
+    assert all(row["p equal after Holm"] for row in differences("fidelity-differences", margin="9pt 9nats"))
 
 
 def test_the_margin_that_all_runs_state_is_taken(make_run, differences, tmp_path):
@@ -84,11 +78,7 @@ def test_one_calibration_set_shows_equality_on_itself_alone(make_run, difference
 def test_flips_are_the_items_that_changed_in_each_direction(differences, runs):
     def right(method, seed, task):
         items = read_items(runs / f"smollm2-135m-{method}-w3-g64-s{seed}-0a1b2c")
-        return (
-            items[(items.task == task) & (items.metric == "acc")]
-            .sort_values("item")
-            .value.to_numpy()
-        )
+        return items[(items.task == task) & (items.metric == "acc")].sort_values("item").value.to_numpy()
 
     rows = {(r["method"], r["measured on"]): r for r in differences()}
     task = next(name for _, name in rows if name.startswith("arc_easy"))
@@ -109,14 +99,10 @@ def test_fidelity_has_flips_against_full_precision(differences):
 
 
 def test_the_difference_that_would_show_follows_the_standard_error(differences):
-    (row,) = (
-        r for r in differences() if (r["method"], r["measured on"]) == ("FAQ", "heldout-wiki-512")
-    )
+    (row,) = (r for r in differences() if (r["method"], r["measured on"]) == ("FAQ", "heldout-wiki-512"))
     half = (math.log1p(float(row["high"]) / 100) - math.log1p(float(row["low"]) / 100)) / 2
     detectable = math.log1p(float(row["detectable"]) / 100)
-    assert (
-        2.8016 / 12.71 < detectable / half < 2.8016 / 1.9599
-    )  # z .975 + z .8, over t of 1 to infinity
+    assert 2.8016 / 12.71 < detectable / half < 2.8016 / 1.9599  # z .975 + z .8, over t of 1 to infinity
 
 
 @pytest.mark.parametrize("margin", ["1", "one%", "0%"])

@@ -82,9 +82,7 @@ def test_methods_that_read_no_calibration_text_are_compared_as_methods(make_run,
     assert "**RTN is worse than full precision in perplexity" in page and SET not in page
 
 
-def test_the_spread_of_an_earlier_studys_draws_widens_the_interval(
-    quickstart, make_run, tmp_path, capsys
-):
+def test_the_spread_of_an_earlier_studys_draws_widens_the_interval(quickstart, make_run, tmp_path, capsys):
     runs = tmp_path / "runs"
     for method in ("awq", "faq"):
         make_run(runs, method)

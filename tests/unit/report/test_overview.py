@@ -16,9 +16,7 @@ def wide(make_run, tmp_path_factory):
     make_run(root / "runs", "fp")
     for bits in (3, 4):
         make_run(root / "runs", "rtn", bits)
-        for method, scenario, seed in itertools.product(
-            ("awq", "faq"), ("matched", "code-only"), (0, 1)
-        ):
+        for method, scenario, seed in itertools.product(("awq", "faq"), ("matched", "code-only"), (0, 1)):
             gate = Gate(name="above_chance", passed=method == "awq", detail=f"seed {seed}")
             make_run(root / "runs", method, bits, seed, scenario=scenario, gates=(gate,))
     request = ReportRequest(runs=root / "runs", reports=root / "reports", name="wide")

@@ -30,8 +30,7 @@ def test_the_mean_of_paired_differences_is_the_difference_of_the_metrics(
     runs, faq, awq = draws
     found, n = PairedStore(runs).differences(faq, awq, kind=kind, task=task)
     expected = [
-        a.metric(task, metric).value - b.metric(task, metric).value
-        for a, b in zip(faq, awq, strict=False)
+        a.metric(task, metric).value - b.metric(task, metric).value for a, b in zip(faq, awq, strict=False)
     ]
     assert n == n_items and found.shape[0] == 2
     assert found.mean(axis=1) == pytest.approx(expected, rel=0.05, abs=2e-3)

@@ -31,9 +31,7 @@ def test_every_published_cell_is_one_of_its_experiment(name, compose):
         assert not group["tasks"] or measured & set(group["tasks"])
         assert group["slug"] in axes.get("model", [experiment.model.name])
         for key, value in group["protocol"].items():
-            assert facts.config_value(config, key) == (
-                value if value is None else facts.as_text(value)
-            )
+            assert facts.config_value(config, key) == (value if value is None else facts.as_text(value))
         for cell in (group | cell for cell in group["cells"]):
             assert cell["method"] in axes["quant"]
             for key in ("bits", "group_size"):
@@ -55,9 +53,7 @@ def test_a_number_passes_or_fails_only_where_its_protocol_is_stated_and_kept(mak
     assert _verdict(far, row, column).startswith("fail (+2.0")
     unstated = dataclasses.replace(far, tolerance=None)
     assert _verdict(unstated, row, column) == "protocol not stated"
-    other = dataclasses.replace(
-        far, protocol={"quant.symmetric": True, "evaluation.n_windows": None}
-    )
+    other = dataclasses.replace(far, protocol={"quant.symmetric": True, "evaluation.n_windows": None})
     assert _verdict(other, row, column) == "another protocol (symmetric=false, n_windows=40)"
 
 

@@ -241,12 +241,7 @@ def test_the_command_that_repeats_another_tools_run_names_its_recipe(make_run, t
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [
-        ("fp", "full precision"),
-        ("qep-gptq", "QEP-GPTQ"),
-        ("loaq", "LoaQ"),
-        ("my-method", "my-method"),
-    ],
+    [("fp", "full precision"), ("qep-gptq", "QEP-GPTQ"), ("loaq", "LoaQ"), ("my-method", "my-method")],
 )
 def test_methods_are_named_as_papers_name_them(name, shown):
     assert display_method(name) == shown
@@ -307,9 +302,7 @@ def test_runs_of_one_draw_are_named_and_none_of_them_is_shown(make_run, tmp_path
     assert "| AWQ | 3 |" not in page
 
 
-def test_a_record_without_the_models_fingerprint_belongs_to_the_only_one_there_is(
-    make_run, tmp_path
-):
+def test_a_record_without_the_models_fingerprint_belongs_to_the_only_one_there_is(make_run, tmp_path):
     make_run(tmp_path, "awq", seed=0)
     make_run(tmp_path, "awq", seed=1, more_prints={"model": "m" * 64, "tokenizer": "t" * 64})
     assert [len(row.runs) for row in panel_of(tmp_path).rows] == [2]
@@ -329,9 +322,7 @@ def test_equal_seeds_that_drew_other_text_are_no_common_draw(make_run, tmp_path)
         (2000.0, "in mean accuracy over 4 tasks"),  # an infinite perplexity is no number
     ],
 )
-def test_a_perplexity_beyond_all_numbers_breaks_no_other_row(
-    make_run, tmp_path, capsys, added_loss, told
-):
+def test_a_perplexity_beyond_all_numbers_breaks_no_other_row(make_run, tmp_path, capsys, added_loss, told):
     runs = tmp_path / "runs"
     for method in ("fp", "rtn", "awq"):
         make_run(runs, method)

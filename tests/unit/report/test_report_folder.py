@@ -16,9 +16,7 @@ def write(tmp_path):
 
 
 def contents(folder):
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_strangers_page_is_no_report_and_none_of_its_files_is_touched(write, tmp_path):

@@ -135,9 +135,7 @@ def test_notes_of_the_model_are_part_of_how_it_was_measured(page):
 
 
 def test_every_run_can_be_repeated_by_a_command(page):
-    command = (
-        "python -m faqbench model=smollm2-135m quant=faq evaluation=quick bits=3 group_size=64"
-    )
+    command = "python -m faqbench model=smollm2-135m quant=faq evaluation=quick bits=3 group_size=64"
     assert command in page
     assert "quant=fp evaluation=quick dtype=bfloat16" in page
 

@@ -48,9 +48,7 @@ def test_a_run_against_itself_differs_in_nothing(make_run, tmp_path):
 
 def test_metric_differences_are_those_of_the_paired_arrays(pair):
     runs, found = pair
-    losses = [
-        read_run(runs / r.runs[0].run_id).tokens["heldout-wiki-512"] for r in (found.a, found.b)
-    ]
+    losses = [read_run(runs / r.runs[0].run_id).tokens["heldout-wiki-512"] for r in (found.a, found.b)]
     mean = np.mean([x.mean(axis=1, dtype=np.float64) for x in losses], axis=1)
     delta = next(d for d in found.metrics if d.column.kind == "perplexity")
     assert delta.comparison.effect == pytest.approx(mean[0] - mean[1])
@@ -61,9 +59,7 @@ def test_flipped_items_are_named_by_their_index(pair):
     runs, found = pair
     flips = next(f for f in found.flips if f.task == "arc_easy_validation")
     items = [read_run(runs / r.runs[0].run_id).items for r in (found.a, found.b)]
-    right = [
-        set(i[(i.task == flips.task) & (i.metric == "acc") & (i.value == 1)].item) for i in items
-    ]
+    right = [set(i[(i.task == flips.task) & (i.metric == "acc") & (i.value == 1)].item) for i in items]
     assert set(flips.only_a) == right[0] - right[1] and set(flips.only_b) == right[1] - right[0]
     assert flips.only_a or flips.only_b
 

@@ -43,10 +43,7 @@ def content(entry):
 
 def test_a_stage_is_computed_once_and_found_after_that(cache):
     build = Builder()
-    first, second = (
-        cache.get("toy", KEY, build),
-        cache.get("toy", dict(reversed(KEY.items())), build),
-    )
+    first, second = (cache.get("toy", KEY, build), cache.get("toy", dict(reversed(KEY.items())), build))
     assert (first.cached, second.cached, build.calls) == (False, True, 1)
     assert content(second) == "result"
 
@@ -156,9 +153,7 @@ def test_two_processes_that_ask_at_once_compute_once(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     log = tmp_path / "builds"
-    processes = [
-        context.Process(target=_ask, args=(tmp_path / "cache", log, barrier)) for _ in range(2)
-    ]
+    processes = [context.Process(target=_ask, args=(tmp_path / "cache", log, barrier)) for _ in range(2)]
     for process in processes:
         process.start()
     for process in processes:

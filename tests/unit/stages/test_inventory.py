@@ -6,14 +6,7 @@ import time
 
 import pytest
 
-from faqbench.stages import (
-    StageCache,
-    evict,
-    find_damaged,
-    list_entries,
-    remove_entry,
-    tidy,
-)
+from faqbench.stages import StageCache, evict, find_damaged, list_entries, remove_entry, tidy
 
 HOLD = """
 from pathlib import Path
@@ -58,10 +51,7 @@ def test_assets_are_listed_and_locks_and_halves_are_not(root, make):
     (root / "assets" / "model-1").mkdir(parents=True)
     (root / "assets" / "model-1" / "weights").write_text("w")
     (root / "stages" / "toy" / ".b.x1y2z3w4").mkdir()
-    assert [(e.stage, e.n_bytes > 0) for e in list_entries(root)] == [
-        ("assets", True),
-        ("toy", True),
-    ]
+    assert [(e.stage, e.n_bytes > 0) for e in list_entries(root)] == [("assets", True), ("toy", True)]
 
 
 def test_an_empty_cache_has_no_entries(root):

@@ -53,12 +53,8 @@ def test_looking_after_each_of_80_draws_misses_the_truth_in_at_most_5_percent_of
     assert 0.01 < missed.mean() <= ALPHA
 
 
-@pytest.mark.parametrize(
-    ("effect", "knew_the_effect", "allowed_for_half"), [(1.0, 13, 44), (0.5, 44, 170)]
-)
-def test_it_decides_as_soon_as_designs_that_knew_the_effect(
-    effect, knew_the_effect, allowed_for_half
-):
+@pytest.mark.parametrize(("effect", "knew_the_effect", "allowed_for_half"), [(1.0, 13, 44), (0.5, 44, 170)])
+def test_it_decides_as_soon_as_designs_that_knew_the_effect(effect, knew_the_effect, allowed_for_half):
     """The fixed designs have 90 % power at the two-sided level of 5 %."""
     found = mean_draws(effect)
     assert found <= 1.1 * knew_the_effect
@@ -120,8 +116,7 @@ def test_a_projection_says_how_many_draws_decide_if_mean_and_spread_stay():
     needed = draws_needed(look, alpha=ALPHA)
     assert look.verdict() == "undecided" and needed is not None
     margins = [
-        math.hypot(draws_margin(n, look.draw_sd, ALPHA), look.items_margin)
-        for n in (needed - 1, needed)
+        math.hypot(draws_margin(n, look.draw_sd, ALPHA), look.items_margin) for n in (needed - 1, needed)
     ]
     assert margins[1] < 0.6 <= margins[0]
 

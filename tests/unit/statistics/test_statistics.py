@@ -277,11 +277,7 @@ def test_identical_draws_have_no_draw_variance_and_the_error_of_their_items():
 def test_variance_components_are_found_again():
     random, found = rng(2), []
     for _ in range(200):
-        y = (
-            random.normal(0, 0.5, (6, 1))
-            + random.normal(0, 2.0, (1, 60))
-            + random.normal(0, 1, (6, 60))
-        )
+        y = random.normal(0, 0.5, (6, 1)) + random.normal(0, 2.0, (1, 60)) + random.normal(0, 1, (6, 60))
         found.append(aggregate_draws(y))
     assert np.mean([f.draw_variance for f in found]) == pytest.approx(0.25, rel=0.15)
     assert np.mean([f.item_variance for f in found]) == pytest.approx(4.0, rel=0.1)

@@ -157,9 +157,7 @@ def test_a_follower_whose_service_never_answers_ends_by_itself(tmp_path):
         "section": experiment.tracking.model_dump_json(),
         "config": experiment.model_dump(mode="json"),
     }
-    with subprocess.Popen(
-        [sys.executable, "-c", HANGS], stdin=subprocess.PIPE, text=True
-    ) as follower:
+    with subprocess.Popen([sys.executable, "-c", HANGS], stdin=subprocess.PIPE, text=True) as follower:
         follower.stdin.write(json.dumps(task) + "\n")
         follower.stdin.flush()  # its cell goes on, and the line stays open
         assert follower.wait(timeout=1800) == -signal.SIGALRM
@@ -224,10 +222,7 @@ def test_stages_are_passed_on_and_counted_while_they_run():
     with watched.stage("outer", 2) as outer, watched.stage("inner", 3) as inner:
         outer()
         inner(2)
-        assert [(s.title, s.done, s.total) for s in watched.stages] == [
-            ("outer", 1, 2),
-            ("inner", 2, 3),
-        ]
+        assert [(s.title, s.done, s.total) for s in watched.stages] == [("outer", 1, 2), ("inner", 2, 3)]
     watched.note("hello")
     assert seen == ["hello"] and not watched.stages
 
@@ -241,12 +236,7 @@ def test_a_torn_progress_file_says_what_it_can_and_a_foreign_one_why_not(tmp_pat
     log = read_progress(tmp_path, "r")
     writer.end("ended")
     assert [s.seconds for s in log.samples] == [1.0] and log.end is None and log.is_alive
-    for foreign in (
-        b"[1, 2]\n",
-        b"\xff\xfe\n",
-        b'{"pid": true}\n',
-        b'{"pid": 1}\n{"seconds": "x"}\n',
-    ):
+    for foreign in (b"[1, 2]\n", b"\xff\xfe\n", b'{"pid": true}\n', b'{"pid": 1}\n{"seconds": "x"}\n'):
         path.write_bytes(foreign)
         with pytest.raises(ValueError, match=r"r\.jsonl"):
             read_progress(tmp_path, "r")

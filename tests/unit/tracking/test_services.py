@@ -106,9 +106,7 @@ rows = trackio.SQLiteStorage.get_logs("study", run.name, max_points=None, run_id
 print("result:" + json.dumps([run.name, run.config["quant"]["bits"], rows], default=str))
 """
     monkeypatch.delenv("TRACKIO_DIR", raising=False)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     import json
 
@@ -123,9 +121,7 @@ print("result:" + json.dumps([run.name, run.config["quant"]["bits"], rows], defa
 
 
 @pytest.mark.parametrize("name", ["trackio", "mlflow"])
-def test_a_service_that_is_not_installed_is_one_warning_with_the_remedy(
-    folder, name, monkeypatch, caplog
-):
+def test_a_service_that_is_not_installed_is_one_warning_with_the_remedy(folder, name, monkeypatch, caplog):
     monkeypatch.setitem(__import__("sys").modules, name, None)
     tracker(section(name), folder).log(read_run(folder / FAQ))
     (record,) = [r for r in caplog.records if r.name == "faqbench"]
@@ -141,9 +137,7 @@ def test_disabled_shows_nothing(folder, tmp_path, name):
 
 def test_mlflow_shows_a_report_with_its_files(folder, mlflow_runs, tmp_path):
     client, _ = mlflow_runs
-    paths = write_report(
-        ReportRequest(runs=folder, reports=tmp_path, name="study", select=("*fp*",))
-    )
+    paths = write_report(ReportRequest(runs=folder, reports=tmp_path, name="study", select=("*fp*",)))
     tracker(section("mlflow"), folder).show_report(paths.folder)
     place = client.get_experiment_by_name("study").experiment_id
     (run,) = client.search_runs([place], filter_string="attributes.run_name = 'report-study'")

@@ -70,9 +70,7 @@ def run_data(**changed: Any) -> RunData:
             "alpha": [None, 0.5, 0.25, 0.5],
         }
     )
-    return RunData(
-        record=replace(record, **changed), items=pd.DataFrame(), tokens={}, layers=layers
-    )
+    return RunData(record=replace(record, **changed), items=pd.DataFrame(), tokens={}, layers=layers)
 
 
 @pytest.fixture(autouse=True)
@@ -104,10 +102,7 @@ def test_an_offline_run_carries_the_records_identity_and_config(finished: Any) -
     assert run["run_id"] == run["display_name"] == run_data().record.run_id
     assert (run["project"], run["run_group"], run["job_type"]) == ("faqbench", "quickstart", "cell")
     assert run["tags"] == ["demo"]
-    assert config_of(finished[1]) == {
-        **run_data().record.config,
-        "fingerprints": {"weights": "abc"},
-    }
+    assert config_of(finished[1]) == {**run_data().record.config, "fingerprints": {"weights": "abc"}}
 
 
 def test_final_numbers_are_in_the_summary_under_stable_names(finished: Any) -> None:
@@ -223,9 +218,7 @@ def test_whether_a_server_answers_is_known_at_once() -> None:
     assert not answers(url)
 
 
-def test_a_crash_inside_wandb_is_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_crash_inside_wandb_is_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = run_data(run_id="ok")
     Tracker(section(project="no/slashes?"), tmp_path).log(data)
     (record,) = ours(caplog)

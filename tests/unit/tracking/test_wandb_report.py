@@ -24,10 +24,7 @@ def said(runs):
 
 
 def test_the_answer_is_the_reports_words_in_markdown(said):
-    assert (
-        "On this one calibration set FAQ is ahead of AWQ in perplexity on heldout-wiki-512."
-        in said.text
-    )
+    assert "On this one calibration set FAQ is ahead of AWQ in perplexity on heldout-wiki-512." in said.text
     assert "| :-- |" in said.text and said.n_runs == 3
     assert ("heldout-wiki-512", "kl_divergence", False) in said.metrics
 
@@ -46,9 +43,7 @@ def test_the_report_shows_the_sweeps_runs_under_the_names_that_runs_are_logged_w
     assert any(isinstance(p, api.MediaBrowser) for p in panels)
 
 
-def test_without_an_account_it_is_one_sentence_with_the_alternative(
-    runs, tmp_path, monkeypatch, capsys
-):
+def test_without_an_account_it_is_one_sentence_with_the_alternative(runs, tmp_path, monkeypatch, capsys):
     for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
