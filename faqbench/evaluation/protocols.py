@@ -6,6 +6,8 @@ on the window and on who divides by what. So a name fixes the text, how it is jo
     wikitext2-<len>          wikitext-2-raw-v1 test rows joined with "\n\n"
     c4-new-2048              first 1100 C4 validation documents joined with " ", 256 windows of 2048
     heldout-<domain>-<len>   the evaluation part of a packaged domain, texts joined with "\n\n"
+    selection-<domain>-<len> its selection part: for choosing a recipe or an option, so that the
+                             evaluation part has no share in what it later judges
 
 and all of them: tokenised once, no special tokens, non-overlapping windows, the tail dropped, every
 token but the first of a window scored, mean negative log-likelihood, exp. For a model that needs a BOS
@@ -29,7 +31,7 @@ PROTOCOL_VERSION = 1
 _C4_WINDOW = 2048
 _SHORTEST_WINDOW = 8
 _WIKITEXT2 = re.compile(r"wikitext2-([1-9]\d*)")
-_HELDOUT = re.compile(r"heldout-(.+)-([1-9]\d*)")
+_PACKAGED = re.compile(r"(heldout|selection)-(.+)-([1-9]\d*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +41,13 @@ class Protocol:
     Attributes:
         name: as the user wrote it; the `task` of its metrics.
         corpus: the kind of text.
-        domain: the packaged domain of a held-out protocol, null for the others.
+        domain: the packaged domain of a held-out or selection protocol, null for the others.
         seq_len: tokens of a window, one more than it scores.
         version: changes when the same name would give other tokens.
     """
 
     name: str
-    corpus: Literal["wikitext2", "c4-new", "heldout"]
+    corpus: Literal["wikitext2", "c4-new", "heldout", "selection"]
     domain: str | None
     seq_len: int
     version: int = PROTOCOL_VERSION
@@ -71,18 +73,19 @@ def resolve_protocol(name: str, experiment: Experiment) -> Protocol:
             raise UserError(f"data.wikitext2_path={path} is not a file.")
         seq_len = _checked_length(name, match[1])
         return Protocol(name=name, corpus="wikitext2", domain=None, seq_len=seq_len)
-    if match := _HELDOUT.fullmatch(name):
-        domains = corpora.domain_names()
-        if match[1] not in domains:
+    if match := _PACKAGED.fullmatch(name):
+        corpus: Literal["heldout", "selection"] = "heldout" if match[1] == "heldout" else "selection"
+        domain, domains = match[2], corpora.domain_names()
+        if domain not in domains:
             raise UserError(
-                f"evaluation.protocols: '{name}' names the domain '{match[1]}', not one of "
-                f"{', '.join(sorted(domains))}.{did_you_mean(match[1], domains)}"
+                f"evaluation.protocols: '{name}' names the domain '{domain}', not one of "
+                f"{', '.join(sorted(domains))}.{did_you_mean(domain, domains)}"
             )
-        seq_len = _checked_length(name, match[2])
-        return Protocol(name=name, corpus="heldout", domain=match[1], seq_len=seq_len)
+        seq_len = _checked_length(name, match[3])
+        return Protocol(name=name, corpus=corpus, domain=domain, seq_len=seq_len)
     raise UserError(
         f"evaluation.protocols: '{name}' is not a protocol; allowed are wikitext2-<len>, "
-        f"c4-new-{_C4_WINDOW} and heldout-<domain>-<len>, as in wikitext2-2048."
+        f"c4-new-{_C4_WINDOW}, heldout-<domain>-<len> and selection-<domain>-<len>, as in wikitext2-2048."
         f"{did_you_mean(name, protocol_examples())}"
     )
 

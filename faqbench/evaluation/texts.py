@@ -13,7 +13,7 @@ from faqbench.evaluation.protocols import Protocol
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress, hash_file
 
-_JOINED_BY = {"heldout": "\n\n", "wikitext2": "\n\n", "c4-new": " "}
+_JOINED_BY = {"heldout": "\n\n", "selection": "\n\n", "wikitext2": "\n\n", "c4-new": " "}
 _MOST_BYTES = 10**9  # of a local file; more is another text, or a sparse file that never ends
 _C4_DOCUMENTS = 1100
 _C4_FILE = "en/c4-validation.00000-of-00008.json.gz"
@@ -34,10 +34,11 @@ def protocol_passages(protocol: Protocol, experiment: Experiment, progress: Prog
     Raises: UserError: as `protocol_text` does.
     """
     match protocol.corpus:
-        case "heldout":
+        case "heldout" | "selection":
             assert protocol.domain is not None
-            passages = corpora.domain_texts(protocol.domain, "evaluation", progress)
-            source = f"the evaluation part of domain '{protocol.domain}'"
+            part: corpora.Part = "evaluation" if protocol.corpus == "heldout" else "selection"
+            passages = corpora.domain_texts(protocol.domain, part, progress)
+            source = f"the {part} part of domain '{protocol.domain}'"
         case "wikitext2":
             path = experiment.data.wikitext2_path
             passages = (
@@ -54,8 +55,7 @@ def protocol_passages(protocol: Protocol, experiment: Experiment, progress: Prog
 
 def text_source(protocol: Protocol, experiment: Experiment) -> dict[str, object] | None:
     """Return what decides a protocol's text, without reading a corpus; None for one of the hub."""
-    if protocol.corpus == "heldout":
-        assert protocol.domain is not None
+    if protocol.domain is not None:
         return corpora.domain_source(protocol.domain)
     path = experiment.data.wikitext2_path
     return {"sha256": hash_file(path)} if protocol.corpus == "wikitext2" and path else None

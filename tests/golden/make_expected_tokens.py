@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> None:
         flags = [f"model={model}", f"data.wikitext2_path={wikitext2 or 'null'}"]
         experiment = compose_cells(parse_flags(flags)).experiments[0]
         tokenizer = load_tokenizer(experiment.model, PlainProgress())
-        names = [f"heldout-{domain}-512" for domain in corpora.domain_names()]
+        names = [
+            f"{part}-{domain}-512" for part in ("heldout", "selection") for domain in corpora.domain_names()
+        ]
         for protocol_name in ["wikitext2-512", *names] if wikitext2 else names:
             protocol = evaluation.resolve_protocol(protocol_name, experiment)
             with mock.patch.object(windows, "_expected_tokens", dict):

@@ -276,8 +276,8 @@ def _places(experiment: Experiment) -> dict[str, Path]:
         assert experiment.model.asset is not None
         places[experiment.model.asset] = packaged_model_place(experiment.model.asset)[0]
     evaluation = experiment.evaluation
-    heldout = any(name.startswith("heldout-") for name in evaluation.protocols)
-    if heldout or set(evaluation.tasks) & set(task_names()):
+    packaged = any(name.startswith(("heldout-", "selection-")) for name in evaluation.protocols)
+    if packaged or set(evaluation.tasks) & set(task_names()):
         places[DATA_NAME] = packaged_data_place()[0]
     return places
 

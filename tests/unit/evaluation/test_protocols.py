@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from faqbench.config import UserError
-from faqbench.evaluation import protocol_tokens, resolve_protocol, windows
+from faqbench.evaluation import protocol_passages, protocol_tokens, resolve_protocol, windows
 from faqbench.stages import PlainProgress
 
 
@@ -114,6 +114,8 @@ def test_a_missing_file_is_found_before_anything_is_loaded(tmp_path: Path, exper
         ("wikitext2", r"not a protocol.*Did you mean 'wikitext2-"),
         ("c4-new-512", r"not a protocol.*c4-new-2048"),
         ("heldout-wikki-512", r"names the domain 'wikki'.*Did you mean 'wiki'"),
+        ("selection-wikki-512", r"names the domain 'wikki'.*Did you mean 'wiki'"),
+        ("selektion-wiki-512", r"not a protocol.*selection-<domain>-<len>"),
         ("wikitext2-4", r"windows of 4 tokens; the shortest allowed is 8"),
         ("", r"not a protocol"),
     ],
@@ -153,9 +155,11 @@ def test_expected_tokens_are_complete_entries() -> None:
 
 
 @pytest.mark.packaged
-@pytest.mark.parametrize("domain", ["wiki", "code-java", "medicine"])
+@pytest.mark.parametrize(
+    "stream", ["heldout-wiki", "heldout-code-java", "heldout-medicine", "selection-wiki"]
+)
 def test_a_packaged_domain_has_its_expected_tokens(
-    domain: str, experiment: Any, progress: PlainProgress
+    stream: str, experiment: Any, progress: PlainProgress
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -163,7 +167,19 @@ def test_a_packaged_domain_has_its_expected_tokens(
 
     tokenizer = AutoTokenizer.from_pretrained(packaged_model("smollm2-135m", progress))
     made = experiment(limit=2)
-    protocol = resolve_protocol(f"heldout-{domain}-64", made)
+    protocol = resolve_protocol(f"{stream}-64", made)
     tokens = protocol_tokens(protocol, tokenizer, made, progress)
     assert tokens.verified
     assert tokens.tokens.shape == (2, 64)
+
+
+@pytest.mark.packaged
+def test_selection_protocols_share_no_passage_with_held_out_ones(
+    experiment: Any, progress: PlainProgress
+) -> None:
+    parts = [
+        protocol_passages(resolve_protocol(f"{part}-wiki-64", experiment()), experiment(), progress)
+        for part in ("heldout", "selection")
+    ]
+    assert all(parts)
+    assert not set(parts[0]) & set(parts[1])
