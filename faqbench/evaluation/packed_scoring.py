@@ -10,9 +10,11 @@ one cannot; the probe compares a small pack with the same requests in rows of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ import torch
 
 from faqbench.evaluation.head import answer, hidden_states, log_probabilities, module_of, splits, top_token
 from faqbench.evaluation.packing import Array, Pack, Request, pack
-from faqbench.models import OPERANDS_ATTENTION, Inputs, device_of
+from faqbench.models import OPERANDS_ATTENTION, Inputs, Model, device_of
 from faqbench.stages.progress import Advance
 
 _ATTENTION = ("sdpa", "eager", OPERANDS_ATTENTION)
@@ -91,6 +93,97 @@ class Packs:
         np.add.at(self.loglikelihood, requests, torch.cat(found).double().cpu().numpy())
         np.logical_and.at(self.is_greedy, requests, torch.cat(hit).cpu().numpy())
         self._advance(len(one.scored))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What is known of the requests of tasks before these ask, since one walk has answered all of them.
+
+    Attributes:
+        scores: log-likelihoods and greediness, as from `score_packs`, by the requests of one task.
+        refusal: why the model's requests cannot be packed, so that none of these count; else None.
+    """
+
+    scores: Mapping[tuple[Request, ...], tuple[Array, Array]]
+    refusal: str | None
+
+
+class Asked(Exception):  # noqa: N818 - a signal, not an error
+    """Ends a task of which the requests were wanted, not their answers."""
+
+
+class TaskModel:
+    """A model as all tasks of a cell see it: what takes long to find out is found out once.
+
+    Attributes:
+        model: in its dtype, on its device.
+        view: the same as a view, where it may be streamed.
+        answers: what is known of requests; None where nothing is.
+        wanted: takes requests instead of answering them; None where they are answered.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        view: Model | None = None,
+        *,
+        answers: Answers | None = None,
+        wanted: list[tuple[Request, ...]] | None = None,
+    ) -> None:
+        self.model = model
+        self.view = view
+        self.answers = answers
+        self.wanted = wanted
+        self._tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """A copy of the tokenizer, since it is given a padding token."""
+        tokenizer = copy.deepcopy(self._tokenizer)
+        if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+            # HFLM would add one, whose id no embedding has. Padding is masked, so any token will do.
+            tokenizer.pad_token_id = 0
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the embedding: the token ids that the model knows."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    def refusal(self, longest: int) -> str | None:
+        """Say why requests of up to `longest` tokens cannot be packed, or return None when they can."""
+        return refused_by_config(self.model, longest) or self._refused_by_probe
+
+    def score(
+        self, asked: Sequence[Request], packs: Sequence[Pack], advance: Advance
+    ) -> tuple[Array, Array]:
+        """Return what `score_packs` does, where it is not known already."""
+        known = None if self.answers is None else self.answers.scores.get(tuple(asked))
+        if known is not None:
+            return known
+        return score_packs(self.view or self.model, packs, len(asked), advance)
+
+    def note(self, asked: Sequence[Request]) -> None:
+        """Note requests that can be packed as far as the config tells."""
+        assert self.wanted is not None
+        if refused_by_config(self.model, max(len(r.inputs) for r in asked)) is None:
+            self.wanted.append(tuple(asked))
+
+    def end_asking(self) -> None:
+        """End a task of which nothing but its requests is wanted.
+
+        Raises:
+            Asked: where that is so.
+        """
+        if self.wanted is not None:
+            raise Asked
+
+    @cached_property
+    def _refused_by_probe(self) -> str | None:
+        if self.answers is not None:
+            return self.answers.refusal
+        return refused_by_probe(self.view or self.model)
 
 
 def refused_by_config(model: Any, longest: int) -> str | None:

@@ -17,234 +17,149 @@ special tokens instead, of which some have no BOS, and some an EOS at the end.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
+from lm_eval.models.huggingface import HFLM
+
 from faqbench.config import Experiment, UserError
-from faqbench.evaluation.packed_scoring import refused_by_config, refused_by_probe, score_packs
-from faqbench.evaluation.packing import Array, Pack, Request, n_unshared_tokens, pack
-from faqbench.models import Model, bos_of, check_ids, device_of
+from faqbench.evaluation.packed_scoring import TaskModel
+from faqbench.evaluation.packing import Request, n_unshared_tokens, pack
+from faqbench.models import bos_of, check_ids, device_of
 from faqbench.stages import Progress
-from faqbench.stages.progress import Advance
 
 # (context and continuation as text), tokens of the context, tokens of the continuation
 Encoded = tuple[Any, list[int], list[int]]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """What is known of the requests of tasks before these ask, since one walk has answered all of them.
+class Scorer(HFLM):  # type: ignore[misc]
+    """A model as the `LM` that lm-eval's `evaluate` takes.
 
     Attributes:
-        scores: log-likelihoods and greediness, as from `score_packs`, by the requests of one task.
-        refusal: why the model's requests cannot be packed, so that none of these count; else None.
+        facts: what its log-likelihoods took so far.
+        in_front: the token id that every encoded text begins with; None for none.
     """
 
-    scores: Mapping[tuple[Request, ...], tuple[Array, Array]]
-    refusal: str | None
+    def __init__(self, model: TaskModel, experiment: Experiment, progress: Progress, title: str) -> None:
+        """Wrap a model.
 
-
-class Asked(Exception):  # noqa: N818 - a signal, not an error
-    """Ends a task of which the requests were wanted, not their answers."""
-
-
-class TaskModel:
-    """A model as all tasks of a cell see it: what takes long to find out is found out once.
-
-    Attributes:
-        model: in its dtype, on its device.
-        view: the same as a view, where it may be streamed.
-        answers: what is known of requests; None where nothing is.
-        wanted: takes requests instead of answering them; None where they are answered.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        view: Model | None = None,
-        *,
-        answers: Answers | None = None,
-        wanted: list[tuple[Request, ...]] | None = None,
-    ) -> None:
-        self.model = model
-        self.view = view
-        self.answers = answers
-        self.wanted = wanted
-        self._tokenizer = tokenizer
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """A copy of the tokenizer, since it is given a padding token."""
-        tokenizer = copy.deepcopy(self._tokenizer)
-        if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
-            # HFLM would add one, whose id no embedding has. Padding is masked, so any token will do.
-            tokenizer.pad_token_id = 0
-        return tokenizer
+        Args:
+            model: what is scored.
+            experiment: its `evaluation` has BOS and the budgets.
+            progress: told of finished requests.
+            title: the task, for progress and for errors.
+        """
+        settings = experiment.evaluation
+        self._bos = bos_of(model.tokenizer, "evaluation.add_bos") if settings.add_bos else None
+        self._asked_of, self._progress, self._title = model, progress, title
+        self._batch_tokens = settings.batch_tokens
+        self.in_front = self._bos
+        self.facts = ScorerFacts()
+        super().__init__(
+            pretrained=model.model,
+            tokenizer=model.tokenizer,
+            batch_size=settings.batch_size,
+            softmax_dtype="float32",
+        )
+        self._device = device_of(model.model)  # HFLM believes the first weight, which may not be there
 
     @property
-    def vocab_size(self) -> int:
-        """Rows of the embedding: the token ids that the model knows."""
-        return int(self.model.get_input_embeddings().num_embeddings)
+    def prefix_token_id(self) -> int:
+        """The token before a text that has no context: BOS, or EOS where there is none."""
+        known = (self._asked_of.tokenizer.bos_token_id, self._asked_of.tokenizer.eos_token_id)
+        return self._first_of(known, "scores texts that have no context", "a BOS or EOS token")
 
-    def refusal(self, longest: int) -> str | None:
-        """Say why requests of up to `longest` tokens cannot be packed, or return None when they can."""
-        return refused_by_config(self.model, longest) or self._refused_by_probe
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a generated text."""
+        return self._first_of((self._asked_of.tokenizer.eos_token_id,), "generates text", "an EOS token")
 
-    def score(
-        self, asked: Sequence[Request], packs: Sequence[Pack], advance: Advance
-    ) -> tuple[Array, Array]:
-        """Return what `score_packs` does, where it is not known already."""
-        known = None if self.answers is None else self.answers.scores.get(tuple(asked))
-        if known is not None:
-            return known
-        return score_packs(self.view or self.model, packs, len(asked), advance)
+    def _first_of(self, ids: Sequence[int | None], what: str, needed: str) -> int:
+        found = next((i for i in ids if i is not None), None)
+        if found is None:
+            raise UserError(f"Task '{self._title}' {what}: the tokenizer needs {needed}, and has none.")
+        return int(found)
 
-    def note(self, asked: Sequence[Request]) -> None:
-        """Note requests that can be packed as far as the config tells."""
-        assert self.wanted is not None
-        if refused_by_config(self.model, max(len(r.inputs) for r in asked)) is None:
-            self.wanted.append(tuple(asked))
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Return the ids of a text, with BOS in front once where every text has it."""
+        ids: list[int] = self._asked_of.tokenizer.encode(string, add_special_tokens=False)
+        in_front = None if add_special_tokens is False else self.in_front
+        return ids if in_front is None or ids[:1] == [in_front] else [in_front, *ids]
 
-    def end_asking(self) -> None:
-        """End a task of which nothing but its requests is wanted.
+    def tok_batch_encode(
+        self,
+        strings: Sequence[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> Any:
+        """Return ids and mask of several texts [n, longest], as `tok_encode` gives them."""
+        rows = [self.tok_encode(string)[-(left_truncate_len or 0) :] for string in strings]
+        padded = self._asked_of.tokenizer.pad(
+            {"input_ids": rows}, padding_side=padding_side, return_tensors="pt"
+        )
+        return padded["input_ids"], padded["attention_mask"]
 
-        Raises:
-            Asked: where that is so.
-        """
-        if self.wanted is not None:
-            raise Asked
+    def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """Return log-likelihood and greediness of each request, in their order."""
+        # A group's members are packed each by itself, so that none moves another's rounding.
+        answers: list[Any] = [None] * len(requests)
+        for task in dict.fromkeys(request.task_name for request in requests):
+            own = [i for i, request in enumerate(requests) if request.task_name == task]
+            found = super().loglikelihood([requests[i] for i in own], disable_tqdm=True)
+            for i, answer in zip(own, found, strict=True):
+                answers[i] = answer
+        self._asked_of.end_asking()
+        return answers
 
-    @cached_property
-    def _refused_by_probe(self) -> str | None:
-        if self.answers is not None:
-            return self.answers.refusal
-        return refused_by_probe(self.view or self.model)
+    def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """Return whole texts' log-likelihoods, by HFLM's own windows."""
+        self._asked_of.end_asking()
+        self.in_front = None  # HFLM puts the prefix token there itself
+        try:
+            with self._by_hflm("rolling log-likelihoods", len(requests)):
+                return super().loglikelihood_rolling(requests, disable_tqdm=True)
+        finally:
+            self.in_front = self._bos
 
+    def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+        """Return generated texts, by HFLM."""
+        self._asked_of.end_asking()
+        with self._by_hflm("generation", len(requests)):
+            return super().generate_until(requests, disable_tqdm=True)
 
-def make_scorer(model: TaskModel, experiment: Experiment, progress: Progress, title: str) -> Any:
-    """Wrap a model as the `LM` that lm-eval's `evaluate` takes.
+    def _loglikelihood_tokens(
+        self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
+    ) -> Any:
+        if override_bs is not None:  # a batch of rolling windows
+            return super()._loglikelihood_tokens(requests, True, override_bs)
+        asked = _requests(requests, self.max_length, self._title)
+        largest = max(max(request.tokens) for request in asked)
+        check_ids(largest, self._asked_of.vocab_size, self._asked_of.tokenizer, f"Task '{self._title}'")
+        if self._asked_of.wanted is not None:
+            self._asked_of.note(asked)
+            return [(0.0, False)] * len(asked)
+        self.facts.count(requests, asked, self.max_length)
+        why_not = self._asked_of.refusal(max(len(r.inputs) for r in asked))
+        if why_not is not None:
+            self.facts.n_tokens += n_unshared_tokens(asked)
+            with self._by_hflm(why_not, len(asked)):
+                return super()._loglikelihood_tokens(requests, disable_tqdm=True)
+        packs = pack(asked, self._batch_tokens)
+        self.facts.scorers["packed"] = None
+        self.facts.n_tokens += sum(p.n_nodes for p in packs)
+        with self._progress.stage(self._title, len(asked)) as advance:
+            sums, greedy = self._asked_of.score(asked, packs, advance)
+        return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
-    Args:
-        model: what is scored.
-        experiment: its `evaluation` has BOS and the budgets.
-        progress: told of finished requests.
-        title: the task, for progress and for errors.
-
-    Returns:
-        An HFLM with `facts`, a `ScorerFacts`.
-    """
-    from lm_eval.models.huggingface import HFLM
-
-    settings = experiment.evaluation
-    bos = bos_of(model.tokenizer, "evaluation.add_bos") if settings.add_bos else None
-
-    class Scorer(HFLM):  # type: ignore[misc]
-        @property
-        def prefix_token_id(self) -> int:
-            """The token before a text that has no context: BOS, or EOS where there is none."""
-            known = (model.tokenizer.bos_token_id, model.tokenizer.eos_token_id)
-            return self._first_of(known, "scores texts that have no context", "a BOS or EOS token")
-
-        @property
-        def eot_token_id(self) -> int:
-            """The token that ends a generated text."""
-            return self._first_of((model.tokenizer.eos_token_id,), "generates text", "an EOS token")
-
-        def _first_of(self, ids: Sequence[int | None], what: str, needed: str) -> int:
-            found = next((i for i in ids if i is not None), None)
-            if found is None:
-                raise UserError(f"Task '{title}' {what}: the tokenizer needs {needed}, and has none.")
-            return int(found)
-
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-            ids: list[int] = model.tokenizer.encode(string, add_special_tokens=False)
-            in_front = None if add_special_tokens is False else self.in_front
-            return ids if in_front is None or ids[:1] == [in_front] else [in_front, *ids]
-
-        def tok_batch_encode(
-            self,
-            strings: Sequence[str],
-            padding_side: str = "left",
-            left_truncate_len: int | None = None,
-            truncation: bool = False,
-        ) -> Any:
-            rows = [self.tok_encode(string)[-(left_truncate_len or 0) :] for string in strings]
-            padded = model.tokenizer.pad(
-                {"input_ids": rows}, padding_side=padding_side, return_tensors="pt"
-            )
-            return padded["input_ids"], padded["attention_mask"]
-
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            # A group's members are packed each by itself, so that none moves another's rounding.
-            answers: list[Any] = [None] * len(requests)
-            for task in dict.fromkeys(request.task_name for request in requests):
-                own = [i for i, request in enumerate(requests) if request.task_name == task]
-                found = super().loglikelihood([requests[i] for i in own], disable_tqdm=True)
-                for i, answer in zip(own, found, strict=True):
-                    answers[i] = answer
-            model.end_asking()
-            return answers
-
-        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            model.end_asking()
-            self.in_front = None  # HFLM puts the prefix token there itself
-            try:
-                with self._by_hflm("rolling log-likelihoods", len(requests)):
-                    return super().loglikelihood_rolling(requests, disable_tqdm=True)
-            finally:
-                self.in_front = bos
-
-        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
-            model.end_asking()
-            with self._by_hflm("generation", len(requests)):
-                return super().generate_until(requests, disable_tqdm=True)
-
-        def _loglikelihood_tokens(
-            self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
-        ) -> Any:
-            if override_bs is not None:  # a batch of rolling windows
-                return super()._loglikelihood_tokens(requests, True, override_bs)
-            asked = _requests(requests, self.max_length, title)
-            largest = max(max(request.tokens) for request in asked)
-            check_ids(largest, model.vocab_size, model.tokenizer, f"Task '{title}'")
-            if model.wanted is not None:
-                model.note(asked)
-                return [(0.0, False)] * len(asked)
-            self.facts.count(requests, asked, self.max_length)
-            why_not = model.refusal(max(len(r.inputs) for r in asked))
-            if why_not is not None:
-                self.facts.n_tokens += n_unshared_tokens(asked)
-                with self._by_hflm(why_not, len(asked)):
-                    return super()._loglikelihood_tokens(requests, disable_tqdm=True)
-            packs = pack(asked, settings.batch_tokens)
-            self.facts.scorers["packed"] = None
-            self.facts.n_tokens += sum(p.n_nodes for p in packs)
-            with progress.stage(title, len(asked)) as advance:
-                sums, greedy = model.score(asked, packs, advance)
-            return list(zip(sums.tolist(), greedy.tolist(), strict=True))
-
-        @contextmanager
-        def _by_hflm(self, reason: str, n_requests: int) -> Iterator[None]:
-            self.facts.scorers[f"hflm ({reason})"] = None
-            with progress.stage(title, n_requests) as advance:
-                yield
-                advance(n_requests)
-
-    scorer = Scorer(
-        pretrained=model.model,
-        tokenizer=model.tokenizer,
-        batch_size=settings.batch_size,
-        softmax_dtype="float32",
-    )
-    scorer._device = device_of(model.model)  # HFLM believes the first weight, which may not be there
-    scorer.in_front = bos
-    scorer.facts = ScorerFacts()
-    return scorer
+    @contextmanager
+    def _by_hflm(self, reason: str, n_requests: int) -> Iterator[None]:
+        self.facts.scorers[f"hflm ({reason})"] = None
+        with self._progress.stage(self._title, n_requests) as advance:
+            yield
+            advance(n_requests)
 
 
 @dataclass

@@ -53,9 +53,9 @@ from faqbench.evaluation import (
     score_tokens,
 )
 from faqbench.evaluation.packaged import packaged_task, read_documents
-from faqbench.evaluation.packed_scoring import score_packs
+from faqbench.evaluation.packed_scoring import TaskModel, score_packs
 from faqbench.evaluation.packing import Request, pack
-from faqbench.evaluation.scorer import TaskModel, make_scorer
+from faqbench.evaluation.scorer import Scorer
 from faqbench.hardware import resolve_device
 from faqbench.models import Architecture, LoadedModel, Model, RotatedTensors, load_model, prepare
 from faqbench.pipeline.planning.rate import ModelShape, shape_of
@@ -104,7 +104,7 @@ class Bench:
     def scorer(self) -> Any:
         """Return ours, which has still to find out whether the model can be packed."""
         model = TaskModel(self.loaded.model, self.loaded.tokenizer)
-        return make_scorer(model, self.experiment, PlainProgress(), "benchmark")
+        return Scorer(model, self.experiment, PlainProgress(), "benchmark")
 
     def compare(self, tasks: Sequence[str], wanted: str) -> list[Row]:
         """Time tasks against HFLM at its best batch size for each."""

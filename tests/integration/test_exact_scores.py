@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.evaluation import TaskModel, harness, run_task
+from faqbench.evaluation import TaskModel, run_task, scorer
 from faqbench.models import load_model
 from faqbench.stages import PlainProgress
 
@@ -39,19 +39,12 @@ def test_every_document_scores_as_in_hflm_at_batch_one(task: str, monkeypatch: p
     loaded = load_model(experiment.model, torch.float32, torch.device("cpu"), progress)
     answers: list[list[tuple[float, bool]]] = []
     asked: list[Any] = []
-    make = harness.make_scorer
+    ask = scorer.Scorer.loglikelihood
 
-    def recording(*arguments: Any) -> Any:
-        made = make(*arguments)
-        ask = made.loglikelihood
-
-        def loglikelihood(requests: list[Any]) -> list[tuple[float, bool]]:
-            asked[:] = requests
-            answers.append(ask(requests))
-            return answers[-1]
-
-        made.loglikelihood = loglikelihood
-        return made
+    def recording(self: Any, requests: list[Any]) -> list[tuple[float, bool]]:
+        asked[:] = requests
+        answers.append(ask(self, requests))
+        return answers[-1]
 
     def score(**settings: Any) -> pd.DataFrame:
         changed = experiment.evaluation.model_copy(update=settings)
@@ -61,7 +54,7 @@ def test_every_document_scores_as_in_hflm_at_batch_one(task: str, monkeypatch: p
         print(f"{task} {settings}: {len(answers[-1])} requests, {time.perf_counter() - start:.0f} s")
         return items
 
-    monkeypatch.setattr(harness, "make_scorer", recording)
+    monkeypatch.setattr(scorer.Scorer, "loglikelihood", recording)
     packed = score(batch_tokens=2048)
     monkeypatch.setattr(TaskModel, "refusal", lambda *_: "compared with it")
     plain = score(batch_size=1)

@@ -14,9 +14,8 @@ from transformers import GraniteConfig
 from transformers.models.auto import AutoModelForCausalLM
 
 from faqbench.evaluation import packed_scoring
-from faqbench.evaluation.packed_scoring import score_packs
+from faqbench.evaluation.packed_scoring import TaskModel, score_packs
 from faqbench.evaluation.packing import Request, pack
-from faqbench.evaluation.scorer import TaskModel
 from faqbench.models import Model, architecture_of
 from faqbench.models.model import skeleton_of
 from faqbench.models.random_model import random_model
@@ -207,7 +206,7 @@ def test_a_decoder_that_ignores_masks_or_positions_is_found_out(ignored: str, dt
 
 def test_a_model_is_probed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    monkeypatch.setattr("faqbench.evaluation.scorer.refused_by_probe", calls.append)
+    monkeypatch.setattr("faqbench.evaluation.packed_scoring.refused_by_probe", calls.append)
     model = TaskModel(family("llama"), None)
     assert [model.refusal(n) for n in (10, 20)] == [None, None]
     assert calls == [model.model]

@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from faqbench.config import UserError
-from faqbench.evaluation.scorer import TaskModel, make_scorer
+from faqbench.evaluation.packed_scoring import TaskModel
+from faqbench.evaluation.scorer import Scorer
 from faqbench.stages import PlainProgress
 
 # Trailing spaces move to the continuation, an empty context is the prefix token, a BOS in the text is kept.
@@ -40,7 +41,7 @@ def scorer(
     tiny_llama: Any, byte_tokenizer: Any, experiment: Any, progress: PlainProgress
 ) -> Callable[..., Any]:
     def make(model: Any = tiny_llama, tokenizer: Any = byte_tokenizer, **changed: Any) -> Any:
-        return make_scorer(TaskModel(model, tokenizer), experiment(**changed), progress, "toy")
+        return Scorer(TaskModel(model, tokenizer), experiment(**changed), progress, "toy")
 
     return make
 
