@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from faqbench.evaluation.attention import stacked_attention
-from faqbench.models import Inputs, Model, blocks_passed_by, decoding, device_of
+from faqbench.models import Inputs, Model, Passenger, blocks_passed_by, decoding, device_of
 
 # Float32 logits of one application of the head: on a CPU so many rows that reading the head's weights is
 # little beside multiplying them (SmolLM2-135M with AVX2: 122 rows 60, 244 rows 73 GFLOP/s a core); on
@@ -57,7 +57,10 @@ class Question(Protocol):
 
 @torch.no_grad()
 def answer(
-    questions: Sequence[Question], advance: Callable[[], None] = lambda: None, head: Model | None = None
+    questions: Sequence[Question],
+    advance: Callable[[], None] = lambda: None,
+    head: Model | None = None,
+    beside: Sequence[Passenger] = (),
 ) -> None:
     """Give every question its hidden states, in the order of its inputs.
 
@@ -68,6 +71,7 @@ def answer(
         questions: of models that are all streamed, or all resident.
         advance: told of every block that all streamed models have passed.
         head: whose; None is the first view.
+        beside: others who look at the blocks of streamed models meanwhile.
     """
     asked: dict[Any, list[Inputs]] = {} if head is None else {head: []}
     for question in questions:
@@ -78,7 +82,7 @@ def answer(
             for view in asked:
                 stack.enter_context(stacked_attention(view.module))
             renamed = {view: [_for_decoder(make) for make in own] for view, own in asked.items()}
-            decodings = stack.enter_context(decoding(renamed, advance))
+            decodings = stack.enter_context(decoding(renamed, advance, beside))
             outputs = {decoded.model: decoded.outputs() for decoded in decodings}
         else:
             outputs = {

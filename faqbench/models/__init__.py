@@ -39,7 +39,7 @@ from faqbench.models.rotation import (
     probe_logits,
 )
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
-from faqbench.models.tensors import Tensors
+from faqbench.models.tensors import Tensors, is_finite
 from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
 from faqbench.models.walk import Passenger, walk_blocks
 
@@ -80,6 +80,7 @@ __all__ = [
     "fingerprint_model",
     "fingerprint_tokenizer",
     "inspect_model",
+    "is_finite",
     "is_streamed",
     "load_model",
     "load_tokenizer",

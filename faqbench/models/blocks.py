@@ -25,7 +25,7 @@ from faqbench.models.architecture import Architecture
 from faqbench.models.model import Model
 from faqbench.models.prepared import prepared_input
 from faqbench.models.shelf import Shelf, n_bytes
-from faqbench.models.walk import walk_blocks
+from faqbench.models.walk import Passenger, walk_blocks
 
 Inputs = Callable[[], Mapping[str, Any]]
 
@@ -180,7 +180,9 @@ def open_stream(view: Model, tokens: Tensor, batch_size: int, n_beside: int = 1)
 
 @contextmanager
 def decoding(
-    asked: Mapping[Model, Sequence[Inputs]], advance: Callable[[], None] = lambda: None
+    asked: Mapping[Model, Sequence[Inputs]],
+    advance: Callable[[], None] = lambda: None,
+    beside: Sequence[Passenger] = (),
 ) -> Iterator[list[Decoding]]:
     """Take many inputs past the blocks of several views of a model, which are all read once.
 
@@ -189,10 +191,11 @@ def decoding(
     Args:
         asked: of each view, what give the arguments of a decoder's forward.
         advance: told of every block that all have passed.
+        beside: others who are on the way past the blocks.
     """
     with ExitStack() as stack, torch.no_grad():
         decodings = [Decoding(model, inputs, stack, asked) for model, inputs in asked.items()]
-        walk_blocks(decodings, advance)
+        walk_blocks([*decodings, *beside], advance)
         first = decodings[0].model
         stack.enter_context(first.there(first.module.get_output_embeddings()))
         yield decodings

@@ -20,9 +20,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from faqbench.files import explain_os_error
 from faqbench.models.model import Room
 from faqbench.stages.cache import cache_root
 
+_REMEDY = "free some space, set FAQBENCH_CACHE to a folder on another disk, or raise memory.host_gigabytes"
 _ALIGNED = 64  # bytes, as the allocators of torch do: products round by where their factors lie
 
 
@@ -44,7 +46,7 @@ class Shelf:
             n_beside: shelves of this size that are in use together.
 
         Raises:
-            OSError: when the disk is full.
+            UserError: when the disk is full.
         """
         self.device = device
         self._room, self._n_beside = room, n_beside
@@ -77,10 +79,11 @@ class Shelf:
 
     def _mapped(self, size: int) -> Tensor:
         root = cache_root()
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root) as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, not a signal later
-            self._map = mmap.mmap(file.fileno(), size)
+        with explain_os_error("write hidden states that wait", root, _REMEDY):
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, no signal later
+                self._map = mmap.mmap(file.fileno(), size)
         return torch.frombuffer(self._map, dtype=torch.uint8)
 
 

@@ -66,6 +66,11 @@ class Stored:
         return tensor
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Say whether a tensor holds neither NaN nor infinity, in one pass and without a copy."""
+    return all(extreme.isfinite() for extreme in tensor.aminmax())
+
+
 def _state(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_mtime_ns, stat.st_size

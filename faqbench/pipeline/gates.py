@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from faqbench.calibration import CalibrationSet
 from faqbench.config import UserError
@@ -44,7 +45,7 @@ from faqbench.evaluation import (
     task_passages,
 )
 from faqbench.foreign import read_as
-from faqbench.models import Model
+from faqbench.models import Model, is_finite
 from faqbench.pipeline.cell import Cell
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.neighbours import Neighbours
@@ -223,7 +224,11 @@ def _requests_fit(record: RunRecord) -> Gate:
 
 def build_check(cell: Cell, folder: Path) -> None:
     """Look over the weights that the cell evaluates."""
-    found = look_over(cell.model.evaluated)
+    write_check(look_over(cell.model.evaluated), folder)
+
+
+def write_check(found: WeightsCheck, folder: Path) -> None:
+    """Write what was found."""
     (folder / "check.json").write_text(json.dumps(asdict(found)))
 
 
@@ -234,17 +239,38 @@ def load_check(_: Cell, folder: Path) -> WeightsCheck:
 
 def look_over(model: Model) -> WeightsCheck:
     """Look over the weights of a model, some rows of a streamed one at a time."""
-    head, embedding = model.module.get_output_embeddings(), model.module.get_input_embeddings()
-    return WeightsCheck(
-        linears=tuple(model.architecture.linear_names()),
-        not_finite=tuple(
-            name
-            for name, _ in model.module.named_parameters()
-            if not all(bool(rows.isfinite().all()) for rows in model.pieces(name))
-        ),
-        is_tied=head is not None and head.weight is embedding.weight,
-        wants_tied=bool(model.module.config.get_text_config().tie_word_embeddings),
-    )
+    return WeightsLook(model).found()
+
+
+class WeightsLook:
+    """A passenger who looks over the weights of a model's blocks; what it has not seen is read at the end.
+
+    Attributes:
+        model: that is looked at.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._is_finite: dict[str, bool] = {}
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Look over a block."""
+        for name, parameter in block.named_parameters(f"{self.model.architecture.blocks}.{index}"):
+            self._is_finite[name] = is_finite(parameter)
+
+    def found(self) -> WeightsCheck:
+        """Return what there is to tell of all weights."""
+        model, names = self.model, [name for name, _ in self.model.module.named_parameters()]
+        for name in names:
+            if name not in self._is_finite:
+                self._is_finite[name] = all(map(is_finite, model.pieces(name)))
+        head, embedding = model.module.get_output_embeddings(), model.module.get_input_embeddings()
+        return WeightsCheck(
+            linears=tuple(model.architecture.linear_names()),
+            not_finite=tuple(name for name in names if not self._is_finite[name]),
+            is_tied=head is not None and head.weight is embedding.weight,
+            wants_tied=bool(model.module.config.get_text_config().tie_word_embeddings),
+        )
 
 
 def build_overlap(name: str, cell: Cell, folder: Path) -> None:

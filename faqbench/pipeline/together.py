@@ -2,11 +2,12 @@
 
     block 0: windows of every protocol, packs of every task;   block 1: ...;   then norm, head, scores
 
-Evaluations stay stages of their own, each under its key. The first of a cell that is asked for and not
-there makes the others as well, since reading a model that does not fit takes longer than what one of them
-computes; and those of cells beside it whose quantized weights are finished and that are evaluated alike, as
-long as the memory budget has room for their hidden states. The full precision model goes through the same
-walk once for all of them. Scores are those of a resident model to the bit.
+Evaluations stay stages of their own, each under its key, and so does the look over all weights. The first
+of a cell that is asked for and not there makes the others as well, since reading a model that does not fit
+takes longer than what one of them computes; and those of cells beside it whose quantized weights are
+finished and that are evaluated alike, as long as the memory budget has room for their hidden states. The
+full precision model goes through the same walk once for all of them. Scores are those of a resident model
+to the bit.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ from faqbench.models import Model, is_streamed
 from faqbench.pipeline import evaluating
 from faqbench.pipeline.cell import Cell, Stage
 from faqbench.pipeline.evaluating import Cost
+from faqbench.pipeline.gates import WeightsLook, write_check
 from faqbench.pipeline.quantizing import finished_linears, share_walk
 
 _ALIKE = ("evaluation", "dtype")
 _EVALUATIONS = ("perplexity", "tasks")
+_MADE = (*_EVALUATIONS, "weights_check")  # whose weights the walk has read
 
 
 def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
@@ -138,6 +141,7 @@ class _Walk:
             for one in self._with("tasks", name)
             for requests in asked
         }
+        self._looks = {one.view: WeightsLook(one.view) for one in self._with("weights_check", "")}
         self._probes = {view: Probe(view) for view in dict.fromkeys(view for view, _ in self._tasks)}
 
     def run(self, stage_id: str, folder: Path) -> None:
@@ -153,7 +157,7 @@ class _Walk:
                 *self._tasks.values(),
             ]
             with cell.progress.stage(title, own.view.architecture.n_blocks) as advance:
-                answer(questions, advance, head=own.view)
+                answer(questions, advance, head=own.view, beside=list(self._looks.values()))
         seconds = time.perf_counter() - start
         writers = [
             (one, stage, self._writer(one, stage)) for one in self._scored for stage in one.stages.values()
@@ -172,7 +176,7 @@ class _Walk:
     def _missing(self, experiment: Experiment) -> dict[str, Stage]:
         cell, found = self._cell, {}
         for stage in cell.stages.values():
-            if stage.name in _EVALUATIONS:
+            if stage.name in _MADE:
                 key = stage.key(experiment, cell.fingerprints, cell.device.type)
                 if key is not None and not cell.cache.has(stage.name, key):
                     found[stage.id] = stage
@@ -180,7 +184,7 @@ class _Walk:
 
     def _with(self, kind: str, title: str) -> list[_Scored]:
         """Return the models of which an evaluation is missing."""
-        return [one for one in self._scored if f"{kind} {title}" in one.stages]
+        return [one for one in self._scored if f"{kind} {title}".strip() in one.stages]
 
     def _others(self, n_before: int) -> list[_Scored]:
         """Return the cells beside this one that are evaluated in its walk, as many as there is room for."""
@@ -203,12 +207,16 @@ class _Walk:
         return found
 
     def _n_tokens(self, stage: Stage) -> int:
+        if stage.name == "weights_check":
+            return 0
         if stage.name == "perplexity":
             return self._windows[stage.title].tokens.numel()
         return 1 + sum(p.tokens.size for r in self._requests[stage.title] for p in self._packs[r])
 
     def _writer(self, one: _Scored, stage: Stage) -> Callable[[Cost, Path], None]:
         """Return what writes one model's evaluation, from what it has cost, into a folder."""
+        if stage.name == "weights_check":
+            return lambda _, folder: write_check(self._looks[one.view].found(), folder)
         name = stage.title
         if stage.name == "perplexity":
             place = [other.view for other in self._with("perplexity", name)].index(one.view)

@@ -28,7 +28,16 @@ from typing_extensions import TypedDict
 
 from faqbench.config import UserError
 from faqbench.foreign import read_as
-from faqbench.models import BlockStream, LoadedModel, Model, Role, open_stream, prepared_input, walk_blocks
+from faqbench.models import (
+    BlockStream,
+    LoadedModel,
+    Model,
+    Role,
+    is_finite,
+    open_stream,
+    prepared_input,
+    walk_blocks,
+)
 from faqbench.stages import Progress
 
 CODE_VERSION = 4  # raise it when the numbers that `observe` writes change
@@ -186,7 +195,7 @@ def check_finite(statistics: RoleStatistics, block: int, role: Role) -> None:
     Raises:
         UserError: naming the block and the linear whose input it was.
     """
-    if not (statistics.mean_abs.isfinite().all() and statistics.gram.isfinite().all()):
+    if not (is_finite(statistics.mean_abs) and is_finite(statistics.gram)):
         raise UserError(
             f"The input of {role.linears[0]} in block {block} holds NaN or infinity on the calibration "
             "tokens; try calibration.dtype=float32, or check the model's weights."

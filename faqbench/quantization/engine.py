@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.method import method_of
-from faqbench.models import Architecture, Model, Role
+from faqbench.models import Architecture, Model, Role, is_finite
 from faqbench.quantization.activations import ActivationStore, Observer, RoleStatistics
 from faqbench.quantization.folding import fold_block
 from faqbench.quantization.grid import Grid, QuantizedLinear
@@ -300,7 +300,7 @@ def _weight(linear: nn.Linear, name: str, index: int) -> Tensor:
         UserError: when it holds NaN or infinity.
     """
     weight = linear.weight.float().clone()
-    if not weight.isfinite().all():
+    if not is_finite(weight):
         raise UserError(f"The weight of {name} in block {index} holds NaN or infinity.")
     return weight
 

@@ -121,12 +121,12 @@ class QuantizedLinear:
         """Return the float32 weight [out_features, in_features] that stands in for the original."""
         out, n_groups = self.scale.shape
         q = self.qvalue.view(out, n_groups, -1).float()
-        if self.zero_point is not None:
-            q = q - self.zero_point.float().unsqueeze(-1)
-        weight = (q * self.scale.unsqueeze(-1)).view(out, -1)
+        if self.zero_point is not None:  # in place: of a large weight every copy is fresh memory to clear
+            q.sub_(self.zero_point.float().unsqueeze(-1))
+        weight = q.mul_(self.scale.unsqueeze(-1)).view(out, -1)
         if self.output_scale is not None:
-            weight = weight * self.output_scale.unsqueeze(-1)
-        return weight if self.input_scale is None else weight / self.input_scale
+            weight.mul_(self.output_scale.unsqueeze(-1))
+        return weight if self.input_scale is None else weight.div_(self.input_scale)
 
     def storage_bits(self) -> int:
         """Return the bits a packed checkpoint needs: codes, stored scales, zero points at `bits`.

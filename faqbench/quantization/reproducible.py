@@ -22,6 +22,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from faqbench.models import is_finite
+
 _SERIAL = 2**14  # numbers that torch adds up on one thread; half of what it takes
 
 
@@ -83,7 +85,7 @@ def damped_cholesky(
         failed = torch.empty((), dtype=torch.int32, device=hessian.device)
         with one_thread(hessian.device):
             torch.linalg.cholesky_ex(lower, out=(lower, failed))
-        if not failed and bool(lower.isfinite().all()):
+        if not failed and is_finite(lower):
             return lower, damping
         damping *= 10
     raise HessianError("the Hessian cannot be factored at any damping; it may hold NaN or infinity")

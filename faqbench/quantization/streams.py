@@ -57,6 +57,10 @@ class Calibration:
     select: Tokens
     adapt_on: Tensor | None = None
 
+    def windows_of(self, quant: QuantSection) -> Tensor:
+        """Return the windows that a method reads in full."""
+        return self.tokens[: quant.refinement.windows] if refines(quant) else self.tokens
+
     def of_evaluation(self, quant: QuantSection) -> tuple[Calibration, QuantSection]:
         """Return what the last block is adapted on, and the method as it is for that.
 
@@ -117,6 +121,19 @@ def refines(quant: QuantSection) -> bool:
 def gathers_by_role(quant: QuantSection) -> bool:
     """Say whether statistics are gathered role by role, each with the roles before it quantized."""
     return corrects(quant) or _aligns(quant)
+
+
+def n_tokens(quant: QuantSection, calibration: Calibration, *, observes: bool = False) -> int:
+    """Return of how many tokens a method has hidden states at once, its sample's aside.
+
+    Args:
+        quant: the method.
+        calibration: what its streams are made of.
+        observes: as for `Streams`.
+    """
+    n_streams = (reads_full(quant) or observes) + reads_quantized(quant)
+    copies = 2 if refines(quant) else 1  # of what enters a learned block, and what leaves it
+    return copies * n_streams * calibration.windows_of(quant).numel()
 
 
 def reads_sample(quant: QuantSection) -> bool:
@@ -187,7 +204,13 @@ class Streams:
     """
 
     def __init__(
-        self, loaded: LoadedModel, quant: QuantSection, calibration: Calibration, *, observes: bool = False
+        self,
+        loaded: LoadedModel,
+        quant: QuantSection,
+        calibration: Calibration,
+        *,
+        observes: bool = False,
+        n_tokens_beside: int = 0,
     ) -> None:
         """Open the streams that a method reads.
 
@@ -196,6 +219,7 @@ class Streams:
             quant: the method.
             calibration: what they are made of.
             observes: whether the statistics of the full precision pass are gathered here.
+            n_tokens_beside: from `n_tokens`, of other streams that go side by side with these.
         """
         self._quant = quant
         self._select: Tokens = calibration.select
@@ -203,9 +227,9 @@ class Streams:
         self._full: BlockStream | None = None
         self._sample: Sample | None = None
         tokens, n_traced = calibration.tokens, quant.trace_windows
-        if reads_quantized(quant) or reads_full(quant) or observes:
-            read = tokens[: quant.refinement.windows] if refines(quant) else tokens
-            n_beside = 1 + (reads_quantized(quant) and (reads_full(quant) or observes))
+        if own := n_tokens(quant, calibration, observes=observes):
+            read = calibration.windows_of(quant)
+            n_beside = -(-(own + n_tokens_beside) // read.numel())
             opened = open_stream(loaded.view, read, calibration.batch_size, n_beside)
             self._full = opened if reads_full(quant) or observes else None
             if reads_quantized(quant):

@@ -31,6 +31,7 @@ from faqbench.quantization.streams import (
     Calibration,
     Streams,
     check_correction,
+    n_tokens,
     reads_full,
     reads_quantized,
     reads_sample,
@@ -204,12 +205,15 @@ class Quantizing:
         self._linears: list[LinearReport] = []
         self._traced: list[BlockReport] = []
         check_correction(quant, loaded.architecture.roles)
-        streams = None
+        streams, n_adapted = None, 0
+        if calibration is not None and calibration.adapt_on is not None:
+            of_evaluation, adapts = calibration.of_evaluation(quant)
+            n_adapted = n_tokens(adapts, of_evaluation)
         observes = store is not None and not store.has_grams and observer is None
         reads = reads_quantized(quant) or reads_full(quant) or reads_sample(quant)
         if reads or observes or (calibration is not None and quant.trace_windows > 0):
             assert calibration is not None, "this method runs the model on calibration windows"
-            streams = Streams(loaded, quant, calibration, observes=observes)
+            streams = Streams(loaded, quant, calibration, observes=observes, n_tokens_beside=n_adapted)
         ahead = None
         if _previews(quant):
             assert store is not None
@@ -225,11 +229,9 @@ class Quantizing:
             observer=observer,
         )
         self._adapting: Walk | None = None
-        if calibration is not None and calibration.adapt_on is not None:
-            of_evaluation, own = calibration.of_evaluation(quant)
-            self._adapting = replace(
-                self._walk, quant=own, streams=Streams(loaded, own, of_evaluation), made={}
-            )
+        if calibration is not None and n_adapted:
+            second = Streams(loaded, adapts, of_evaluation, n_tokens_beside=n_tokens(quant, calibration))
+            self._adapting = replace(self._walk, quant=adapts, streams=second, made={})
 
     def work(self, index: int, block: nn.Module) -> None:
         """Quantize a block's twin, or take it up as an earlier walk has left it."""

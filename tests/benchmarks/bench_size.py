@@ -27,6 +27,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -71,7 +74,8 @@ class Cell:
         peak_bytes: of its process.
         disk_bytes: in its cache beside the quantized weights.
         seconds: from start to end.
-        work_seconds: of these, of quantizing and evaluating, what both need included.
+        cpu_seconds: of its process, which a busy machine hardly changes.
+        work_seconds: of the first, of quantizing and evaluating, what both need included.
     """
 
     method: str
@@ -79,32 +83,45 @@ class Cell:
     peak_bytes: int
     disk_bytes: int
     seconds: float
+    cpu_seconds: float
     work_seconds: float
 
 
 def write_model(folder: Path, shape: str, n_blocks: int) -> None:
-    """Write random weights of a shape as a folder that transformers would load."""
+    """Write random weights of a shape as a folder that transformers would load.
+
+    Models of one shape share their shards, which lie beside them and are drawn once.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from faqbench.models.model import without_weights
 
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = {**SHAPES[shape], "num_hidden_layers": n_blocks}
     (folder / "config.json").write_text(json.dumps(config))
     with without_weights():
         skeleton = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    draw, index = torch.Generator().manual_seed(0), {}
-    parameters = dict(skeleton.named_parameters())
-    part_of = {name: ".".join(name.split(".")[:3]) for name in parameters}
-    for number, part in enumerate(dict.fromkeys(part_of.values())):
-        tensors = {}
-        for name in (n for n in parameters if part_of[n] == part):
-            shape_of = parameters[name].shape
-            drawn = torch.empty(shape_of, dtype=torch.bfloat16).normal_(0, 0.02, generator=draw)
-            tensors[name] = drawn if len(shape_of) > 1 else torch.ones_like(drawn)
-            index[name] = f"model-{number:03d}.safetensors"
-        save_file(tensors, folder / f"model-{number:03d}.safetensors", {"format": "pt"})
+    parts: dict[str, dict[str, torch.Size]] = {}
+    for name, parameter in skeleton.named_parameters():
+        parts.setdefault(".".join(name.split(".")[:3]), {})[name] = parameter.shape
+    for part, shapes in parts.items():
+        shard = folder.parent / f"{shape}.{part}.safetensors"
+        if not shard.exists():
+            _write_shard(shard, shapes)
+        os.link(shard, folder / f"{part}.safetensors")
+    index = {name: f"{part}.safetensors" for part, names in parts.items() for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+
+
+def _write_shard(path: Path, shapes: Mapping[str, torch.Size]) -> None:
+    draw, tensors = torch.Generator().manual_seed(zlib.crc32(path.name.encode())), {}
+    for name, shape in shapes.items():
+        drawn = torch.empty(shape, dtype=torch.bfloat16)
+        tensors[name] = drawn.normal_(0, 0.02, generator=draw) if len(shape) > 1 else drawn.fill_(1)
+    half = path.with_suffix(".half")
+    save_file(tensors, half, {"format": "pt"})
+    half.rename(path)
 
 
 def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace) -> Cell:
@@ -142,6 +159,7 @@ def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace
         peak_bytes=usage.ru_maxrss * 1024,
         disk_bytes=sum(p.stat().st_size for p in kept),
         seconds=time.perf_counter() - start,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
         work_seconds=_work_seconds(home / "runs"),
     )
     shutil.rmtree(home)
@@ -162,12 +180,10 @@ def _work_seconds(runs: Path) -> float:
 
 def compare_walks(options: argparse.Namespace) -> float:
     """Return the seconds of all cells in one process over those of each in its own, and print both."""
-    root = Path(tempfile.mkdtemp(dir=options.folder))
-    _write_text(root)
     (n_blocks,) = options.blocks
     choices = [o.partition("=") for o in options.overrides]
-    write_model(root / f"{options.shape}-{n_blocks}", options.shape, n_blocks)
-    try:
+    with _place(options) as root:
+        write_model(root / f"{options.shape}-{n_blocks}", options.shape, n_blocks)
         together = run_cell(root, ",".join(options.methods), n_blocks, options).work_seconds
         alone = 0.0
         for method in options.methods:
@@ -175,8 +191,6 @@ def compare_walks(options: argparse.Namespace) -> float:
                 own = [f"{key}={v}" for (key, _, _), v in zip(choices, values, strict=True)]
                 one = argparse.Namespace(**{**vars(options), "overrides": own})
                 alone += run_cell(root, method, n_blocks, one).work_seconds
-    finally:
-        shutil.rmtree(root)
     print(f"in one walk {together:.1f} s, one by one {alone:.1f} s: {together / alone:.2f}")
     return together / alone
 
@@ -191,18 +205,25 @@ def slope(cells: list[Cell], of: str) -> float:
     return sum(products) / spread if spread else float("nan")
 
 
-def _write_text(root: Path) -> None:
+@contextmanager
+def _place(options: argparse.Namespace) -> Iterator[Path]:
+    """Give a folder with the text, which goes at the end unless its weights are to be kept."""
+    root = Path(options.weights or tempfile.mkdtemp(dir=options.folder))
+    root.mkdir(parents=True, exist_ok=True)
     words = "the weight of a group is a number and the block has many of them in its rows. "
     (root / "text.txt").write_text("\n\n".join(f"Text {i}. {words * 8}" for i in range(400)))
+    try:
+        yield root
+    finally:
+        if not options.weights:
+            shutil.rmtree(root)
 
 
 def measure(options: argparse.Namespace) -> dict[str, list[Cell]]:
     """Run all cells and print a line for each, and the slopes of each method."""
-    root = Path(tempfile.mkdtemp(dir=options.folder))
-    _write_text(root)
     found: dict[str, list[Cell]] = {method: [] for method in options.methods}
-    print(f"{'method':10} blocks  peak GB  disk GB  seconds", flush=True)
-    try:
+    print(f"{'method':10} blocks  peak GB  disk GB  seconds      CPU", flush=True)
+    with _place(options) as root:
         for n_blocks in options.blocks:
             folder = root / f"{options.shape}-{n_blocks}"
             write_model(folder, options.shape, n_blocks)
@@ -211,18 +232,24 @@ def measure(options: argparse.Namespace) -> dict[str, list[Cell]]:
                 found[method].append(cell)
                 print(
                     f"{method:10} {n_blocks:6} {cell.peak_bytes / 1e9:8.2f} "
-                    f"{cell.disk_bytes / 1e9:8.2f} {cell.seconds:8.0f}",
+                    f"{cell.disk_bytes / 1e9:8.2f} {cell.seconds:8.0f} {cell.cpu_seconds:8.0f}",
                     flush=True,
                 )
-            shutil.rmtree(folder)
-    finally:
-        shutil.rmtree(root)
     for method, cells in found.items():
         print(
             f"{method:10} per block: peak {slope(cells, 'peak_bytes') / 1e6:.0f} MB, "
-            f"disk {slope(cells, 'disk_bytes') / 1e6:.0f} MB, {slope(cells, 'seconds'):.1f} s"
+            f"disk {slope(cells, 'disk_bytes') / 1e6:.0f} MB, CPU {slope(cells, 'cpu_seconds'):.1f} s, "
+            f"at most {furthest(cells):.0%} off a straight line"
         )
     return found
+
+
+def furthest(cells: list[Cell]) -> float:
+    """Return how far the CPU seconds of any number of blocks are from a straight line, as a share."""
+    per_block = slope(cells, "cpu_seconds")
+    offsets = [cell.cpu_seconds - per_block * cell.n_blocks for cell in cells]
+    start = sum(offsets) / len(offsets)
+    return max(abs(o - start) / cell.cpu_seconds for o, cell in zip(offsets, cells, strict=True))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -241,6 +268,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--together", action="store_true", help="compare one walk with many")
     parser.add_argument("--most", type=float, default=None, help="GB; a higher peak is a failure")
     parser.add_argument("--folder", default=None, help="where weights and caches are written")
+    parser.add_argument("--weights", default=None, help="the same, of which the weights are kept")
     parser.add_argument("overrides", nargs="*", default=[])
     return parser.parse_args(arguments)
 

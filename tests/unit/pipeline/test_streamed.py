@@ -1,6 +1,7 @@
 """A cell whose model does not fit the budget: read block by block, with the same bytes at the end."""
 
 import errno
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +163,29 @@ def test_a_disk_that_fills_in_the_middle_is_one_sentence_and_finished_blocks_sta
     assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
 
 
+def test_a_disk_that_fills_while_hidden_states_wait_is_one_sentence_and_finished_blocks_stay(
+    finished, monkeypatch, tmp_path
+):
+    cell = ("quant=signround", "quant.refinement.steps=2", SMALL)
+    _, tensors = finished("whole", *cell)
+    allocate, blocks = os.posix_fallocate, tmp_path / "full" / "cache" / "stages" / "quantized_blocks"
+
+    def fill(*args):
+        if len(list(blocks.glob("*/manifest.json"))) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(*args)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match="Could not write hidden states that"),
+    ):
+        patch.setattr(os, "posix_fallocate", fill)
+        finished("full", *cell)
+    assert len(list(blocks.glob("*/manifest.json"))) == 2
+    _, again = finished("full", *cell)
+    assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+
+
 @pytest.fixture
 def blocks_read(monkeypatch):
     """The blocks that views read while they are evaluated, in their order."""
@@ -227,6 +251,16 @@ def test_cells_whose_hidden_states_do_not_fit_together_are_evaluated_one_by_one(
     for cell in cells:
         finished("together", *cell, "evaluation.n_windows=30", beside=cells)
     assert len(blocks_read) == 2 * 2 * 4
+
+
+def test_weights_are_looked_over_while_they_are_evaluated(finished, monkeypatch):
+    resident, _ = finished("resident", "quant=rtn")
+    pieces, read = Model.pieces, []
+    monkeypatch.setattr(Model, "pieces", lambda view, name: read.append(name) or pieces(view, name))
+    streamed, _ = finished("streamed", "quant=rtn", SMALL)
+    assert resident.record.gates == streamed.record.gates
+    looked_at = read[len(set(read)) :]  # all are read once for the fingerprint
+    assert looked_at and not any(".layers." in name for name in looked_at)
 
 
 def test_a_streamed_cell_stores_no_hidden_states(finished, tmp_path):
