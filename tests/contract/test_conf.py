@@ -1,4 +1,4 @@
-"""Every yaml below conf/ composes against the default, validates, and keeps the house's rules."""
+"""Every yaml below conf/ composes and keeps the house's rules: scenarios, W&B's sweep."""
 
 import re
 from math import prod
@@ -8,6 +8,9 @@ import yaml
 
 from faqbench.cli.composing import compose_cells, conf_dir, parse_flags
 from faqbench.config import run_id
+from faqbench.models import load_tokenizer
+from faqbench.pipeline.calibrating import calibration_set
+from faqbench.stages import PlainProgress, StageCache
 
 CHOICES = sorted(
     path.relative_to(conf_dir()).with_suffix("").as_posix()
@@ -102,3 +105,102 @@ def axes_of(name):
 
 def text_of(name):
     return (conf_dir() / f"experiment/{name}.yaml").read_text()
+
+
+SWEEP = yaml.safe_load((conf_dir() / "wandb_sweep.yaml").read_text())
+
+
+def typed(choice):
+    """Return the words that W&B's own agent makes of a choice of parameters."""
+    from wandb.sdk.launch.sweeps import utils
+
+    words = utils.create_sweep_command_args({"args": {k: {"value": v} for k, v in choice.items()}})
+    return words["args_no_hyphens"]
+
+
+def choices(pick):
+    found = {}
+    for name, parameter in SWEEP["parameters"].items():
+        ends = parameter.get("values") or [parameter.get("min"), parameter.get("max")]
+        found[name] = parameter.get("value", ends[pick])
+    return found
+
+
+@pytest.mark.parametrize("pick", [0, -1])
+def test_every_choice_of_the_agent_is_a_cell(pick):
+    (experiment,) = compose_cells(parse_flags(typed(choices(pick)))).experiments
+    chosen = choices(pick)
+    assert experiment.quant.name == "faq" and experiment.quant.preview.window == chosen["window"]
+    assert experiment.quant.preview.gamma == chosen["gamma"] and experiment.seed == chosen["seed"]
+
+
+def test_the_command_hands_the_choice_to_faqbench_without_hyphens():
+    assert SWEEP["command"][-4:] == ["${interpreter}", "-m", "${program}", "${args_no_hyphens}"]
+    assert SWEEP["program"] == "faqbench"
+
+
+def test_the_objective_is_a_number_that_runs_log():
+    (experiment,) = compose_cells(parse_flags(typed(choices(0)))).experiments
+    _, task, metric = SWEEP["metric"]["name"].split("/")
+    assert task in experiment.evaluation.protocols and metric == "perplexity"
+    assert SWEEP["metric"]["goal"] == "minimize"
+
+
+SCENARIOS = sorted(p.stem for p in conf_dir().glob("scenario/*.yaml"))
+ISSUE = {
+    "matched", "single-domain", "code-only", "math-only", "one-language", "mixture", "few-samples",
+    "short-documents", "duplicated", "length-skewed", "shuffled-tokens", "random-tokens",
+    "rare-token-heavy", "noise-injected", "label-leak",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A second toy file, for the scenarios that have another domain: no asset is read."""
+    path = tmp_path_factory.mktemp("other") / "other.txt"
+    path.write_text("\n\n".join(f"def function_{i}(x): return x + {i}" for i in range(60)))
+    return path
+
+
+@pytest.fixture
+def run(run_cell, other):
+    def make(scenario, quant):
+        raw = yaml.safe_load((conf_dir() / f"scenario/{scenario}.yaml").read_text())
+        toy = [f"scenario.domain={other}"] if raw.get("domain") else []
+        chosen = ["model=tiny-llama", *toy, f"scenario={scenario}", f"quant={quant}"]
+        return run_cell(*chosen, "evaluation.protocols=[wikitext2-32]", "limit=4")[1].record
+
+    return make
+
+
+def test_the_scenarios_of_the_issue_are_all_there():
+    assert set(SCENARIOS) >= ISSUE
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_every_scenario_runs_and_its_record_says_so(run, scenario):
+    record = run(scenario, "awq")
+    failed = [gate.name for gate in record.gates if not gate.passed]
+    assert failed == (["unseen_text"] if scenario == "label-leak" else [])
+    found = record.extra["calibration"]
+    assert found["scenario"] == scenario
+    assert set(found["bias_distance"]["activation_shift"]) == {"qkv", "o", "gate_up", "down"}
+
+
+@pytest.mark.parametrize("quant", ["gptq", "qep-faq", "loaq", "faq"])
+@pytest.mark.parametrize("scenario", ["mixture", "random-tokens", "label-leak", "duplicated"])
+def test_scenarios_compose_with_every_kind_of_method(run, scenario, quant):
+    assert run(scenario, quant).extra["calibration"]["scenario"] == scenario
+
+
+@pytest.mark.packaged
+def test_every_scenario_draws_other_tokens_of_real_text(compose, tmp_path):
+    cache, progress = StageCache(tmp_path / "cache"), PlainProgress()
+    tokenizer = load_tokenizer(compose("quant=awq").model, progress)
+    found = {}
+    for scenario in SCENARIOS:
+        experiment = compose("quant=awq", f"scenario={scenario}")
+        drawn, _ = calibration_set(experiment, tokenizer, cache, progress)
+        assert drawn.tokens.shape == (experiment.n_calibration_samples, 512)
+        found[scenario] = drawn.fingerprint
+    assert len(set(found.values())) == len(SCENARIOS)

@@ -1,10 +1,15 @@
-"""What `dtype=auto` means on machines of all kinds, told by their flags; devices that are not there."""
+"""What `dtype=auto` means on machines of all kinds; devices that are not there; memory given back."""
 
+import ctypes
+import gc
+
+import psutil
 import pytest
 import torch
 
 from faqbench import hardware
 from faqbench.config import UserError
+from faqbench.garbage import give_back, uncollected
 from faqbench.hardware import dtype_warning, fast_dtype, has_fast_bfloat16, resolve_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -121,3 +126,30 @@ def test_auto_is_a_device_that_this_machine_has():
 def test_a_device_that_is_not_there_is_refused_in_one_sentence(device):
     with pytest.raises(UserError, match=rf"^device={device} cannot be used here: [^\n]*\.$"):
         resolve_device(device)
+
+
+def test_the_collector_pauses_inside_and_goes_on_after_it_even_after_an_error():
+    with pytest.raises(KeyError), uncollected():
+        assert not gc.isenabled()
+        raise KeyError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off():
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="needs glibc")
+def test_what_is_free_between_other_pieces_is_given_back():
+    process = psutil.Process()
+    pieces = [b"x" * (64_000 + i) for i in range(3_000)]
+    pieces = pieces[::100]  # what is kept lies between what is not
+    before = process.memory_info().rss
+    give_back()
+    assert before - process.memory_info().rss > 100_000_000 and len(pieces) == 30

@@ -1,9 +1,18 @@
+"""What is said, and how much of it: the console, `-q` and `-v`, and what a record says of a fault."""
+
 import io
+import logging
+import os
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from faqbench.cli.console import RichProgress, print_table
+from faqbench.cli import main
+from faqbench.cli.attempt import told, without_paths
+from faqbench.cli.console import QuietProgress, RichProgress, VerboseProgress, console_progress, print_table
+from faqbench.cli.surroundings import current_verbosity, take_verbosity, verbosity
+from faqbench.stages import PlainProgress
 from faqbench.tables import Table
 
 
@@ -76,3 +85,79 @@ def test_a_pipe_gets_one_line_per_row_and_every_value_whole(capsys):
     title, head, first, second = capsys.readouterr().out.splitlines()
     assert title == "runs" and head.split() == ["run", "result"]
     assert first == f"{'r' * 150}  perplexity 21.5" and second == "s"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "rest", "level"),
+    [
+        (["-q", "ls"], ["ls"], "quiet"),
+        (["quant=faq", "--verbose"], ["quant=faq"], "verbose"),
+        (["-m", "-q", "bits=3", "-v"], ["-m", "bits=3"], "verbose"),
+        (["ls"], ["ls"], "normal"),
+    ],
+)
+def test_the_flags_are_taken_wherever_they_stand(arguments, rest, level):
+    assert take_verbosity(arguments) == (rest, level)
+
+
+def test_the_level_reaches_child_processes_and_ends_with_the_command(monkeypatch):
+    monkeypatch.delenv("FAQBENCH_VERBOSITY", raising=False)
+    with verbosity("quiet"):
+        assert os.environ["FAQBENCH_VERBOSITY"] == "quiet" and current_verbosity() == "quiet"
+    assert "FAQBENCH_VERBOSITY" not in os.environ
+    monkeypatch.setenv("FAQBENCH_VERBOSITY", "loud")
+    assert current_verbosity() == "normal"
+
+
+def said(capsys, level):
+    with verbosity(level):
+        progress = console_progress()
+        with progress.stage("quantize", 2) as advance:
+            advance(2)
+        progress.note("a note")
+        logging.getLogger("faqbench").warning("a warning")
+    return progress, capsys.readouterr().err
+
+
+def test_quiet_says_warnings_alone(capsys):
+    progress, text = said(capsys, "quiet")
+    assert isinstance(progress, QuietProgress)
+    assert text == "a warning\n"
+
+
+def test_normal_says_when_a_stage_is_done(capsys):
+    progress, text = said(capsys, "normal")
+    assert isinstance(progress, PlainProgress)
+    assert "quantize: done in" in text and "a note" in text and "begins" not in text
+
+
+def test_verbose_says_when_a_stage_begins_and_what_memory_is_held(capsys):
+    progress, text = said(capsys, "verbose")
+    assert isinstance(progress, VerboseProgress)
+    assert "quantize: begins, 2 steps, memory" in text and "quantize: done in" in text
+
+
+def test_a_quiet_listing_is_still_a_listing(tmp_path, capsys):
+    assert main(["-q", "ls", f"runs={tmp_path}"]) == 0
+    assert "experiment=quickstart" in capsys.readouterr().out
+
+
+def test_a_fault_names_module_line_and_message_and_no_path():
+    try:
+        Path("/nobody/has/this.txt").read_text()
+    except OSError as error:
+        text = told(error)
+    assert f"{__name__}, line " in text and "FileNotFoundError" in text and "this.txt" in text
+    assert "/" not in text.replace("…/this.txt", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no '/home/me/models/x.bin' there", "no '…/x.bin' there"),
+        ("https://example.org/a/b stays", "https://example.org/a/b stays"),
+        ("a ratio of 3/4 and and/or stay", "a ratio of 3/4 and and/or stay"),
+    ],
+)
+def test_absolute_paths_are_their_last_part(text, expected):
+    assert without_paths(text) == expected

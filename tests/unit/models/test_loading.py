@@ -1,17 +1,20 @@
-"""Models from random weights, from folders and from nowhere; devices; fingerprints."""
+"""Models from random weights, from folders and from nowhere; without end; tokenizers that do not answer."""
 
 import json
+import os
 import shutil
+from threading import Event
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from faqbench.cli import main
 from faqbench.cli.composing import conf_dir
 from faqbench.config import UserError
-from faqbench.models import load_model, load_tokenizer
+from faqbench.models import encode, load_model, load_tokenizer, tokenizers
 from faqbench.models.loading import fingerprint_weights
-from faqbench.models.random_model import random_model
+from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.stages import PlainProgress
 
 CPU = torch.device("cpu")
@@ -131,3 +134,66 @@ def test_lists_in_the_settings_reach_the_model(compose):
 def test_a_hub_model_without_a_hub_is_refused_with_what_to_do(section):
     with pytest.raises(UserError, match=r"Qwen/Qwen3-8B.*model\.source=path model\.path=FOLDER"):
         load_model(section("qwen3-8b"), torch.float32, CPU, PlainProgress())
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("model.random.num_hidden_layers=1000000", "is more than the 10000 blocks that are built"),
+        ("model.random.hidden_size=1000000000", "B in float32, and this machine has"),
+        ("model.random.vocab_size=1000000000000", "B in float32, and this machine has"),
+    ],
+)
+def test_an_absurd_size_is_refused_before_the_model_is_built(
+    setting, sentence, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
+    assert main(["model=tiny-llama", "quant=rtn", "tracking=none", setting]) == 2
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("faqbench: ")]
+    assert line.startswith("faqbench: model=tiny-llama could not be loaded: ") and sentence in line
+
+
+def test_a_pipe_in_a_models_folder_is_refused_and_not_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    os.mkfifo(tmp_path / "model" / "tokenizer.json")
+    cell = ["model=tiny-llama", "model.source=path", f"model.path={tmp_path}/model"]
+    assert main([*cell, "quant=rtn", "tracking=none"]) == 2
+    assert "tokenizer.json is neither a file nor a folder" in capsys.readouterr().err
+
+
+class Silent:
+    """A tokenizer that answers when it is told to, which may be never."""
+
+    name_or_path = "someone/silent"
+
+    def __init__(self) -> None:
+        self.told = Event()
+
+    def __call__(self, text, *, add_special_tokens, verbose):
+        self.told.wait()
+        return {"input_ids": []}
+
+
+def test_a_text_is_encoded_without_special_tokens():
+    tokenizer = byte_tokenizer()
+    assert tokenizer.decode(encode(tokenizer, "ab")) == "ab"
+
+
+def test_a_tokenizer_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(tokenizers, "_SECONDS", 0.01)
+    silent = Silent()
+    with pytest.raises(UserError, match=r"The tokenizer someone/silent did not answer within 0 s"):
+        encode(silent, "a")
+    silent.told.set()
+
+
+def test_what_a_tokenizer_raises_is_raised():
+    def broken(text, *, add_special_tokens, verbose):
+        raise ValueError("no such byte")
+
+    with pytest.raises(ValueError, match="no such byte"):
+        encode(broken, "a")

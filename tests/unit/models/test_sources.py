@@ -1,10 +1,14 @@
-"""Keys of where a model comes from: equal for equal weights, and known without loading them."""
+"""Where a model comes from: equal keys for equal weights, known without loading them, named in records."""
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
+from toy_runs import write_toy_run
 
+from faqbench import sources
+from faqbench.assets import packaged_data_place
 from faqbench.config import UserError
 from faqbench.models import model_config, pinned, tokenizer_source, weights_source
 
@@ -144,3 +148,19 @@ def test_the_shape_is_read_without_the_weights(section, folder, hub):
 
 def test_the_tokenizer_of_bytes_needs_no_files(section):
     assert tokenizer_source(section("tiny-llama")) == {"bytes": 1}
+
+
+def test_a_branch_of_the_hub_that_moved_is_another_run(compose, monkeypatch, tmp_path):
+    experiment = compose("model=qwen3-8b", "quant=fp", "evaluation=none")
+    monkeypatch.setattr(sources, "resolve_commit", lambda *_: "b" * 40)
+    name = f"model.hub_id={experiment.model.hub_id}"
+    record = write_toy_run(tmp_path, "fp")
+    data = {"packaged data": {"asset": json.loads(json.dumps(packaged_data_place()[1]))}}
+
+    def judged(extra):
+        return sources.why_not_reusable(replace(record, extra=extra), experiment)
+
+    assert judged({"sources": data | {name: {"commit": "b" * 40}}}) is None
+    moved = judged({"sources": data | {name: {"commit": "a" * 40}}})
+    assert moved == f"{name} is at commit bbbbbbbbbb now, not aaaaaaaaaa"
+    assert judged({}) == f"its record does not tell what {name} held"

@@ -1,7 +1,9 @@
-"""Plans: what exists, what is due, who shares it, and estimates that learn from records."""
+"""Plans: what exists, what is due, who shares it; estimates that learn from records; peaks of memory."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.conclusion import estimates_of
 from faqbench.cli.plan import _summary
 from faqbench.models import load_model, loading
+from faqbench.pipeline.environment import PeakMemory
 from faqbench.pipeline.graph import look_up
 from faqbench.pipeline.planning import (
     Estimator,
@@ -299,3 +302,24 @@ def test_a_plan_reads_whole_the_latest_records_of_its_models_and_no_others(run, 
     records, _ = earlier_records(tmp_path / "runs", {"tiny-llama"})
     assert len(records) == 7
     assert {r.run_id for r in records if "stage_keys" in r.extra} == {record.run_id, "toy-5"}
+
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+SIZE = 200 * 2**20
+
+
+def touch() -> None:
+    np.ones(SIZE, dtype=np.uint8).sum()
+
+
+def test_a_sections_peak_is_its_own_and_the_runs_is_kept():
+    memory = PeakMemory(torch.device("cpu"))
+    touch()
+    before = memory.bytes
+    with memory.section() as quiet:
+        pass
+    with memory.section() as loud:
+        touch()
+    assert quiet.bytes < before - SIZE // 2
+    assert loud.bytes > quiet.bytes + SIZE // 2
+    assert memory.bytes >= max(before, loud.bytes)

@@ -1,13 +1,18 @@
-"""From an experiment to its folder, and what is found there afterwards."""
+"""From an experiment to its folder, and what is found there afterwards, its environment too."""
 
 import dataclasses
+import getpass
 import json
+import socket
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from faqbench import hardware, pipeline
 from faqbench.config import UserError, run_id, validate
+from faqbench.pipeline.environment import describe_environment, peak_memory_bytes, start_peak_memory
 from faqbench.records import differences, find_runs, finished_record, read_record, read_run, write_run
 from faqbench.stages import PlainProgress, StageCache
 from faqbench.stages.manifest import MANIFEST, read_manifest, write_manifest
@@ -162,3 +167,26 @@ def test_a_dtype_that_the_machine_emulates_is_said_and_recorded(cell, tmp_path, 
         assert len(data.record.warnings) == n_warnings
         assert all("about 8 times as long" in text for text in data.record.warnings)
     assert len(said) == 1 and said[0].startswith("dtype=bfloat16 is emulated")
+
+
+CPU = torch.device("cpu")
+
+
+def test_versions_and_hardware_are_described():
+    found = describe_environment(CPU)
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["n_cores"] >= 1 and found["memory_bytes"] > 2**28
+
+
+def test_nothing_names_a_host_or_a_home():
+    values = [str(v) for v in describe_environment(CPU).values()]
+    assert socket.gethostname() not in values and getpass.getuser() not in values
+    assert not any(str(Path.home()) in v for v in values)
+
+
+def test_peak_memory_grows_with_what_is_allocated():
+    start_peak_memory(CPU)
+    before = peak_memory_bytes(CPU)
+    block = torch.ones(2**25)
+    assert peak_memory_bytes(CPU) > before > 2**20
+    assert block.sum() == 2**25

@@ -1,8 +1,9 @@
-"""A whole search on a tiny model."""
+"""A whole search on a tiny model, and its parts: candidates, halving, the choice."""
 
 import csv
 import io
 import json
+import math
 from datetime import date
 
 import numpy as np
@@ -19,7 +20,8 @@ from faqbench.hardware import resolve_device
 from faqbench.models import load_model
 from faqbench.pipeline.calibrating import activation_store, calibration_set, selection_set
 from faqbench.presearch import search, write_search
-from faqbench.presearch.search import evidence_json, preset_yaml, trials_csv
+from faqbench.presearch.search import evidence_json, preset_yaml, successive_halving, trials_csv
+from faqbench.presearch.trials import AWQ, candidates, verdict, weigh
 from faqbench.quantization import Calibration, QuantizedTensors, assign_grids, quantize_model
 from faqbench.stages import PlainProgress, StageCache
 
@@ -139,3 +141,143 @@ def test_a_mistake_is_one_sentence(overrides, tmp_path, monkeypatch, capsys, arg
     rest = [word for word in arguments if not word.startswith("-")]
     assert main(["presearch", *flags, *overrides, *rest]) == 2
     assert sentence in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+GRID = (
+    "presearch.grids=[{{window: {}, gamma: {}, roles: {}, source: [same_role], stream: [full], "
+    "weights: {}, norm: [none], fuse: [convex]}}]"
+)
+
+
+@pytest.fixture
+def names(compose):
+    def make(window="[1]", gamma="[0.5]", roles="[all]", weights="[uniform]", *more):
+        grid = GRID.format(window, gamma, roles, weights)
+        experiment = compose("model=tiny-llama", "quant=faq", grid, *more)
+        return [candidate.name for candidate in candidates(experiment)]
+
+    return make
+
+
+def test_every_combination_is_a_candidate_and_awq_comes_first(names):
+    found = names("[1, 2]", "[0.5, 0.9]", "[all, residual]")
+    assert found[0] == AWQ and len(found) == 1 + 8
+    assert "window=2 gamma=0.9 roles=residual" in found
+
+
+def test_choices_that_preview_nothing_are_awq_itself(names):
+    assert names("[0, 2]", "[1.0]") == [AWQ]
+
+
+def test_weights_do_not_tell_windows_of_one_apart(names):
+    assert len(names("[1]", weights="[uniform, linear]")) == 2
+    assert len(names("[2]", weights="[uniform, linear]")) == 3
+
+
+def test_a_candidate_changes_the_preview_alone(compose):
+    experiment = compose("model=tiny-llama", "quant=qep-faq", "quant.preview.norm=mean")
+    chosen = candidates(experiment)[1]
+    method = chosen.quant(experiment.quant)
+    same = {"preview": experiment.quant.preview, "trace_windows": experiment.quant.trace_windows}
+    assert method.model_copy(update=same) == experiment.quant
+    assert method.preview.norm == "none" and method.preview.window == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["presearch.rounds=[2,1]"], r"presearch.rounds=\[2, 1\] must be rising"),
+        (["presearch.rounds=[]"], r"presearch.rounds=\[\] must be rising"),
+        (["presearch.grids=[]"], "has no candidate"),
+        ([GRID.format("[]", "[0.5]", "[all]", "[uniform]")], "has no value for window"),
+        ([GRID.format("[1]", "[0.5]", "[al]", "[uniform]")], "Did you mean 'all'?"),
+        (["presearch.keep=1.5"], "presearch.keep=1.5 is not allowed"),
+        (["presearch.domains=[]"], "names no text"),
+    ],
+)
+def test_a_search_that_means_nothing_is_one_sentence(compose, overrides, sentence):
+    with pytest.raises(UserError, match=sentence):
+        compose("model=tiny-llama", *overrides)
+
+
+RNG = np.random.default_rng(0)
+BASE = 3.0 + RNG.normal(0, 0.5, size=(4, 30))
+
+
+def shifted(by, noise=0.001, seed=1):
+    return BASE + by + np.random.default_rng(seed).normal(0, noise, size=BASE.shape)
+
+
+def test_the_best_by_perplexity_is_chosen_when_it_stands_alone():
+    windows = {"awq": BASE, "a": shifted(-0.1), "b": shifted(-0.05)}
+    evidence = weigh(windows, {"awq": [1.0] * 4, "a": [2.0] * 4, "b": [0.1] * 4})
+    assert [e.name for e in evidence] == ["a", "b", "awq"]
+    assert (evidence[0].tied, evidence[1].tied) == (True, False)
+
+
+def test_among_those_that_cannot_be_told_apart_the_least_output_error_is_chosen():
+    windows = {"awq": BASE, "a": shifted(-0.1, 0.05), "b": shifted(-0.1, 0.05, seed=2)}
+    best, other = sorted(("a", "b"), key=lambda n: windows[n].mean())
+    errors = {"awq": [1.0], best: [0.3, 0.3], other: [0.1, 0.3]}
+    evidence = weigh(windows, errors)
+    assert evidence[0].name == other and evidence[0].output_error == pytest.approx(0.2)
+
+
+def test_the_ratio_to_awq_is_paired():
+    (chosen, awq) = weigh({"awq": BASE, "a": shifted(-0.1)}, {"awq": [1.0], "a": [1.0]})
+    assert chosen.log_ratio == pytest.approx(-0.1, abs=0.001)
+    assert chosen.high - chosen.low < 0.01
+    assert (awq.log_ratio, awq.low, awq.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("by", "noise", "words"),
+    [(-0.1, 0.001, "better than AWQ"), (0.1, 0.001, "worse than AWQ"), (0.0, 0.5, "cannot be told")],
+)
+def test_the_verdict_says_no_more_than_the_interval(by, noise, words):
+    (chosen, _) = weigh({"awq": BASE, "a": shifted(by, noise)}, {"awq": [1.0], "a": [1.0]})
+    assert verdict(chosen).startswith(words)
+
+
+LOSSES = {"awq": 5.0, "a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0}
+
+
+def run(rounds, keep, losses=LOSSES):
+    asked = []
+
+    def loss(name, draw):
+        asked.append((name, draw))
+        return losses[name] + 0.01 * draw
+
+    return successive_halving(list(losses), rounds, keep, loss, "awq"), asked
+
+
+def test_the_best_share_goes_on_and_the_baseline_always():
+    history, _ = run([1, 2, 3], 0.5)
+    assert history[0] == ["a", "b", "c", "d", "awq"]
+    assert history[1] == ["a", "b", "awq"]
+    assert history[2] == ["a", "awq"]
+
+
+def test_every_pair_is_asked_for_once():
+    _, asked = run([1, 2, 3], 0.5)
+    assert len(asked) == len(set(asked)) == 5 + 3 + 2
+    assert [d for n, d in asked if n == "awq"] == [0, 1, 2]
+
+
+def test_one_rival_is_always_left():
+    history, _ = run([1, 2], 0.01)
+    assert history[-1] == ["a", "awq"]
+
+
+def test_a_later_draw_can_turn_the_order():
+    losses = {("awq", 0): 9, ("awq", 1): 9, ("a", 0): 1, ("a", 1): 9, ("b", 0): 2, ("b", 1): 3}
+    history = successive_halving(
+        ["awq", "a", "b"], [1, 2], 0.99, lambda name, draw: losses[name, draw], "awq"
+    )
+    assert history == [["a", "b", "awq"], ["b", "a", "awq"]]
+
+
+def test_a_loss_that_is_not_a_number_is_the_worst():
+    history, _ = run([1], 0.5, LOSSES | {"a": math.nan})
+    assert history[0][-1] == "a"

@@ -1,10 +1,13 @@
-"""The clip search, against a loop over tokens, rows, groups and candidates."""
+"""The clip search, against a loop over tokens, rows, groups and candidates; half of a Gram matrix."""
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from faqbench.quantization import Grid, fake_quantize, quantize
+from faqbench.quantization import Grid, fake_quantize, quadratic, quantize
 from faqbench.quantization.clip import closest_limit, group_grams, search_clip
+from faqbench.quantization.quadratic import halve, quadratic_form, row_chunks
 
 WIDTH, STEPS, MAX_SHRINK = 8, 10, 0.5
 
@@ -161,3 +164,41 @@ def test_awqs_search_alone_leaves_q_and_k_as_they_are(quantized):
     awq, strong = quantized("awq", "bits=2"), quantized("gptq-strong", "bits=2")
     assert awq.report("self_attn.q_proj").clipped_frac == 0 < awq.report("mlp.up_proj").clipped_frac
     assert strong.report("self_attn.q_proj").clipped_frac > 0
+
+
+def weight_and_gram(seed, rows, in_features):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(2 * in_features, in_features, generator=generator)
+    x *= torch.randn(in_features, generator=generator).exp()
+    return torch.randn(rows, in_features, generator=generator), x.T @ x / len(x)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**20), st.integers(1, 9), st.integers(1, 70), st.integers(1, 80))
+def test_half_of_the_products_give_the_whole_form(seed, rows, in_features, width):
+    error, gram = weight_and_gram(seed, rows, in_features)
+    wanted = float((error.double() @ gram.double() * error.double()).sum())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quadratic._BLOCK_COLUMNS, "cpu", width)
+        assert float(quadratic_form(error, halve(gram))) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_bfloat16_products_are_good_to_a_thousandth():
+    error, gram = weight_and_gram(0, 200, 256)
+    exact, coarse = (quadratic_form(error, halve(gram, t)) for t in (torch.float32, torch.bfloat16))
+    assert float(coarse) == pytest.approx(float(exact), rel=2e-3)
+
+
+def test_the_gram_matrix_is_left_as_it_was():
+    _, gram = weight_and_gram(0, 1, 300)
+    before = gram.clone()
+    halve(gram)
+    assert torch.equal(gram, before)
+
+
+def test_chunks_of_rows_are_the_whole_weight_in_order(monkeypatch):
+    monkeypatch.setitem(quadratic._CHUNK_ELEMENTS, "cpu", 5 * 64)
+    weight, _ = weight_and_gram(0, 24, 64)
+    chunks = row_chunks(weight)
+    assert torch.equal(torch.cat(chunks), weight)
+    assert [len(c) for c in chunks] == [5, 5, 5, 5, 4]

@@ -1,4 +1,4 @@
-"""An offline W&B run of a whole record, read back with W&B's own reader."""
+"""An offline W&B run of a whole record, read back with W&B's own reader; and a W&B report by code."""
 
 import json
 from dataclasses import replace
@@ -7,13 +7,15 @@ import pytest
 from offline_runs import config_of, history_of, logged, only, summary_of
 from toy_runs import write_toy_run
 
+from faqbench.cli import main
 from faqbench.config.experiment import TrackingSection
-from faqbench.records import read_run
-from faqbench.report import ReportRequest, write_report
+from faqbench.records import read_run, write_sweep
+from faqbench.report import ReportRequest, answer, write_report
 from faqbench.tracking import Sample, Tracker
 from faqbench.tracking.samples import ProgressWriter
 from faqbench.tracking.view import find_baseline, view_of
 from faqbench.tracking.wandb import stable_id
+from faqbench.tracking.wandb_report import build
 
 SECTION = TrackingSection.model_validate(
     {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "group": "g", "tags": ()}
@@ -142,3 +144,56 @@ def test_the_looks_of_a_decision_are_a_run_whose_steps_are_shown_once(tmp_path):
     assert only(records, "run")[0]["job_type"] == "settle"
     draws = [row["settle/draws"] for row in history_of(records) if "settle/draws" in row]
     assert draws == [5.0, 6.0]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    for method in ("fp", "awq", "faq"):
+        write_toy_run(folder, method, run_id=f"toy-{method}")
+    write_sweep(folder, "study", ["toy-fp", "toy-awq", "toy-faq", "toy-gone"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def said(swept):
+    return answer(ReportRequest(runs=swept, reports=swept, name="study"))
+
+
+def test_the_answer_is_the_reports_words_in_markdown(said):
+    assert "On this one calibration set FAQ is ahead of AWQ in perplexity on heldout-wiki-512." in said.text
+    assert "| :-- |" in said.text and said.n_runs == 3
+    assert ("heldout-wiki-512", "kl_divergence", False) in said.metrics
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_report_shows_the_sweeps_runs_under_the_names_that_runs_are_logged_with(said):
+    api = pytest.importorskip("wandb_workspaces.reports.v2", reason="needs the extra wandb-report")
+    report = build(api, said, project="p", entity="e", group="it's")
+    assert (report.project, report.entity, report.title) == ("p", "e", said.title)
+    assert report.blocks[0].text == said.text
+    grids = [block for block in report.blocks if isinstance(block, api.PanelGrid)]
+    assert all(grid.runsets[0].filters == "Group == 'its'" for grid in grids)
+    panels = [panel for grid in grids for panel in grid.panels]
+    bars = {p.metrics[0].name for p in panels if isinstance(p, api.BarPlot)}
+    assert {"eval/heldout-wiki-512/perplexity", "eval/piqa_validation/acc", "seconds"} <= bars
+    assert any(isinstance(p, api.MediaBrowser) for p in panels)
+
+
+def test_without_an_account_it_is_one_sentence_with_the_alternative(swept, tmp_path, monkeypatch, capsys):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert main(["wandb-report", "name=study", f"runs={swept}"]) == 2
+    error = capsys.readouterr().err
+    assert "needs a W&B account" in error and "`faqbench report`" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [([], "needs name=SWEEP"), (["name=x", "select=zzz"], "matches none")]
+)
+def test_a_mistake_is_one_sentence(swept, arguments, message, capsys):
+    assert main(["wandb-report", *arguments, f"runs={swept}"]) == 2
+    assert message in capsys.readouterr().err
