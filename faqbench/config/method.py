@@ -71,6 +71,7 @@ class StageValue:
         call: `module:function`, what does the work; None for an idle value.
         spares_attention: a clip's: whether it leaves the rows of q and k alone.
         is_foreign: a rounding's: whether another tool does the work.
+        revision: raised when the same options come to give other weights; part of cache keys unless 0.
     """
 
     name: str
@@ -81,6 +82,7 @@ class StageValue:
     call: str | None = None
     spares_attention: bool = False
     is_foreign: bool = False
+    revision: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +289,7 @@ REFINE = _stage(
         reads=frozenset({Reads.BLOCKS}),
         options=_REFINEMENT | {"refinement.offset_rate": None},
         call="faqbench.quantization.refine:signround",
+        revision=1,
     ),
 )
 
@@ -381,6 +384,11 @@ class Method:
     def is_calibrated(self) -> bool:
         """Whether any stage reads activations; false for the baseline and for plain rounding."""
         return bool(self.reads)
+
+    @property
+    def revisions(self) -> dict[str, int]:
+        """The revisions of the stages' values, by stage, where they are not 0."""
+        return {stage: value.revision for stage, value in self.values.items() if value.revision}
 
     @property
     def is_plain_rounding(self) -> bool:

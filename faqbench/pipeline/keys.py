@@ -236,6 +236,8 @@ def evaluated_key(experiment: Experiment, given: Fingerprints, device: str) -> K
         "dtype": experiment.dtype,
         **computed_on(device),
     }
+    if experiment.method.revisions:
+        key["revisions"] = experiment.method.revisions
     if experiment.needs_calibration:
         settings = calibration_identity(experiment)
         key["calibration"] = given["calibration"]

@@ -24,7 +24,7 @@ as in the reference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -183,7 +183,10 @@ def group_parameters(grouped: Tensor, grid: Grid) -> GroupParameters:
 
 
 def range_parameters(low: Tensor, high: Tensor, grid: Grid) -> GroupParameters:
-    """Return the scale and zero point of groups whose values span [low, high], both [..., n_groups]."""
+    """Return the scale and zero point of groups whose values span [low, high], both [..., n_groups].
+
+    Gradients reach the scale; the zero point, which is rounded, has none.
+    """
     qmax = grid.code_range[1]
     # A tensor, since CUDA multiplies by the reciprocal of a number: the last bit of a scale decides the
     # zero point of a group that is clipped on both sides, whose low / scale lies halfway.
@@ -197,7 +200,7 @@ def range_parameters(low: Tensor, high: Tensor, grid: Grid) -> GroupParameters:
         scale = stored_scale(largest.div_(divisor), grid)
         return GroupParameters(scale=scale, zero_point=None)
     scale = stored_scale((high - low).clamp_(min=MIN_RANGE).div_(divisor), grid)
-    zero_point = low.div(scale).round_().neg_().clamp_(0, qmax)
+    zero_point = low.detach().div(scale.detach()).round_().neg_().clamp_(0, qmax)
     return GroupParameters(scale=scale, zero_point=zero_point)
 
 
@@ -224,27 +227,38 @@ def round_to_codes(grouped: Tensor, parameters: GroupParameters, grid: Grid) -> 
 def round_straight_through(
     grouped: Tensor, parameters: GroupParameters, grid: Grid, offset: Tensor | None = None
 ) -> Tensor:
-    """Return `round_to_codes` of a grouped weight, with gradients of the weight and of the scales.
+    """Return `round_to_codes` of a grouped weight, with gradients of the weight, scales and zero points.
 
     An offset of any shape of as many elements, in codes, is added before rounding, and has one too.
     """
-    zero = 0.0 if parameters.zero_point is None else parameters.zero_point.detach().unsqueeze(-1)
-    ends = torch.zeros_like(parameters.scale.detach()).unsqueeze(-1) - zero
-    least, most = (ends + end for end in grid.code_range)
+    zero = parameters.zero_point
     codes: Tensor = StraightThrough.apply(  # type: ignore[no-untyped-call]
-        grouped, parameters.scale, offset, least, most
+        grouped,
+        parameters.scale,
+        torch.zeros_like(parameters.scale) if zero is None else zero,
+        offset,
+        grid,
     )
     return codes
 
 
+def learned_zero_point(low: Tensor, parameters: GroupParameters) -> GroupParameters:
+    """Return the same numbers, whose zero points pass gradients on to low and scale as if not rounded."""
+    if parameters.zero_point is None:
+        return parameters
+    exact = -low / parameters.scale
+    return replace(parameters, zero_point=parameters.zero_point.detach() + (exact - exact.detach()))
+
+
 class StraightThrough(torch.autograd.Function):
-    """clamp(round(x / Δ + V), least, most) for x [out, n_groups, width], whose round has gradient 1."""
+    """clamp(round(x / Δ + V), least - z, most - z) for x [out, n_groups, width]; round has gradient 1."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, scale: Tensor, offset: Tensor | None, least: Tensor, most: Tensor
+        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, offset: Tensor | None, grid: Grid
     ) -> Tensor:
         """Return the codes, as floats."""
+        least, most = (end - zero.unsqueeze(-1) for end in grid.code_range)
         ratio = x / scale.unsqueeze(-1)
         codes = ratio.clone() if offset is None else ratio + offset.view_as(ratio)
         codes.round_()
@@ -260,7 +274,8 @@ class StraightThrough(torch.autograd.Function):
         passed = gradients[0] * is_inside
         by_scale = -(passed * ratio).sum(dim=-1) / scale
         by_x = passed / scale.unsqueeze(-1) if ctx.needs_input_grad[0] else None
-        return by_x, by_scale, None if ctx.shape is None else passed.view(ctx.shape), None, None
+        by_zero = (passed - gradients[0]).sum(dim=-1) if ctx.needs_input_grad[2] else None
+        return by_x, by_scale, by_zero, None if ctx.shape is None else passed.view(ctx.shape), None
 
 
 def fake_quantize(weight: Tensor, grid: Grid, input_scale: Tensor | None = None) -> Tensor:

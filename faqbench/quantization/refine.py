@@ -18,6 +18,7 @@ precision block makes of X̂.
     M(a, b) = mean (a - b)²      N(a, b) = -log max(mean over tokens of cos(a, b), 1e-6)
     m, n running means of the sums they divide, of momentum 0.95 from 1
     lo, hi sigmoids that start at 0.98; signround's stay in [0, 1] from 1, its V in [-1/2, 1/2] from 0
+    z passes no gradient to lo, as in OmniQuant's and LRQuant's code; signround's does, as auto-round's
     s starts as `smoothing.py` says, usually at LAE's a / log2(2 + a), where a = max|x|; u, v start at 1
     inputs of linears are rounded by their own grid, which divides them by s, where roundings see that
 
@@ -58,6 +59,7 @@ from faqbench.quantization.grid import (
     Grid,
     GroupParameters,
     QuantizedLinear,
+    learned_zero_point,
     pack_codes,
     range_parameters,
     round_straight_through,
@@ -304,6 +306,8 @@ def _rounded(state: State, role: SharedInput, name: str, recipe: Recipe) -> _Rou
     lo, hi = ends if recipe.by_sign else (ends[0].sigmoid(), ends[1].sigmoid())
     low, high = grouped.amin(dim=-1) * lo, grouped.amax(dim=-1) * hi
     parameters = range_parameters(low, high, grid)
+    if recipe.by_sign:
+        parameters = learned_zero_point(low, parameters)
     codes = round_straight_through(grouped, parameters, grid, state.get(f"offset {name}"))
     row, column = _factor(state, f"row {name}"), _factor(state, f"column {role.name}")
     if row is not None:

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ of vLLM's llm-compressor, on fixed tensors and on the CPU.
+"""GPTQ, AWQ, SmoothQuant, LAE and rotations of vLLM's llm-compressor, on fixed tensors and on the CPU.
 
 Both are called below its recipes, where they are functions of tensors: `quantize_weight` for GPTQ, and
 the modifier's search for AWQ. What differs, and how each test makes the two comparable:
@@ -21,15 +21,19 @@ Checked with llmcompressor 0.14.0.1 and compressed-tensors 0.19.0. Their pins ex
 (5.23; theirs ends at 5.17), and these functions do not need it: install them with `pip install --no-deps`.
 """
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from faqbench.config.experiment import GPTQSection
+from faqbench.models.hadamard import hadamard
 from faqbench.quantization import Grid
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import group_parameters
 from faqbench.quantization.scale import search_scale
+from faqbench.quantization.smoothing import lae_scale, smoothquant_scale
 
 pytestmark = [
     pytest.mark.peer,
@@ -144,3 +148,40 @@ def test_awq_chooses_the_peers_scales(seed):
     before = {linear: linear.weight.clone() for linear in parent.linears}
     theirs = modifier._compute_best_scale(mapping, [parent(x)], before)
     torch.testing.assert_close(ours.input_scale, theirs, rtol=1e-4, atol=1e-6)
+
+
+def smoothing(algorithm, largest, weights, **more):
+    """Return the peer's scale of linears that share an input, from the largest |x| of each channel."""
+    from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
+
+    modifier = SmoothQuantModifier(algorithm=algorithm, mappings=[], **more)
+    linears = [nn.Linear(COLUMNS, len(w), bias=False) for w in weights]
+    for linear, weight in zip(linears, weights, strict=True):
+        linear.weight.data.copy_(weight)
+    with torch.no_grad():
+        return modifier._calculate_smoothing_scales(linears, largest)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.8])
+def test_smoothquant_gives_the_peers_scales_up_to_a_constant(alpha):
+    (first, x), (second, _) = fixed(0), fixed(10)
+    quant = SimpleNamespace(smoothing=SimpleNamespace(alpha=alpha))
+    largest = x.abs().amax(dim=0)
+    ours = smoothquant_scale(largest, [first, second], quant)
+    theirs = smoothing("smoothquant", largest, [first, second], smoothing_strength=alpha)
+    # Theirs takes twice the largest |w|, the width of a symmetric range.
+    torch.testing.assert_close(ours, theirs * 2 ** (1 - alpha), rtol=1e-5, atol=0)
+
+
+def test_lae_gives_the_peers_logarithmic_equalization():
+    first, x = fixed(0)
+    largest = x.abs().amax(dim=0).clamp(min=0.02)  # where our smallest scale, 0.01, does not count
+    theirs = smoothing("log_equalization", largest, [first])
+    torch.testing.assert_close(lae_scale(largest, [first], None), theirs, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("order", [2, 64, 128])
+def test_hadamard_matrices_of_powers_of_two_are_the_peers(order):
+    from compressed_tensors.transform.utils.hadamard import deterministic_hadamard_matrix
+
+    assert torch.equal(hadamard(order), deterministic_hadamard_matrix(order, dtype=torch.float64))

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from faqbench.quantization import Grid, fake_quantize
+from faqbench.quantization import fake_quantize
 from faqbench.quantization import refine as core
 from faqbench.quantization.activation_grid import ActivationGrid
-from faqbench.quantization.grid import StraightThrough
+from faqbench.quantization.grid import Grid, StraightThrough, learned_zero_point, range_parameters
 from faqbench.quantization.refine import Examples, Recipe, SharedInput, StandIn, refine
 
 RECIPES = {name: getattr(core, name)() for name in ("omniquant", "lrquant", "lrquant_plus", "signround")}
@@ -137,24 +137,38 @@ def test_offsets_stay_within_half_a_code_and_ranges_within_themselves(lesson, se
 def test_gradients_are_those_of_a_rounding_that_is_the_identity_where_it_clamps_nothing():
     generator = torch.Generator().manual_seed(2)
     x, v = torch.randn(3, 2, 8, generator=generator), torch.rand(6, 8, generator=generator) - 0.5
-    scale = torch.rand(3, 2, generator=generator) + 0.2
-    least, most = torch.full((3, 2, 1), -2.0), torch.full((3, 2, 1), 1.0)
+    scale, zero = torch.rand(3, 2, generator=generator) + 0.2, torch.tensor([[2.0, 1.0]]).repeat(3, 1)
+    grid = Grid(bits=2, group_size=8, symmetric=False)
     passed = torch.randn(3, 2, 8, generator=generator)
 
     def gradients(round_to):
-        leaves = [t.clone().requires_grad_() for t in (x, scale, v)]
+        leaves = [t.clone().requires_grad_() for t in (x, scale, zero, v)]
         codes = round_to(*leaves)
         ((codes * leaves[1].unsqueeze(-1)) * passed).sum().backward()
         return codes.detach(), *(leaf.grad for leaf in leaves)
 
-    def by_hand(x, scale, v):
+    def by_hand(x, scale, zero, v):
         exact = x / scale.unsqueeze(-1) + v.view_as(x)
-        return (exact + (exact.round() - exact).detach()).clamp(-2, 1)
+        rounded = exact + (exact.round() - exact).detach()
+        least, most = -zero.unsqueeze(-1), 3 - zero.unsqueeze(-1)
+        return torch.where(rounded < least, least, torch.where(rounded > most, most, rounded))
 
-    mine = gradients(lambda x, s, v: StraightThrough.apply(x, s, v, least, most))
+    mine = gradients(lambda *leaves: StraightThrough.apply(*leaves, grid))
     for got, wanted in zip(mine, gradients(by_hand), strict=True):
         torch.testing.assert_close(got, wanted)
-    assert (mine[0] == -2).any() and (mine[0] == 1).any()
+    shifted = mine[0] + zero.unsqueeze(-1)
+    assert (shifted == 0).any() and (shifted == 3).any()
+
+
+def test_a_zero_point_learns_without_moving():
+    generator = torch.Generator().manual_seed(3)
+    low = -torch.rand(3, 2, generator=generator).requires_grad_()
+    fixed = range_parameters(low, 1 + low, Grid(bits=3, group_size=8, symmetric=False))
+    learned = learned_zero_point(low, fixed)
+    assert not fixed.zero_point.requires_grad
+    assert torch.equal(learned.zero_point, fixed.zero_point)
+    wanted = torch.autograd.grad((-low / fixed.scale).sum(), low, retain_graph=True)
+    assert torch.equal(torch.autograd.grad(learned.zero_point.sum(), low)[0], *wanted)
 
 
 def test_adams_steps_are_those_of_its_sums(settings):
