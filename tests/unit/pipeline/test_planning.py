@@ -212,7 +212,17 @@ def test_other_models_and_failed_runs_teach_nothing(estimator, record):
     assert estimator([other, failed]).n_records == 0
 
 
-def test_without_records_costs_grow_with_the_work_and_the_method(estimator, cell):
+def test_without_records_costs_grow_with_the_work_and_the_method(estimator, cell, monkeypatch):
+    machine = rate.MachineRate(
+        block_seconds=1e-5,
+        exact_block_seconds=1e-5,
+        head_seconds=1e-5,
+        operations_per_second=1e10,
+        hash_seconds=1e-9,
+        python_seconds=1e-2,
+    )
+    name = "faqbench.pipeline.planning.estimates.measure_rate"
+    monkeypatch.setattr(name, lambda *_: machine)  # a busy machine's would be chance
     known = estimator([])
 
     def seconds(kind, *overrides):
