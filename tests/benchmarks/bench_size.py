@@ -6,15 +6,18 @@
         calibration.dtype=bfloat16
     python tests/benchmarks/bench_size.py --shape middling --blocks 4 --methods rtn,awq --together \
         --gigabytes 0.45 bits=4,3
+    python tests/benchmarks/bench_size.py --shape middling --blocks 4 --methods rtn,awq,faq --resident \
+        --gigabytes 0.45
     python tests/benchmarks/bench_size.py --device cuda --blocks 36 --windows 128 --tokens 512 --grid 20
     pytest -m benchmark tests/benchmarks/bench_size.py -s            # a tiny model, seconds
 
 The weights are random, written once as bfloat16 shards, one per block. Each cell is a process of its own
-with a cache of its own, watched from outside: its peak is the system's high-water mark, mapped shards
-counted. With `--together` all cells are a sweep of one process instead, whose seconds of quantizing and
-evaluating (by the records) are compared with those of the cells one by one. Few windows and a small grid of
-exponents do: what grows with the number of blocks is the point. `disk` is what lies in the cache
-beside the quantized weights when the cell is done.
+with a cache of its own, watched from outside: its peak is the largest of the system's high-water marks,
+mapped shards counted. With `--together` all cells are a sweep of one process instead, whose seconds of
+quantizing and evaluating (by the records) are compared with those of the cells one by one; with
+`--resident` each cell is compared with one whose model is read once. Few windows and a small grid of
+exponents do: what grows with the number of blocks is the point. `disk` is what lies in the cache beside the
+quantized weights when the cell is done.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,16 +33,21 @@ import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 _MOST_TOGETHER = 0.6  # of the seconds of four cells one by one
+_MOST_STREAMED = 1.15  # of the seconds of a resident cell
+_ROOMY = 16.0  # GB, in which a model that is compared is resident
+_N_PAIRS = 3
+_BETWEEN_LOOKS = 0.05  # seconds
 _COMMON = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 SHAPES = {
     "qwen3-8b": {
@@ -150,13 +159,13 @@ def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace
         [sys.executable, "-m", "faqbench", "-q", *overrides],
         cwd=home, env=environment, stdout=log, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    _, status, usage = os.wait4(process.pid, 0)
+    peak_bytes, status, usage = _watched(process.pid)
     assert status == 0, (home / "log").read_text()
     kept = [p for p in (home / "cache").rglob("*") if p.is_file() and "quantized" not in p.parts]
     cell = Cell(
         method=method,
         n_blocks=n_blocks,
-        peak_bytes=usage.ru_maxrss * 1024,
+        peak_bytes=peak_bytes,
         disk_bytes=sum(p.stat().st_size for p in kept),
         seconds=time.perf_counter() - start,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
@@ -164,6 +173,22 @@ def run_cell(root: Path, method: str, n_blocks: int, options: argparse.Namespace
     )
     shutil.rmtree(home)
     return cell
+
+
+def _watched(pid: int) -> tuple[int, int, resource.struct_rusage]:
+    """Return a process's peak of memory, its status and what it has used, when it has ended.
+
+    It takes its own peaks, section by section, and resets the system's mark for that: so the mark is read
+    all the time, and `ru_maxrss` would be the last section's.
+    """
+    peak, ended = 0, 0
+    while not ended:
+        with suppress(OSError, IndexError):
+            marks = Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1]
+            peak = max(peak, int(marks.split()[0]) * 1024)
+        time.sleep(_BETWEEN_LOOKS)
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+    return peak, status, usage
 
 
 def _work_seconds(runs: Path) -> float:
@@ -193,6 +218,23 @@ def compare_walks(options: argparse.Namespace) -> float:
                 alone += run_cell(root, method, n_blocks, one).work_seconds
     print(f"in one walk {together:.1f} s, one by one {alone:.1f} s: {together / alone:.2f}")
     return together / alone
+
+
+def compare_resident(options: argparse.Namespace) -> float:
+    """Return the largest of the methods' seconds streamed over those resident, and print them all."""
+    (n_blocks,), ratios = options.blocks, []
+    roomy = argparse.Namespace(**{**vars(options), "gigabytes": _ROOMY})
+    with _place(options) as root:
+        write_model(root / f"{options.shape}-{n_blocks}", options.shape, n_blocks)
+        for method in options.methods:
+            pairs = [
+                [run_cell(root, method, n_blocks, o).work_seconds for o in (options, roomy)]
+                for _ in range(_N_PAIRS)
+            ]
+            ratios.append(median(streamed / resident for streamed, resident in pairs))
+            told = ", ".join(f"{streamed:.1f} s / {resident:.1f} s" for streamed, resident in pairs)
+            print(f"{method:10} streamed / resident {told}: {ratios[-1]:.2f}", flush=True)
+    return max(ratios)
 
 
 def slope(cells: list[Cell], of: str) -> float:
@@ -266,6 +308,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--gigabytes", type=float, default=6.0, help="memory.host_gigabytes")
     parser.add_argument("--together", action="store_true", help="compare one walk with many")
+    parser.add_argument("--resident", action="store_true", help="compare with models read once")
     parser.add_argument("--most", type=float, default=None, help="GB; a higher peak is a failure")
     parser.add_argument("--folder", default=None, help="where weights and caches are written")
     parser.add_argument("--weights", default=None, help="the same, of which the weights are kept")
@@ -287,6 +330,8 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     if options.together:
         return 1 if compare_walks(options) > _MOST_TOGETHER else 0
+    if options.resident:
+        return 1 if compare_resident(options) > _MOST_STREAMED else 0
     cells = [cell for found in measure(options).values() for cell in found]
     above = [c for c in cells if options.most and c.peak_bytes > options.most * 1e9]
     for cell in above:

@@ -84,7 +84,8 @@ _N_TOKENS = 512
 _N_WINDOWS = 4  # in one forward: what lies between products no longer fits a core's cache then
 _N_SCORED = 128  # rows of logits at once, as evaluation takes them
 _HEAD_WIDTH = 64
-_LARGEST = 2**26  # weights of one product; a larger one is timed in part
+_LARGEST = 2**21  # weights of one product; of a larger one some rows are timed, which is as fast for each
+_WIDEST = 1536  # of a square product
 _MOST_LOGITS = 2**24  # of one log-softmax; of a larger vocabulary a part is timed
 _COUNTS = 200_000
 _REPEATS = 3
@@ -169,7 +170,7 @@ def _head_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) -
 
 
 def _operations_per_second(shape: ModelShape, device: torch.device) -> float:
-    width = min(max(n_in for n_in, _ in shape.linears.values()), 2048)
+    width = min(max(n_in for n_in, _ in shape.linears.values()), _WIDEST)
     seconds = _product_seconds(width, width, width, device, torch.float32)
     return 2.0 * width * width / seconds
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.cli.conclusion import estimates_of
@@ -275,6 +276,19 @@ def test_a_product_that_is_too_large_is_timed_in_part(compose, monkeypatch):
     monkeypatch.setattr(rate, "_LARGEST", shape.hidden_size * shape.vocab_size // 4)
     part = rate.measure_rate(shape, CPU, torch.bfloat16)
     assert part.head_seconds == pytest.approx(whole.head_seconds + 3 / 128, rel=0.05)
+
+
+def test_timing_the_machine_for_a_large_model_takes_seconds():
+    config = {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "vocab_size": 128256,
+    }
+    shape = shape_of({**config, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 128})
+    with FlopCounterMode(display=False) as counter:
+        rate.measure_rate(shape, torch.device("meta"), torch.float32)
+    assert counter.get_total_flops() < 2e11
 
 
 def test_a_run_keeps_the_estimate_that_it_was_given(cell, tmp_path):
