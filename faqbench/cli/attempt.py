@@ -173,6 +173,9 @@ def attempt_in_a_process(experiment: Experiment, estimate: Mapping[str, float] |
     Raises:
         UserError: when no record can be written.
     """
+    from faqbench.tracking import followed, is_awaited, tracker
+
+    before = record_stamp(experiment)
     with held_back(), _blocked():  # the child inherits it, and is interrupted when `main` can answer
         child = subprocess.Popen(
             [sys.executable, "-m", "faqbench.cli.attempt"],
@@ -180,13 +183,34 @@ def attempt_in_a_process(experiment: Experiment, estimate: Mapping[str, float] |
             env=os.environ | {"PYTHONPATH": _import_path()},
             text=True,
         )
-    try:
+    with _ending_with_this(child), followed(experiment, child.pid):
         cell = {
             "experiment": experiment.model_dump(mode="json"),
             "estimate": estimate,
             "parent": os.getpid(),
         }
         child.communicate(json.dumps(cell))
+        if child.returncode - 128 in ENDING:
+            interrupt(child.returncode - 128)
+        if child.returncode != 0:
+            return record_failure(experiment, _cause_of_death(child.returncode))
+        data = read_run(experiment.paths.runs / run_id(experiment))
+        if record_stamp(experiment) != before or is_awaited():
+            tracker(experiment.tracking, experiment.paths.runs).log(data)
+        return data.record
+
+
+def record_stamp(experiment: Experiment) -> int | None:
+    """Return when the cell's record was written, in nanoseconds; None without a record."""
+    path = experiment.paths.runs / run_id(experiment) / "record.json"
+    return path.stat().st_mtime_ns if path.is_file() else None
+
+
+@contextmanager
+def _ending_with_this(child: subprocess.Popen[str]) -> Iterator[None]:
+    """Let no child outlive what interrupts this process."""
+    try:
+        yield
     except BaseException:
         child.send_signal(received() or signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
@@ -194,11 +218,6 @@ def attempt_in_a_process(experiment: Experiment, estimate: Mapping[str, float] |
         child.kill()
         child.wait()
         raise
-    if child.returncode == 0:
-        return read_record(experiment.paths.runs / run_id(experiment))
-    if child.returncode - 128 in ENDING:
-        interrupt(child.returncode - 128)
-    return record_failure(experiment, _cause_of_death(child.returncode))
 
 
 def main() -> int:
@@ -215,11 +234,14 @@ def main() -> int:
 
 
 def _run_described(cell: Mapping[str, Any]) -> None:
+    from faqbench.tracking import followed_by
+
     end_with(cell["parent"])
     experiment = Experiment.model_validate_json(json.dumps(cell["experiment"]))
     if experiment.memory_limit_gigabytes is not None:
         limit_memory(int(experiment.memory_limit_gigabytes * 1e9))
-    attempt(experiment, cell["estimate"])
+    with followed_by(lambda _: True):  # the parent shows it
+        attempt(experiment, cell["estimate"])
 
 
 @contextmanager

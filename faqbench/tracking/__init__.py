@@ -19,7 +19,7 @@ What is kept to, and `tests/unit/tracking` checks:
 Reading path: `view` (what is shown), `tracker` (how nothing can fail), one module per service, `live`
 and `follower` (live metrics from a process of their own), `samples` (the file between them).
 
-Adding a service: one module here with `open_run` and `show_report` as `tracker.Service` says, its name
+Adding a service: one module here with `open_run` as `tracker.Service` says, its name
 in `TrackingSection.name` and in `tracker._PACKAGES`, and a yaml in `conf/tracking/`.
 """
 
@@ -29,9 +29,9 @@ import os
 from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.tracking.live import live, wait_for_followers
+from faqbench.tracking.live import followed, live, wait_for_followers
 from faqbench.tracking.samples import ProgressLog, Sample, find_progress, read_progress
-from faqbench.tracking.tracker import NoTracker, Tracker
+from faqbench.tracking.tracker import NoTracker, Tracker, followed_by
 
 __all__ = [
     "NoTracker",
@@ -39,6 +39,8 @@ __all__ = [
     "Sample",
     "Tracker",
     "find_progress",
+    "followed",
+    "followed_by",
     "is_awaited",
     "live",
     "read_progress",

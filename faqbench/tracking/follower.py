@@ -1,9 +1,10 @@
-"""The follower of one cell: a process that shows its samples as they come, then its record.
+"""The follower of a process's cells: shows the samples of each as they come, then its record.
 
-    python -m faqbench.tracking.follower       the task as one line of JSON on standard input
+    python -m faqbench.tracking.follower       a cell as one line of JSON on standard input, then the next
 
-It learns that the record is written by a line "done", and that the cell's process is gone by the end
-of standard input. What it says on standard output is a warning for the cell's log.
+It learns that a record is written by a line "done", and that the cells' process is gone by the end of
+standard input. What is known of a cell stands in the head of its file of samples. What it says on
+standard output is the name of a run that it has shown, or a warning for the cell's log.
 
 It has all the time while it waits for words, and else two minutes: the system ends it when the service has
 not answered by then, wherever in the service it hangs.
@@ -19,45 +20,70 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import read_run
-from faqbench.tracking.tracker import SECONDS_TO_ANSWER, OpenRun, Tracker
-from faqbench.tracking.view import RunHead, head_of, samples_of, view_of
+from faqbench.tracking.tracker import SECONDS_TO_ANSWER, SHOWN, OpenRun, Tracker
+from faqbench.tracking.view import head_of, progress_of, samples_of, view_of
 
 _LOOK_SECONDS = 0.5
 
 
 def main() -> int:
-    """Follow one cell; 0 when all that there is has been shown."""
+    """Follow one cell after the other; 0 when all that there is has been shown."""
     _log_to_standard_output()
     with suppress(OSError):
-        os.nice(10)  # the cell goes first
+        os.nice(10)  # the cells go first
     words = _words(sys.stdin.fileno())
-    task = json.loads(next((word for word in words if word), "null"))
-    if task is None:
-        return 0  # the cell was interrupted before it said anything
-    section = TrackingSection.model_validate_json(task["section"])
-    head = head_of(task["run_id"], task["config"], section.group, section.tags)
-    runs = Path(task["runs"])
-    tracker = Tracker(section, runs)
-    with tracker.never_fails(f"run {head.run_id}"), tracker.open(head) as run:
-        if run is not None:
-            _follow(run, head, runs, words)
+    for word in words:
+        if word:
+            cell = json.loads(word)
+            rest = _up_to_its_end(words)
+            _follow(Path(cell["runs"]), cell["run_id"], cell["process"], rest)
+            for _ in rest:
+                pass  # the service failed, and the cell goes on
+            sys.stdout.write(f"{SHOWN}{cell['run_id']}\n")
+            sys.stdout.flush()
     return 0
 
 
-def _follow(run: OpenRun, head: RunHead, runs: Path, words: Iterator[str]) -> None:
+def _follow(runs: Path, name: str, process: int, words: Iterator[str]) -> None:
+    """Show a cell from its first sample on; one of which nothing is known yet is waited for."""
+    log, word = None, ""
+    while word == "" and (log is None or log.pid != process):
+        word = next(words, "gone")
+        log = progress_of(runs, name)
+    if word == "gone":
+        return
+    config = read_run(runs / name).record.config if log is None or log.pid != process else log.config
+    section = TrackingSection.model_validate_json(json.dumps(config["tracking"]))
+    tracker = Tracker(section, runs)
+    head = head_of(name, config, section.group, section.tags)
+    with tracker.never_fails(f"run {name}"), tracker.open(head) as run:
+        if run is not None:
+            _show(run, name, runs, chain([word], words))
+
+
+def _show(run: OpenRun, name: str, runs: Path, words: Iterator[str]) -> None:
     number = 0
     for word in words:
-        for sample in samples_of(runs, head.run_id)[number:]:
+        for sample in samples_of(runs, name)[number:]:
             run.sample(number, sample)
             number += 1
         if word == "done":
-            run.finish(view_of(read_run(runs / head.run_id), runs))
+            run.finish(view_of(read_run(runs / name), runs))
             return
     run.abandon()
+
+
+def _up_to_its_end(words: Iterator[str]) -> Iterator[str]:
+    """Yield the words about one cell: after "done" the next one begins."""
+    for word in words:
+        yield word
+        if word == "done":
+            return
 
 
 def _words(source: int) -> Iterator[str]:
@@ -70,11 +96,12 @@ def _words(source: int) -> Iterator[str]:
     parent = os.getppid()
     while True:
         signal.alarm(0)
-        ready, _, _ = select.select([source], [], [], _LOOK_SECONDS)
+        is_orphan = os.getppid() != parent  # another of its processes may hold the other end of the line
+        ready, _, _ = select.select([source], [], [], 0.0 if is_orphan else _LOOK_SECONDS)
         signal.alarm(SECONDS_TO_ANSWER)
-        if os.getppid() != parent:  # another of its processes may hold the other end of the line
-            return
         if not ready:
+            if is_orphan:
+                return
             yield ""
             continue
         chunk = os.read(source, 65536)

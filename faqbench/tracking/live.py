@@ -1,15 +1,16 @@
 """Live metrics of a cell: its stage, seconds and memory, while it runs and without touching it.
 
-    the cell's process                       the follower's process
+    the cell's process                       the follower's process, one for all cells of a sweep
     stage(), advance() -> counters           python -m faqbench.tracking.follower
     a thread -> runs/_progress/<id>.jsonl -> reads its lines and shows them
-    record written, log(data) -> "done"   -> shows the record in the same run, and ends
-    goes on with the next cell
-    wait_for_followers() at the end
+    record written, log(data) -> "done"   -> shows the record in the same run
+    goes on with the next cell               goes on with the next cell
+    wait_for_followers() at the end       -> ends
 
 The cell's process imports no service: it counts steps, and a thread writes a line now and then. What a
-service costs, and whatever goes wrong with it, happens in the follower. The file of samples is written
-under every `tracking`, `none` included, since `faqbench watch` reads it.
+service costs, and whatever goes wrong with it, happens in the follower; when it dies, the next cell has a
+new one. Where each cell has a process of its own, the process that started them keeps the follower. The
+file of samples is written under every `tracking`, `none` included, since `faqbench watch` reads it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ from faqbench.records import read_run
 from faqbench.stages import Progress
 from faqbench.stages.progress import Advance
 from faqbench.tracking.samples import End, ProgressWriter, Sample
-from faqbench.tracking.tracker import SECONDS_TO_ANSWER, Tracker, followed_by
+from faqbench.tracking.tracker import SECONDS_TO_ANSWER, SHOWN, Tracker, followed_by, is_followed
 
 _log = logging.getLogger("faqbench")
 _SHORTEST_INTERVAL = 2.0
@@ -53,21 +55,51 @@ def live(experiment: Experiment, progress: Progress) -> Iterator[Progress]:
     The record is shown by `tracker(...).log(data)` inside the block. A block that ends without it,
     as after Ctrl-C, leaves a run that is marked as failed. Nothing of this raises or changes the cell.
     """
-    section = experiment.tracking
-    writer = ProgressWriter(experiment.paths.runs, run_id(experiment), section.group)
     watched = WatchedProgress(progress)
-    sampler = _Sampler(watched, writer)
-    follower = None
-    try:
-        if section.name != "none" and section.mode != "disabled":
-            follower = _FollowerProcess(experiment, sampler)
-        with followed_by(follower):
-            yield watched
+    config, runs, group = (
+        experiment.model_dump(mode="json"),
+        experiment.paths.runs,
+        experiment.tracking.group,
+    )
+    sampler = _Sampler(watched, ProgressWriter(runs, run_id(experiment), group, config))
+    with ExitStack() as ending:
+        ending.callback(sampler.stop, "stopped")
+        ending.enter_context(followed(experiment, os.getpid(), partial(sampler.stop, "ended")))
+        ending.callback(sampler.stop, "stopped")  # before the follower is left
+        yield watched
         sampler.stop("ended")
+
+
+@contextmanager
+def followed(
+    experiment: Experiment, process: int, before_handing_over: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """Let this process's follower show a cell, unless another process's does.
+
+    Args:
+        experiment: the cell.
+        process: the id of the process that runs it and writes its samples.
+        before_handing_over: what is to be done before the follower looks for the last sample.
+    """
+    section = experiment.tracking
+    if section.name == "none" or section.mode == "disabled" or is_followed():
+        yield
+        return
+    follower = _follower(run_id(experiment))
+    if follower is None or not follower.begin(experiment, process):
+        yield
+        return
+
+    def hand_over(name: str) -> bool:
+        if before_handing_over is not None:
+            before_handing_over()
+        return follower.finish(name)
+
+    try:
+        with followed_by(hand_over):
+            yield
     finally:
-        sampler.stop("stopped")
-        if follower is not None:
-            follower.leave()
+        follower.leave()
 
 
 @dataclass
@@ -156,117 +188,126 @@ class _Sampler:
 
 
 class _FollowerProcess:
-    """The process that shows this cell; it lives on its own and may die on its own."""
+    """The process that shows this process's cells; it lives on its own and may die on its own."""
 
-    def __init__(self, experiment: Experiment, sampler: _Sampler) -> None:
-        self.run_id = run_id(experiment)
-        self._section = experiment.tracking
-        self._runs = experiment.paths.runs
-        self._sampler = sampler
-        self._process: subprocess.Popen[str] | None = None
-        task = {
-            "run_id": self.run_id,
-            "runs": str(experiment.paths.runs.absolute()),
-            "section": experiment.tracking.model_dump_json(),
-            "config": experiment.model_dump(mode="json"),
-        }
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "faqbench.tracking.follower"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=os.environ | {"PYTHONPATH": _import_path()},
-                start_new_session=True,  # Ctrl-C is for the cell
-            )
-        except OSError as error:
-            _log.warning("%s: no live metrics: %s", self.run_id, error)
-            return
-        threading.Thread(target=self._relay, name="faqbench-relay", daemon=True).start()
-        self._say(json.dumps(task))
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        self._current: Experiment | None = None
+        self._handed: dict[str, Experiment] = {}  # told to show, and not shown as far as we know
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "faqbench.tracking.follower"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"PYTHONPATH": _import_path()},
+            start_new_session=True,  # Ctrl-C is for the cell
+        )
+        self._relaying = threading.Thread(target=self._relay, name="faqbench-relay", daemon=True)
+        self._relaying.start()
 
-    def finish(self) -> bool:
+    def begin(self, experiment: Experiment, process: int) -> bool:
+        """Let it show the cell that a process runs; False when it has died."""
+        runs = str(experiment.paths.runs.absolute())
+        self._current = experiment
+        return self._say(json.dumps({"runs": runs, "run_id": run_id(experiment), "process": process}))
+
+    def finish(self, name: str) -> bool:
         """Let it show the record, while this process goes on."""
-        self._sampler.stop("ended")
-        if not self._say("done"):
+        if self._current is None or run_id(self._current) != name or not self._say("done"):
             return False
-        self._hang_up()
-        _showing.append(self)
+        self._handed[name], self._current = self._current, None
         return True
 
     def leave(self) -> None:
-        """Close the line to it: a follower that was not told "done" marks its run as failed."""
-        if self._process is not None and self._hang_up():
-            self._wait(_PATIENCE_WHEN_STOPPED)
+        """Turn to the next cell; one that was not finished is marked as failed, and ends the follower."""
+        if self._current is not None:
+            self._current = None
+            _followers.remove(self)
             _left.append(self._process)
+            self._hang_up()
+            self._wait(_PATIENCE_WHEN_STOPPED)
 
     def conclude(self, seconds: float) -> None:
-        """Wait for it; when it ended badly, show the record from here."""
+        """Wait for it; when it ended badly, show from here what it has not shown."""
+        self._hang_up()
         if self._wait(seconds):
             return
-        assert self._process is not None
-        if self._process.returncode == -signal.SIGALRM:  # from here it would hang as well
-            _log.warning(
-                "%s did not answer for %d s and does not show run %s; its record is complete",
-                self._section.name,
-                SECONDS_TO_ANSWER,
-                self.run_id,
-            )
-        else:
-            tracker = Tracker(self._section, self._runs)
-            with tracker.never_fails(f"run {self.run_id}"):
-                tracker.show(read_run(self._runs / self.run_id))
+        self._relaying.join(_PATIENCE_WHEN_STOPPED)  # a service's own process may hold the other end
+        for name, experiment in self._handed.items():
+            if self._process.returncode == -signal.SIGALRM:  # from here it would hang as well
+                _log.warning(
+                    "%s did not answer for %d s and does not show run %s; its record is complete",
+                    experiment.tracking.name,
+                    SECONDS_TO_ANSWER,
+                    name,
+                )
+            else:
+                tracker = Tracker(experiment.tracking, experiment.paths.runs)
+                with tracker.never_fails(f"run {name}"):
+                    tracker.show(read_run(experiment.paths.runs / name))
 
-    def _hang_up(self) -> bool:
-        """Close the line; False when it was closed before."""
-        assert self._process is not None and self._process.stdin is not None
-        if self._process.stdin.closed:
-            return False
+    @property
+    def is_listening(self) -> bool:
+        """Whether it takes cells of this process."""
+        return self._owner == os.getpid() and self._process.poll() is None
+
+    def _hang_up(self) -> None:
+        assert self._process.stdin is not None, "it was opened with a pipe"
         with suppress(OSError):
             self._process.stdin.close()
-        return True
 
     def _say(self, line: str) -> bool:
         """Write a line to it; False when it has died."""
-        if self._process is None or self._process.poll() is not None:
-            return False
         assert self._process.stdin is not None, "it was opened with a pipe"
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except OSError:
             return False
-        return True
+        return self.is_listening
 
     def _wait(self, seconds: float) -> bool:
         """Wait for its end, but not for ever; False when it ended badly."""
-        assert self._process is not None, "only a process that started is waited for"
         try:
             return self._process.wait(seconds) == 0
         except subprocess.TimeoutExpired:
-            _log.info("%s: still being shown, in the background", self.run_id)
+            _log.info("%s: still being shown, in the background", ", ".join(self._handed))
             return True
 
     def _relay(self) -> None:
-        """Pass what it says on to the log."""
-        assert self._process is not None and self._process.stdout is not None
+        """Take note of what it has shown, and pass whatever else it says on to the log."""
+        assert self._process.stdout is not None
         with suppress(OSError, ValueError), self._process.stdout as lines:
             for line in lines:
-                _log.warning("%s", line.rstrip())
+                if line.startswith(SHOWN):
+                    self._handed.pop(line.removeprefix(SHOWN).strip(), None)
+                else:
+                    _log.warning("%s", line.rstrip())
 
 
-# This process's followers that were told "done": its only trace outside of a `live` block.
-_showing: list[_FollowerProcess] = []
+# This process's followers: the last one is at work, those before it died.
+_followers: list[_FollowerProcess] = []
 # Those that were left, perhaps still at work: Python complains of a child that nobody remembers.
 _left: list[subprocess.Popen[str]] = []
+
+
+def _follower(name: str) -> _FollowerProcess | None:
+    """Return the process that is to show a cell: the one at work, or a new one."""
+    if not _followers or not _followers[-1].is_listening:
+        try:
+            _followers.append(_FollowerProcess())
+        except OSError as error:
+            _log.warning("%s: no live metrics: %s", name, error)
+            return None
+    return _followers[-1]
 
 
 def wait_for_followers() -> None:
     """Wait until every record that was handed over is shown; a command does so at its end."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while _showing:
-        _showing.pop().conclude(max(1.0, deadline - time.monotonic()))
+    while _followers:
+        _followers.pop(0).conclude(max(1.0, deadline - time.monotonic()))
 
 
 def _device_bytes() -> int | None:

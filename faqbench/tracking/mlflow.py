@@ -31,23 +31,6 @@ def open_run(head: RunHead, section: TrackingSection, runs: Path) -> MlflowRun |
     return None if section.mode == "disabled" else MlflowRun(head, section, runs)
 
 
-def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
-    """See `Service.show_report`."""
-    head = RunHead(
-        run_id=f"report-{folder.name}",
-        group=section.group or folder.name,
-        job_type="report",
-        tags=section.tags,
-        config={"report": folder.name},
-    )
-    run = open_run(head, section, runs)
-    if run is None:
-        return False
-    run.keep(folder)
-    run.close("FINISHED")
-    return True
-
-
 class MlflowRun:
     """An MLflow run, from its beginning to its end."""
 
@@ -88,7 +71,7 @@ class MlflowRun:
                 (folder / f"{image.name}.png").write_bytes(image.png)
             for name, table in view.tables.items():
                 table.to_csv(folder / f"{name}.csv", index=False)
-            self.keep(folder, "shown")
+            self._keep(folder, "shown")
         for path in view.files.values():
             self._client.log_artifact(self._id, str(path), "record")
         self.close("FINISHED" if record.status == "finished" else "FAILED")
@@ -99,11 +82,16 @@ class MlflowRun:
             self._log(point, step, 1000 * step)
         self.close("FINISHED")
 
+    def report(self, folder: Path) -> None:
+        """See `OpenRun.report`."""
+        self._keep(folder)
+        self.close("FINISHED")
+
     def abandon(self) -> None:
         """See `OpenRun.abandon`."""
         self.close("FAILED")
 
-    def keep(self, folder: Path, place: str | None = None) -> None:
+    def _keep(self, folder: Path, place: str | None = None) -> None:
         """Keep a folder's files with the run."""
         self._client.log_artifacts(self._id, str(folder), place)
 

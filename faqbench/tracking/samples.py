@@ -13,7 +13,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar
@@ -59,6 +59,7 @@ class ProgressLog:
         pid: the process that runs it.
         host: the machine it runs on.
         group: its sweep, or None.
+        config: its configuration, nested as in `conf/`; empty where the writer did not know it.
         samples: in their order.
         end: how it ended, or None while it runs or when its process was killed.
         modified: when the file was last written, seconds since the epoch.
@@ -68,6 +69,7 @@ class ProgressLog:
     pid: int
     host: str
     group: str | None
+    config: Mapping[str, Any]
     samples: tuple[Sample, ...]
     end: str | None
     modified: float
@@ -95,6 +97,7 @@ class _Header:
     pid: Annotated[int, Field(strict=True, ge=1, lt=2**31)]
     host: Text = ""
     group: Text | None = None
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +110,12 @@ class _End:
 class ProgressWriter:
     """Writes one cell's progress file; a disk that fails ends the file and nothing else."""
 
-    def __init__(self, runs: Path, run_id: str, group: str | None) -> None:
+    def __init__(
+        self, runs: Path, run_id: str, group: str | None, config: Mapping[str, Any] | None = None
+    ) -> None:
         self._file: IO[str] | None = None
         header = {"run_id": run_id, "pid": os.getpid(), "host": socket.gethostname(), "group": group}
+        header |= {"config": dict(config or {})}
         try:
             path = progress_path(runs, run_id)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +184,7 @@ def read_progress(runs: Path, run_id: str) -> ProgressLog | None:
         pid=header.pid,
         host=header.host,
         group=header.group,
+        config=header.config,
         samples=tuple(samples),
         end=end,
         modified=path.stat().st_mtime,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -44,16 +44,16 @@ class OpenRun(Protocol):
         """Show numbers that are no cell's, a step each, and end the run."""
         ...
 
+    def report(self, folder: Path) -> None:
+        """Show a written report, its page, plots and tables, and end the run."""
+        ...
+
 
 class Service(Protocol):
     """A module that shows runs somewhere."""
 
     def open_run(self, head: RunHead, section: TrackingSection, runs: Path) -> OpenRun | None:
         """Begin to show a run, or take up one of the same name; None when nothing is to be shown."""
-        ...
-
-    def show_report(self, folder: Path, section: TrackingSection, runs: Path) -> bool:
-        """Show a written report: its page, plots and tables; false when nothing is to be shown."""
         ...
 
 
@@ -69,7 +69,7 @@ class Tracker:
 
         A run that is being followed live is handed to its follower; any other is shown from here.
         """
-        if not hand_over(data.record.run_id):
+        if not _hand_over(data.record.run_id):
             self.show(data)
 
     def show(self, data: RunData) -> bool:
@@ -86,8 +86,17 @@ class Tracker:
 
     def show_report(self, folder: Path) -> bool:
         """Show a written report, and return whether it is shown now."""
-        with self.never_fails(f"report {folder.name}"):
-            return self._service().show_report(folder, self.section, self.runs)
+        head = RunHead(
+            run_id=f"report-{folder.name}",
+            group=self.section.group or folder.name,
+            job_type="report",
+            tags=self.section.tags,
+            config={"report": folder.name},
+        )
+        with self.never_fails(f"report {folder.name}"), self.open(head) as run:
+            if run is not None:
+                run.report(folder)
+                return True
         return False
 
     def show_points(
@@ -185,32 +194,29 @@ class NoTracker:
 
 
 SECONDS_TO_ANSWER = 120  # that a follower gives its service, before the system ends it
+SHOWN = "shown: "  # what a follower says before the name of a run that it has shown
 
-
-class Follower(Protocol):
-    """A process that shows a cell while it runs."""
-
-    run_id: str
-
-    def finish(self) -> bool:
-        """Let it show the record that now lies in `runs/`; False when it has died."""
-        ...
-
-
-_current: ContextVar[Follower | None] = ContextVar("follower", default=None)
+# Takes the name of a run whose record now lies in `runs/`, and says whether somebody else will show it.
+HandOver = Callable[[str], bool]
+_current: ContextVar[HandOver | None] = ContextVar("hand_over", default=None)
 
 
 @contextmanager
-def followed_by(follower: Follower | None) -> Iterator[None]:
-    """Say inside this block who follows the cell."""
-    token = _current.set(follower)
+def followed_by(hand_over: HandOver) -> Iterator[None]:
+    """Say inside this block to whom a cell's record is handed."""
+    token = _current.set(hand_over)
     try:
         yield
     finally:
         _current.reset(token)
 
 
-def hand_over(run_id: str) -> bool:
-    """Give a run that ended to its follower; False when nobody follows it."""
-    follower = _current.get()
-    return follower is not None and follower.run_id == run_id and follower.finish()
+def is_followed() -> bool:
+    """Whether somebody follows the cell that runs here."""
+    return _current.get() is not None
+
+
+def _hand_over(run_id: str) -> bool:
+    """Give a run that ended to whoever follows it; False when it is to be shown from here."""
+    take = _current.get()
+    return take is not None and take(run_id)

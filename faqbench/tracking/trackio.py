@@ -27,25 +27,6 @@ def open_run(head: RunHead, section: TrackingSection, runs: Path) -> TrackioRun 
     return None if section.mode == "disabled" else TrackioRun(head, section, runs)
 
 
-def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
-    """See `Service.show_report`."""
-    head = RunHead(
-        run_id=f"report-{folder.name}",
-        group=section.group or folder.name,
-        job_type="report",
-        tags=section.tags,
-        config={"report": folder.name},
-    )
-    run = open_run(head, section, runs)
-    if run is None:
-        return False
-    images = {f"plots/{p.stem}": p for p in sorted(folder.glob("figures/*.png"))}
-    tables = {f"tables/{p.stem}": pd.read_parquet(p) for p in sorted(folder.glob("tables/*.parquet"))}
-    run.log_media(images, {}, tables)
-    run.close()
-    return True
-
-
 class TrackioRun:
     """A trackio run, from its beginning to its end."""
 
@@ -98,10 +79,10 @@ class TrackioRun:
                 images[f"plots/{image.name}"] = path
             captions = {f"plots/{image.name}": image.caption for image in view.images}
             tables = {f"tables/{name}": table for name, table in view.tables.items()}
-            self.log_media(images, captions, tables, self._n_samples + len(blocks) + 1)
+            self._log_media(images, captions, tables, self._n_samples + len(blocks) + 1)
         self.close()
 
-    def log_media(
+    def _log_media(
         self,
         images: dict[str, Path],
         captions: dict[str, str],
@@ -121,6 +102,13 @@ class TrackioRun:
         """See `OpenRun.points`."""
         for step, point in enumerate(points):
             self._run.log(dict(point), step=step)
+        self.close()
+
+    def report(self, folder: Path) -> None:
+        """See `OpenRun.report`."""
+        images = {f"plots/{p.stem}": p for p in sorted(folder.glob("figures/*.png"))}
+        tables = {f"tables/{p.stem}": pd.read_parquet(p) for p in sorted(folder.glob("tables/*.parquet"))}
+        self._log_media(images, {}, tables)
         self.close()
 
     def abandon(self) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from faqbench.records import RunData, RunRecord, read_record, run_folders, same_model
 from faqbench.report import run_evidence
-from faqbench.tracking.samples import Sample, read_progress
+from faqbench.tracking.samples import ProgressLog, Sample, read_progress
 
 _FILES = ("record.json", "config.yaml", "items.parquet", "layers.parquet")
 _TRACES = {"local_error": "alone_error", "relative_error": "added_up_error", "cosine": "cosine"}
@@ -82,12 +82,17 @@ def head_of(run_id: str, config: Mapping[str, Any], group: str | None, tags: tup
     )
 
 
-def samples_of(runs: Path, run_id: str) -> tuple[Sample, ...]:
-    """Return the live samples that a run left behind; a damaged file, which `watch` names, has none."""
+def progress_of(runs: Path, run_id: str) -> ProgressLog | None:
+    """Return what a run's file of samples says; nothing for a damaged file, which `watch` names."""
     try:
-        log = read_progress(runs, run_id)
+        return read_progress(runs, run_id)
     except ValueError:
-        return ()
+        return None
+
+
+def samples_of(runs: Path, run_id: str) -> tuple[Sample, ...]:
+    """Return the live samples that a run left behind."""
+    log = progress_of(runs, run_id)
     return log.samples if log else ()
 
 

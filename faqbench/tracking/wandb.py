@@ -7,7 +7,7 @@
                blocks/<curve> over `block`
     tables     tables/metrics, tables/linears, tables/comparison
     images     plots/<name>
-    artifacts  results-<id> with the record and its tables; the baseline's as an input
+    artifacts  results-<id> with the record and its tables; online also the baseline's as an input
 
 Steps are numbered by what they hold: samples first, then blocks, then tables. So showing a run again
 adds nothing to its history. A failed cell's run is finished with exit code 1. Mode `auto` is online
@@ -84,36 +84,6 @@ def open_run(head: RunHead, section: TrackingSection, runs: Path) -> WandbRun | 
     if mode != "online" and section.mode == "online":
         _log.warning("W&B has no credentials here: run %s is offline", head.run_id)
     return WandbRun(head, section, runs, mode)
-
-
-def show_report(folder: Path, section: TrackingSection, runs: Path) -> bool:
-    """See `Service.show_report`."""
-    head = RunHead(
-        run_id=f"report-{folder.name}",
-        group=section.group or folder.name,
-        job_type="report",
-        tags=section.tags,
-        config={"report": folder.name},
-    )
-    run = open_run(head, section, runs)
-    if run is None:
-        return False
-    import wandb
-
-    try:
-        shown = {f"plots/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("figures/*.png"))}
-        for path in sorted(folder.glob("tables/*.parquet")):
-            shown[f"tables/{path.stem}"] = _table(wandb, pd.read_parquet(path))
-        shown["page"] = wandb.Html(str(folder / "index.html"), inject=False)
-        run.run.log(shown, step=0)
-        artifact = wandb.Artifact(head.run_id, type="report")
-        artifact.add_dir(str(folder))
-        run.run.log_artifact(artifact)
-    except BaseException:
-        run.abandon()
-        raise
-    run.close(0)
-    return True
 
 
 class WandbRun:
@@ -216,6 +186,19 @@ class WandbRun:
             self.run.log(dict(point), step=step)
         self.close(0)
 
+    def report(self, folder: Path) -> None:
+        """See `OpenRun.report`."""
+        wandb = self._wandb
+        shown = {f"plots/{p.stem}": wandb.Image(str(p)) for p in sorted(folder.glob("figures/*.png"))}
+        for path in sorted(folder.glob("tables/*.parquet")):
+            shown[f"tables/{path.stem}"] = _table(wandb, pd.read_parquet(path))
+        shown["page"] = wandb.Html(str(folder / "index.html"), inject=False)
+        self.run.log(shown, step=0)
+        artifact = wandb.Artifact(self._name, type="report")
+        artifact.add_dir(str(folder))
+        self.run.log_artifact(artifact)
+        self.close(0)
+
     def abandon(self) -> None:
         """See `OpenRun.abandon`."""
         self.close(1)
@@ -241,18 +224,12 @@ class WandbRun:
     def _log_artifacts(self, view: RunView) -> None:
         """Keep the record's files, and name the baseline's as what this run was compared with.
 
-        W&B's `use_artifact` refuses to work offline, although the offline log can hold the link and
-        `wandb sync` makes it; so offline the step behind it is called.
+        W&B takes an input online alone; an offline run names its baseline in the summary.
         """
         if view.files:
             self.run.log_artifact(self._artifact(view.record.run_id, view.files))
-        if view.baseline is None or not view.baseline[1]:
-            return
-        baseline = self._artifact(*view.baseline)
-        if not self._offline:
-            self.run.use_artifact(baseline)
-        elif hasattr(self.run, "_log_artifact"):
-            self.run._log_artifact(baseline, is_user_created=True, use_after_commit=True)
+        if not self._offline and view.baseline is not None and view.baseline[1]:
+            self.run.use_artifact(self._artifact(*view.baseline))
 
     def _artifact(self, run_id: str, files: Mapping[str, Path]) -> Any:
         artifact = self._wandb.Artifact(f"results-{stable_id(run_id)}", type="results")

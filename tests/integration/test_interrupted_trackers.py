@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import signal
 import subprocess
@@ -71,9 +72,9 @@ class Service:
         self._step("abandon")
         self.n_open -= 1
 
-    def show_report(self, folder, section, runs):
+    def report(self, folder):
         self._step("report")
-        return True
+        self.n_open -= 1
 
 
 @pytest.fixture
@@ -88,11 +89,25 @@ def tracked(workplace, monkeypatch):
         return started[-1]
 
     monkeypatch.setattr(LIVE.subprocess, "Popen", follow)
-    monkeypatch.setattr(LIVE, "_showing", [])  # of this command, whose process would have ended
+    monkeypatch.setattr(LIVE, "_followers", [])  # of this command, whose process would have ended
     yield [a for a in workplace.cell if not a.startswith("tracking")] + ["tracking.mode=offline"]
     for process in started:
         process.stdin.close()
         process.wait()
+
+
+@pytest.mark.parametrize("isolate", ["none", "process"])
+def test_a_sweep_has_one_follower_however_many_cells_it_has(workplace, tracked, monkeypatch, isolate):
+    told = []
+    say = LIVE._FollowerProcess._say
+    monkeypatch.setattr(
+        LIVE._FollowerProcess, "_say", lambda f, word: told.append((f, word)) or say(f, word)
+    )
+    assert main(["-m", "quant=fp,rtn", *tracked, f"isolate={isolate}"]) == 0
+    assert len({id(follower) for follower, _ in told}) == 1
+    words = ["done" if word == "done" else json.loads(word)["run_id"] for _, word in told]
+    assert sorted(words[::2]) == sorted(r.run_id for r in find_runs(workplace.runs)[0])
+    assert words[1::2] == ["done", "done"]
 
 
 def assert_ended(code, number, workplace, capsys):
@@ -143,8 +158,7 @@ def strike_in(tracked, monkeypatch):
 
     def make(place, how, number):
         service = Service(place, Strikes(number, how))
-        for name in ("open_run", "show_report"):
-            monkeypatch.setattr(faqbench.tracking.wandb, name, getattr(service, name))
+        monkeypatch.setattr(faqbench.tracking.wandb, "open_run", service.open_run)
         monkeypatch.setattr(LIVE.subprocess, "Popen", refuse)
         return service
 

@@ -1,5 +1,6 @@
 """Live metrics: a follower's process shows a cell, and nothing that happens to it reaches the cell."""
 
+import importlib
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from offline_runs import history_of, logged, only, summary_of
@@ -19,6 +21,14 @@ from faqbench.stages import PlainProgress
 from faqbench.tracking import Tracker, live, read_progress, tracker, wait_for_followers
 from faqbench.tracking.live import WatchedProgress
 from faqbench.tracking.samples import ProgressWriter, Sample, progress_path
+
+LIVE = importlib.import_module("faqbench.tracking.live")
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch):
+    """Wait for a follower however slow the machine is."""
+    monkeypatch.setattr(LIVE, "_PATIENCE_SECONDS", 1800.0)
 
 
 def experiment_in(folder, *overrides):
@@ -42,6 +52,10 @@ def wait_for(condition, seconds=1800.0):
     return condition()
 
 
+def has_samples(runs, experiment):
+    return len(read_progress(runs, run_id(experiment)).samples) >= 3
+
+
 def stages_seen(runs, experiment):
     return {sample.stage for sample in read_progress(runs, run_id(experiment)).samples}
 
@@ -52,21 +66,24 @@ def only_followers(monkeypatch):
     monkeypatch.setattr(Tracker, "show", lambda *_: pytest.fail("shown from the cell's process"))
 
 
-def test_a_followed_cell_is_one_run_with_its_samples_and_its_record(tmp_path, only_followers):
-    experiment = experiment_in(tmp_path)
-    with live(experiment, PlainProgress()) as progress:
-        with progress.stage("quantize", 4) as advance:
-            advance(3)
-            assert wait_for(lambda: len(read_progress(tmp_path, run_id(experiment)).samples) >= 3)
-        tracker(experiment.tracking, tmp_path).log(record_of(experiment))
+def test_followed_cells_are_a_run_each_with_its_samples_and_its_record(tmp_path, only_followers):
+    cells = [experiment_in(tmp_path, f"bits={bits}") for bits in (3, 4)]
+    for experiment in cells:
+        with live(experiment, PlainProgress()) as progress:
+            with progress.stage("quantize", 4) as advance:
+                advance(3)
+                assert wait_for(partial(has_samples, tmp_path, experiment))
+            tracker(experiment.tracking, tmp_path).log(record_of(experiment))
+    assert len(LIVE._followers) == 1
     wait_for_followers()
-    records = logged(tmp_path)
-    samples = [row for row in history_of(records) if "live/seconds" in row]
-    assert len(samples) == len(read_progress(tmp_path, run_id(experiment)).samples) >= 3
-    assert ("quantize", 0.75) in {(row["live/stage"], row["live/done_frac"]) for row in samples}
-    assert all(row["live/memory_bytes"] > 1e6 for row in samples)
-    assert summary_of(records)["status"] == "finished"
-    assert [e["exit_code"] for e in only(records, "exit")] == [0]
+    for experiment in cells:
+        records = logged(tmp_path, run_id(experiment))
+        samples = [row for row in history_of(records) if "live/seconds" in row]
+        assert len(samples) == len(read_progress(tmp_path, run_id(experiment)).samples) >= 3
+        assert ("quantize", 0.75) in {(row["live/stage"], row["live/done_frac"]) for row in samples}
+        assert all(row["live/memory_bytes"] > 1e6 for row in samples)
+        assert summary_of(records)["status"] == "finished"
+        assert [e["exit_code"] for e in only(records, "exit")] == [0]
 
 
 def test_showing_a_followed_run_again_repeats_it_exactly(tmp_path):
@@ -151,14 +168,11 @@ sys.exit(follower.main())
 
 def test_a_follower_whose_service_never_answers_ends_by_itself(tmp_path):
     experiment = experiment_in(tmp_path)
-    task = {
-        "run_id": run_id(experiment),
-        "runs": str(tmp_path),
-        "section": experiment.tracking.model_dump_json(),
-        "config": experiment.model_dump(mode="json"),
-    }
+    config = experiment.model_dump(mode="json")
+    ProgressWriter(tmp_path, run_id(experiment), None, config).end("ended")
+    cell = {"run_id": run_id(experiment), "runs": str(tmp_path), "process": os.getpid()}
     with subprocess.Popen([sys.executable, "-c", HANGS], stdin=subprocess.PIPE, text=True) as follower:
-        follower.stdin.write(json.dumps(task) + "\n")
+        follower.stdin.write(json.dumps(cell) + "\n")
         follower.stdin.flush()  # its cell goes on, and the line stays open
         assert follower.wait(timeout=1800) == -signal.SIGALRM
 
@@ -176,6 +190,25 @@ def test_a_record_whose_follower_hung_is_not_shown_from_here_too(
             tracker(experiment.tracking, tmp_path / "runs").log(record_of(experiment))
         wait_for_followers()
     assert "wandb did not answer for 120 s" in caplog.text
+
+
+def test_what_the_first_follower_did_not_show_is_shown_and_the_next_cell_has_a_new_one(
+    tmp_path, monkeypatch
+):
+    dies = tmp_path / "dies"
+    dies.write_text("#!/bin/sh\nread cell\nread done\nexit 3\n")
+    dies.chmod(0o755)
+    first, second = (experiment_in(tmp_path / "runs", f"bits={bits}") for bits in (3, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", str(dies))
+        with live(first, PlainProgress()):
+            tracker(first.tracking, tmp_path / "runs").log(record_of(first))
+        assert wait_for(lambda: not LIVE._followers[-1].is_listening)
+    with live(second, PlainProgress()):
+        tracker(second.tracking, tmp_path / "runs").log(record_of(second))
+    wait_for_followers()
+    for experiment in (first, second):
+        assert summary_of(logged(tmp_path / "runs", run_id(experiment)))["status"] == "finished"
 
 
 def test_a_cell_does_not_wait_for_its_follower(tmp_path, monkeypatch):

@@ -2,8 +2,10 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import wandb
 from offline_runs import config_of, history_of, logged, only, summary_of
 from toy_runs import write_toy_run
 
@@ -14,7 +16,7 @@ from faqbench.report import ReportRequest, answer, write_report
 from faqbench.tracking import Sample, Tracker
 from faqbench.tracking.samples import ProgressWriter
 from faqbench.tracking.view import find_baseline, view_of
-from faqbench.tracking.wandb import stable_id
+from faqbench.tracking.wandb import WandbRun, stable_id
 from faqbench.tracking.wandb_report import build
 
 SECTION = TrackingSection.model_validate(
@@ -106,15 +108,22 @@ def test_key_plots_are_images(runs):
     assert names == {"differences", "depth", "linears", "exponents"}
 
 
-def test_results_are_an_artifact_and_the_baselines_are_its_input(runs, records):
-    found = {a["name"]: a for a in only(records, "artifact")}
-    own, baseline = found[f"results-{stable_id(FAQ)}"], found[f"results-{stable_id(FP)}"]
-    names = {entry["path"] for entry in own["manifest"]["contents"]}
-    assert names == {"record.json", "config.yaml", "items.parquet", "layers.parquet"}
-    assert baseline["use_after_commit"] and not own.get("use_after_commit")
-    same = next(a for a in only(logged(runs, FP), "artifact") if a["name"] == baseline["name"])
-    assert same["digest"] == baseline["digest"]
+def test_results_are_an_artifact_and_the_baseline_is_named(records):
+    artifacts = {a["name"]: a for a in only(records, "artifact")}
+    files = artifacts[f"results-{stable_id(FAQ)}"]["manifest"]["contents"]
+    assert {f["path"] for f in files} == {"record.json", "config.yaml", "items.parquet", "layers.parquet"}
     assert summary_of(records)["baseline"] == FP
+
+
+def test_online_the_baselines_results_are_an_input(runs, monkeypatch):
+    used, run = [], WandbRun.__new__(WandbRun)
+    monkeypatch.setattr(
+        run, "run", SimpleNamespace(use_artifact=used.append, log_artifact=id), raising=False
+    )
+    monkeypatch.setattr(run, "_wandb", wandb, raising=False)
+    monkeypatch.setattr(run, "_offline", False, raising=False)
+    run._log_artifacts(view_of(read_run(runs / FAQ), runs))
+    assert [a.name for a in used] == [f"results-{stable_id(FP)}"]
 
 
 def test_a_baseline_of_other_weights_is_none(runs):

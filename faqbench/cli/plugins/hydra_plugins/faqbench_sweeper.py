@@ -19,7 +19,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from faqbench.cli.attempt import record_failure
+from faqbench.cli.attempt import record_failure, record_stamp
 from faqbench.cli.composing import Cell
 from faqbench.cli.conclusion import estimates_of
 from faqbench.cli.console import console_progress
@@ -87,7 +87,7 @@ class CellSweeper(Sweeper):
         extra = [f"++tracking.group={name}"]
         problems: list[str] = []
         while left:
-            stamps = {run_id(c.experiment): _stamp(c) for c in left}
+            stamps = {run_id(c.experiment): record_stamp(c.experiment) for c in left}
             broken: BaseException | None = None
             try:
                 problems += self._launch(left, extra)
@@ -97,7 +97,7 @@ class CellSweeper(Sweeper):
                 broken = error
             if broken is None or is_stopped(runs, name):
                 break
-            left = [c for c in left if _stamp(c) == stamps[run_id(c.experiment)]]
+            left = [c for c in left if record_stamp(c.experiment) == stamps[run_id(c.experiment)]]
             killed = set(find_dead_claims(runs)) & {run_id(c.experiment) for c in left}
             for claim in killed:
                 drop_claim(runs, claim)
@@ -157,12 +157,6 @@ def _fail(cell: Cell) -> bool:
     """Record that a cell's process was killed; never true."""
     record_failure(cell.experiment, "The process that ran the cell was killed.")
     return False
-
-
-def _stamp(cell: Cell) -> int | None:
-    """Return when the cell's record was written, in nanoseconds; None without a record."""
-    path = cell.experiment.paths.runs / run_id(cell.experiment) / "record.json"
-    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _join_ray(settings: DictConfig) -> None:
