@@ -1,11 +1,15 @@
-"""Cells of a tiny model on a toy text, with a cache and a runs folder of their own."""
+"""Cells of a tiny model on a toy text, in folders of their own or each run once for all tests."""
 
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import pytest
 
 from faqbench import pipeline
+from faqbench.models import ModelHolder
 from faqbench.stages import PlainProgress, StageCache
+
+TWO_BLOCKS = "model.random.num_hidden_layers=2"  # enough where a cell's weights are not the point
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +49,46 @@ def cell_in(compose, text_file):
 
 @pytest.fixture
 def cell(cell_in, tmp_path):
-    return partial(cell_in, tmp_path)
+    return partial(cell_in, tmp_path, TWO_BLOCKS)
 
 
 @pytest.fixture
 def run(cell, tmp_path):
+    def make(*overrides, cache=tmp_path / "cache"):
+        return pipeline.run(cell(*overrides), cache=StageCache(cache), progress=PlainProgress())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ran(cell_in, tmp_path_factory):
+    """Run a cell once for all tests that read its results; such cells share a cache and a loaded model."""
+    root, holder = tmp_path_factory.mktemp("ran"), ModelHolder()
+
+    @cache
     def make(*overrides):
-        cache = StageCache(tmp_path / "cache")
-        return pipeline.run(cell(*overrides), cache=cache, progress=PlainProgress())
+        experiment = cell_in(root, TWO_BLOCKS, *overrides)
+        stages = StageCache(root / "cache")
+        return pipeline.run(experiment, cache=stages, progress=PlainProgress(), holder=holder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def folder_of():
+    """The folder of a run."""
+    return lambda data: Path(data.record.config["paths"]["runs"]) / data.record.run_id
+
+
+@pytest.fixture(scope="session")
+def after(cell_in, tmp_path_factory):
+    """Run a cell once in a cache of its own; return its results, and the cache for others to go on in."""
+
+    @cache
+    def make(*overrides):
+        root = tmp_path_factory.mktemp("first")
+        experiment = cell_in(root, TWO_BLOCKS, *overrides)
+        data = pipeline.run(experiment, cache=StageCache(root / "cache"), progress=PlainProgress())
+        return data, root / "cache"
 
     return make

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 
-from faqbench import pipeline
 from faqbench.config import UserError
 from faqbench.corpora import part_of
 from faqbench.models import load_model
@@ -17,9 +16,10 @@ from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.gates import Finished, check_gates, look_over
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.records import Metric
-from faqbench.stages import PlainProgress, StageCache
+from faqbench.stages import PlainProgress
 
 SCORED = "evaluation.protocols=[wikitext2-64]"
+CELL = ("quant=rtn", SCORED, "model.random.num_hidden_layers=4")
 LINEAR = dict.fromkeys(("relative_error", "seconds"), 0.1) | {"block": 3, "linear": "mlp.up_proj"}
 
 
@@ -37,23 +37,10 @@ def look(compose):
     return make
 
 
-@pytest.fixture(scope="module")
-def ran(cell_in, tmp_path_factory):
-    """Run a cell and return its results; nothing here changes them."""
-    root = tmp_path_factory.mktemp("gates")
-
-    @cache
-    def make(*overrides):
-        experiment = cell_in(root, "quant=rtn", SCORED, *overrides)
-        return pipeline.run(experiment, cache=StageCache(root / "cache"), progress=PlainProgress())
-
-    return make
-
-
 @pytest.fixture
 def sound(ran, look, tmp_path):
     """A finished cell, with a stand-in for what the engine returned, and no other cell beside it."""
-    data = ran()
+    data = ran(*CELL)
     return Finished(
         record=data.record,
         evaluated=Evaluated(tokens=data.tokens),
@@ -143,7 +130,7 @@ def test_linears_that_were_not_quantized_are_counted(sound):
 
 @pytest.mark.parametrize(("n_found", "passes"), [(24, True), (23, False), (25, False)])
 def test_linears_that_were_skipped_on_purpose_are_said_and_counted(sound, ran, n_found, passes):
-    record = ran('quant.skip=["*.down_proj"]').record
+    record = ran(*CELL, 'quant.skip=["*.down_proj"]').record
     quantized = SimpleNamespace(linears=[SimpleNamespace(**LINEAR)] * n_found, rotation=None)
     found = gate("all_linears_quantized", sound, record=record, quantized=quantized)
     assert found.passed == passes

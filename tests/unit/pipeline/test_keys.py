@@ -191,8 +191,8 @@ PERPLEXITY = "evaluation.protocols=[wikitext2-64]"
 NAME = "wikitext2-64"
 
 
-def test_a_quantized_cell_has_divergence_and_agreement(run):
-    data = run("quant=rtn", PERPLEXITY)
+def test_a_quantized_cell_has_divergence_and_agreement(ran):
+    data = ran("quant=rtn", PERPLEXITY)
     assert 0 < data.record.metric(NAME, "kl_divergence").value < 1
     assert 0 < data.record.metric(NAME, "top1_agreement").value < 1
     shapes = {data.tokens[key].shape for key in (NAME, f"{NAME}.kl", f"{NAME}.agrees")}
@@ -200,15 +200,15 @@ def test_a_quantized_cell_has_divergence_and_agreement(run):
     assert data.tokens[f"{NAME}.agrees"].dtype == np.uint8
 
 
-def test_the_baseline_has_perplexity_alone(run):
-    data = run("quant=fp", PERPLEXITY)
+def test_the_baseline_has_perplexity_alone(ran):
+    data = ran("quant=fp", PERPLEXITY)
     assert [m.name for m in data.record.metrics] == ["perplexity"]
     assert set(data.tokens) == {NAME}
 
 
-def test_more_bits_diverge_less(run):
+def test_more_bits_diverge_less(ran):
     kl = [
-        run("quant=rtn", f"bits={bits}", PERPLEXITY).record.metric(NAME, "kl_divergence").value
+        ran("quant=rtn", f"bits={bits}", PERPLEXITY).record.metric(NAME, "kl_divergence").value
         for bits in (2, 4, 8)
     ]
     assert kl[0] > 3 * kl[1] > 9 * kl[2] > 0
@@ -228,8 +228,8 @@ def test_the_reference_is_taken_once_for_a_sweep_whoever_comes_first(run, first)
     assert run(f"quant={second}", PERPLEXITY, "dtype=bfloat16").record.stages["reference"].cached
 
 
-def test_nothing_is_referred_to_where_divergence_is_not_wanted(run):
-    data = run("quant=rtn", PERPLEXITY, "evaluation.kl=false")
+def test_nothing_is_referred_to_where_divergence_is_not_wanted(ran):
+    data = ran("quant=rtn", PERPLEXITY, "evaluation.kl=false")
     assert "reference" not in data.record.stages
     assert [m.name for m in data.record.metrics] == ["perplexity"]
 
@@ -245,8 +245,8 @@ def test_the_reference_leaves_the_loaded_weights_as_they_were(cell, tmp_path):
     assert all(torch.equal(before[k], after[k]) and after[k].dtype == torch.float32 for k in before)
 
 
-def test_throughput_and_memory_are_recorded_per_protocol_and_task(run):
+def test_throughput_and_memory_are_recorded_per_protocol_and_task(ran):
     for quant in ("fp", "rtn"):
-        facts = run(f"quant={quant}", PERPLEXITY).record.extra["evaluation"][NAME]
+        facts = ran(f"quant={quant}", PERPLEXITY).record.extra["evaluation"][NAME]
         assert facts["tokens_per_second"] > 0 and facts["seconds"] > 0
         assert facts["peak_memory_bytes"] > 2**20

@@ -185,8 +185,8 @@ def observed(record, entry, title, seconds, n_bytes=1000):
 
 
 @pytest.fixture
-def record(run):
-    return run("quant=rtn", SCORED, "limit=2").record
+def record(ran):
+    return ran("quant=rtn", SCORED, "limit=2").record
 
 
 def test_an_estimate_is_the_median_of_records_scaled_to_the_work(estimator, record, cell):

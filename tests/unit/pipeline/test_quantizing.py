@@ -28,8 +28,8 @@ def loads(monkeypatch):
     return count
 
 
-def entries(tmp_path, stage):
-    folder = tmp_path / "cache" / "stages" / stage
+def entries(cache, stage):
+    folder = cache / "stages" / stage
     return sorted(p for p in folder.glob("*") if p.is_dir())
 
 
@@ -47,7 +47,7 @@ def test_cached_weights_need_no_statistics(run, tmp_path):
     run("quant=awq", SCORED)
     shutil.rmtree(tmp_path / "cache" / "stages" / "statistics")
     assert "statistics" not in run("quant=awq", SCORED).record.stages
-    assert entries(tmp_path, "statistics") == []
+    assert entries(tmp_path / "cache", "statistics") == []
 
 
 def test_half_precision_weights_are_cached_as_they_were_evaluated(run, tmp_path):
@@ -60,16 +60,18 @@ def test_half_precision_weights_are_cached_as_they_were_evaluated(run, tmp_path)
 @pytest.mark.parametrize(
     "override", ["bits=4", "seed=1", "gamma=0.5", "quant.skip=['*.down_proj']", "symmetric=true"]
 )
-def test_other_settings_are_other_weights(run, tmp_path, override):
-    run("quant=faq")
-    assert not run("quant=faq", override).record.stages["quantize"].cached
-    assert len(entries(tmp_path, "quantized")) == 2
+def test_other_settings_are_other_weights(run, after, override):
+    _, cache = after("quant=faq")
+    before = entries(cache, "quantized")
+    assert not run("quant=faq", override, cache=cache).record.stages["quantize"].cached
+    assert len(entries(cache, "quantized")) == len(before) + 1
 
 
-def test_cells_that_differ_in_their_evaluation_alone_share_their_weights(run, tmp_path):
-    run("quant=faq", SCORED)
-    other = run("quant=faq", "evaluation.protocols=[wikitext2-32]", "dtype=bfloat16")
-    assert other.record.stages["quantize"].cached and len(entries(tmp_path, "quantized")) == 1
+def test_cells_that_differ_in_their_evaluation_alone_share_their_weights(run, after):
+    _, cache = after("quant=faq")
+    before = entries(cache, "quantized")
+    other = run("quant=faq", "evaluation.protocols=[wikitext2-32]", "dtype=bfloat16", cache=cache)
+    assert other.record.stages["quantize"].cached and entries(cache, "quantized") == before
 
 
 def test_a_process_loads_a_model_once_for_cells_of_all_kinds(cell, tmp_path, loads):
@@ -110,7 +112,7 @@ def test_nothing_that_a_run_was_made_of_counts_as_unused(run, tmp_path, monkeypa
 
 
 LEARNED = (
-    "quant=lrquant", "bits=2", SCORED, "quant.refinement.steps=20", "quant.refinement.clip_rate=0.1",
+    "quant=lrquant", "bits=2", SCORED, "quant.refinement.steps=8", "quant.refinement.clip_rate=0.1",
 )  # fmt: skip
 ADAPTED = (*LEARNED, "quant.refinement.adapt_on=evaluation")
 
@@ -125,13 +127,14 @@ def test_the_last_block_learns_from_the_text_that_is_scored_and_every_page_says_
     assert all(g.name != "unseen_text" for g in plain.record.gates)
     # Adapting starts without scales from all windows, so that it is another result for another text.
     other = run(*ADAPTED, "limit=2")
-    assert len(entries(tmp_path, "quantized")) == 3
+    assert len(entries(tmp_path / "cache", "quantized")) == 3
     assert other.layers["refine_error"].iloc[-1] != adapted.layers["refine_error"].iloc[-1]
 
 
 @pytest.mark.parametrize("quant", ["w4a4-lrquant", "signround"])
 def test_an_adapted_block_is_the_same_from_a_streamed_model(run, tmp_path, quant):
-    overrides = (f"quant={quant}", SCORED, "quant.refinement.steps=3", ADAPTED[-1])
+    blocks = "model.random.num_hidden_layers=4"
+    overrides = (f"quant={quant}", SCORED, "quant.refinement.steps=3", ADAPTED[-1], blocks)
     whole = run(*overrides)
     shutil.rmtree(tmp_path / "cache")
     streamed = run(*overrides, "memory.host_gigabytes=0.0009")

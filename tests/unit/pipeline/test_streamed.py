@@ -2,6 +2,8 @@
 
 import errno
 import os
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -27,15 +29,19 @@ WITH_ROOM = "memory.host_gigabytes=0.0011"  # beside a block for some hidden sta
 
 
 @pytest.fixture
-def finished(cell, tmp_path):
-    """Run a cell in a cache and a runs folder of its own; return its data and its quantized tensors."""
+def cell(cell_in, tmp_path):
+    """Compose a cell of a model of four blocks."""
+    return partial(cell_in, tmp_path)
 
-    def make(name, *overrides, beside=()):
-        def experiment(*own):
-            return cell(*SCORED, *own, f"paths.runs={tmp_path / name / 'runs'}")
 
-        cache, others = StageCache(tmp_path / name / "cache"), [experiment(*o) for o in beside]
-        data = pipeline.run(experiment(*overrides), cache=cache, progress=PlainProgress(), beside=others)
+@pytest.fixture(scope="module")
+def finished_in(cell_in):
+    """Run a cell in a cache and a runs folder below one; return its data and its quantized tensors."""
+
+    def make(root, *overrides, beside=()):
+        cache, others = StageCache(root / "cache"), [cell_in(root, *SCORED, *o) for o in beside]
+        experiment = cell_in(root, *SCORED, *overrides)
+        data = pipeline.run(experiment, cache=cache, progress=PlainProgress(), beside=others)
         tensors = {}
         used = {use["entry"] for use in data.record.extra["stage_keys"]}
         (entry,) = (name for name in used if name.startswith("quantized/"))
@@ -43,6 +49,23 @@ def finished(cell, tmp_path):
             with safe_open(path, framework="np") as file:
                 tensors |= {(path.name, key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         return data, tensors
+
+    return make
+
+
+@pytest.fixture
+def finished(finished_in, tmp_path):
+    """Run a cell in a folder of this test."""
+    return lambda name, *overrides, beside=(): finished_in(tmp_path / name, *overrides, beside=beside)
+
+
+@pytest.fixture(scope="module")
+def alone(finished_in, tmp_path_factory):
+    """Run a cell alone, once for all tests that compare another with it."""
+
+    @cache
+    def make(*overrides):
+        return finished_in(tmp_path_factory.mktemp("alone"), *overrides)
 
     return make
 
@@ -58,11 +81,8 @@ def finished(cell, tmp_path):
         ("quant=smoothquant", "model=tiny-qwen2"),
     ],
 )
-def test_a_streamed_cell_ends_with_the_same_bytes(finished, overrides):
-    (resident, tensors), (streamed, again) = (
-        finished("resident", *overrides),
-        finished("streamed", *overrides, SMALL),
-    )
+def test_a_streamed_cell_ends_with_the_same_bytes(alone, overrides):
+    (resident, tensors), (streamed, again) = alone(*overrides), alone(*overrides, SMALL)
     assert tensors.keys() == again.keys()
     assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
     assert resident.tokens.keys() == streamed.tokens.keys() and len(resident.tokens) == 3
@@ -81,9 +101,9 @@ def test_a_streamed_cell_ends_with_the_same_bytes(finished, overrides):
     ],
 )
 def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the_same_bytes(
-    finished, monkeypatch, overrides, model
+    alone, finished, monkeypatch, overrides, model
 ):
-    whole, tensors = finished("whole", *overrides, model, SMALL)
+    whole, tensors = alone(*overrides, model, SMALL)
     quantize_block, started = quantizing_walk.quantize_block, []
 
     def stop(walk, index, block):
@@ -104,9 +124,11 @@ def test_a_streamed_walk_that_was_stopped_goes_on_at_its_block_and_ends_with_the
     assert data.record.extra["blocks"] == whole.record.extra["blocks"]
 
 
-def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_bytes(finished, monkeypatch):
+def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_bytes(
+    alone, finished, monkeypatch
+):
     cells = [("quant=awq", SMALL), ("quant=faq", "bits=4", SMALL), ("quant=rtn", SMALL)]
-    alone = [finished(f"alone-{index}", *cell) for index, cell in enumerate(cells)]
+    apart = [alone(*cell) for cell in cells]
     quantize_block, quantized = quantizing_walk.quantize_block, []
 
     def count(walk, index, block):
@@ -118,7 +140,7 @@ def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_byte
     assert quantized == ["awq", "faq", "rtn"] * 4
     together += [finished("together", *cell) for cell in cells[1:]]
     assert len(quantized) == 12
-    for (data, tensors), (again, same) in zip(alone, together, strict=True):
+    for (data, tensors), (again, same) in zip(apart, together, strict=True):
         assert tensors.keys() == same.keys()
         assert all(np.array_equal(tensors[key], same[key]) for key in tensors)
         assert data.layers.drop(columns="seconds").equals(again.layers.drop(columns="seconds"))
@@ -126,7 +148,7 @@ def test_cells_of_one_model_are_quantized_in_one_walk_and_end_with_the_same_byte
         assert data.record.extra["blocks"] == again.record.extra["blocks"]
 
 
-def test_a_cell_that_fails_in_anothers_walk_stops_no_other(finished, monkeypatch):
+def test_a_cell_that_fails_in_anothers_walk_stops_no_other(alone, finished, monkeypatch):
     quantize_block = quantizing_walk.quantize_block
 
     def refuse(walk, index, block):
@@ -134,7 +156,7 @@ def test_a_cell_that_fails_in_anothers_walk_stops_no_other(finished, monkeypatch
             raise UserError("it does not work")
         return quantize_block(walk, index, block)
 
-    _, tensors = finished("alone", "quant=awq", SMALL)
+    _, tensors = alone("quant=awq", SMALL)
     monkeypatch.setattr(quantizing_walk, "quantize_block", refuse)
     _, again = finished("together", "quant=awq", SMALL, beside=[("quant=faq", SMALL)])
     assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
@@ -143,9 +165,9 @@ def test_a_cell_that_fails_in_anothers_walk_stops_no_other(finished, monkeypatch
 
 
 def test_a_disk_that_fills_in_the_middle_is_one_sentence_and_finished_blocks_stay(
-    finished, monkeypatch, tmp_path
+    alone, finished, monkeypatch, tmp_path
 ):
-    _, tensors = finished("whole", "quant=rtn", SMALL)
+    _, tensors = alone("quant=rtn", SMALL)
     write, written = quantizing.write_linear, []
 
     def fill(folder, name, linear):
@@ -164,10 +186,10 @@ def test_a_disk_that_fills_in_the_middle_is_one_sentence_and_finished_blocks_sta
 
 
 def test_a_disk_that_fills_while_hidden_states_wait_is_one_sentence_and_finished_blocks_stay(
-    finished, monkeypatch, tmp_path
+    alone, finished, monkeypatch, tmp_path
 ):
     cell = ("quant=signround", "quant.refinement.steps=2", SMALL)
-    _, tensors = finished("whole", *cell)
+    _, tensors = alone(*cell)
     allocate, blocks = os.posix_fallocate, tmp_path / "full" / "cache" / "stages" / "quantized_blocks"
 
     def fill(*args):
@@ -184,6 +206,11 @@ def test_a_disk_that_fills_while_hidden_states_wait_is_one_sentence_and_finished
     assert len(list(blocks.glob("*/manifest.json"))) == 2
     _, again = finished("full", *cell)
     assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
+
+
+def root_of(data):
+    """Return the folder that holds a run's cache and its folder of runs."""
+    return Path(data.record.config["paths"]["runs"]).parent
 
 
 @pytest.fixture
@@ -253,8 +280,8 @@ def test_cells_whose_hidden_states_do_not_fit_together_are_evaluated_one_by_one(
     assert len(blocks_read) == 2 * 2 * 4
 
 
-def test_weights_are_looked_over_while_they_are_evaluated(finished, monkeypatch):
-    resident, _ = finished("resident", "quant=rtn")
+def test_weights_are_looked_over_while_they_are_evaluated(alone, finished, monkeypatch):
+    resident, _ = alone("quant=rtn")
     pieces, read = Model.pieces, []
     monkeypatch.setattr(Model, "pieces", lambda view, name: read.append(name) or pieces(view, name))
     streamed, _ = finished("streamed", "quant=rtn", SMALL)
@@ -263,13 +290,14 @@ def test_weights_are_looked_over_while_they_are_evaluated(finished, monkeypatch)
     assert looked_at and not any(".layers." in name for name in looked_at)
 
 
-def test_a_streamed_cell_stores_no_hidden_states(finished, tmp_path):
-    finished("cell", "quant=rtn", SMALL)
-    assert not list((tmp_path / "cell" / "cache").rglob("hidden.raw"))
+def test_a_streamed_cell_stores_no_hidden_states(alone):
+    (streamed, _), (resident, _) = alone("quant=rtn", SMALL), alone("quant=rtn")
+    assert not list(root_of(streamed).rglob("hidden.raw"))
+    assert list(root_of(resident).rglob("hidden.raw"))
 
 
-def test_blocks_are_read_ahead_where_there_is_room_with_the_same_bytes(finished, monkeypatch):
-    _, tensors = finished("without", "quant=awq", "memory.host_gigabytes=0.0007")
+def test_blocks_are_read_ahead_where_there_is_room_with_the_same_bytes(alone, finished, monkeypatch):
+    _, tensors = alone("quant=awq", SMALL)
     read, ahead = Model.read_ahead, []
 
     def counted(self, index, reader):
@@ -282,9 +310,10 @@ def test_blocks_are_read_ahead_where_there_is_room_with_the_same_bytes(finished,
     assert all(np.array_equal(tensors[key], again[key]) for key in tensors)
 
 
-def test_finished_blocks_go_when_the_stage_is_whole(finished, tmp_path):
-    finished("cell", "quant=rtn", SMALL)
-    assert not list((tmp_path / "cell" / "cache" / "stages").glob("quantized_blocks/*/"))
+def test_finished_blocks_go_when_the_stage_is_whole(alone):
+    data, _ = alone("quant=rtn", SMALL)
+    assert list(root_of(data).glob("cache/stages/quantized/*/"))
+    assert not list(root_of(data).glob("cache/stages/quantized_blocks/*/"))
 
 
 def test_a_plan_says_that_a_model_is_streamed_and_expects_less_of_the_memory(cell, tmp_path):
