@@ -116,6 +116,7 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
     divergence = next((c for c in panel.fidelity if c.kind == "kl" and c.task == column.task), None)
     shown = [c for c in dict.fromkeys((column, divergence, accuracy)) if c is not None]
     rows = [*([(full, "")] if full else []), *best.values()]
+    flips = "Flips: the items that full precision answers otherwise. " if full and accuracy else ""
     return Table(
         name=name,
         caption="Best recipe per bit-width",
@@ -137,8 +138,7 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
             for row, ties in rows
         ),
         notes=(
-            "Best by value. Flips: the items that full precision answers otherwise. Not told from it: by "
-            "tests against the best of its setting.",
+            f"Best by value. {flips}Not told from it: by tests against the best of its setting.",
         ),
     )
 

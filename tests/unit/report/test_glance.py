@@ -79,6 +79,7 @@ def test_widths_of_weights_and_activations_are_rows_of_their_own(make_run, tmp_p
     analysis, store = analysed(tmp_path)
     table = best_table(analysis, store, "best")
     assert {row[0].text for row in table.rows} == {"4", "W4A4"}
+    assert "Flips" not in "".join(table.notes)  # nothing was answered, so nothing could flip
 
 
 def test_the_sentence_the_figure_and_the_table_stand_before_all_else(written):
