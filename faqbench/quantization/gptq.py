@@ -158,11 +158,15 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float, floa
         HessianError: when no damping helps, as with NaN.
     """
     lower, damping = damped_cholesky(hessian.flip(0, 1), damping)
-    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    with one_thread(hessian.device):
-        upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
     diagonal = lower.diagonal()
-    return upper, damping, float((diagonal.max() / diagonal.min()) ** 2)
+    condition = float((diagonal.max() / diagonal.min()) ** 2)
+    with one_thread(hessian.device):
+        # No matrix keeps a name that is of no more use: of a wide linear each is as large as the block.
+        inverse = torch.linalg.solve_triangular(
+            lower, torch.eye(len(lower), dtype=lower.dtype, device=lower.device), upper=False
+        )
+    del diagonal, lower
+    return inverse.flip(0, 1), damping, condition
 
 
 def _carried(

@@ -1,6 +1,6 @@
 """The sizes of a model, read from its configuration, and how fast this machine is at what a run does.
 
-The second is measured in a second, and what a first estimate stands on.
+The second is measured in seconds, and what a first estimate stands on.
 A decoder block of the model's own widths is run on made-up numbers, with its norms, its attention and its
 activation function, so that a tiny model is as slow here as it is in the run: there, calling an operation
 takes longer than the operation. Searches and statistics are float32 products, whatever the run's dtype.
