@@ -127,14 +127,14 @@ def compose_cells(flags: argparse.Namespace) -> Request:
         if not flags.multirun and not _says_multirun(first):
             check_is_single(parsed)
             own = OmegaConf.masked_copy(first, [str(k) for k in first if k != "hydra"])
-            cell = make_cell(_plain(own, resolve=True), overrides)
+            cell = make_cell(_plain(own), overrides)
             return Request(cells=(cell,), kind="cell", hydra=first.hydra)
         if flags.run:
             raise UserError("--run asks for a single cell, but the experiment is a sweep.")
         _check_one_experiment(parsed)
         sweeper = first.hydra.sweeper
         if is_search(first.hydra):
-            cell = make_cell(_plain(_compose(guess), resolve=True), guess)
+            cell = make_cell(_plain(_compose(guess)), guess)
             return Request(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
         return Request(cells=_validated(_split(_parse(swept))), kind="sweep", hydra=first.hydra)
@@ -193,7 +193,7 @@ def to_experiment(config: DictConfig) -> Experiment:
     Raises:
         UserError: for anything that is not allowed.
     """
-    return validate(_resolved(_plain(config, resolve=True)))
+    return validate(_resolved(_plain(config)))
 
 
 def make_cell(raw: dict[str, Any], overrides: Sequence[str]) -> Cell:
@@ -244,9 +244,13 @@ def _with_dtype(raw: dict[str, Any]) -> dict[str, Any]:
     return raw | {"dtype": fast_dtype(named_device(device)).dtype}
 
 
-def _plain(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+def _plain(config: DictConfig) -> dict[str, Any]:
     _refuse_environment(OmegaConf.to_container(config, resolve=False))
-    raw = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
+    return _resolved_plain(config)
+
+
+def _resolved_plain(config: DictConfig) -> dict[str, Any]:
+    raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(raw, dict)
     return {str(k): v for k, v in raw.items() if k != "hydra"}
 
@@ -311,19 +315,23 @@ class QuickComposer:
         ]
         if all(o.type == OverrideType.CHANGE and o.package is None for o in values):
             try:
-                return _plain(self._with_values(lines, values), resolve=True)
+                return _resolved_plain(self._with_values(lines, values))
             except OmegaConfBaseException:
                 pass  # Hydra words it below
-        return _plain(_compose([str(o.input_line) for o in lines]), resolve=True)
+        return _plain(_compose([str(o.input_line) for o in lines]))
 
     def _with_values(self, lines: Sequence[Override], values: Sequence[Override]) -> DictConfig:
         """Compose the groups, and set values as Hydra does."""
         choices = tuple(str(o.input_line) for o in lines if o not in values)
         if choices not in self._composed:
-            self._composed[choices] = pickle.dumps(_compose(list(choices)))
+            composed = _compose(list(choices))
+            _refuse_environment(OmegaConf.to_container(composed, resolve=False))
+            self._composed[choices] = pickle.dumps(composed)
         config: DictConfig = pickle.loads(self._composed[choices])  # noqa: S301 - quicker than deepcopy
         for override in values:
-            OmegaConf.update(config, str(override.key_or_group), override.value(), merge=True)
+            key, value = str(override.key_or_group), override.value()
+            _refuse_environment(value, key)
+            OmegaConf.update(config, key, value, merge=True)
         return config
 
     def _is_group(self, name: str, of_hydra: list[str]) -> bool:
