@@ -23,7 +23,7 @@ from pathlib import Path
 from faqbench import formatting
 from faqbench.config import UserError
 from faqbench.files import atomic_directory, explain_os_error
-from faqbench.locks import locked
+from faqbench.processes import locked
 from faqbench.stages import Progress, cache_root, find_damage, hash_file, write_manifest
 
 _REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"

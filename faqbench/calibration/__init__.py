@@ -8,11 +8,12 @@ keys all start from the `CalibrationSet`; `pipeline.calibrating` reads an experi
 from faqbench.calibration.calibration_set import (
     CalibrationSet,
     DrawRequest,
+    activation_shift,
     load_calibration_set,
     request_of,
     save_calibration_set,
+    token_divergence,
 )
-from faqbench.calibration.distance import activation_shift, token_divergence
 from faqbench.calibration.drawing import CODE_VERSION, draw, draw_evaluation, draw_without_text
 
 __all__ = [

@@ -40,10 +40,10 @@ from faqbench.export.card import model_card
 from faqbench.export.evidence import hash_weight, probe, prompt_evidence, protocol_evidence
 from faqbench.export.fold import Part, StoredModel, stored_weight
 from faqbench.files import explain_os_error, open_to_readers
-from faqbench.garbage import give_back
 from faqbench.hardware import resolve_device
 from faqbench.models import budget_of, load_model, pinned
 from faqbench.models.sources import checkpoint_folder
+from faqbench.processes import give_back
 from faqbench.quantization import QuantizedLinear, fingerprint_codes
 from faqbench.quantization.checkpoint import QuantizedTensors, StoredLinears
 from faqbench.records import RunRecord

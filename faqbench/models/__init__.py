@@ -12,14 +12,12 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
 from faqbench.models.blocks import BlockStream, Call, Inputs, blocks_passed_by, decoding, open_stream
-from faqbench.models.forward import fingerprint_model
 from faqbench.models.hadamard import Rotation
 from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
-from faqbench.models.loading import LoadedModel, load_model, load_tokenizer
+from faqbench.models.loading import LoadedModel, fingerprint_model, load_model, load_tokenizer
 from faqbench.models.memory import Budget, budget_of, is_streamed, streamed_bytes, streaming_note
 from faqbench.models.model import Model, Room, device_of, twin
-from faqbench.models.operands import OPERANDS_ATTENTION, change_operands
 from faqbench.models.packed import (
     PACKED_VERSION,
     Packed,
@@ -30,7 +28,14 @@ from faqbench.models.packed import (
     packed_source,
     stated_of,
 )
-from faqbench.models.prepared import OnlineRotation, PreparedLinear, prepare, prepared_input
+from faqbench.models.prepared import (
+    OPERANDS_ATTENTION,
+    OnlineRotation,
+    PreparedLinear,
+    change_operands,
+    prepare,
+    prepared_input,
+)
 from faqbench.models.rotation import (
     ROTATION_VERSION,
     RotatedTensors,

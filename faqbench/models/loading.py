@@ -4,6 +4,12 @@ A model is opened, not read: see `model.py`. Its skeleton is what its config des
 read from its files when they are used. Only safetensors are read. Code that comes with a checkpoint runs
 only where the user says so (`model.trust_remote_code=true`). A load is exact or refused: transformers would
 fill what it does not find with random numbers, and leave out what it does not know.
+
+Equal weights are another model under other rope scaling, another window or another soft cap; so what
+stands for a model in keys, records and comparisons is the hash of its weights and of its configuration
+(`fingerprint_model`). The configuration is canonical: defaults are filled in by transformers, and what
+changes no output (names, labels, the dtype that a checkpoint was saved in, how weights were drawn before
+training) is left out.
 """
 
 from __future__ import annotations
@@ -27,14 +33,13 @@ from faqbench.config.experiment import ModelSection
 from faqbench.hub import bring_config, bring_weights, hub_errors, hub_or_local_copies
 from faqbench.models.architecture import Architecture, architecture_of
 from faqbench.models.checkpoint import CONFIG, read_headers, weight_files
-from faqbench.models.forward import fingerprint_model
 from faqbench.models.inspection import TIED_BUT_HEAD, inspect_model, lack_of, listed
 from faqbench.models.memory import Budget
 from faqbench.models.model import Model, skeleton_of, without_weights
 from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.models.sources import checkpoint_folder
 from faqbench.models.tensors import Held, Stored, Tensors
-from faqbench.stages import Progress
+from faqbench.stages import Progress, hash_json
 
 _COMPUTED = "rotary_emb.inv_freq"  # a buffer that older checkpoints hold, and that is computed
 _LIBRARY_ERRORS = (
@@ -321,3 +326,48 @@ def _check_layout(model: nn.Module, architecture: Architecture) -> None:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n", 1)[0].rstrip(".")[:200]
+
+
+# Of a configuration or a generation configuration, at any depth.
+_NO_EFFECT = {
+    "_commit_hash", "_from_model_config", "_name_or_path", "architectures", "auto_map",
+    "chunk_size_feed_forward", "dtype", "id2label", "initializer_range", "label2id",
+    "output_attentions", "output_hidden_states", "problem_type", "return_dict", "torch_dtype",
+    "transformers_version", "use_cache",
+}  # fmt: skip
+
+
+def fingerprint_model(weights: str, model: Any) -> str:
+    """Return a sha256 over everything that a model's outputs depend on, its dtype and device aside.
+
+    Args:
+        weights: the fingerprint of its weights.
+        model: as loaded by transformers.
+    """
+    return hash_json({"weights": weights, "forward": forward_settings(model)})
+
+
+def forward_settings(model: Any) -> dict[str, Any]:
+    """Return the canonical configuration of a model's forward and of its generation, as JSON."""
+    generation = getattr(model, "generation_config", None)
+    return {
+        "class": type(model).__name__,
+        "attention": model.config._attn_implementation,
+        "config": config_settings(model.config),
+        "generation": None if generation is None else _canonical(generation.to_dict()),
+    }
+
+
+def config_settings(config: Any) -> dict[str, Any]:
+    """Return what a configuration of transformers says of the forward, as JSON."""
+    settings: dict[str, Any] = _canonical(config.to_dict())
+    return settings
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        kept = {str(k): v for k, v in value.items() if k not in _NO_EFFECT and v is not None}
+        return {k: _canonical(v) for k, v in kept.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

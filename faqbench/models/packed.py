@@ -35,8 +35,8 @@ from faqbench.models.checkpoint import (
     read_headers,
     weight_files,
 )  # fmt: skip
-from faqbench.models.forward import config_settings
 from faqbench.models.inspection import listed
+from faqbench.models.loading import config_settings
 from faqbench.models.model import Model
 from faqbench.models.sources import file_facts
 from faqbench.models.tensors import ALL, Held, Stored

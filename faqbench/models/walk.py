@@ -23,8 +23,8 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from faqbench.garbage import give_back
 from faqbench.models.model import Model
+from faqbench.processes import give_back
 
 
 class Passenger(Protocol):

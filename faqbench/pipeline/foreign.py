@@ -35,10 +35,10 @@ from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.foreign import read_as
 from faqbench.interrupts import raise_if_interrupted
-from faqbench.locks import locked
 from faqbench.models import bring_packed, packed_files, packed_place, packed_source, pinned, stated_of
 from faqbench.models.sources import checkpoint_folder
 from faqbench.pipeline.cell import Cell, Fingerprints, Key
+from faqbench.processes import locked
 from faqbench.quantization import QuantizedModel, report_packed
 from faqbench.stages import ENVIRONMENTS, PACKAGES, hash_file, hash_json, hash_text
 

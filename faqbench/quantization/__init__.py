@@ -33,7 +33,6 @@ that uses it is one yaml.
 
 from faqbench.quantization.activation_grid import describe_activations
 from faqbench.quantization.activations import ActivationStore, RoleStatistics, observe
-from faqbench.quantization.assignment import assign_grids
 from faqbench.quantization.checkpoint import (
     CHECKPOINT_VERSION,
     QuantizedTensors,
@@ -45,6 +44,7 @@ from faqbench.quantization.checkpoint import (
 from faqbench.quantization.engine import CODE_VERSION, FinishedBlock
 from faqbench.quantization.foreign import report_packed
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
+from faqbench.quantization.method import assign_grids
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, RotationReport
 from faqbench.quantization.streams import Calibration, check_correction, may_observe_on_the_way, reads_store
 from faqbench.quantization.walk import Companion, may_be_companion, quantize_model

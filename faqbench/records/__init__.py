@@ -25,10 +25,10 @@ from faqbench.records.decisions import (
 )
 from faqbench.records.index import find_heads
 from faqbench.records.packed import is_packed
-from faqbench.records.results import differences, result_of, same_model, truncated_requests
 from faqbench.records.run_record import SCHEMA_VERSION, Gate, Metric, RunRecord, StageTiming
 from faqbench.records.store import (
     RunData,
+    differences,
     find_runs,
     finished_record,
     read_items,
@@ -36,7 +36,10 @@ from faqbench.records.store import (
     read_record,
     read_run,
     read_scores,
+    result_of,
     run_folders,
+    same_model,
+    truncated_requests,
     write_run,
 )
 from faqbench.records.sweeps import (

@@ -21,7 +21,7 @@ from pathlib import Path
 from faqbench.config import UserError
 from faqbench.files import atomic_write, explain_os_error
 from faqbench.foreign import is_name, read_file, read_json, visible
-from faqbench.locks import locked
+from faqbench.processes import locked
 
 _SWEEPS = "_sweeps"
 _MOST_MEGABYTES = 32

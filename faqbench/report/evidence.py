@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from faqbench.forked import in_forks
+from faqbench.processes import in_forks
 from faqbench.records import RunRecord, find_heads, read_items, read_layers, read_scores, same_model
 from faqbench.report import facts
 from faqbench.report.columns import Column, Row

@@ -137,9 +137,7 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
             )
             for row, ties in rows
         ),
-        notes=(
-            f"Best by value. {flips}Not told from it: by tests against the best of its setting.",
-        ),
+        notes=(f"Best by value. {flips}Not told from it: by tests against the best of its setting.",),
     )
 
 

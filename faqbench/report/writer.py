@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 from faqbench.config import UserError
 from faqbench.files import atomic_directory, atomic_write, explain_os_error
-from faqbench.garbage import uncollected
+from faqbench.processes import uncollected
 from faqbench.report.content import ReportContent, build_content
 from faqbench.report.layout import GENERATOR, render
 from faqbench.report.result_tables import metrics_table, runs_table

@@ -24,8 +24,7 @@ from typing import Self
 import platformdirs
 
 from faqbench.files import atomic_directory, discard, explain_os_error, remove_leftovers
-from faqbench.garbage import give_back
-from faqbench.locks import locked
+from faqbench.processes import give_back, locked
 from faqbench.stages.inventory import Leases, evict
 from faqbench.stages.manifest import MANIFEST, entry_name, find_damage, read_manifest, write_manifest
 

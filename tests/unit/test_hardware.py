@@ -9,8 +9,8 @@ import torch
 
 from faqbench import hardware
 from faqbench.config import UserError
-from faqbench.garbage import give_back, uncollected
 from faqbench.hardware import dtype_warning, fast_dtype, has_fast_bfloat16, resolve_device
+from faqbench.processes import give_back, uncollected
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 AVX2 = {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}

@@ -11,7 +11,6 @@ from functools import partial
 
 import pytest
 
-from faqbench.forked import in_forks
 from faqbench.interrupts import (
     Interrupted,
     held_back,
@@ -22,6 +21,7 @@ from faqbench.interrupts import (
     received,
     signals_end_it,
 )
+from faqbench.processes import in_forks
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from faqbench.forked import in_forks
+from faqbench.processes import in_forks
 from faqbench.report.analysis import Analysis
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures.drawing import Drawing, FigureContent, drawing_rules, finish

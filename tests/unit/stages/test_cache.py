@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from faqbench.config import UserError
-from faqbench.locks import locked
+from faqbench.processes import locked
 from faqbench.stages import PlainProgress, StageCache, cache_root, find_damage, hash_json
 
 KEY = {"version": 1, "weights": "abc"}
