@@ -75,27 +75,36 @@ class GramSum:
 
     def __init__(self, in_features: int, device: torch.device) -> None:
         self._upper = torch.zeros(in_features, in_features, device=device)
+        self._is_whole = False
 
     def add(self, x: Tensor) -> None:
         """Add tokens, float32 [n_tokens, in_features]."""
+        assert not self._is_whole
         for start in range(0, x.shape[1], _GRAM_BLOCK):
             rows = slice(start, start + _GRAM_BLOCK)
             self._upper[rows, start:].addmm_(x[:, rows].T, x[:, start:])
 
     def plus(self, other: GramSum) -> GramSum:
         """Return the sum over both's tokens."""
+        assert not (self._is_whole or other._is_whole)
         result = copy.copy(self)
         result._upper = self._upper + other._upper
         return result
 
-    def result(self) -> Tensor:
-        """Return the whole sum [in_features, in_features], which is no copy: adding goes on in it."""
+    def mean(self, n_tokens: int) -> Tensor:
+        """Return the mean [in_features, in_features] in the sum's place; nothing is added afterwards.
+
+        Of a wide linear a second matrix would be as large as the block.
+        """
+        if self._is_whole:
+            return self._upper
+        self._is_whole = True
         for start in range(0, len(self._upper), _GRAM_BLOCK):
             stop = start + _GRAM_BLOCK
             corner = self._upper[start:stop, start:stop]
             corner.copy_(corner.triu() + corner.triu(diagonal=1).T)
             self._upper[stop:, start:stop] = self._upper[start:stop, stop:].T
-        return self._upper
+        return self._upper.div_(n_tokens)
 
 
 class Accumulator:
@@ -127,10 +136,10 @@ class Accumulator:
         return result
 
     def result(self) -> RoleStatistics:
-        """Return the means so far."""
+        """Return the means; nothing is added afterwards."""
         return RoleStatistics(
             mean_abs=(self._abs / self.n_tokens).float(),
-            gram=self._gram.result() / self.n_tokens,
+            gram=self._gram.mean(self.n_tokens),
             low=self._low,
             high=self._high,
             n_tokens=self.n_tokens,

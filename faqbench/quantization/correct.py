@@ -29,6 +29,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -79,9 +80,8 @@ class CorrectionAccumulator:
         first, norm_aware = next(iter(weights.values())), settings.variant == "norm_aware"
         # Without a residual part, T = (X - X̂) W', and one [in, in] cross product serves all linears.
         shape = (first.shape[1], first.shape[0] if uses_residual else first.shape[1])
-        self._fitted, self._held = (
-            _Sums(shape, strengths, first.device, weighs=uses_residual and norm_aware) for _ in range(2)
-        )
+        make = partial(_Sums, shape, strengths, first.device, weighs=uses_residual and norm_aware)
+        self._fitted, self._held = make(), make() if settings.strength == "search" else None
 
     def add(
         self,
@@ -98,6 +98,7 @@ class CorrectionAccumulator:
         """
         x, x_hat = x.float(), x_hat.float()
         sums = self._held if is_held else self._fitted
+        assert sums is not None, "only a search holds tokens out"
         sums.seen.add(x_hat)
         own, weighted, through, rest = x - x_hat, x_hat, None, None
         if self._uses_residual:
@@ -119,8 +120,8 @@ class CorrectionAccumulator:
             cross.addmm_(weighted.T, target if rest is None else target + rest)
 
     def statistics(self) -> RoleStatistics:
-        """Return the statistics of X̂ so far."""
-        return self._everything().seen.result()
+        """Return the statistics of X̂; nothing is added afterwards."""
+        return self._everything.seen.result()
 
     def corrected(self) -> dict[str, Correction]:
         """Return the corrected weight of every linear.
@@ -128,11 +129,11 @@ class CorrectionAccumulator:
         Raises:
             HessianError: when no damping makes Ĥ factorable.
         """
-        strength = self._settings.strength
+        strength, everything = self._settings.strength, self._everything
         if strength == "search":
             strength = self._searched()
         assert isinstance(strength, float)
-        moved, damping = self._moved(self._everything(), strength)
+        moved, damping = self._moved(everything, strength, is_last=True)
         return {
             name: Correction(
                 weight=weight if name not in moved else (weight.double() + moved[name].T).float(),
@@ -142,11 +143,16 @@ class CorrectionAccumulator:
             for name, weight in self._weights.items()
         }
 
+    @cached_property
     def _everything(self) -> _Sums:
-        return self._fitted.plus(self._held) if self._held.seen.n_tokens else self._fitted
+        return self._fitted if self._held is None else self._fitted.plus(self._held)
 
-    def _moved(self, sums: _Sums, strength: float) -> tuple[dict[str, Tensor], float]:
+    def _moved(
+        self, sums: _Sums, strength: float, *, is_last: bool = False
+    ) -> tuple[dict[str, Tensor], float]:
         """Return how far each linear's weight moves, float64 [in_features, out_features], and the damping.
+
+        What the last call has read goes: of a wide linear Ĥ is as large as all that is left of the block.
 
         Nothing moves for an input that is always zero: nothing that it meets can make up.
         """
@@ -155,7 +161,9 @@ class CorrectionAccumulator:
             return {}, self._settings.damping
         mean = float(hessian.diagonal().double().mean())
         lower, damping = damped_cholesky(hessian, self._settings.damping, torch.float64)
-        del hessian  # of a wide linear as large as all that is left of the block
+        if is_last:
+            sums.weighted = None
+        del hessian
         moved = {}
         for name in self._weights:
             wanted = self._wanted(sums, name, strength)
@@ -173,6 +181,7 @@ class CorrectionAccumulator:
 
         M = W* - W is M_0 + s (M_1 - M_0) at strength s, so |X̂ M' - T|² with T at its whole is a parabola.
         """
+        assert self._held is not None
         start, _ = self._moved(self._fitted, _START)
         whole, _ = self._moved(self._fitted, _WHOLE)
         hessian, slope, curvature = self._held.hessian().double(), 0.0, 0.0
@@ -203,7 +212,7 @@ class _Sums:
     def hessian(self) -> Tensor:
         """Return Ĥ."""
         if self.weighted is not None:
-            return self.weighted.result() / self.seen.n_tokens
+            return self.weighted.mean(self.seen.n_tokens)
         return self.seen.result().gram
 
     def cross(self, strength: float) -> Tensor:
@@ -246,7 +255,7 @@ class CrossAccumulator:
         self._cross.addmm_((x.float() - x_hat).T, x_hat)
 
     def statistics(self) -> RoleStatistics:
-        """Return the statistics of X̂ so far."""
+        """Return the statistics of X̂; nothing is added afterwards."""
         return self._seen.result()
 
     def cross(self) -> Tensor:

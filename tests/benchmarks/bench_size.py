@@ -5,7 +5,7 @@
     python tests/benchmarks/bench_size.py --shape llama-70b --blocks 2 --methods rtn,awq --gigabytes 15 \
         calibration.dtype=bfloat16
     python tests/benchmarks/bench_size.py --shape middling --blocks 4 --methods rtn,awq --together \
-        --gigabytes 0.45 bits=4,3
+        --gigabytes 0.45 --windows 64 --tokens 512 bits=4,3
     python tests/benchmarks/bench_size.py --shape middling --blocks 4 --methods rtn,awq,faq --resident \
         --gigabytes 0.45
     python tests/benchmarks/bench_size.py --device cuda --blocks 36 --windows 128 --tokens 512 --grid 20
@@ -277,7 +277,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[Cell]]:
                     f"{cell.disk_bytes / 1e9:8.2f} {cell.seconds:8.0f} {cell.cpu_seconds:8.0f}",
                     flush=True,
                 )
-    for method, cells in found.items():
+    for method, cells in found.items() if len(options.blocks) > 1 else ():
         print(
             f"{method:10} per block: peak {slope(cells, 'peak_bytes') / 1e6:.0f} MB, "
             f"disk {slope(cells, 'disk_bytes') / 1e6:.0f} MB, CPU {slope(cells, 'cpu_seconds'):.1f} s, "
