@@ -57,10 +57,8 @@ def resolve_commit(
             from huggingface_hub import HfApi
 
             try:
-                found = HfApi().repo_info(
-                    repo_id, revision=revision, repo_type=kind, timeout=_PROBE_SECONDS
-                )
-                return found.sha
+                info = HfApi().repo_info(repo_id, revision=revision, repo_type=kind, timeout=_PROBE_SECONDS)
+                return info.sha
             except hub_errors():
                 pass  # gated, misspelt or gone: loading will say which
     snapshot = local_snapshot(repo_id, revision, "config.json") if kind == "model" else None
@@ -137,10 +135,10 @@ def local_snapshot(repo_id: str, revision: str | None, file: str) -> Path | None
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repo_id, file, revision=revision)
+        cached_file = try_to_load_from_cache(repo_id, file, revision=revision)
     except HFValidationError:
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return Path(cached_file).parent if isinstance(cached_file, str) else None
 
 
 def hub_answers(timeout_seconds: float = _PROBE_SECONDS) -> bool:

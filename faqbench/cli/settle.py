@@ -185,7 +185,7 @@ class Settling:
 
     def _look(self, n_draws: int) -> None:
         metric, contests = self.inquiry.metric, self._open
-        found = [
+        differences = [
             self._store.differences(
                 *(self.records(arm, n_draws) for arm in (contest.a, contest.b)),
                 kind=metric.kind,
@@ -193,14 +193,14 @@ class Settling:
             )
             for contest in contests
         ]
-        if self._n_before and max(n for _, n in found) == self._n_before:
+        if self._n_before and max(n for _, n in differences) == self._n_before:
             self._can_grow, self._n_growths = False, self._n_growths - 1
             self._n_items, self._n_before = self._n_before, 0
             return  # there were no more of them
         self._n_before = 0
         names = [arm.name for arm in self.inquiry.arms]
         seen = set()
-        for contest, (responses, n_items) in zip(contests, found, strict=True):
+        for contest, (responses, n_items) in zip(contests, differences, strict=True):
             if not self._draws_differ(contest) and contest.looks and contest.looks[-1][1] == n_items:
                 continue  # nothing new
             seen.add((names[contest.a], names[contest.b]))

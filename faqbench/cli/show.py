@@ -76,11 +76,11 @@ def find_record(runs: Path, name: str) -> RunRecord:
     Raises:
         UserError: when there is none, or several, or it cannot be read.
     """
-    found = find_name(runs, name)
+    folder = find_name(runs, name)
     try:
-        return read_record(runs / found)
+        return read_record(runs / folder)
     except ValueError as error:
-        raise UserError(f"Run {found} cannot be shown: {error}.") from error
+        raise UserError(f"Run {folder} cannot be shown: {error}.") from error
 
 
 def find_name(runs: Path, name: str) -> str:

@@ -124,8 +124,8 @@ def take_verbosity(arguments: Sequence[str]) -> tuple[list[str], Verbosity]:
 
 def current_verbosity() -> Verbosity:
     """Return how much is to be said here."""
-    found = os.environ.get(_VARIABLE, "normal")
-    return cast("Verbosity", found) if found in ("quiet", "verbose") else "normal"
+    level = os.environ.get(_VARIABLE, "normal")
+    return cast("Verbosity", level) if level in ("quiet", "verbose") else "normal"
 
 
 @contextmanager

@@ -142,19 +142,19 @@ def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
         name = paths[-1].stem if paths else None
     if name is None:
         return "all runs", None
-    found = read_sweep(runs, name)
-    if found is None:
+    run_ids = read_sweep(runs, name)
+    if run_ids is None:
         known = [path.stem for path in paths]
         raise UserError(f"There is no sweep '{name}' in {runs}.{did_you_mean(name, known)}")
-    return name, found
+    return name, run_ids
 
 
-def _view(name: str, found: Sequence[Status], console: Console | None = None) -> Group:
-    counts = {s: sum(x.state == s for x in found) for s in dict.fromkeys(x.state for x in found)}
+def _view(name: str, statuses: Sequence[Status], console: Console | None = None) -> Group:
+    counts = {s: sum(x.state == s for x in statuses) for s in dict.fromkeys(x.state for x in statuses)}
     head = f"{name}: " + ", ".join(f"{n} {state}" for state, n in counts.items())
-    left = _seconds_left(found)
+    left = _seconds_left(statuses)
     head += f"; about {formatting.seconds(left)} left" if left else ""
-    shown = _worth_showing(found)
+    shown = _worth_showing(statuses)
     rows = [
         {
             "cell": s.run_id,
@@ -165,25 +165,25 @@ def _view(name: str, found: Sequence[Status], console: Console | None = None) ->
         }
         for s in shown
     ]
-    hidden = len(found) - len(shown)
+    hidden = len(statuses) - len(shown)
     tail = [Text(f"and {hidden} more finished or waiting", style="dim")] if hidden else []
     width = console.width if console else 120
     return Group(Text(head or "no runs yet"), *([make_table(rows, width)] if rows else []), *tail)
 
 
-def _worth_showing(found: Sequence[Status]) -> list[Status]:
+def _worth_showing(statuses: Sequence[Status]) -> list[Status]:
     """Return as many as fit: those that run or went wrong, then what finished last, then waits."""
     rank = {"running": 0, "failed": 1, "killed": 1, "stopped": 1, "damaged": 1, "finished": 2}
-    order = sorted(range(len(found)), key=lambda i: (rank.get(found[i].state, 3), -i))
+    order = sorted(range(len(statuses)), key=lambda i: (rank.get(statuses[i].state, 3), -i))
     kept = set(order[:_MOST_ROWS])
-    return [s for i, s in enumerate(found) if i in kept]
+    return [s for i, s in enumerate(statuses) if i in kept]
 
 
-def _seconds_left(found: Sequence[Status]) -> float | None:
+def _seconds_left(statuses: Sequence[Status]) -> float | None:
     """Guess from the cells that finished how long the others will take."""
-    took = [s.seconds for s in found if s.state == "finished" and s.seconds]
-    running = [s.seconds or 0.0 for s in found if s.state == "running"]
-    n_waiting = sum(s.state == "waiting" for s in found)
+    took = [s.seconds for s in statuses if s.state == "finished" and s.seconds]
+    running = [s.seconds or 0.0 for s in statuses if s.state == "running"]
+    n_waiting = sum(s.state == "waiting" for s in statuses)
     if not took or not running:
         return None
     typical = statistics.median(took)

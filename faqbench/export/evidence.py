@@ -42,13 +42,13 @@ _MOST_TOKENS = 4_096  # of each protocol: a quarter of a minute for a small mode
 def prompt_evidence(measured: Model, tokenizer: Any, experiment: Experiment) -> dict[str, Tensor]:
     """Return the fixed prompts, and the measured model's logits at their last positions."""
     bos = [bos_of(tokenizer, "evaluation.add_bos")] if experiment.evaluation.add_bos else []
-    model, found = measured.fill().module, {}
+    model, tensors = measured.fill().module, {}
     for index, text in enumerate(_PROMPTS):
         tokens = torch.tensor([bos + encode(tokenizer, text)])
         logits = model(input_ids=tokens.to(measured.device), use_cache=False).logits
-        found[f"tokens/prompt-{index}"] = tokens[0].to(torch.int32)
-        found[f"logits/prompt-{index}"] = logits[0, -_N_POSITIONS:].float().cpu().contiguous()
-    return found
+        tensors[f"tokens/prompt-{index}"] = tokens[0].to(torch.int32)
+        tensors[f"logits/prompt-{index}"] = logits[0, -_N_POSITIONS:].float().cpu().contiguous()
+    return tensors
 
 
 def protocol_evidence(
@@ -70,7 +70,7 @@ def protocol_evidence(
     Raises:
         UserError: when a protocol's text now gives other tokens than the run scored.
     """
-    found = {}
+    tensors = {}
     for name in experiment.evaluation.protocols:
         if name not in scores:
             continue  # a run that kept none
@@ -83,9 +83,9 @@ def protocol_evidence(
         n_windows = max(1, _MOST_TOKENS // windows.protocol.seq_len)
         losses = np.asarray(scores[name][:n_windows], dtype=np.float64)
         losses = losses.reshape(len(losses), -1).mean(axis=1)
-        found[f"tokens/{name}"] = windows.tokens[:n_windows].to(torch.int32).contiguous()
-        found[f"nll/{name}"] = torch.from_numpy(losses)
-    return found
+        tensors[f"tokens/{name}"] = windows.tokens[:n_windows].to(torch.int32).contiguous()
+        tensors[f"nll/{name}"] = torch.from_numpy(losses)
+    return tensors
 
 
 def probe(n_columns: int) -> Tensor:

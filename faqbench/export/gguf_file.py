@@ -137,9 +137,9 @@ class GGUFFile:
         self._file.close()
 
     def _named(self, name: str) -> str:
-        found = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert found is not None, f"{name} has no name in llama.cpp"
-        return str(found)
+        gguf_name = self._names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert gguf_name is not None, f"{name} has no name in llama.cpp"
+        return str(gguf_name)
 
     def _ordered(self, module: str, rows: NDArray[Any]) -> NDArray[Any]:
         """Return the rows of a tensor as llama.cpp has them."""

@@ -153,17 +153,17 @@ def _read(folder: Path, settings: Mapping[str, Any]) -> Iterator[tuple[str, Tens
 def _logits_difference(model: Any, tokens: Tensor, expected: Tensor) -> float:
     """Return the largest difference of logits, relative to the largest of them."""
     logits = model(input_ids=tokens.long().unsqueeze(0), use_cache=False).logits
-    found = logits[0, -len(expected) :].float()
-    return float((found - expected).abs().max() / expected.abs().max())
+    last_logits = logits[0, -len(expected) :].float()
+    return float((last_logits - expected).abs().max() / expected.abs().max())
 
 
 def _perplexities(model: Any, tokens: Tensor, losses: Tensor) -> dict[str, float]:
     """Return the perplexity of some windows as it is now and as it was measured."""
-    found = []
+    perplexities = []
     for window in tokens.long():
         logits = model(input_ids=window.unsqueeze(0), use_cache=False).logits[0, :-1].float()
-        found.append(torch.nn.functional.cross_entropy(logits, window[1:]).double())
-    return {"found": float(torch.stack(found).mean().exp()), "measured": float(losses.mean().exp())}
+        perplexities.append(torch.nn.functional.cross_entropy(logits, window[1:]).double())
+    return {"found": float(torch.stack(perplexities).mean().exp()), "measured": float(losses.mean().exp())}
 
 
 def _difference(weight: Tensor, name: str, facts: Mapping[str, Any], evidence: Any) -> float:

@@ -89,19 +89,19 @@ def verify_folder(folder: Path) -> Verdict:
     return judge(facts, _examined(folder))
 
 
-def judge(facts: Mapping[str, Any], found: Mapping[str, Any]) -> Verdict:
+def judge(facts: Mapping[str, Any], findings: Mapping[str, Any]) -> Verdict:
     """Judge what `plain.examine` found in a folder.
 
     Args:
         facts: the folder's facts.json.
-        found: by `plain.examine`.
+        findings: by `plain.examine`.
     """
     return Verdict(
         run_id=facts["run_id"],
-        loader=found["loader"],
-        checks=tuple(_checks(facts, found)),
-        n_equal=sum(difference == 0 for difference in found["loaded"].values()),
-        n_linears=len(found["loaded"]),
+        loader=findings["loader"],
+        checks=tuple(_checks(facts, findings)),
+        n_equal=sum(difference == 0 for difference in findings["loaded"].values()),
+        n_linears=len(findings["loaded"]),
     )
 
 
@@ -115,23 +115,23 @@ def _examined(folder: Path) -> dict[str, Any]:
         if done.returncode != 0:
             last = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
             raise UserError(f"{folder} could not be loaded: {last}.")
-        found: dict[str, Any] = json.loads(result.read_text())
-        return found
+        findings: dict[str, Any] = json.loads(result.read_text())
+        return findings
 
 
-def _checks(facts: Mapping[str, Any], found: Mapping[str, Any]) -> list[Check]:
+def _checks(facts: Mapping[str, Any], findings: Mapping[str, Any]) -> list[Check]:
     passed_through = {facts["dtype"]}
     if facts["format"] == "compressed-tensors":  # whose library multiplies in the dtype of the scales
         passed_through |= {grid["scale_dtype"] for grid in facts["grids"].values()}
     weights, logits, perplexity = max(_TOLERANCES[dtype] for dtype in passed_through)
     expected = facts["bits_per_parameter"] * facts["n_parameters"] / 8
-    ratios = {name: abs(p["found"] / p["measured"] - 1) for name, p in found["perplexities"].items()}
+    ratios = {name: abs(p["found"] / p["measured"] - 1) for name, p in findings["perplexities"].items()}
     return [
-        *([_check("stored", found["stored"], 0.0)] if found["stored"] else []),
-        _check("loaded", found["loaded"], weights),
-        _check("logits", found["logits"], logits),
+        *([_check("stored", findings["stored"], 0.0)] if findings["stored"] else []),
+        _check("loaded", findings["loaded"], weights),
+        _check("logits", findings["logits"], logits),
         *([_check("perplexity", ratios, perplexity)] if ratios else []),
-        _check("size", {"files": abs(found["n_bytes"] / expected - 1)}, _MOST_EXTRA_BYTES),
+        _check("size", {"files": abs(findings["n_bytes"] / expected - 1)}, _MOST_EXTRA_BYTES),
     ]
 
 

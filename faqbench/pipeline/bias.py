@@ -36,16 +36,16 @@ def build_distance(cell: Cell, folder: Path) -> None:
     drawn: CalibrationSet = cell.get(_DRAWN)
     reference: CalibrationSet = cell.get(_REFERENCE)
     shift = activation_shift(cell.get("means drawn"), cell.get("means reference"))
-    found = {"token_js": token_divergence(drawn.tokens, reference.tokens), "activation_shift": shift}
-    (folder / "distance.json").write_text(json.dumps(found))
+    distances = {"token_js": token_divergence(drawn.tokens, reference.tokens), "activation_shift": shift}
+    (folder / "distance.json").write_text(json.dumps(distances))
 
 
 def load_distance(cell: Cell, folder: Path) -> dict[str, Any]:
     """Read the distance, as a record says it."""
-    found = read_as(folder / "distance.json", _Distance)
+    distance = read_as(folder / "distance.json", _Distance)
     reference: CalibrationSet = cell.get(_REFERENCE)
     named = f"{len(reference.tokens)} windows of the selection part of {reference.domain}"
-    return {"reference": named, **found}
+    return {"reference": named, **distance}
 
 
 def no_distance(reason: str) -> dict[str, Any]:
@@ -84,11 +84,11 @@ def load_means(cell: Cell, folder: Path) -> dict[str, list[Tensor]]:
 
 
 def _observe(cell: Cell, tokens: str, folder: Path) -> None:
-    found: CalibrationSet = cell.get(tokens)
+    calibration: CalibrationSet = cell.get(tokens)
     settings = cell.experiment.calibration
     observe_means(
         cell.model.pristine(),
-        found.tokens,
+        calibration.tokens,
         batch_size=settings.batch_size,
         select=settings.tokens,
         folder=folder,

@@ -139,9 +139,9 @@ def load_draw(cell: Cell, folder: Path) -> CalibrationSet:
     Raises:
         UserError: for tokens that the model does not know.
     """
-    found = load_calibration_set(folder)
-    cell.model.check_ids(int(found.tokens.max()), _HOLDER)
-    return found
+    drawn = load_calibration_set(folder)
+    cell.model.check_ids(int(drawn.tokens.max()), _HOLDER)
+    return drawn
 
 
 def calibration_set(
@@ -184,13 +184,13 @@ def _kept(
     asked = draw_of(experiment)
     key = draw_key(draw_of, experiment, {"tokenizer": fingerprint_tokenizer(tokenizer)})
     if key is None:
-        found, cached = _draw(asked, experiment, tokenizer, progress), False
+        drawn, cached = _draw(asked, experiment, tokenizer, progress), False
     else:
         entry = cache.get("calibration", key, partial(_write, asked, experiment, tokenizer, progress))
-        found, cached = load_calibration_set(entry.path), entry.cached
+        drawn, cached = load_calibration_set(entry.path), entry.cached
     if (vocab_size := _vocab_size(experiment)) is not None:
-        check_ids(int(found.tokens.max()), vocab_size, tokenizer, _HOLDER)
-    return found, cached
+        check_ids(int(drawn.tokens.max()), vocab_size, tokenizer, _HOLDER)
+    return drawn, cached
 
 
 def _write(asked: Draw, experiment: Experiment, tokenizer: Any, progress: Progress, folder: Path) -> None:
@@ -280,34 +280,34 @@ def describe_calibration(cell: Cell) -> dict[str, Any]:
 def calibration_warnings(cell: Cell) -> tuple[str, ...]:
     """Return what a reader of the numbers must know of the calibration set."""
     drawn, scenario = _drawn(cell), cell.experiment.scenario
-    found = []
+    sentences = []
     if scenario.leak:
-        found.append(
+        sentences.append(
             f"Calibrated on the evaluation's own text on purpose (scenario={scenario.name}): "
             "perplexity on it flatters the method."
         )
     if cell.experiment.adapted_on is not None:
-        found.append(
+        sentences.append(
             f"The last block was learned on the text of {cell.experiment.adapted_on}, which is scored "
             "(quant.refinement.adapt_on=evaluation): perplexity on it flatters the method."
         )
     if drawn.repeated_share > 0 and (scenario.copies or 1) == 1:
-        found.append(
+        sentences.append(
             f"{drawn.repeated_share:.0%} of the calibration tokens are from texts that occur a second "
             "time (allow_repeat=true): there were too few."
         )
     empty = [domain for domain, count in drawn.n_windows_of.items() if count == 0]
     if empty:
-        found.append(
+        sentences.append(
             f"{' and '.join(empty)} gave no window of {len(drawn.tokens)}: its share of the mixture is "
             "too small."
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
 def _drawn(cell: Cell) -> CalibrationSet:
-    found: CalibrationSet = cell.get("calibration")
-    return found
+    calibration: CalibrationSet = cell.get("calibration")
+    return calibration
 
 
 def build_statistics(cell: Cell, folder: Path) -> None:

@@ -97,9 +97,9 @@ def build_windows(name: str, cell: Cell, folder: Path) -> None:
         UserError: as `protocol_tokens` does.
     """
     protocol = resolve_protocol(name, cell.experiment)
-    found = protocol_tokens(protocol, cell.model.tokenizer, cell.experiment, cell.progress)
-    np.save(folder / "windows.npy", found.tokens.numpy().astype("<i4"), allow_pickle=False)
-    facts = {key: getattr(found, key) for key in _WINDOW_FACTS}
+    tokens = protocol_tokens(protocol, cell.model.tokenizer, cell.experiment, cell.progress)
+    np.save(folder / "windows.npy", tokens.tokens.numpy().astype("<i4"), allow_pickle=False)
+    facts = {key: getattr(tokens, key) for key in _WINDOW_FACTS}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

@@ -175,12 +175,12 @@ def _exactly_rotated(rotation: RotationReport) -> Gate:
 
 
 def _all_quantized(record: RunRecord, weights: WeightsCheck, quantized: QuantizedModel) -> Gate:
-    skips, found = record.config["quant"]["skip"], len(quantized.linears)
+    skips, n_quantized = record.config["quant"]["skip"], len(quantized.linears)
     skipped = [name for name in weights.linears if any(fnmatchcase(name, s) for s in skips)]
     return Gate(
         name="all_linears_quantized",
-        passed=found == len(weights.linears) - len(skipped),
-        detail=f"{found} of {len(weights.linears)} linears"
+        passed=n_quantized == len(weights.linears) - len(skipped),
+        detail=f"{n_quantized} of {len(weights.linears)} linears"
         + (f", {len(skipped)} skipped by {', '.join(skips)}" if skips else ""),
     )
 
@@ -227,9 +227,9 @@ def build_check(cell: Cell, folder: Path) -> None:
     write_check(look_over(cell.model.evaluated), folder)
 
 
-def write_check(found: WeightsCheck, folder: Path) -> None:
+def write_check(check: WeightsCheck, folder: Path) -> None:
     """Write what was found."""
-    (folder / "check.json").write_text(json.dumps(asdict(found)))
+    (folder / "check.json").write_text(json.dumps(asdict(check)))
 
 
 def load_check(_: Cell, folder: Path) -> WeightsCheck:
@@ -280,8 +280,8 @@ def build_overlap(name: str, cell: Cell, folder: Path) -> None:
         UserError: for an evaluation whose text cannot be had.
     """
     calibration: CalibrationSet = cell.get("calibration")
-    found = count_overlap(_passages(name, cell), calibration_grams(calibration.texts))
-    (folder / "overlap.json").write_text(json.dumps(asdict(found)))
+    overlap = count_overlap(_passages(name, cell), calibration_grams(calibration.texts))
+    (folder / "overlap.json").write_text(json.dumps(asdict(overlap)))
 
 
 def load_overlap(name: str, cell: Cell, folder: Path) -> int:
@@ -290,17 +290,17 @@ def load_overlap(name: str, cell: Cell, folder: Path) -> int:
     Raises:
         UserError: when some do and that is not allowed.
     """
-    found = read_as(folder / "overlap.json", Overlap)
+    overlap = read_as(folder / "overlap.json", Overlap)
     allowed = cell.experiment.scenario.allow_overlap
-    if found.n_overlapping and not any(fnmatchcase(name, pattern) for pattern in allowed):
+    if overlap.n_overlapping and not any(fnmatchcase(name, pattern) for pattern in allowed):
         calibration: CalibrationSet = cell.get("calibration")
         raise UserError(
-            f"'{name}' shares {found.n_overlapping} of its {found.n_passages} passages with the "
+            f"'{name}' shares {overlap.n_overlapping} of its {overlap.n_passages} passages with the "
             f"texts of the calibration set ({calibration.domain}), so its number would flatter the "
             "method; calibrate on other text, or allow it with "
             f"scenario.allow_overlap=[{name}]."
         )
-    return found.n_overlapping
+    return overlap.n_overlapping
 
 
 def _passages(name: str, cell: Cell) -> Sequence[str]:

@@ -349,8 +349,8 @@ def look_up(experiment: Experiment, cache: StageCache, made: Collection[str]) ->
             continue  # it is kept nowhere
         key = key or _question(stage, experiment)
         path = cache.find(stage.name, key) if stage.gives else None
-        found = None if path is None else fingerprints_in(path, stage)
-        given |= found or _stand_ins(stage, key)
+        fingerprints = None if path is None else fingerprints_in(path, stage)
+        given |= fingerprints or _stand_ins(stage, key)
         given[f"entry/{stage.id}"] = entry_name(key)
         entries[stage.id] = f"{stage.name}/{entry_name(key)}"
     exists = {i: (cache.root / "stages" / entry / MANIFEST).is_file() for i, entry in entries.items()}
@@ -423,8 +423,8 @@ def _build_tokenizer(cell: Cell, folder: Path) -> None:
 def hash_in(cell: Cell, path: Path) -> str:
     """Return the sha256 of a file that a cell names; that of a large one is a stage."""
     stage_id = f"file_hash {_file_title(path)}"
-    found: str = cell.get(stage_id) if stage_id in cell.stages else hash_file(path)
-    return found
+    digest: str = cell.get(stage_id) if stage_id in cell.stages else hash_file(path)
+    return digest
 
 
 def _file_title(path: Path) -> str:

@@ -107,13 +107,13 @@ class Neighbours:
         latest = sorted(zip(others, should_win, strict=True), key=lambda o: o[0].started)
         for other, wins in latest[-_MOST_COMPARED:]:
             try:
-                found = _worse(record, evaluated, other, self._runs / other.run_id)
+                judged = _worse(record, evaluated, other, self._runs / other.run_id)
             except ValueError as error:
                 unread.append(f"; {other.run_id} is left out: {error}")
                 continue
-            if found is None:
+            if judged is None:
                 continue
-            is_worse, is_better, numbers = found
+            is_worse, is_better, numbers = judged
             fault = is_worse if wins else is_better
             relation = "worse" if is_worse else "better" if is_better else "no different"
             (wrong if fault else right).append(f"{relation} than {other.run_id} ({numbers})")
@@ -156,9 +156,11 @@ def _worse(
     pairs = [pair for task in tasks for pair in _accuracies(evaluated.items, items, task)]
     if not pairs:
         return None
-    found = mean_accuracy_difference(pairs, rng=rng)
-    numbers = f"accuracy {found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}] over tasks"
-    return found.high < 0, found.low > 0, numbers
+    difference = mean_accuracy_difference(pairs, rng=rng)
+    numbers = (
+        f"accuracy {difference.difference:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] over tasks"
+    )
+    return difference.high < 0, difference.low > 0, numbers
 
 
 def _window_means(values: Any) -> Any:

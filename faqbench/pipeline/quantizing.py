@@ -159,13 +159,13 @@ class _KeptBlocks:
 
     def linears(self) -> Mapping[str, QuantizedLinear] | None:
         """Return those of all blocks by full name; None where one is missing."""
-        found: list[MutableMapping[str, QuantizedLinear]] = []
+        per_cell: list[MutableMapping[str, QuantizedLinear]] = []
         for index in range(self._model.architecture.n_blocks):
             path = self._cache.find(_BLOCKS, self._key_of(index))
             if path is None:
                 return None
-            found.append(cast("Any", StoredLinears(path, self._device)))
-        return ChainMap(*found)
+            per_cell.append(cast("Any", StoredLinears(path, self._device)))
+        return ChainMap(*per_cell)
 
     def forget(self) -> None:
         for index in itertools.count():
@@ -204,7 +204,7 @@ def _companions(cell: Cell, tokens: Calibration | None) -> list[Companion]:
     """Return the cells to come that are quantized in this one's walk."""
     architecture, own = cell.model.architecture, cell.model.experiment
     keys = [quantized_key(own, cell.fingerprints, cell.device.type)]
-    found = []
+    companions = []
     for other in cell.beside:
         if not share_walk(cell.experiment, other):
             continue
@@ -219,7 +219,7 @@ def _companions(cell: Cell, tokens: Calibration | None) -> list[Companion]:
         if reads_store(other.quant):
             cell.get(DRAWN_MEANS)
             store = ActivationStore(cell.entry(DRAWN_MEANS), cell.device)
-        found.append(
+        companions.append(
             Companion(
                 quant=other.quant,
                 grids=assign_grids(architecture, other.quant),
@@ -228,7 +228,7 @@ def _companions(cell: Cell, tokens: Calibration | None) -> list[Companion]:
                 finished=blocks,
             )
         )
-    return found
+    return companions
 
 
 def finished_linears(cell: Cell, experiment: Experiment) -> Mapping[str, QuantizedLinear] | None:
@@ -250,8 +250,8 @@ def _statistics(cell: Cell) -> ActivationStore | None:
     if not reads_store(cell.experiment.quant):
         return None
     if "statistics" in cell.stages:
-        found: ActivationStore = cell.get("statistics")
-        return found
+        statistics: ActivationStore = cell.get("statistics")
+        return statistics
     cell.get(DRAWN_MEANS)
     return ActivationStore(cell.entry(DRAWN_MEANS), cell.device)
 
@@ -272,10 +272,10 @@ def _rotation(model: CellModel) -> RotationReport:
     """Compare the rotated model with the one as loaded, before anything is quantized."""
     view = model.pristine().view
     expected = probe_logits(view)
-    found = probe_logits(model.start().view)
+    logits = probe_logits(model.start().view)
     rounding = _ROUNDINGS * torch.finfo(view.dtype).eps * float(expected.abs().max())
     return RotationReport(
         **describe_rotation(view.architecture, model.experiment.quant),
-        logit_error=float((found - expected).abs().max()),
+        logit_error=float((logits - expected).abs().max()),
         tolerance=max(_EXACT, rounding),
     )

@@ -153,10 +153,10 @@ def _warnings_of_dtype(cell: Cell) -> tuple[str, ...]:
 def _quantized(cell: Cell) -> QuantizedModel | None:
     """Return the reports of the cell's quantized weights; None for the baseline."""
     experiment = cell.experiment
-    found: QuantizedModel | None = (
+    quantized: QuantizedModel | None = (
         cell.get(f"quantized {experiment.quant.name}") if experiment.quantizes else None
     )
-    return found
+    return quantized
 
 
 def _judged(record: RunRecord, gates: tuple[Gate, ...]) -> RunRecord:

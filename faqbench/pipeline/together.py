@@ -174,13 +174,13 @@ class _Walk:
                 cell.cache.keep(stage.name, key, build, share if one is own else 0.0)
 
     def _missing(self, experiment: Experiment) -> dict[str, Stage]:
-        cell, found = self._cell, {}
+        cell, missing = self._cell, {}
         for stage in cell.stages.values():
             if stage.name in _MADE:
                 key = stage.key(experiment, cell.fingerprints, cell.device.type)
                 if key is not None and not cell.cache.has(stage.name, key):
-                    found[stage.id] = stage
-        return found
+                    missing[stage.id] = stage
+        return missing
 
     def _with(self, kind: str, title: str) -> list[_Scored]:
         """Return the models of which an evaluation is missing."""
@@ -191,11 +191,11 @@ class _Walk:
         cell, own = self._cell, self._scored[0]
         n_tokens = sum(self._n_tokens(stage) for stage in own.stages.values())
         width = own.view.architecture.hidden_size * own.view.dtype.itemsize
-        room, found = own.view.room.hidden_bytes, list[_Scored]()
+        room, others = own.view.room.hidden_bytes, list[_Scored]()
         for other in cell.beside:
-            fits = room is None or (n_before + len(found) + 1) * n_tokens * width <= room
+            fits = room is None or (n_before + len(others) + 1) * n_tokens * width <= room
             alike = all(getattr(cell.experiment, s) == getattr(other, s) for s in _ALIKE)
-            is_new = all(other.quant != one.experiment.quant for one in (own, *found))
+            is_new = all(other.quant != one.experiment.quant for one in (own, *others))
             if not (fits and alike and is_new and share_walk(cell.experiment, other)):
                 continue
             experiment = other.model_copy(update={"model": own.experiment.model})
@@ -203,8 +203,8 @@ class _Walk:
             linears = finished_linears(cell, experiment) if missing else None
             if linears is not None:
                 view = cell.model.view_of(experiment, linears)
-                found.append(_Scored(experiment=experiment, view=view, stages=missing))
-        return found
+                others.append(_Scored(experiment=experiment, view=view, stages=missing))
+        return others
 
     def _n_tokens(self, stage: Stage) -> int:
         if stage.name == "weights_check":
@@ -226,9 +226,9 @@ class _Walk:
         own: Sequence[tuple[Request, ...]] = self._requests[name]
         answers = None
         if own:
-            found = {requests: self._tasks[one.view, requests] for requests in own}
+            own_requests = {requests: self._tasks[one.view, requests] for requests in own}
             answers = Answers(
-                scores={r: (packs.loglikelihood, packs.is_greedy) for r, packs in found.items()},
+                scores={r: (packs.loglikelihood, packs.is_greedy) for r, packs in own_requests.items()},
                 refusal=self._probes[one.view].refusal(),
             )
         model = TaskModel(one.view.module, self._cell.model.tokenizer, one.view, answers=answers)

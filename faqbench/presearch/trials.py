@@ -74,13 +74,13 @@ def candidates(experiment: Experiment) -> list[Candidate]:
     """
     plain = experiment.quant.preview
     nothing = plain.model_copy(update={"window": 0, "gamma": 1.0, "alpha": None})
-    found = {AWQ: Candidate(name=AWQ, preview=nothing)}
+    by_name = {AWQ: Candidate(name=AWQ, preview=nothing)}
     for grid in experiment.presearch.grids:
         for values in _combinations(grid):
             preview = plain.model_copy(update=values)
             name = _name(preview)
-            found.setdefault(name, Candidate(name=name, preview=preview))
-    return list(found.values())
+            by_name.setdefault(name, Candidate(name=name, preview=preview))
+    return list(by_name.values())
 
 
 def _combinations(grid: GridSection) -> list[dict[str, object]]:
@@ -139,11 +139,11 @@ def weigh(windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[flo
     """
     rivals = [name for name in windows if name != AWQ]
     best = min(rivals, key=lambda name: float(windows[name].mean()))
-    found = []
+    evidence = []
     for name, nll in windows.items():
         against_awq = aggregate_draws(nll - windows[AWQ])
         from_best = aggregate_draws(nll - windows[best])
-        found.append(
+        evidence.append(
             Evidence(
                 name=name,
                 perplexity=exp(float(nll.mean())),
@@ -155,7 +155,7 @@ def weigh(windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[flo
             )
         )
     return sorted(
-        found,
+        evidence,
         key=lambda e: (e.name == AWQ, not e.tied, e.output_error if e.tied else e.log_ratio, e.log_ratio),
     )
 
@@ -267,8 +267,8 @@ class Bench:
             seeded = calibration.model_copy(update={"seed": self.draw_seed(draw)})
             experiment = self._experiment.model_copy(update={"calibration": seeded})
             tokenizer = self._loaded.tokenizer
-            found, _ = calibration_set(experiment, tokenizer, self._cache, self._progress)
-            self._draws[draw] = found
+            drawn, _ = calibration_set(experiment, tokenizer, self._cache, self._progress)
+            self._draws[draw] = drawn
         return self._draws[draw]
 
     def _store(self, tokens: CalibrationSet) -> ActivationStore:
@@ -314,7 +314,7 @@ class Bench:
     ) -> dict[str, float]:
         """Return the mean over a role's linears of the relative output error on selection text."""
         architecture, view = self._loaded.architecture, self._loaded.view
-        found: dict[str, list[float]] = defaultdict(list)
+        errors: dict[str, list[float]] = defaultdict(list)
         for index in range(architecture.n_blocks):
             statistics = held_out.block(index)
             for role in architecture.roles:
@@ -323,5 +323,5 @@ class Bench:
                     if name in linears:
                         weight, gram = view.weight(f"{name}.weight"), statistics[role.name].gram
                         now = linears[name].dequantize().to(weight.dtype)
-                        found[role.name] += relative_errors(weight.float(), [now.float()], gram)
-        return {role: sum(values) / len(values) for role, values in found.items()}
+                        errors[role.name] += relative_errors(weight.float(), [now.float()], gram)
+        return {role: sum(values) / len(values) for role, values in errors.items()}

@@ -326,9 +326,9 @@ class ActivationStore:
     def block(self, block: int) -> dict[str, RoleStatistics]:
         """Return the statistics of one block by role; the caller holds the only copy."""
         assert self._meta is not None, "a pass for the means alone has no Gram matrices"
-        found = self._load(f"gram-{block:03d}.safetensors")
+        tensors = self._load(f"gram-{block:03d}.safetensors")
         # A tensor of a file lies where it happens to, and products round by where their factors lie.
-        grams = {role: found.pop(role).clone() for role in list(found)}
+        grams = {role: tensors.pop(role).clone() for role in list(tensors)}
         return {
             role: RoleStatistics(
                 mean_abs=self.mean_abs(block, role),

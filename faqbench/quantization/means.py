@@ -61,8 +61,8 @@ class _Averaging:
         self._select = select
 
     def work(self, index: int, block: nn.Module) -> None:
-        found = block_means(self._stream, block, self.model.architecture.roles, self._select)
-        self.means |= {f"{index}.{name}": mean.cpu() for name, mean in found.items()}
+        means = block_means(self._stream, block, self.model.architecture.roles, self._select)
+        self.means |= {f"{index}.{name}": mean.cpu() for name, mean in means.items()}
 
 
 def block_means(

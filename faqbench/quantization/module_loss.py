@@ -113,14 +113,14 @@ class SampledObjective(ModuleObjective):
             return dict(zip(candidates, losses, strict=True))
 
         n_windows, everything = len(self.stream.hidden), range(len(scales))
-        found = measure(slice(0, 1), everything[::2])
-        near = {i + step for i in _best(found, _N_STARTS) for step in (-1, 1)} & set(everything)
-        found |= measure(slice(0, 1), sorted(near - set(found)))
-        left = sorted(_best(found, _N_LEFT))
+        by_index = measure(slice(0, 1), everything[::2])
+        near = {i + step for i in _best(by_index, _N_STARTS) for step in (-1, 1)} & set(everything)
+        by_index |= measure(slice(0, 1), sorted(near - set(by_index)))
+        left = sorted(_best(by_index, _N_LEFT))
         if n_windows > 1:
             others = measure(slice(1, None), left)
-            found = {i: (found[i] + (n_windows - 1) * others[i]) / n_windows for i in left}
-        return [found.get(i, math.inf) for i in everything]
+            by_index = {i: (by_index[i] + (n_windows - 1) * others[i]) / n_windows for i in left}
+        return [by_index.get(i, math.inf) for i in everything]
 
 
 def search_module_scale(

@@ -81,12 +81,12 @@ class Sample:
         full precision; there is one entry for each of these. A channel that is never active gets 1.
         """
         streams = [s.fork(slice(N_SEARCHED)) for s in (self._quantized, self._entered)]
-        start, found = self._entered.index, list[dict[str, Tensor]]()
+        start, errors = self._entered.index, list[dict[str, Tensor]]()
         for index in range(start, min(start + n_ahead + 1, blocks.architecture.n_blocks)):
             with blocks.block(index) as block:
                 quantized, full = (block_means(s, block, roles, select) for s in streams)
-            found.append({r: torch.where(full[r] > 0, quantized[r] / full[r], 1.0) for r in quantized})
-        return found
+            errors.append({r: torch.where(full[r] > 0, quantized[r] / full[r], 1.0) for r in quantized})
+        return errors
 
     @torch.no_grad()
     def release(self, block: nn.Module) -> BlockReport | None:

@@ -88,9 +88,9 @@ def find_heads(runs: Path) -> tuple[list[RunRecord], list[tuple[str, str]]]:
     """Return what `find_runs` does, the records without what their heads leave out."""
     index = _Index(runs)
     with uncollected():
-        found = find_with(runs, index.head)
+        heads = find_with(runs, index.head)
         index.keep()
-    return found
+    return heads
 
 
 @lru_cache(maxsize=2)

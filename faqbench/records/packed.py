@@ -51,20 +51,20 @@ class Pack:
             lines = read_file(self._folder / RECORDS, _MOST_MEGABYTES).splitlines()
         except ValueError as error:
             return {"pack": error}
-        found: dict[str, Any] = {}
+        by_id: dict[str, Any] = {}
         for number, line in enumerate(lines, start=1):
             place = f"line {number} of {RECORDS}"
             try:
                 raw = parse_json(line, place)
                 name = raw["run_id"]
-                if not isinstance(name, str) or not is_name(name) or name in found:
+                if not isinstance(name, str) or not is_name(name) or name in by_id:
                     raise ValueError(f"{place} has no id of its own")
             except (ValueError, TypeError, KeyError) as error:
                 said = error if isinstance(error, ValueError) else f"{place} is no record"
-                found[f"pack-line-{number}"] = ValueError(str(said))
+                by_id[f"pack-line-{number}"] = ValueError(str(said))
             else:
-                found[name] = raw
-        return found
+                by_id[name] = raw
+        return by_id
 
     def record(self, name: str) -> Any:
         """Return what was read of a run's record.

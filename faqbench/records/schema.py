@@ -184,6 +184,6 @@ def first_fault(error: ValidationError, *place: str) -> str:
     """Return the first thing that a validation found, in one line."""
     first = error.errors(include_url=False)[0]
     where = ".".join(map(str, (*place, *first["loc"])))
-    found = visible(repr(first["input"]))
-    shown = found if len(found) <= 60 else f"{found[:60]}…"
+    value = visible(repr(first["input"]))
+    shown = value if len(value) <= 60 else f"{value[:60]}…"
     return f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}, not {shown}"

@@ -281,14 +281,14 @@ def truncated_requests(record: RunRecord) -> dict[str, tuple[int, int]]:
 
     They lost their beginning, so their answers are to other questions than the task's.
     """
-    found = {}
+    by_task = {}
     for task, facts in record.extra.get("evaluation", {}).items():
         config = facts.get("config") if isinstance(facts, Mapping) else None
         keys = ("n_truncated", "n_requests")
         n, total = (config.get(k) if isinstance(config, Mapping) else None for k in keys)
         if isinstance(n, int) and isinstance(total, int) and 0 < n <= total:
-            found[task] = (n, total)
-    return found
+            by_task[task] = (n, total)
+    return by_task
 
 
 def same_model(a: RunRecord, b: RunRecord) -> bool:
@@ -310,23 +310,23 @@ def differences(first: RunData, second: RunData) -> list[str]:
     import numpy as np
 
     one, other = result_of(first.record), result_of(second.record)
-    found = []
+    keys = []
     for key in one:
         if isinstance(one[key], Mapping) and isinstance(other[key], Mapping):
             parts = dict.fromkeys([*one[key], *other[key]])
-            found += [f"{key}.{k}" for k in parts if _differ(one[key].get(k), other[key].get(k))]
+            keys += [f"{key}.{k}" for k in parts if _differ(one[key].get(k), other[key].get(k))]
         elif _differ(one[key], other[key]):
-            found.append(key)
+            keys.append(key)
     for name in ("items", "layers"):
         a: pd.DataFrame = getattr(first, name).drop(columns="seconds", errors="ignore")
         b: pd.DataFrame = getattr(second, name).drop(columns="seconds", errors="ignore")
         columns = dict.fromkeys([*a.columns, *b.columns])
-        found += [f"{name}.{c}" for c in columns if c not in a or c not in b or not a[c].equals(b[c])]
+        keys += [f"{name}.{c}" for c in columns if c not in a or c not in b or not a[c].equals(b[c])]
     for name in dict.fromkeys([*first.tokens, *second.tokens]):
         x, y = first.tokens.get(name), second.tokens.get(name)
         if x is None or y is None or not np.array_equal(x, y, equal_nan=True):
-            found.append(f"tokens.{name}")
-    return found
+            keys.append(f"tokens.{name}")
+    return keys
 
 
 def _without_measures(value: Any) -> Any:

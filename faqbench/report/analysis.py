@@ -175,7 +175,7 @@ def _contests(panel: Panel, baseline: str | None) -> list[Contest]:
     for setting in settings:
         if any(_narrower(other, setting) for other in settings):
             continue
-        rows = sorted(i for s, found in settings.items() if fits(s, setting) for i in found)
+        rows = sorted(i for s, rows_there in settings.items() if fits(s, setting) for i in rows_there)
         named = dict(zip(keys, setting, strict=True))
         contests.append(
             Contest(
@@ -192,9 +192,9 @@ def _narrower(other: tuple[str | None, ...], setting: tuple[str | None, ...]) ->
 
 
 def _baseline_of(panel: Panel, rows: list[int], baseline: str | None) -> int | None:
-    found = [i for i in rows if panel.rows[i].method == baseline]
+    baselines = [i for i in rows if panel.rows[i].method == baseline]
     full = [i for i, row in enumerate(panel.rows) if row.is_baseline and row.method == baseline]
-    return next(iter(found + full), None)
+    return next(iter(baselines + full), None)
 
 
 def _both(panel: Panel, a: int, b: int, column: Column) -> bool:
@@ -203,11 +203,11 @@ def _both(panel: Panel, a: int, b: int, column: Column) -> bool:
 
 def best_of(panel: Panel, contest: Contest, column: Column) -> int | None:
     """Return the row with the best value of a contest of at least two; significance aside."""
-    found = {i: e.value for i in contest.rows if (e := column.estimate(panel.rows[i]))}
-    if len(found) < 2:
+    values = {i: e.value for i in contest.rows if (e := column.estimate(panel.rows[i]))}
+    if len(values) < 2:
         return None
     sign = -1 if column.higher_is_better else 1
-    return min(found, key=lambda i: (sign * found[i], i))
+    return min(values, key=lambda i: (sign * values[i], i))
 
 
 def _marks(

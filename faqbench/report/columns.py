@@ -158,11 +158,11 @@ class Column:
             error = math.sqrt(sum(p.stderr**2 for p in known)) / len(known)
             mean = sum(p.value for p in known) / len(known)
             return Estimate(value=mean, stderr=error, n_draws=min(p.n_draws for p in known))
-        found = [m for run in row.runs if (m := self.metric_of(run)) and m.value is not None]
-        if not found:
+        metrics = [m for run in row.runs if (m := self.metric_of(run)) and m.value is not None]
+        if not metrics:
             return None
-        values = [m.value for m in found if m.value is not None]
-        errors = [math.nan if m.stderr is None else m.stderr for m in found]
+        values = [m.value for m in metrics if m.value is not None]
+        errors = [math.nan if m.stderr is None else m.stderr for m in metrics]
         n = len(values)
         mean = sum(values) / n
         if not math.isfinite(mean):
@@ -196,13 +196,13 @@ class Columns:
 
 def build_columns(records: Sequence[RunRecord]) -> Columns:
     """Return what some records measured, equal names on other tokens or items apart."""
-    found: dict[tuple[str, str, str | None, int], Metric] = {}
+    first_metrics: dict[tuple[str, str, str | None, int], Metric] = {}
     for run in records:
         for metric in run.metrics:
             print_ = fingerprint_of(run, metric)
             key = (metric.task, metric.name, print_, 0 if print_ else metric.n)
-            found.setdefault(key, metric)
-    names = [(task, name) for task, name, _, _ in found]
+            first_metrics.setdefault(key, metric)
+    names = [(task, name) for task, name, _, _ in first_metrics]
     columns = [
         Column(
             kind="perplexity" if m.unit == "perplexity" else _KINDS.get(m.name, "other"),
@@ -213,7 +213,7 @@ def build_columns(records: Sequence[RunRecord]) -> Columns:
             higher_is_better=m.higher_is_better,
             ambiguous=names.count((m.task, m.name)) > 1,
         )
-        for key, m in found.items()
+        for key, m in first_metrics.items()
     ]
     columns.sort(key=lambda c: c.label)
     tasks = [c for c in columns if c.kind == "acc"]

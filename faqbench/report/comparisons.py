@@ -184,9 +184,9 @@ def _compare(
     store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
 ) -> Comparison:
     compare = _compare_accuracy if empty.column.array is None else _compare_windows
-    found = compare(store, empty, pairs)
-    found = _with_earlier_draws(store, found) if found.is_of_one_draw else found
-    return replace(found, p_equal=_equality(found))
+    comparison = compare(store, empty, pairs)
+    comparison = _with_earlier_draws(store, comparison) if comparison.is_of_one_draw else comparison
+    return replace(comparison, p_equal=_equality(comparison))
 
 
 def margin_on(column: Column, margin: Margin | None) -> float:
@@ -202,13 +202,13 @@ def margin_on(column: Column, margin: Margin | None) -> float:
     return math.nan if stated is None else stated
 
 
-def _equality(found: Comparison) -> float:
+def _equality(comparison: Comparison) -> float:
     """Return the p-value of "within the margin"."""
-    if math.isnan(found.margin) or math.isnan(found.stderr):
+    if math.isnan(comparison.margin) or math.isnan(comparison.stderr):
         return math.nan
-    if found.churn is not None and not (found.churn.n_lost or found.churn.n_gained):
-        return unseen_p(found.n, found.margin)
-    return equivalence_p(found.effect, found.stderr, found.degrees, found.margin)
+    if comparison.churn is not None and not (comparison.churn.n_lost or comparison.churn.n_gained):
+        return unseen_p(comparison.n, comparison.margin)
+    return equivalence_p(comparison.effect, comparison.stderr, comparison.degrees, comparison.margin)
 
 
 def churn_of(store: EvidenceStore, a: Row, b: Row, column: Column) -> Churn | None:
@@ -231,15 +231,19 @@ def _churn(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Churn:
     )
 
 
-def _with_earlier_draws(store: EvidenceStore, found: Comparison) -> Comparison:
+def _with_earlier_draws(store: EvidenceStore, comparison: Comparison) -> Comparison:
     """Widen a single draw's interval by what earlier runs know of the spread between draws."""
-    known = store.earlier.spread(found.a, found.b, found.column)
-    if known is None or not math.isfinite(found.stderr):
-        return found
-    n = found.n if found.column.array is None else math.ceil(found.n / block_length_for(found.n))
-    widened = with_draw_variance(found.effect, found.stderr, n - 1, known.variance, known.degrees)
+    known = store.earlier.spread(comparison.a, comparison.b, comparison.column)
+    if known is None or not math.isfinite(comparison.stderr):
+        return comparison
+    n = (
+        comparison.n
+        if comparison.column.array is None
+        else math.ceil(comparison.n / block_length_for(comparison.n))
+    )
+    widened = with_draw_variance(comparison.effect, comparison.stderr, n - 1, known.variance, known.degrees)
     return replace(
-        found,
+        comparison,
         low=widened.low,
         high=widened.high,
         stderr=widened.stderr,
@@ -301,20 +305,20 @@ def _check_fingerprints(a: RunRecord, b: RunRecord, column: Column) -> None:
 
 
 def _windows(store: EvidenceStore, run: RunRecord, column: Column) -> Array:
-    found = store.of(run.run_id).windows.get(column.array or "")
+    windows = store.of(run.run_id).windows.get(column.array or "")
     what = "token losses" if column.kind == "perplexity" else "per-token values"
-    if found is None:
+    if windows is None:
         raise RefusalError(f"{run.run_id} kept no {what} of {column.label}")
-    if not np.isfinite(found).all():
+    if not np.isfinite(windows).all():
         raise RefusalError(f"{run.run_id} has a value of {column.label} that is not finite")
-    return found
+    return windows
 
 
 def _items(store: EvidenceStore, run: RunRecord, column: Column) -> tuple[Array, Array]:
-    found = store.of(run.run_id).items.get((column.task, column.metric))
-    if found is None:
+    items = store.of(run.run_id).items.get((column.task, column.metric))
+    if items is None:
         raise RefusalError(f"{run.run_id} kept no items of {column.task}")
-    return found
+    return items
 
 
 def paired_differences(store: EvidenceStore, a: Row, b: Row, column: Column) -> Array:
@@ -371,12 +375,12 @@ class PairedStore:
         if column is None:
             raise UserError(f"{pair} have no {kind.replace('_', ' ')} {task}".rstrip() + ".")
         try:
-            found = paired_differences(self._store, row_a, row_b, column)
+            paired = paired_differences(self._store, row_a, row_b, column)
             is_of_windows = column.array is not None
-            n = len(_windows(self._store, a[0], column)) if is_of_windows else found.shape[1]
+            n = len(_windows(self._store, a[0], column)) if is_of_windows else paired.shape[1]
         except RefusalError as reason:
             raise UserError(f"{pair} cannot be paired: {reason}.") from reason
-        return found, n
+        return paired, n
 
 
 def _compare_windows(
@@ -448,8 +452,8 @@ def _compare_accuracy(
             n=n_items,
             n_draws=1,
         )
-    found = _over_draws(empty, _item_differences(per_draw), n_items)
-    return replace(found, churn=_churn(per_draw))
+    difference = _over_draws(empty, _item_differences(per_draw), n_items)
+    return replace(difference, churn=_churn(per_draw))
 
 
 def _tasks_of(

@@ -224,11 +224,11 @@ def _alarms(records: Sequence[RunRecord]) -> tuple[Alarm, ...]:
             warnings.setdefault(warning, []).append(run.run_id)
     failed = [
         Alarm(
-            text=f"{what}. {_details([d for _, d in found])}",
+            text=f"{what}. {_details([d for _, d in run_ids])}",
             failed=True,
-            run_ids=tuple(run_id for run_id, _ in found),
+            run_ids=tuple(run_id for run_id, _ in run_ids),
         )
-        for what, found in gates.items()
+        for what, run_ids in gates.items()
     ]
     return (*failed, *(Alarm(text=t, failed=False, run_ids=tuple(ids)) for t, ids in warnings.items()))
 
@@ -360,5 +360,5 @@ def _environment(runs: list[RunRecord]) -> Iterator[tuple[str, str]]:
 
 
 def _values(runs: Iterable[RunRecord], key: str) -> list[str]:
-    found = (facts.config_value(run.config, key) for run in runs)
-    return [value for value in dict.fromkeys(found) if value is not None]
+    values = (facts.config_value(run.config, key) for run in runs)
+    return [value for value in dict.fromkeys(values) if value is not None]

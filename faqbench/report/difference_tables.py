@@ -157,8 +157,8 @@ def _options(row: Row) -> str:
     if facts.is_foreign(row.runs[0]):
         options = (config["quant"].get("external") or {}).get("options") or {}
         return ", ".join(f"{k}={facts.as_text(v)}" for k, v in options.items()) or "none stated"
-    found = facts.flatten(row.runs[0].method.identity(config["quant"]))
-    return ", ".join(f"{k}={v}" for k, v in found.items() if "." in k) or "none"
+    own_options = facts.flatten(row.runs[0].method.identity(config["quant"]))
+    return ", ".join(f"{k}={v}" for k, v in own_options.items() if "." in k) or "none"
 
 
 def _notes(analysis: Analysis, family: Family) -> tuple[str, ...]:

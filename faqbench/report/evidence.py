@@ -101,12 +101,12 @@ def _by_task(items: pd.DataFrame) -> dict[tuple[str, str], tuple[Array, Array]]:
         return {}
     numbers, values = items["item"].to_numpy(), items["value"].to_numpy(dtype=np.float64)
     places = items["item"].to_numpy(dtype=np.float64)
-    found = {}
+    by_task = {}
     for name, rows in items.groupby(["task", "metric"]).indices.items():
         task, metric = cast("tuple[object, object]", name)
         ordered = rows[np.argsort(places[rows], kind="stable")]
-        found[str(task), str(metric)] = (numbers[ordered], values[ordered])
-    return found
+        by_task[str(task), str(metric)] = (numbers[ordered], values[ordered])
+    return by_task
 
 
 # A quantized block's output on full precision inputs, and on those the quantized blocks before give.
@@ -117,7 +117,7 @@ Curves = dict[str, dict[int, float]]
 
 def linear_errors(runs: Sequence[RunRecord], store: EvidenceStore) -> LinearErrors:
     """Return (linear, block) -> relative squared output error; empty where none was measured."""
-    found: dict[tuple[str, int], list[float]] = {}
+    per_linear: dict[tuple[str, int], list[float]] = {}
     for run in runs:
         layers = store.of(run.run_id).layers
         if layers is None or not {"block", "linear", "relative_error"} <= set(layers):
@@ -125,8 +125,8 @@ def linear_errors(runs: Sequence[RunRecord], store: EvidenceStore) -> LinearErro
         columns = (layers["linear"], layers["block"], layers["relative_error"].astype(float))
         for linear, block, error in zip(*(c.tolist() for c in columns), strict=True):
             if math.isfinite(error):
-                found.setdefault((str(linear), int(block)), []).append(error)
-    means = {key: fmean(errors) for key, errors in found.items()}
+                per_linear.setdefault((str(linear), int(block)), []).append(error)
+    means = {key: fmean(errors) for key, errors in per_linear.items()}
     return means if any(error > 0 for error in means.values()) else {}
 
 
@@ -146,11 +146,11 @@ def traced_blocks(run: RunRecord) -> Curves:
     """Return kind of error -> block -> error as the record traced it; empty when nothing was."""
     blocks = run.extra.get("blocks")
     known = [b for b in blocks if isinstance(b, Mapping)] if isinstance(blocks, list) else []
-    found = {
+    traced = {
         kind: {int(b["block"]): float(b[kind]) for b in known if b.get(kind) is not None}
         for kind in (ALONE, ADDED_UP, COSINE)
     }
-    return {kind: curve for kind, curve in found.items() if curve}
+    return {kind: curve for kind, curve in traced.items() if curve}
 
 
 def _means(curves: Iterable[Mapping[int, float]]) -> dict[int, float]:
@@ -196,19 +196,19 @@ class EarlierDraws:
 
         The folder with the most draws speaks alone, since others may hold copies of its runs.
         """
-        found = [self._spread_in(name, a, b, column) for name in self._records]
-        known = [spread for spread in found if spread is not None]
+        spreads = [self._spread_in(name, a, b, column) for name in self._records]
+        known = [spread for spread in spreads if spread is not None]
         return max(known, key=lambda spread: spread.n_draws, default=None)
 
     @cached_property
     def _records(self) -> dict[str, list[RunRecord]]:
         folders = [self._runs, *sorted(p for p in self._runs.glob("[!._]*/") if p.is_dir())]
-        found = {}
+        all_records = {}
         for folder in folders:
             records = [r for r in find_heads(folder)[0] if r.status == "finished"]
             if records:
-                found[folder.name] = records
-        return found
+                all_records[folder.name] = records
+        return all_records
 
     def _spread_in(self, folder: str, a: Row, b: Row, column: Column) -> DrawSpread | None:
         settings: dict[tuple[str, str], list[float]] = defaultdict(list)
@@ -231,25 +231,25 @@ class EarlierDraws:
 
     def _values(self, folder: str, row: Row, column: Column) -> dict[tuple[str, str], float]:
         """Return (setting, seed) -> the number that a difference is taken of, for a row's family."""
-        first, found = row.runs[0], {}
+        first, values = row.runs[0], {}
         is_calibrated = row.is_calibrated
         family = _family(first, of_scenario=facts.is_calibrated(first))
         for run, setting, seed in self._families.get((folder, family), ()):
             value = _number(run, column) if same_model(run, first) else None
             if value is not None:
-                found[setting, seed if is_calibrated else ""] = value
-        return found
+                values[setting, seed if is_calibrated else ""] = value
+        return values
 
     @cached_property
     def _families(self) -> Mapping[tuple[str, tuple[str, ...]], list[tuple[RunRecord, str, str]]]:
         """The runs of each folder by their family, of its scenario and of any, with setting and seed."""
-        found = defaultdict(list)
+        families = defaultdict(list)
         for folder, records in self._records.items():
             for run in records:
                 told = run, facts.setting_identity(run, {}), facts.seed(run)
                 for family in {_family(run, of_scenario=True), _family(run, of_scenario=False)}:
-                    found[folder, family].append(told)
-        return found
+                    families[folder, family].append(told)
+        return families
 
 
 def _family(run: RunRecord, *, of_scenario: bool) -> tuple[str, ...]:

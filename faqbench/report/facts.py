@@ -115,8 +115,8 @@ def effort(record: RunRecord) -> tuple[float | None, int | None]:
     Of our own methods the statistics count, and the peak is that of the whole run.
     """
     if is_foreign(record):
-        found = record.extra.get("checkpoint", {})
-        return found.get("seconds"), found.get("peak_memory_bytes")
+        checkpoint = record.extra.get("checkpoint", {})
+        return checkpoint.get("seconds"), checkpoint.get("peak_memory_bytes")
     stages = [record.stages[name] for name in ("statistics", "quantize") if name in record.stages]
     if not stages or any(stage.cached for stage in stages):
         return None, None
@@ -132,8 +132,8 @@ def seed(record: RunRecord) -> str:
 def activation_widths(record: RunRecord) -> str | None:
     """Return the bits of the linears' inputs and of keys and values, `A8KV4`; None where all are whole."""
     grids = (("A", "bits"), ("KV", "kv_bits"))
-    found = [(a, config_value(record.config, f"quant.activations.{key}")) for a, key in grids]
-    return "".join(f"{letter}{bits}" for letter, bits in found if bits is not None) or None
+    widths = [(a, config_value(record.config, f"quant.activations.{key}")) for a, key in grids]
+    return "".join(f"{letter}{bits}" for letter, bits in widths if bits is not None) or None
 
 
 def activation_keys(record: RunRecord) -> dict[str, str]:
@@ -168,14 +168,14 @@ def made_of(records: Sequence[RunRecord]) -> list[dict[str, str]]:
         weights = record.fingerprints.get("weights")
         for kind in _ADDED_LATER & record.fingerprints.keys():
             known.setdefault((weights, kind), set()).add(record.fingerprints[kind])
-    found = []
+    parts = []
     for record in records:
         prints = {k: v for k, v in sorted(record.fingerprints.items()) if k != "calibration"}
         for kind in _ADDED_LATER - prints.keys():
             others = known.get((prints.get("weights"), kind), set())
             prints |= {kind: next(iter(others))} if len(others) == 1 else {}
-        found.append(prints)
-    return found
+        parts.append(prints)
+    return parts
 
 
 def setting_identity(record: RunRecord, prints: Mapping[str, str]) -> str:

@@ -72,13 +72,13 @@ def headline(analysis: Analysis) -> str:
     return f"{text[:1].upper()}{text[1:]}{ending}."
 
 
-def _clause(widths: str, found: Sequence[Comparison]) -> str:
+def _clause(widths: str, comparisons: Sequence[Comparison]) -> str:
     """Say who leads at one width, in how many of the settings that is shown, and by how much."""
     where = at_widths(widths)
     methods: dict[str, list[Comparison]] = {}
-    for c in found:
+    for c in comparisons:
         methods.setdefault(c.a.short_name, []).append(c)
-    sign = 1 if found[0].column.higher_is_better else -1
+    sign = 1 if comparisons[0].column.higher_is_better else -1
     name = max(methods, key=lambda m: sign * fmean(difference(c)[0] for c in methods[m]))
     own = methods[name]
     baseline = own[0].b.short_name
@@ -92,16 +92,16 @@ def _clause(widths: str, found: Sequence[Comparison]) -> str:
         return f"{where} {name} is better{settings}, {_range(own)}{ending}"
     if any(c.is_of_one_draw and c.stands and c.a_is_better for c in own):
         return f"{where} {name} is ahead on one calibration set, {_range(own)}, which decides nothing"
-    if all(c.is_equal for c in found):
+    if all(c.is_equal for c in comparisons):
         return f"{where} every method equals {baseline} within the margin"
     return f"{where} no method is shown to be better"
 
 
-def _range(found: Sequence[Comparison]) -> str:
+def _range(comparisons: Sequence[Comparison]) -> str:
     """Return the differences of a method in words, from the largest gain to the smallest."""
-    values = [difference(c)[0] for c in found]
+    values = [difference(c)[0] for c in comparisons]
     ends = dict.fromkeys(formatting.signed(x, 1) for x in (min(values), max(values)))
-    unit = difference_unit(found[0].column)
+    unit = difference_unit(comparisons[0].column)
     return f"{' to '.join(ends)}\N{NO-BREAK SPACE}{unit}"
 
 

@@ -95,10 +95,10 @@ def _error_tables(title: str, head: str, moves: Sequence[ErrorMove]) -> list[Tab
         text_table(
             f"{title}: where {more} errs more than {less}",
             (head, "A", "B", "A - B", "A / B"),
-            tuple(_error_row(move) for move in found),
+            tuple(_error_row(move) for move in linears),
             shown=5,
         )
-        for more, less, found in (("A", "B", worse), ("B", "A", better))
+        for more, less, linears in (("A", "B", worse), ("B", "A", better))
     ]
 
 
@@ -143,7 +143,9 @@ def _figures(pair: RunPair, store: EvidenceStore) -> list[FigureContent]:
             if (curves := block_curves(row.runs, store))
         ]
         errors = [
-            (name, found) for name, row in reversed(named) if (found := linear_errors(row.runs, store))
+            (name, row_errors)
+            for name, row in reversed(named)
+            if (row_errors := linear_errors(row.runs, store))
         ]
         if len(errors) == 2 and errors[0][1].keys() != errors[1][1].keys():
             errors = errors[1:]

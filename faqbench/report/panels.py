@@ -37,13 +37,16 @@ def build_panels(records: Sequence[RunRecord]) -> list[Panel]:
     """Return one panel per model, in the order of their names."""
     models: dict[str, dict[str, list[tuple[RunRecord, dict[str, str]]]]] = {}
     for record, prints in zip(records, facts.made_of(records), strict=True):
-        found = models.setdefault(facts.model_name(record), {})
+        records_of_model = models.setdefault(facts.model_name(record), {})
         model = prints.get("model") or prints.get("weights") or ""
-        found.setdefault(model, []).append((record, prints))
+        records_of_model.setdefault(model, []).append((record, prints))
     return [
-        _panel(name if len(found) == 1 else f"{name} [{model[:6] or 'unknown'}]", found[model])
-        for name, found in sorted(models.items())
-        for model in sorted(found)
+        _panel(
+            name if len(records_of_model) == 1 else f"{name} [{model[:6] or 'unknown'}]",
+            records_of_model[model],
+        )
+        for name, records_of_model in sorted(models.items())
+        for model in sorted(records_of_model)
     ]
 
 
@@ -84,10 +87,12 @@ def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> P
         Row(
             method=facts.method_name(first),
             keys=_keys(first, prints),
-            runs=tuple(sorted((r for r, _ in found), key=lambda r: (len(facts.seed(r)), facts.seed(r)))),
+            runs=tuple(
+                sorted((r for r, _ in runs_of_row), key=lambda r: (len(facts.seed(r)), facts.seed(r)))
+            ),
         )
-        for found in groups.values()
-        for first, prints in found[:1]
+        for runs_of_row in groups.values()
+        for first, prints in runs_of_row[:1]
     ]
     shown_keys = _shown_keys(rows)
     rows = [replace(r, shown={k: r.keys[k] for k in shown_keys if k in r.keys}) for r in rows]

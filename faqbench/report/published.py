@@ -184,9 +184,9 @@ def _verdict(entry: Published, row: Row, column: Column) -> str:
     if entry.tolerance is None:
         return "protocol not stated"
     config = row.runs[0].config
-    found = {key: facts.config_value(config, key) for key in entry.protocol}
+    settings = {key: facts.config_value(config, key) for key in entry.protocol}
     wanted = {k: None if v is None else facts.as_text(v) for k, v in entry.protocol.items()}
-    other = [f"{facts.key_label(k)}={v}" for k, v in found.items() if v != wanted[k]]
+    other = [f"{facts.key_label(k)}={v}" for k, v in settings.items() if v != wanted[k]]
     if other:
         return f"another protocol ({', '.join(other)})"
     off = 100 * (estimate.value / entry.number - 1)

@@ -129,11 +129,11 @@ def pair_runs(runs: Path, a: RunRecord, b: RunRecord) -> RunPair:
 
 
 def _deciding(run: RunRecord) -> dict[str, str]:
-    found = facts.deciding_keys(run)
+    deciding = facts.deciding_keys(run)
     name = facts.config_value(run.config, "quant.name")
-    found = ({"quant.name": name} if name else {}) | found
-    found |= {"calibration.seed": facts.seed(run)} if facts.is_calibrated(run) else {}
-    return found | {f"fingerprint.{k}": v[:8] for k, v in sorted(run.fingerprints.items())}
+    deciding = ({"quant.name": name} if name else {}) | deciding
+    deciding |= {"calibration.seed": facts.seed(run)} if facts.is_calibrated(run) else {}
+    return deciding | {f"fingerprint.{k}": v[:8] for k, v in sorted(run.fingerprints.items())}
 
 
 def _differing(a: dict[str, str], b: dict[str, str]) -> tuple[tuple[str, str, str], ...]:
@@ -167,19 +167,19 @@ def _names(rows: Sequence[Row], keys: Sequence[tuple[str, str, str]]) -> tuple[s
 def _deltas(store: EvidenceStore, a: Row, b: Row) -> tuple[Delta, ...]:
     columns = build_columns([*a.runs, *b.runs])
     margin = facts.stated_margin([*a.runs, *b.runs])
-    found: list[Delta] = []
+    deltas: list[Delta] = []
     for family in (columns.main, columns.fidelity, columns.further):
         known = [c for c in family if c.estimate(a) or c.estimate(b)]
         compared = with_holm([compare_runs(store, a, b, column, margin) for column in known])
-        found += [
+        deltas += [
             Delta(column=c, a=c.estimate(a), b=c.estimate(b), comparison=comparison)
             for c, comparison in zip(known, compared, strict=True)
         ]
-    return tuple(found)
+    return tuple(deltas)
 
 
 def _flips(store: EvidenceStore, a: RunRecord, b: RunRecord, metrics: Sequence[Delta]) -> list[Flips]:
-    found = []
+    flips = []
     for delta in metrics:
         column = delta.column
         if column.kind != "acc" or delta.comparison.refused:
@@ -188,26 +188,26 @@ def _flips(store: EvidenceStore, a: RunRecord, b: RunRecord, metrics: Sequence[D
         _, values_b = store.of(b.run_id).items[column.task, column.metric]
         only_a = numbers[values_a > values_b].tolist()
         only_b = numbers[values_a < values_b].tolist()
-        found.append(Flips(task=column.task, n=len(numbers), only_a=tuple(only_a), only_b=tuple(only_b)))
-    return found
+        flips.append(Flips(task=column.task, n=len(numbers), only_a=tuple(only_a), only_b=tuple(only_b)))
+    return flips
 
 
 def _window_moves(
     store: EvidenceStore, a: RunRecord, b: RunRecord, metrics: Sequence[Delta]
 ) -> list[WindowMove]:
     """Return the windows of each protocol, largest difference first."""
-    found = []
+    moves = []
     for delta in metrics:
         protocol = delta.column.task
         if delta.column.kind != "perplexity" or delta.comparison.refused:
             continue
         losses = [store.of(run.run_id).windows[protocol][:, 0] for run in (a, b)]
         order = np.argsort(-np.abs(losses[0] - losses[1]), kind="stable").tolist()
-        found += [
+        moves += [
             WindowMove(protocol=protocol, window=i, a=float(losses[0][i]), b=float(losses[1][i]))
             for i in order
         ]
-    return found
+    return moves
 
 
 def _linear_moves(store: EvidenceStore, a: RunRecord, b: RunRecord) -> tuple[ErrorMove, ...]:

@@ -171,11 +171,11 @@ def _role_means(run: RunRecord, store: EvidenceStore) -> dict[str, dict[int, flo
     for role, block, error in zip(*columns, strict=True):
         if error is not None and not math.isnan(error) and role is not None:
             errors.setdefault((str(role), int(block)), []).append(float(error))
-    found: dict[str, dict[int, float]] = {}
+    per_role: dict[str, dict[int, float]] = {}
     for (role, block), values in sorted(errors.items()):
-        found.setdefault(role, {})[block] = math.fsum(values) / len(values)
+        per_role.setdefault(role, {})[block] = math.fsum(values) / len(values)
     order = {role: i for i, role in enumerate(_ROLES)}
-    return {r: found[r] for r in sorted(found, key=lambda r: (order.get(r, 9), r))}
+    return {r: per_role[r] for r in sorted(per_role, key=lambda r: (order.get(r, 9), r))}
 
 
 _DPI = 120  # every cell of a sweep draws these

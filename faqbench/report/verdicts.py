@@ -73,9 +73,9 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
     """Return the answer: per contest who leads, then each method against the baseline."""
     kinds = telling_kinds(analysis)
     others = {c.a.method for _, c in analysis.main.comparisons} - {"rtn"}
-    found = []
+    sentences = []
     for contest in analysis.contests:
-        found += [
+        sentences += [
             leader
             for i, column in enumerate(analysis.panel.columns)
             if column.kind in kinds and (leader := _leader(analysis, contest, i))
@@ -85,8 +85,8 @@ def verdicts(analysis: Analysis) -> list[Verdict]:
             for k, c in analysis.main.comparisons
             if k is contest and c.column.kind in kinds
         ]
-        found += sorted(against, key=lambda verdict: verdict.minor)
-    return found
+        sentences += sorted(against, key=lambda verdict: verdict.minor)
+    return sentences
 
 
 def telling_kinds(analysis: Analysis) -> set[str]:
@@ -244,10 +244,10 @@ def _would_show(c: Comparison) -> str:
     if not c.stderr > 0:
         return "No window or item tells the two apart."
     least = with_unit(c, detectable(c))
-    found = f"Before correction, a difference of {least} would be found four times in five"
+    would_show = f"Before correction, a difference of {least} would be found four times in five"
     if math.isnan(c.margin):
-        return f"{found}."
-    return f"{found}; equality within {with_unit(c, in_unit(c, c.margin))} is not shown either."
+        return f"{would_show}."
+    return f"{would_show}; equality within {with_unit(c, in_unit(c, c.margin))} is not shown either."
 
 
 def overview_table(analysis: Analysis, name: str) -> Table | None:
@@ -272,18 +272,18 @@ def overview_table(analysis: Analysis, name: str) -> Table | None:
             *(Heading(text=measure(c), sub=difference_unit(c), numeric=False) for c in columns),
         ),
         rows=tuple(
-            (text_cell(a), text_cell(b), *(_tally(found.get(column, [])) for column in columns))
-            for (a, b), found in tallies.items()
+            (text_cell(a), text_cell(b), *(_tally(tally.get(column, [])) for column in columns))
+            for (a, b), tally in tallies.items()
         ),
     )
 
 
-def _tally(found: list[Comparison]) -> Cell:
-    if not found:
+def _tally(comparisons: list[Comparison]) -> Cell:
+    if not comparisons:
         return Cell(text=formatting.NONE)
-    n_better = sum(c.is_significant and c.a_is_better for c in found)
-    n_worse = sum(c.is_significant and not c.a_is_better for c in found)
-    one_draw = [c for c in found if c.stands and c.is_of_one_draw]
+    n_better = sum(c.is_significant and c.a_is_better for c in comparisons)
+    n_worse = sum(c.is_significant and not c.a_is_better for c in comparisons)
+    one_draw = [c for c in comparisons if c.stands and c.is_of_one_draw]
     n_ahead = sum(c.a_is_better for c in one_draw)
     n_behind = len(one_draw) - n_ahead
     counts = (
@@ -293,11 +293,11 @@ def _tally(found: list[Comparison]) -> Cell:
             (n_worse, "worse"),
             (n_ahead, "ahead on one calibration set"),
             (n_behind, "behind on one calibration set"),
-            (sum(c.is_equal and not c.stands for c in found), EQUAL),
-            (sum(not c.stands and not c.is_equal for c in found), "not decidable"),
+            (sum(c.is_equal and not c.stands for c in comparisons), EQUAL),
+            (sum(not c.stands and not c.is_equal for c in comparisons), "not decidable"),
         )
         if n
     )
-    values = [difference(c)[0] for c in found]
+    values = [difference(c)[0] for c in comparisons]
     low, high = (formatting.signed(value, 1) for value in (min(values), max(values)))
     return text_cell(f"{', '.join(counts)}; {low} to {high}")

@@ -235,8 +235,8 @@ def _is_ours(target: Path) -> bool:
 
 def _entries(reports: Path) -> list[Entry]:
     pages = [*sorted(reports.glob("*/index.html")), *sorted(reports.glob("compare/*.html"))]
-    found = (_entry(page, page.relative_to(reports)) for page in pages if page.is_file())
-    return [entry for entry in found if entry is not None]
+    entries = (_entry(page, page.relative_to(reports)) for page in pages if page.is_file())
+    return [entry for entry in entries if entry is not None]
 
 
 def _entry(page: Path, place: Path) -> Entry | None:

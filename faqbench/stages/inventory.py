@@ -179,8 +179,8 @@ def _damage_of_environment(folder: Path) -> str | None:
                 kind, _, digest = expected.partition("=")
                 if kind != "sha256":  # of itself, and of what python compiled, it has none
                     continue
-                found = hashlib.sha256((record.parent.parent / name).read_bytes()).digest()
-                if base64.urlsafe_b64encode(found).decode().rstrip("=") != digest:
+                sha256 = hashlib.sha256((record.parent.parent / name).read_bytes()).digest()
+                if base64.urlsafe_b64encode(sha256).decode().rstrip("=") != digest:
                     return f"{name} does not match its checksum"
         except (OSError, ValueError, IndexError, csv.Error) as error:
             return f"{record.parent.name} cannot be read: {error}"
@@ -265,8 +265,8 @@ def _all_folders(root: Path) -> list[Path]:
 
 def _stage_folders(root: Path) -> list[Path]:
     stages = root / "stages"
-    found = stages.iterdir() if stages.is_dir() else ()
-    return sorted(p for p in found if is_name(p.name) and p.is_dir() and not p.is_symlink())
+    folders = stages.iterdir() if stages.is_dir() else ()
+    return sorted(p for p in folders if is_name(p.name) and p.is_dir() and not p.is_symlink())
 
 
 def entry_at(path: Path) -> StoredEntry:

@@ -104,13 +104,13 @@ class MlflowRun:
     def _log(self, values: Mapping[str, float], step: int, milliseconds: int) -> None:
         from mlflow.entities import Metric
 
-        found = [
+        metrics = [
             Metric(_legal(name), float(value), milliseconds, step)
             for name, value in values.items()
             if math.isfinite(value)
         ]
-        for i in range(0, len(found), _BATCH):
-            self._client.log_batch(self._id, metrics=found[i : i + _BATCH])
+        for i in range(0, len(metrics), _BATCH):
+            self._client.log_batch(self._id, metrics=metrics[i : i + _BATCH])
 
     def _log_params(self, config: Mapping[str, Any]) -> None:
         """Log the configuration once: MLflow refuses a second value, and a run id has but one."""
@@ -145,9 +145,9 @@ def _find_or_create(client: Any, head: RunHead, section: TrackingSection, runs: 
     else:
         place = experiment.experiment_id
     text = head.run_id.replace("'", "")
-    found = client.search_runs([place], filter_string=f"tags.`{_TAG}` = '{text}'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
+    same_runs = client.search_runs([place], filter_string=f"tags.`{_TAG}` = '{text}'", max_results=1)
+    if same_runs:
+        return str(same_runs[0].info.run_id)
     tags = {_TAG: text, "job_type": head.job_type, "group": head.group or ""}
     tags |= {f"tag.{_legal(tag)}": "true" for tag in head.tags}
     return str(client.create_run(place, run_name=head.run_id, tags=tags).info.run_id)

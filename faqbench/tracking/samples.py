@@ -193,7 +193,7 @@ def read_progress(runs: Path, run_id: str) -> ProgressLog | None:
 
 def find_progress(runs: Path) -> tuple[list[ProgressLog], list[tuple[str, str]]]:
     """Return what all progress files of a folder say, and (name, reason) of those that say nothing."""
-    found, damaged = [], []
+    logs, damaged = [], []
     folder = runs / FOLDER
     for path in sorted(folder.glob("*.jsonl")):
         try:
@@ -204,8 +204,8 @@ def find_progress(runs: Path) -> tuple[list[ProgressLog], list[tuple[str, str]]]
             damaged.append((f"{FOLDER}/{visible(path.name)}", str(error)))
             continue
         if log is not None:
-            found.append(log)
-    return found, damaged
+            logs.append(log)
+    return logs, damaged
 
 
 @cache

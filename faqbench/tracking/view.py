@@ -147,12 +147,12 @@ def find_baseline(runs: Path, record: RunRecord) -> RunRecord | None:
         if not folder.name.startswith(f"{model}-fp-"):
             continue
         try:
-            found = read_record(folder)
+            candidate = read_record(folder)
         except ValueError:
             continue
-        same_dtype = found.config.get("dtype") == record.config.get("dtype")
-        if same_model(found, record) and same_dtype and found.status == "finished":
-            candidates.append(found)
+        same_dtype = candidate.config.get("dtype") == record.config.get("dtype")
+        if same_model(candidate, record) and same_dtype and candidate.status == "finished":
+            candidates.append(candidate)
     shared = [len(set(c.fingerprints.items()) & set(record.fingerprints.items())) for c in candidates]
     best = max(range(len(candidates)), key=lambda i: shared[i], default=None)
     return None if best is None else candidates[best]
@@ -175,8 +175,8 @@ def _curves(data: RunData) -> dict[str, tuple[tuple[int, float], ...]]:
     traced = data.record.extra.get("blocks")
     blocks = traced if isinstance(traced, list) else []
     for key, name in _TRACES.items():
-        found = [(b["block"], b[key]) for b in blocks if isinstance(b, Mapping) and key in b]
-        curves[name] = tuple((int(b), float(x)) for b, x in found if x is not None)
+        points = [(b["block"], b[key]) for b in blocks if isinstance(b, Mapping) and key in b]
+        curves[name] = tuple((int(b), float(x)) for b, x in points if x is not None)
     return {name: curve for name, curve in curves.items() if curve}
 
 

@@ -315,8 +315,8 @@ def _tokens_of_a_text(title: str, config: Mapping[str, Any]) -> float:
 
 def _window(title: str) -> int:
     """Return the tokens of a protocol's window, which its name ends with."""
-    found = re.search(r"-(\d+)$", title)
-    return int(found[1]) if found else 512
+    match = re.search(r"-(\d+)$", title)
+    return int(match[1]) if match else 512
 
 
 def _tokens_per_document(title: str, config: Mapping[str, Any]) -> float:

@@ -376,10 +376,10 @@ def earlier_records(runs: Path, models: Collection[str]) -> tuple[list[RunRecord
         runs: the folder of runs.
         models: by `model.name`.
     """
-    found, damaged = find_heads(runs)
-    heads = {record.run_id: record for record in found}
+    records, damaged = find_heads(runs)
+    heads = {record.run_id: record for record in records}
     alike: dict[tuple[str, object], list[RunRecord]] = defaultdict(list)
-    for head in found:
+    for head in records:
         model = head.config.get("model", {}).get("name")
         if head.status == "finished" and model in models:
             alike[model, head.environment.get("device_name")].append(head)

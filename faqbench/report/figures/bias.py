@@ -96,7 +96,7 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 
 
 def _points(panel: Panel, column: Column) -> list[Point]:
-    found = []
+    points = []
     for row in panel.rows:
         for run in row.runs if row.is_calibrated else ():
             distance, metric = bias_distance(run), column.metric_of(run)
@@ -105,7 +105,7 @@ def _points(panel: Panel, column: Column) -> list[Point]:
             if not metric.value < estimates.MOST_DRAWN:
                 continue
             shifts = {r: float(s) for r, s in (distance.get("activation_shift") or {}).items()}
-            found.append(
+            points.append(
                 Point(
                     row=row,
                     scenario=facts.config_value(run.config, "scenario") or "",
@@ -116,14 +116,14 @@ def _points(panel: Panel, column: Column) -> list[Point]:
                     value=metric.value,
                 )
             )
-    return found
+    return points
 
 
 def bias_distance(run: RunRecord) -> Mapping[str, Any] | None:
     """Return a run's measured distance from the reference, or None for a record without one."""
     calibration = run.extra.get("calibration")
-    found = calibration.get("bias_distance") if isinstance(calibration, Mapping) else None
-    return found if isinstance(found, Mapping) and found.get("token_js") is not None else None
+    distance = calibration.get("bias_distance") if isinstance(calibration, Mapping) else None
+    return distance if isinstance(distance, Mapping) and distance.get("token_js") is not None else None
 
 
 def _plot(

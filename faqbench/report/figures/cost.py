@@ -55,8 +55,8 @@ def draw_cost(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 
 
 def _seconds(row: Row, stage: str) -> float:
-    found = [run.stages[stage].seconds for run in row.runs if stage in run.stages]
-    return sum(found) / len(row.runs)
+    seconds = [run.stages[stage].seconds for run in row.runs if stage in run.stages]
+    return sum(seconds) / len(row.runs)
 
 
 def _memory(row: Row) -> int:
@@ -64,10 +64,10 @@ def _memory(row: Row) -> int:
 
 
 def _stage_text(row: Row, stage: str) -> str:
-    found = [run.stages[stage] for run in row.runs if stage in run.stages]
-    if not found:
+    timings = [run.stages[stage] for run in row.runs if stage in run.stages]
+    if not timings:
         return formatting.NONE
-    cached = " (cached)" if all(timing.cached for timing in found) else ""
+    cached = " (cached)" if all(timing.cached for timing in timings) else ""
     return formatting.seconds(_seconds(row, stage)) + cached
 
 

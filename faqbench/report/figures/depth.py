@@ -49,8 +49,8 @@ def draw_depth(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
     facet = next(iter(facets(analysis.panel)), None)
     if facet is None:
         return None
-    found = [(row, block_curves(row.runs, store)) for row in facet.at(facet.fewest_bits)]
-    there = [(row, curves) for row, curves in found if curves]
+    curves_of_rows = [(row, block_curves(row.runs, store)) for row in facet.at(facet.fewest_bits)]
+    there = [(row, curves) for row, curves in curves_of_rows if curves]
     kept = representatives([row for row, _ in there], _MOST_LINES)
     lines = [
         Line(name=row.short_name, method=row.method, curves=curves, is_drawn=row in kept)

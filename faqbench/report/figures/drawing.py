@@ -196,12 +196,12 @@ def facets(panel: Panel) -> list[Facet]:
     rows = [row for row in panel.rows if not row.is_baseline]
     settings = list(dict.fromkeys(tuple(row.keys.get(k) for k in keys) for row in rows))
     full = [s for s in settings if None not in s] or settings
-    found = []
+    all_facets = []
     for setting in full:
         fitting = [r for r in rows if fits(tuple(r.keys.get(k) for k in keys), setting)]
         named = [(k, v) for k, v in zip(keys, setting, strict=True) if v]
-        found.append(Facet(title=", ".join(key_words(k, v) for k, v in named), rows=tuple(fitting)))
-    return found
+        all_facets.append(Facet(title=", ".join(key_words(k, v) for k, v in named), rows=tuple(fitting)))
+    return all_facets
 
 
 def row_label(row: Row, longest: int = 38) -> str:

@@ -55,7 +55,7 @@ def draw_draws(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 
 def _draws(row: Row, columns: list[Column]) -> list[list[tuple[str, float]]]:
     """Return (seed, value) of a row's draws, per column."""
-    found = []
+    points = []
     for column in columns:
         parts = column.parts or (column,)
         draws = []
@@ -64,8 +64,8 @@ def _draws(row: Row, columns: list[Column]) -> list[list[tuple[str, float]]]:
             values = [m.value for m in metrics if m is not None and m.value is not None]
             if len(values) == len(parts):
                 draws.append((facts.seed(run), sum(values) / len(values)))
-        found.append(draws)
-    return found
+        points.append(draws)
+    return points
 
 
 def _distances(row: Row, column: Column) -> list[float]:

@@ -118,14 +118,14 @@ def _new_figure(
 
 def measured(rows: Sequence[Row], column: Column) -> list[tuple[Row, Estimate]]:
     """Return the quantized rows that have a number in a column which an axis can hold."""
-    found = [(row, column.estimate(row)) for row in rows if not row.is_baseline]
-    return [(row, e) for row, e in found if e is not None and e.value < MOST_DRAWN]
+    estimates = [(row, column.estimate(row)) for row in rows if not row.is_baseline]
+    return [(row, e) for row, e in estimates if e is not None and e.value < MOST_DRAWN]
 
 
 def baseline_value(panel: Panel, column: Column) -> float | None:
     """Return full precision's number, in the unit of the plot."""
-    found = [column.estimate(row) for row in panel.rows if row.is_baseline]
-    return next((e.value * metric_scale(column)[0] for e in found if e is not None), None)
+    estimates = [column.estimate(row) for row in panel.rows if row.is_baseline]
+    return next((e.value * metric_scale(column)[0] for e in estimates if e is not None), None)
 
 
 def half_width(estimate: Estimate, scale: float) -> float:

@@ -28,8 +28,8 @@ def draw_exponents(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
     facet = next(iter(facets(analysis.panel)), None)
     if facet is None:
         return None
-    found = [(row, _scales(row, store)) for row in facet.at(facet.fewest_bits)]
-    there = [(row, table) for row, table in found if table is not None]
+    scales = [(row, _scales(row, store)) for row in facet.at(facet.fewest_bits)]
+    there = [(row, table) for row, table in scales if table is not None]
     kept = representatives([row for row, _ in there], _MOST_ROWS)
     shown = [(row, table) for row, table in there if row in kept]
     if not shown:
@@ -191,12 +191,12 @@ def _value(column: Column, row: Row) -> float:
 
 def _reference(analysis: Analysis, column: Column) -> str:
     scale, decimals = metric_scale(column)
-    found = [
+    exponents = [
         f"{row.name} at {row.bits} bits has {_value(column, row) * scale:,.{decimals}f}. "
         for row in analysis.panel.rows
         if row.method == "awq" and math.isfinite(_value(column, row))
     ]
-    return "".join(found[:2])
+    return "".join(exponents[:2])
 
 
 def _best(name: str, group: _Group, column: Column) -> str:

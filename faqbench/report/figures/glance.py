@@ -75,9 +75,9 @@ def _in_order(all_series: list[_Series]) -> list[str]:
     names = list(dict.fromkeys(name for series in all_series for name in series))
 
     def rank(name: str) -> float:
-        found = next(series[name] for series in all_series if name in series)
-        sign = -1 if found[0].column.higher_is_better else 1
-        return sign * fmean(c.effect for c in found)
+        points = next(series[name] for series in all_series if name in series)
+        sign = -1 if points[0].column.higher_is_better else 1
+        return sign * fmean(c.effect for c in points)
 
     return sorted(names, key=rank)
 
@@ -85,24 +85,24 @@ def _in_order(all_series: list[_Series]) -> list[str]:
 def _plot(axes: Axes, rows: list[list[Comparison]]) -> None:
     ends = [x for cs in rows for c in cs for x in difference(c) if abs(difference(c)[0]) <= _FAR]
     limit = 1.12 * max((abs(x) for x in ends), default=_FAR)
-    for y, found in enumerate(rows):
-        beyond = [difference(c)[0] for c in found if abs(difference(c)[0]) > limit]
+    for y, points_of_row in enumerate(rows):
+        beyond = [difference(c)[0] for c in points_of_row if abs(difference(c)[0]) > limit]
         if beyond:
-            aside = 0.42 if len(beyond) < len(found) else 0.0  # not on top of those that are drawn
-            paint = style.color(found[0].a.method)
+            aside = 0.42 if len(beyond) < len(points_of_row) else 0.0  # not on top of those that are drawn
+            paint = style.color(points_of_row[0].a.method)
             _write_beyond(axes, y + aside, max(beyond, key=abs), limit, paint)
-        for i, c in enumerate(found):
+        for i, c in enumerate(points_of_row):
             value, low, high = difference(c)
             if abs(value) > limit:
                 continue
-            place = y + 0.62 * (i - (len(found) - 1) / 2) / max(len(found), 3)
+            place = y + 0.62 * (i - (len(points_of_row) - 1) / 2) / max(len(points_of_row), 3)
             paint = style.color(c.a.method)
             axes.plot([low, high], [place] * 2, color=paint, linewidth=1.2, solid_capstyle="butt")
             axes.plot(
                 [value],
                 [place],
                 marker=style.marker(c.a.method),
-                markersize=5 if len(found) == 1 else 3.6,
+                markersize=5 if len(points_of_row) == 1 else 3.6,
                 color=paint,
                 markerfacecolor=paint if c.is_significant else "white",
             )
@@ -128,9 +128,9 @@ def _write_beyond(axes: Axes, y: float, value: float, limit: float, paint: str) 
 
 def _words(width: str, series: _Series) -> str:
     firm = [
-        f"{name} {'better' if found[0].a_is_better else 'worse'}"
-        for name, found in series.items()
-        if all(c.is_significant for c in found)
+        f"{name} {'better' if points[0].a_is_better else 'worse'}"
+        for name, points in series.items()
+        if all(c.is_significant for c in points)
     ]
     where = width if width.startswith("W") else f"{width} bits"
     return f"At {where} {', '.join(firm) or 'nothing'} in all settings"

@@ -26,8 +26,8 @@ def draw_pareto(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     """Draw one set of axes per setting and measure: the first perplexity, the mean accuracy."""
     panel = analysis.panel
     columns = panel.of_kind("perplexity")[:1] + (panel.of_kind("mean_acc", "acc")[-1:])
-    found = [(c, f, _points(f.rows, c)) for c in columns for f in facets(panel)]
-    cells = [(c, f, points) for c, f, points in found if len({x for x, *_ in points}) > 1]
+    drawn = [(c, f, _points(f.rows, c)) for c in columns for f in facets(panel)]
+    cells = [(c, f, points) for c, f, points in drawn if len({x for x, *_ in points}) > 1]
     if not cells:
         return None
     shown = cells[:_MOST_AXES]
@@ -139,12 +139,12 @@ def draw_what_to_use(analysis: Analysis, _store: EvidenceStore) -> Drawing | Non
     """Draw the deciding measure, and the divergence from full precision where it was measured."""
     panel, column = analysis.panel, telling_column(analysis)
     columns = [c for c in panel.fidelity if column and c.kind == "kl" and c.task == column.task]
-    found = [(c, _best_points(panel, c)) for c in ([column] if column else []) + columns[:1]]
-    found = [(c, points) for c, points in found if len({x for x, *_ in points}) > 1]
-    if not found:
+    drawn = [(c, _best_points(panel, c)) for c in ([column] if column else []) + columns[:1]]
+    drawn = [(c, points) for c, points in drawn if len({x for x, *_ in points}) > 1]
+    if not drawn:
         return None
-    figure, all_axes = style.new_figure(style.WIDTH, 3.0, 1, len(found))
-    for axes, (c, points) in zip(all_axes, found, strict=True):
+    figure, all_axes = style.new_figure(style.WIDTH, 3.0, 1, len(drawn))
+    for axes, (c, points) in zip(all_axes, drawn, strict=True):
         plot_front(axes, panel, c, points)
         axes.set_title(style.label(c.task, 30))
         axes.set_ylabel(metric_unit(c))
@@ -158,7 +158,7 @@ def draw_what_to_use(analysis: Analysis, _store: EvidenceStore) -> Drawing | Non
         alt="On the front: "
         + "; ".join(
             f"{row.name} at {formatting.number(x, 2)} bits per weight"
-            for x, _, row, _ in front_of(found[0][1], found[0][0])
+            for x, _, row, _ in front_of(drawn[0][1], drawn[0][0])
         )
         + ".",
         header=("method", "bits per weight", "measured on", "value", "on the front"),
@@ -170,7 +170,7 @@ def draw_what_to_use(analysis: Analysis, _store: EvidenceStore) -> Drawing | Non
                 estimate_cell(c, e).text,
                 "yes" if any(row is other for *_, other, _ in front_of(points, c)) else "",
             )
-            for c, points in found
+            for c, points in drawn
             for x, _, row, e in points
         ),
     )

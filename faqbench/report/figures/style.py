@@ -126,11 +126,11 @@ def plain_log_ticks(axes: Axes, axis: str) -> None:
 
 def add_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     """Put one legend of all axes above a figure; none where the rows are named already."""
-    found: dict[str, Any] = {}
+    handles_by_label: dict[str, Any] = {}
     for axes in all_axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
-    names = sorted(found, key=lambda name: name == "full precision")
+            handles_by_label.setdefault(name, handle)
+    names = sorted(handles_by_label, key=lambda name: name == "full precision")
     if len(names) < 2:
         return
     widths = [len(name) + 7 for name in names]
@@ -141,7 +141,7 @@ def add_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     places = [r * columns + c for c in range(columns) for r in range(n_rows)]
     names = [names[i] for i in places if i < len(names)]
     figure.legend(
-        [found[name] for name in names],
+        [handles_by_label[name] for name in names],
         names,
         loc="outside upper left",
         ncols=columns,
