@@ -44,7 +44,7 @@ class Heading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class TableCell:
     """One entry.
 
     Attributes:
@@ -91,7 +91,7 @@ class Table:
 
     caption: str
     headings: tuple[Heading, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     name: str = ""
     breaks: frozenset[int] = frozenset()
     notes: tuple[str, ...] = ()
@@ -110,9 +110,9 @@ class Table:
 
 
 @lru_cache(maxsize=200_000)  # the same few numbers and words stand in the sections of all runs
-def text_cell(text: str) -> Cell:
+def text_cell(text: str) -> TableCell:
     """Return a cell of plain text."""
-    return Cell(text=text, raw=text)
+    return TableCell(text=text, raw=text)
 
 
 def text_table(
@@ -212,13 +212,13 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *notes, ""])
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _markdown_cell(cell: TableCell) -> str:
     text = escape_markdown(cell.text)
     text = f"**{text}**" if cell.mark == "best" else f"{text} •" if cell.mark == "tied" else text
     return f"{text} ± {escape_markdown(cell.error)}" if cell.error else text
 
 
-def _tex_cell(cell: Cell) -> str:
+def _tex_cell(cell: TableCell) -> str:
     text = escape_tex(cell.text)
     if cell.mark == "best":
         text = rf"\textbf{{{text}}}"

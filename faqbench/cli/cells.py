@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from faqbench.cli.attempt import attempt, attempt_in_a_process
 from faqbench.cli.composing import (
-    Request,
+    Command,
     all_overrides,
     compose_cells,
     composer,
@@ -165,7 +165,7 @@ def _run_composed(
     return _objective(record)
 
 
-def _run_sweep(request: Request, overrides: list[str]) -> int:
+def _run_sweep(request: Command, overrides: list[str]) -> int:
     """Run the cells that did not finish before."""
     first = request.experiments[0]
     run_ids = list(dict.fromkeys(map(run_id, request.experiments)))
@@ -175,7 +175,7 @@ def _run_sweep(request: Request, overrides: list[str]) -> int:
     return conclude(first, run_ids, is_sweep=True, planned=planned, problems=problems)
 
 
-def _run_search(request: Request, overrides: list[str]) -> int:
+def _run_search(request: Command, overrides: list[str]) -> int:
     """Let a sweeper choose the cells one after another, by what each of them gave."""
     first = request.experiments[0]
     chosen = first.tracking.group or first.report.name

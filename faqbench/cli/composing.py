@@ -70,7 +70,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class Command:
     """What a command line asks for.
 
     Attributes:
@@ -112,7 +112,7 @@ def only_shows(flags: argparse.Namespace) -> bool:
     return any(getattr(flags, name, None) for name in names)
 
 
-def compose_cells(flags: argparse.Namespace) -> Request:
+def compose_cells(flags: argparse.Namespace) -> Command:
     """Compose and validate every cell of a command line.
 
     Raises:
@@ -128,16 +128,16 @@ def compose_cells(flags: argparse.Namespace) -> Request:
             check_is_single(parsed)
             own = OmegaConf.masked_copy(first, [str(k) for k in first if k != "hydra"])
             cell = make_cell(_plain(own), overrides)
-            return Request(cells=(cell,), kind="cell", hydra=first.hydra)
+            return Command(cells=(cell,), kind="cell", hydra=first.hydra)
         if flags.run:
             raise UserError("--run asks for a single cell, but the experiment is a sweep.")
         _check_one_experiment(parsed)
         sweeper = first.hydra.sweeper
         if is_search(first.hydra):
             cell = make_cell(_plain(_compose(guess)), guess)
-            return Request(cells=(cell,), kind="search", hydra=first.hydra)
+            return Command(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
-        return Request(cells=_validated(_split(_parse(swept))), kind="sweep", hydra=first.hydra)
+        return Command(cells=_validated(_split(_parse(swept))), kind="sweep", hydra=first.hydra)
 
 
 def is_search(hydra_config: Any) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from faqbench.cli.arguments import Keys, between, read_arguments, whole
-from faqbench.cli.composing import Request, all_overrides, compose_cells, parse_flags
+from faqbench.cli.composing import Command, all_overrides, compose_cells, parse_flags
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.config.identity import identity
 from faqbench.config.margin import parse_margin
@@ -59,7 +59,7 @@ class Terms(Keys):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Metric:
+class JudgedMetric:
     """What decides.
 
     Attributes:
@@ -129,7 +129,7 @@ class Inquiry:
     claim: str
     arms: tuple[Arm, ...]
     experiments: tuple[Experiment, ...]
-    metric: Metric
+    metric: JudgedMetric
     margin: float | None
     alpha: float
     max_draws: int
@@ -146,7 +146,7 @@ class Inquiry:
         """The command line's own overrides."""
         return all_overrides(self.flags)
 
-    def draws(self, arm: int, seeds: range, n_items: int | None = None) -> Request:
+    def draws(self, arm: int, seeds: range, n_items: int | None = None) -> Command:
         """Compose some of an arm's draws.
 
         Args:
@@ -253,7 +253,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(f"settle takes no {key}=: {_OURS[key]}.")
 
 
-def _compose(flags: argparse.Namespace, overrides: Sequence[str], draws: range) -> Request:
+def _compose(flags: argparse.Namespace, overrides: Sequence[str], draws: range) -> Command:
     """Compose the draws of one arm, which are all that the command line may sweep over."""
     own = copy.copy(flags)
     seeds = ",".join(map(str, draws))
@@ -278,7 +278,7 @@ def _check_different(arms: Sequence[Arm], experiments: Sequence[Experiment]) -> 
         known[key] = arm.name
 
 
-def _metric(name: str | None, experiment: Experiment) -> Metric:
+def _metric(name: str | None, experiment: Experiment) -> JudgedMetric:
     metrics = _metrics_of(experiment)
     if not metrics:
         raise UserError(
@@ -299,20 +299,20 @@ def _metric(name: str | None, experiment: Experiment) -> Metric:
     return metrics[name]
 
 
-def _metrics_of(experiment: Experiment) -> dict[str, Metric]:
+def _metrics_of(experiment: Experiment) -> dict[str, JudgedMetric]:
     evaluation = experiment.evaluation
-    metrics = [Metric(name=p, task=p, kind="perplexity") for p in evaluation.protocols]
+    metrics = [JudgedMetric(name=p, task=p, kind="perplexity") for p in evaluation.protocols]
     for protocol in evaluation.protocols if evaluation.kl else ():
         kl, agreement = f"{protocol}.kl", f"{protocol}.agreement"
-        metrics.append(Metric(name=kl, task=protocol, kind="kl"))
-        metrics.append(Metric(name=agreement, task=protocol, kind="agreement"))
-    metrics += [Metric(name=t, task=t, kind="acc") for t in evaluation.tasks]
+        metrics.append(JudgedMetric(name=kl, task=protocol, kind="kl"))
+        metrics.append(JudgedMetric(name=agreement, task=protocol, kind="agreement"))
+    metrics += [JudgedMetric(name=t, task=t, kind="acc") for t in evaluation.tasks]
     if len(evaluation.tasks) > 1:
-        metrics.append(Metric(name="mean_acc", task="", kind="mean_acc"))
+        metrics.append(JudgedMetric(name="mean_acc", task="", kind="mean_acc"))
     return {metric.name: metric for metric in metrics}
 
 
-def _margin(text: str, metric: Metric) -> float:
+def _margin(text: str, metric: JudgedMetric) -> float:
     try:
         margin = parse_margin(text)
     except ValueError as error:

@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> int:
 
 
 @dataclass(kw_only=True)
-class Contest:
+class Duel:
     """Two arms, by index, and every look at their difference."""
 
     a: int
@@ -113,7 +113,7 @@ class Settling:
         self._notes: list[str] = []
         self._alive = list(range(len(inquiry.arms)))
         pairs = itertools.combinations(self._alive, 2)
-        self.contests = [Contest(a=a, b=b) for a, b in pairs]
+        self.contests = [Duel(a=a, b=b) for a, b in pairs]
         self._runs: dict[str, RunRecord] = {}
         self._is_news = False  # whether a look's runs were made by this command
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
@@ -148,7 +148,7 @@ class Settling:
         return known[:n]
 
     @property
-    def _open(self) -> list[Contest]:
+    def _open(self) -> list[Duel]:
         return [
             c
             for c in self.contests
@@ -226,7 +226,7 @@ class Settling:
                 worse = contest.b if a_is_better else contest.a
                 self._alive = [arm for arm in self._alive if arm != worse]
 
-    def _draws_differ(self, contest: Contest) -> bool:
+    def _draws_differ(self, contest: Duel) -> bool:
         return any(self.inquiry.experiments[i].needs_calibration for i in (contest.a, contest.b))
 
     def _grows(self) -> bool:
@@ -321,7 +321,7 @@ class Settling:
         service.show_points(self.name, {"question": decision.question}, list(points.values()))
 
 
-def _told(contest: Contest, inquiry: Inquiry, names: Sequence[str]) -> ContestOfDecision:
+def _told(contest: Duel, inquiry: Inquiry, names: Sequence[str]) -> ContestOfDecision:
     last, _ = contest.looks[-1]
     needed = None
     if contest.verdict == "undecided":

@@ -86,7 +86,7 @@ class StageValue:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class MethodStage:
     """One stage, and its values in the order in which readers expect them.
 
     Attributes:
@@ -101,8 +101,8 @@ class Stage:
     is_always_named: bool = False
 
 
-def _stage(name: str, *values: StageValue, is_always_named: bool = False) -> Stage:
-    return Stage(name=name, values={v.name: v for v in values}, is_always_named=is_always_named)
+def _stage(name: str, *values: StageValue, is_always_named: bool = False) -> MethodStage:
+    return MethodStage(name=name, values={v.name: v for v in values}, is_always_named=is_always_named)
 
 
 def _always(section: str, *leaves: str) -> dict[str, object]:
@@ -294,7 +294,7 @@ REFINE = _stage(
 )
 
 # In the order in which readers expect methods: scales, roundings, corrections, what is learned, rotations.
-STAGES: Mapping[str, Stage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT, REFINE, ROTATE)}
+STAGES: Mapping[str, MethodStage] = {s.name: s for s in (SCALE, CLIP, ROUND, CORRECT, REFINE, ROTATE)}
 
 # What is done to the inputs of linears, as the section `quant.activations` says: no stage, since it changes
 # no weight.
@@ -461,7 +461,7 @@ def _method(values: tuple[StageValue, ...], activations: StageValue) -> Method:
     return Method(values=dict(zip(STAGES, values, strict=True)), activations=activations)
 
 
-def _value(stage: Stage, name: object) -> StageValue:
+def _value(stage: MethodStage, name: object) -> StageValue:
     if name is None:
         return _UNKNOWN if stage is ROUND else _IDLE
     value = stage.values.get(str(name))

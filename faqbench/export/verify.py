@@ -48,7 +48,7 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verification:
     """What a verification found.
 
     Attributes:
@@ -71,7 +71,7 @@ class Verdict:
         return all(check.passed for check in self.checks)
 
 
-def verify_folder(folder: Path) -> Verdict:
+def verify_folder(folder: Path) -> Verification:
     """Verify an exported folder in a process of its own.
 
     Raises:
@@ -89,14 +89,14 @@ def verify_folder(folder: Path) -> Verdict:
     return judge(facts, _examined(folder))
 
 
-def judge(facts: Mapping[str, Any], findings: Mapping[str, Any]) -> Verdict:
+def judge(facts: Mapping[str, Any], findings: Mapping[str, Any]) -> Verification:
     """Judge what `plain.examine` found in a folder.
 
     Args:
         facts: the folder's facts.json.
         findings: by `plain.examine`.
     """
-    return Verdict(
+    return Verification(
         run_id=facts["run_id"],
         loader=findings["loader"],
         checks=tuple(_checks(facts, findings)),

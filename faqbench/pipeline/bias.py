@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from faqbench.calibration import CalibrationSet, activation_shift, token_divergence
 from faqbench.foreign import read_as
-from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.keys import statistics_key
 from faqbench.quantization.means import copy_means, observe_means, read_means
 
@@ -26,12 +26,12 @@ _DRAWN, _REFERENCE = "calibration", "calibration reference"
 _UNKNOWN = {"reference": None, "token_js": None, "activation_shift": None}
 
 
-class _Distance(TypedDict):
+class _StoredDistance(TypedDict):
     token_js: float
     activation_shift: dict[str, float]
 
 
-def build_distance(cell: Cell, folder: Path) -> None:
+def build_distance(cell: CellRun, folder: Path) -> None:
     """Measure the distance of the cell's calibration set from its reference set."""
     drawn: CalibrationSet = cell.get(_DRAWN)
     reference: CalibrationSet = cell.get(_REFERENCE)
@@ -40,9 +40,9 @@ def build_distance(cell: Cell, folder: Path) -> None:
     (folder / "distance.json").write_text(json.dumps(distances))
 
 
-def load_distance(cell: Cell, folder: Path) -> dict[str, Any]:
+def load_distance(cell: CellRun, folder: Path) -> dict[str, Any]:
     """Read the distance, as a record says it."""
-    distance = read_as(folder / "distance.json", _Distance)
+    distance = read_as(folder / "distance.json", _StoredDistance)
     reference: CalibrationSet = cell.get(_REFERENCE)
     named = f"{len(reference.tokens)} windows of the selection part of {reference.domain}"
     return {"reference": named, **distance}
@@ -53,7 +53,7 @@ def no_distance(reason: str) -> dict[str, Any]:
     return _UNKNOWN | {"reason": f"there is no reference set: {reason}"}
 
 
-def build_drawn_means(cell: Cell, folder: Path) -> None:
+def build_drawn_means(cell: CellRun, folder: Path) -> None:
     """Take mean|x| on the calibration set from its statistics, or by a pass of its own."""
     there = _statistics(cell)
     if there is None:
@@ -62,7 +62,7 @@ def build_drawn_means(cell: Cell, folder: Path) -> None:
         copy_means(there, folder)
 
 
-def _statistics(cell: Cell) -> Path | None:
+def _statistics(cell: CellRun) -> Path | None:
     """Return where the statistics of the model as loaded are; None where no method searched in them."""
     if not cell.experiment.method["rotate"].is_idle:  # its statistics are in another basis
         return None
@@ -73,17 +73,17 @@ def _statistics(cell: Cell) -> Path | None:
     return cell.cache.find("statistics", key)
 
 
-def build_reference_means(cell: Cell, folder: Path) -> None:
+def build_reference_means(cell: CellRun, folder: Path) -> None:
     """Take mean|x| on the reference set."""
     _observe(cell, _REFERENCE, folder)
 
 
-def load_means(cell: Cell, folder: Path) -> dict[str, list[Tensor]]:
+def load_means(cell: CellRun, folder: Path) -> dict[str, list[Tensor]]:
     """Read mean|x| by role, of every block in turn."""
     return read_means(folder, cell.model.architecture.n_blocks)
 
 
-def _observe(cell: Cell, tokens: str, folder: Path) -> None:
+def _observe(cell: CellRun, tokens: str, folder: Path) -> None:
     calibration: CalibrationSet = cell.get(tokens)
     settings = cell.experiment.calibration
     observe_means(

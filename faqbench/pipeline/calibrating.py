@@ -30,7 +30,7 @@ from faqbench.corpora import Part, corpus_source, read_corpus
 from faqbench.evaluation import protocol_tokens, resolve_protocol, text_source
 from faqbench.evaluation.texts import protocol_text
 from faqbench.models import LoadedModel, check_ids, fingerprint_tokenizer, inspect_model
-from faqbench.pipeline.cell import Cell, Fingerprints, Key
+from faqbench.pipeline.cell import CellRun, Fingerprints, Key
 from faqbench.pipeline.keys import statistics_key
 from faqbench.quantization import ActivationStore, observe
 from faqbench.stages import Progress, StageCache, library_version
@@ -127,13 +127,13 @@ def draw_key(draw_of: DrawOf, experiment: Experiment, given: Fingerprints, _: st
     return key
 
 
-def build_draw(draw_of: DrawOf, cell: Cell, folder: Path) -> None:
+def build_draw(draw_of: DrawOf, cell: CellRun, folder: Path) -> None:
     """Draw a set of a cell and write it."""
     asked, experiment = draw_of(cell.experiment), cell.model.experiment
     _write(asked, experiment, cell.model.tokenizer, cell.progress, folder)
 
 
-def load_draw(cell: Cell, folder: Path) -> CalibrationSet:
+def load_draw(cell: CellRun, folder: Path) -> CalibrationSet:
     """Read a set of a cell.
 
     Raises:
@@ -253,7 +253,7 @@ def _vocab_size(experiment: Experiment) -> int | None:
     return None if architecture is None else architecture.vocab_size
 
 
-def describe_calibration(cell: Cell) -> dict[str, Any]:
+def describe_calibration(cell: CellRun) -> dict[str, Any]:
     """Return how the cell's calibration set was drawn and how far it is from others, as JSON."""
     experiment, drawn = cell.experiment, _drawn(cell)
     scenario, evaluation = experiment.scenario, experiment.evaluation
@@ -277,7 +277,7 @@ def describe_calibration(cell: Cell) -> dict[str, Any]:
     }
 
 
-def calibration_warnings(cell: Cell) -> tuple[str, ...]:
+def calibration_warnings(cell: CellRun) -> tuple[str, ...]:
     """Return what a reader of the numbers must know of the calibration set."""
     drawn, scenario = _drawn(cell), cell.experiment.scenario
     sentences = []
@@ -305,18 +305,18 @@ def calibration_warnings(cell: Cell) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _drawn(cell: Cell) -> CalibrationSet:
+def _drawn(cell: CellRun) -> CalibrationSet:
     calibration: CalibrationSet = cell.get("calibration")
     return calibration
 
 
-def build_statistics(cell: Cell, folder: Path) -> None:
+def build_statistics(cell: CellRun, folder: Path) -> None:
     """Observe the cell's model in full precision on its calibration set."""
     calibration: CalibrationSet = cell.get("calibration")
     _observe(cell.experiment, cell.model.start(), calibration, cell.progress, folder)
 
 
-def load_statistics(cell: Cell, folder: Path) -> ActivationStore:
+def load_statistics(cell: CellRun, folder: Path) -> ActivationStore:
     """Open what the pass left behind."""
     return ActivationStore(folder, cell.device)
 

@@ -36,7 +36,7 @@ MakeKey = Callable[[Experiment, Fingerprints, str], Key | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stage:
+class CellStage:
     """One stage of a cell.
 
     Attributes:
@@ -63,8 +63,8 @@ class Stage:
     is_asked: bool = True
     key: MakeKey
     gives: Mapping[str, str] = field(default_factory=dict)
-    build: Callable[[Cell, Path], None]
-    load: Callable[[Cell, Path], Any]
+    build: Callable[[CellRun, Path], None]
+    load: Callable[[CellRun, Path], Any]
     without: Callable[[str], Any] | None = None
 
     @property
@@ -73,7 +73,7 @@ class Stage:
         return f"{self.name} {self.title}".rstrip()
 
 
-class Cell:
+class CellRun:
     """What the stages of one cell share, and the results that they have given so far.
 
     Attributes:
@@ -94,7 +94,7 @@ class Cell:
         cache: StageCache,
         progress: Progress,
         holder: ModelHolder,
-        stages: Mapping[str, Stage],
+        stages: Mapping[str, CellStage],
         beside: Sequence[Experiment] = (),
     ) -> None:
         self.experiment = experiment
@@ -164,7 +164,7 @@ class Cell:
         view = self.model.evaluated
         return TaskModel(view.fill().module, self.model.tokenizer, view)
 
-    def _result(self, stage: Stage) -> Any:
+    def _result(self, stage: CellStage) -> Any:
         try:
             for need in stage.needs:
                 self.get(need)
@@ -191,14 +191,14 @@ class Cell:
         entry = self.cache.get(stage.name, key, build, stage.title)
         return self._loaded(stage, entry.path, entry.seconds, is_cached=False)
 
-    def _loaded(self, stage: Stage, folder: Path, seconds: float, *, is_cached: bool) -> Any:
+    def _loaded(self, stage: CellStage, folder: Path, seconds: float, *, is_cached: bool) -> Any:
         self.fingerprints |= fingerprints_in(folder, stage)
         loaded = stage.load(self, folder)
         self._timings[stage.timed].append(StageTiming(seconds=seconds, cached=is_cached))
         return loaded
 
 
-def fingerprints_in(folder: Path, stage: Stage) -> dict[str, str]:
+def fingerprints_in(folder: Path, stage: CellStage) -> dict[str, str]:
     """Return what a stage's files give for the keys of others."""
     if not stage.gives:
         return {}

@@ -42,7 +42,7 @@ from faqbench.evaluation import (
 )
 from faqbench.foreign import read_as
 from faqbench.models import Model
-from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell import CellRun
 from faqbench.records import Metric
 
 _WINDOW_FACTS = ("n_tokens_total", "fingerprint", "stream_fingerprint", "verified", "warnings", "n_special")
@@ -72,7 +72,7 @@ class Evaluated:
     warnings: tuple[str, ...] = ()
 
 
-def evaluate(cell: Cell) -> Evaluated:
+def evaluate(cell: CellRun) -> Evaluated:
     """Return what the cell's model gave on every protocol and task of its experiment."""
     settings = cell.experiment.evaluation
     parts = [_protocol(name, cell) for name in settings.protocols]
@@ -90,7 +90,7 @@ def evaluate(cell: Cell) -> Evaluated:
     )
 
 
-def build_windows(name: str, cell: Cell, folder: Path) -> None:
+def build_windows(name: str, cell: CellRun, folder: Path) -> None:
     """Tokenise a protocol's text, and cut it into the windows that are scored.
 
     Raises:
@@ -103,7 +103,7 @@ def build_windows(name: str, cell: Cell, folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def load_windows(name: str, cell: Cell, folder: Path) -> ProtocolTokens:
+def load_windows(name: str, cell: CellRun, folder: Path) -> ProtocolTokens:
     """Read a protocol's windows.
 
     Raises:
@@ -119,13 +119,13 @@ def load_windows(name: str, cell: Cell, folder: Path) -> ProtocolTokens:
     )
 
 
-def build_reference(name: str, cell: Cell, folder: Path) -> None:
+def build_reference(name: str, cell: CellRun, folder: Path) -> None:
     """Score a protocol's windows in full precision, and keep the hidden states."""
     with HiddenWriter(folder, resolve_protocol(name, cell.experiment).seq_len) as keep:
         _score(name, cell, cell.model.full_precision, folder, keep)
 
 
-def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
+def build_perplexity(name: str, cell: CellRun, folder: Path) -> None:
     """Score a protocol's windows by the cell's model, and compare it with the reference if wanted."""
     if not (cell.experiment.needs_reference and cell.experiment.quantizes):
         _score(name, cell, cell.model.evaluated, folder, None)
@@ -147,7 +147,7 @@ class _CostFacts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class EvaluationCost:
     """What an evaluation took."""
 
     seconds: float
@@ -162,7 +162,7 @@ class Cost:
         }
 
 
-def load_scores(_: Cell, folder: Path) -> Path:
+def load_scores(_: CellRun, folder: Path) -> Path:
     """Return the folder of scores that `read_scores` reads, once it was seen to hold some."""
     read_scores(folder)
     if (folder / "hidden.json").is_file():
@@ -181,7 +181,7 @@ def read_scores(folder: Path) -> tuple[TokenScores, dict[str, Any]]:
     return scores, dict(read_as(folder / "facts.json", _CostFacts))
 
 
-def build_task(name: str, cell: Cell, folder: Path) -> None:
+def build_task(name: str, cell: CellRun, folder: Path) -> None:
     """Let the cell's model answer a task.
 
     Raises:
@@ -191,10 +191,10 @@ def build_task(name: str, cell: Cell, folder: Path) -> None:
     with cell.memory.section() as section:
         result = run_task(name, cell.task_model, cell.experiment, cell.progress)
     seconds = time.perf_counter() - start
-    write_task(result, Cost(seconds=seconds, peak_memory_bytes=section.bytes), folder)
+    write_task(result, EvaluationCost(seconds=seconds, peak_memory_bytes=section.bytes), folder)
 
 
-def write_task(result: TaskResult, cost: Cost, folder: Path) -> None:
+def write_task(result: TaskResult, cost: EvaluationCost, folder: Path) -> None:
     """Write what a task gave, and what it cost."""
     result.items.to_parquet(folder / "items.parquet", index=False)
     facts = {
@@ -210,7 +210,7 @@ def write_task(result: TaskResult, cost: Cost, folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def load_task(name: str, _: Cell, folder: Path) -> Evaluated:
+def load_task(name: str, _: CellRun, folder: Path) -> Evaluated:
     """Read what a task gave."""
     facts = read_as(folder / "facts.json", dict[str, Any])
     metrics = TypeAdapter(tuple[Metric, ...]).validate_python(facts.pop("metrics"))
@@ -222,7 +222,7 @@ def load_task(name: str, _: Cell, folder: Path) -> Evaluated:
     )
 
 
-def _protocol(name: str, cell: Cell) -> Evaluated:
+def _protocol(name: str, cell: CellRun) -> Evaluated:
     windows: ProtocolTokens = cell.get(f"windows {name}")
     # The baseline's scores are the reference's, where there is one.
     kind = "perplexity" if f"perplexity {name}" in cell.stages else "reference"
@@ -248,7 +248,7 @@ def _protocol(name: str, cell: Cell) -> Evaluated:
 
 
 def _score(
-    name: str, cell: Cell, view: Model, folder: Path, hidden: HiddenStates | Beside | HiddenWriter | None
+    name: str, cell: CellRun, view: Model, folder: Path, hidden: HiddenStates | Beside | HiddenWriter | None
 ) -> None:
     """Score a protocol's windows and write the scores, and what they cost, into a stage's folder."""
     windows: ProtocolTokens = cell.get(f"windows {name}")
@@ -266,11 +266,11 @@ def _score(
             view=view,
         )
     seconds = time.perf_counter() - start
-    cost = Cost(seconds=seconds, peak_memory_bytes=section.bytes)
+    cost = EvaluationCost(seconds=seconds, peak_memory_bytes=section.bytes)
     write_scores(scores, windows.tokens, cost, folder)
 
 
-def write_scores(scores: TokenScores, tokens: torch.Tensor, cost: Cost, folder: Path) -> None:
+def write_scores(scores: TokenScores, tokens: torch.Tensor, cost: EvaluationCost, folder: Path) -> None:
     """Write the scores of windows [n_windows, seq_len], and what they cost."""
     for kind, array in (("nll", scores.nll), ("kl", scores.kl), ("agrees", scores.agrees)):
         if array is not None:

@@ -37,7 +37,7 @@ from faqbench.foreign import read_as
 from faqbench.interrupts import raise_if_interrupted
 from faqbench.models import bring_packed, packed_files, packed_place, packed_source, pinned, stated_of
 from faqbench.models.sources import checkpoint_folder
-from faqbench.pipeline.cell import Cell, Fingerprints, Key
+from faqbench.pipeline.cell import CellRun, Fingerprints, Key
 from faqbench.processes import locked
 from faqbench.quantization import QuantizedModel, report_packed
 from faqbench.stages import ENVIRONMENTS, PACKAGES, hash_file, hash_json, hash_text
@@ -73,7 +73,7 @@ def checkpoint_key(experiment: Experiment, _: Fingerprints, __: str = "") -> Key
     return None if place is None else {"version": CODE_VERSION, "files": packed_source(place)}
 
 
-def build_checkpoint(cell: Cell, folder: Path) -> None:
+def build_checkpoint(cell: CellRun, folder: Path) -> None:
     """Hash a checkpoint's files."""
     place = bring_packed(cell.experiment.quant.checkpoint)
     made_by = stated_of(place).made_by
@@ -81,7 +81,7 @@ def build_checkpoint(cell: Cell, folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps(asdict(facts)))
 
 
-def load_checkpoint(cell: Cell, folder: Path) -> CheckpointFacts:
+def load_checkpoint(cell: CellRun, folder: Path) -> CheckpointFacts:
     """Evaluate the checkpoint from now on."""
     cell.model.use_packed(bring_packed(cell.experiment.quant.checkpoint))
     return read_as(folder / "facts.json", CheckpointFacts)
@@ -123,7 +123,7 @@ def driver_of(experiment: Experiment) -> Path:
     return Path(folder) / f"{name}.py"
 
 
-def build_external(cell: Cell, folder: Path) -> None:
+def build_external(cell: CellRun, folder: Path) -> None:
     """Run the tool and keep what it wrote.
 
     Raises:
@@ -175,13 +175,13 @@ def build_external(cell: Cell, folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps(asdict(facts)))
 
 
-def load_external(cell: Cell, folder: Path) -> CheckpointFacts:
+def load_external(cell: CellRun, folder: Path) -> CheckpointFacts:
     """Evaluate what the tool wrote from now on."""
     cell.model.use_packed(folder / "checkpoint")
     return read_as(folder / "facts.json", CheckpointFacts)
 
 
-def build_reports(cell: Cell, folder: Path) -> None:
+def build_reports(cell: CellRun, folder: Path) -> None:
     """Report the linears of a checkpoint beside the parent's.
 
     Raises:
@@ -200,13 +200,13 @@ def build_reports(cell: Cell, folder: Path) -> None:
     (folder / "reports.json").write_text(json.dumps(asdict(model)))
 
 
-def load_reports(cell: Cell, folder: Path) -> QuantizedModel:
+def load_reports(cell: CellRun, folder: Path) -> QuantizedModel:
     """Read the reports of a checkpoint's linears."""
     cell.model.use(folder)
     return read_as(folder / "reports.json", QuantizedModel)
 
 
-def describe_foreign(cell: Cell) -> dict[str, Any]:
+def describe_foreign(cell: CellRun) -> dict[str, Any]:
     """Return what a record says of the checkpoint and of who made it."""
     stage = next(stage for stage in cell.stages.values() if "checkpoint" in stage.gives)
     facts: CheckpointFacts = cell.get(stage.id)
@@ -217,7 +217,7 @@ def _fingerprint(place: Path) -> str:
     return hash_json([[path.name, hash_file(path)] for path in packed_files(place)])
 
 
-def _model_folder(cell: Cell, work: Path) -> Path:
+def _model_folder(cell: CellRun, work: Path) -> Path:
     """Return a folder that the tool can load the full precision model from."""
     folder = checkpoint_folder(pinned(cell.experiment.model))
     if folder is not None:
@@ -245,7 +245,7 @@ def _run(command: list[str], log: Path, scratch: Path) -> tuple[int, int]:
     return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _environment(cell: Cell) -> Path:
+def _environment(cell: CellRun) -> Path:
     """Return the folder of the tool's virtual environment, held, and installed when it is not there yet.
 
     Raises:
@@ -265,7 +265,7 @@ def _environment(cell: Cell) -> Path:
     return folder
 
 
-def _install(cell: Cell, folder: Path, requirements: list[str]) -> None:
+def _install(cell: CellRun, folder: Path, requirements: list[str]) -> None:
     log = folder.with_suffix(".log")
     named = ", ".join(requirements)
     with cell.progress.stage(f"install {named}", 1) as advance, atomic_directory(folder) as new:
@@ -291,7 +291,7 @@ def _python(environment: Path) -> str:
     return str(environment / "bin" / "python")
 
 
-def _kept_log(cell: Cell, folder: Path) -> Path:
+def _kept_log(cell: CellRun, folder: Path) -> Path:
     """Keep the log of a run that failed, whose stage goes, beside the environments."""
     text = (folder / "log.txt").read_bytes()
     kept = cell.cache.root / ENVIRONMENTS / f"failed-{hash_text(str(folder))[:8]}.log"

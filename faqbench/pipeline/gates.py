@@ -46,7 +46,7 @@ from faqbench.evaluation import (
 )
 from faqbench.foreign import read_as
 from faqbench.models import Model, is_finite
-from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.evaluating import Evaluated
 from faqbench.pipeline.neighbours import Neighbours
 from faqbench.quantization import QuantizedModel, RotationReport
@@ -222,7 +222,7 @@ def _requests_fit(record: RunRecord) -> Gate:
     )
 
 
-def build_check(cell: Cell, folder: Path) -> None:
+def build_check(cell: CellRun, folder: Path) -> None:
     """Look over the weights that the cell evaluates."""
     write_check(look_over(cell.model.evaluated), folder)
 
@@ -232,7 +232,7 @@ def write_check(check: WeightsCheck, folder: Path) -> None:
     (folder / "check.json").write_text(json.dumps(asdict(check)))
 
 
-def load_check(_: Cell, folder: Path) -> WeightsCheck:
+def load_check(_: CellRun, folder: Path) -> WeightsCheck:
     """Read what was found."""
     return read_as(folder / "check.json", WeightsCheck)
 
@@ -273,7 +273,7 @@ class WeightsLook:
         )
 
 
-def build_overlap(name: str, cell: Cell, folder: Path) -> None:
+def build_overlap(name: str, cell: CellRun, folder: Path) -> None:
     """Count the passages of a protocol or task that share text with the calibration set.
 
     Raises:
@@ -284,7 +284,7 @@ def build_overlap(name: str, cell: Cell, folder: Path) -> None:
     (folder / "overlap.json").write_text(json.dumps(asdict(overlap)))
 
 
-def load_overlap(name: str, cell: Cell, folder: Path) -> int:
+def load_overlap(name: str, cell: CellRun, folder: Path) -> int:
     """Return how many passages of a protocol or task overlap with the calibration texts.
 
     Raises:
@@ -303,7 +303,7 @@ def load_overlap(name: str, cell: Cell, folder: Path) -> int:
     return overlap.n_overlapping
 
 
-def _passages(name: str, cell: Cell) -> Sequence[str]:
+def _passages(name: str, cell: CellRun) -> Sequence[str]:
     if name in cell.experiment.evaluation.tasks:
         return task_passages(name, cell.experiment, cell.progress)
     protocol = resolve_protocol(name, cell.experiment)

@@ -20,7 +20,7 @@ from faqbench.hardware import named_device
 from faqbench.models import fingerprint_tokenizer, is_streamed, weights_source
 from faqbench.pipeline import bias, calibrating, evaluating, foreign, gates, keys, together
 from faqbench.pipeline.calibrating import build_statistics, load_statistics
-from faqbench.pipeline.cell import Cell, Key, Stage, fingerprints_in
+from faqbench.pipeline.cell import CellRun, CellStage, Key, fingerprints_in
 from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.gates import build_overlap, load_overlap
 from faqbench.pipeline.quantizing import DRAWN_MEANS, build_quantized, load_quantized
@@ -30,7 +30,7 @@ from faqbench.stages import StageCache, hash_file, hash_json, hash_text
 from faqbench.stages.manifest import MANIFEST, entry_name
 
 
-def stages_of(experiment: Experiment) -> Mapping[str, Stage]:
+def stages_of(experiment: Experiment) -> Mapping[str, CellStage]:
     """Return the stages of a cell by id; each comes after those that it needs."""
     stages = [*_files(experiment), *_model()]
     if experiment.needs_calibration:
@@ -44,9 +44,9 @@ def stages_of(experiment: Experiment) -> Mapping[str, Stage]:
     return {stage.id: stage for stage in stages}
 
 
-def _files(experiment: Experiment) -> list[Stage]:
+def _files(experiment: Experiment) -> list[CellStage]:
     return [
-        Stage(
+        CellStage(
             name="file_hash",
             title=_file_title(path),
             timed="load",
@@ -58,9 +58,9 @@ def _files(experiment: Experiment) -> list[Stage]:
     ]
 
 
-def _model() -> list[Stage]:
+def _model() -> list[CellStage]:
     return [
-        Stage(
+        CellStage(
             name="weights",
             timed="load",
             key=keys.weights_key,
@@ -68,7 +68,7 @@ def _model() -> list[Stage]:
             build=_build_weights,
             load=_load_weights,
         ),
-        Stage(
+        CellStage(
             name="tokenizer",
             timed="load",
             key=keys.tokenizer_key,
@@ -79,9 +79,9 @@ def _model() -> list[Stage]:
     ]
 
 
-def _calibration(experiment: Experiment) -> list[Stage]:
+def _calibration(experiment: Experiment) -> list[CellStage]:
     evaluation = experiment.evaluation
-    drawn = Stage(
+    drawn = CellStage(
         name="calibration",
         timed="calibrate",
         needs=("weights", "tokenizer"),
@@ -91,7 +91,7 @@ def _calibration(experiment: Experiment) -> list[Stage]:
         load=calibrating.load_draw,
     )
     overlaps = [
-        Stage(
+        CellStage(
             name="overlap",
             title=name,
             timed="calibrate",
@@ -105,10 +105,10 @@ def _calibration(experiment: Experiment) -> list[Stage]:
     return [drawn, *overlaps]
 
 
-def _protocols(experiment: Experiment) -> list[Stage]:
+def _protocols(experiment: Experiment) -> list[CellStage]:
     names = experiment.evaluation.protocols
     windows = [
-        Stage(
+        CellStage(
             name="windows",
             title=name,
             timed="evaluate",
@@ -121,7 +121,7 @@ def _protocols(experiment: Experiment) -> list[Stage]:
         for name in names
     ]
     references = [
-        Stage(
+        CellStage(
             name="reference",
             title=name,
             timed="reference",
@@ -141,8 +141,8 @@ def _keeps_reference(experiment: Experiment) -> bool:
     return experiment.needs_reference and not is_streamed(experiment)
 
 
-def _quantization(experiment: Experiment) -> list[Stage]:
-    statistics = Stage(
+def _quantization(experiment: Experiment) -> list[CellStage]:
+    statistics = CellStage(
         name="statistics",
         timed="statistics",
         needs=("weights", "calibration"),
@@ -152,7 +152,7 @@ def _quantization(experiment: Experiment) -> list[Stage]:
         load=load_statistics,
     )
     own_basis = experiment.method["rotate"].is_idle
-    gathered: list[Stage] = []
+    gathered: list[CellStage] = []
     reads: tuple[str, ...] = ()
     if reads_store(experiment.quant):
         # A model that is read block by block is observed while it is quantized, and its means come first:
@@ -165,7 +165,7 @@ def _quantization(experiment: Experiment) -> list[Stage]:
     needs = ["weights"]
     needs += ["calibration"] if experiment.needs_calibration else []
     needs += [f"windows {experiment.adapted_on}"] if experiment.adapted_on is not None else []
-    quantized = Stage(
+    quantized = CellStage(
         name="quantized",
         title=experiment.quant.name,
         timed="quantize",
@@ -178,10 +178,10 @@ def _quantization(experiment: Experiment) -> list[Stage]:
     return [*gathered, quantized, *distance]
 
 
-def _foreign(experiment: Experiment) -> list[Stage]:
+def _foreign(experiment: Experiment) -> list[CellStage]:
     """Return the stages of weights that another tool has quantized, or quantizes."""
     if experiment.needs_calibration:
-        made = Stage(
+        made = CellStage(
             name="external",
             title=experiment.quant.name,
             timed="quantize",
@@ -192,7 +192,7 @@ def _foreign(experiment: Experiment) -> list[Stage]:
             load=foreign.load_external,
         )
     else:
-        made = Stage(
+        made = CellStage(
             name="checkpoint",
             timed="load",
             needs=("weights",),
@@ -201,7 +201,7 @@ def _foreign(experiment: Experiment) -> list[Stage]:
             build=foreign.build_checkpoint,
             load=foreign.load_checkpoint,
         )
-    reports = Stage(
+    reports = CellStage(
         name="quantized",
         title=experiment.quant.name,
         timed="quantize",
@@ -214,9 +214,9 @@ def _foreign(experiment: Experiment) -> list[Stage]:
     return [made, reports, *distance]
 
 
-def _distance(statistics: tuple[str, ...]) -> list[Stage]:
+def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
     """Return the stages of a calibration set's bias, whose means are in the method's statistics."""
-    reference = Stage(
+    reference = CellStage(
         name="calibration",
         title="reference",
         timed="bias_distance",
@@ -227,7 +227,7 @@ def _distance(statistics: tuple[str, ...]) -> list[Stage]:
         build=partial(calibrating.build_draw, calibrating.reference_draw),
         load=calibrating.load_draw,
     )
-    drawn_means = Stage(
+    drawn_means = CellStage(
         name="means",
         title="drawn",
         timed="bias_distance",
@@ -238,7 +238,7 @@ def _distance(statistics: tuple[str, ...]) -> list[Stage]:
         build=bias.build_drawn_means,
         load=bias.load_means,
     )
-    reference_means = Stage(
+    reference_means = CellStage(
         name="means",
         title="reference",
         timed="bias_distance",
@@ -248,7 +248,7 @@ def _distance(statistics: tuple[str, ...]) -> list[Stage]:
         build=bias.build_reference_means,
         load=bias.load_means,
     )
-    distance = Stage(
+    distance = CellStage(
         name="bias_distance",
         timed="bias_distance",
         needs=("weights", "calibration", reference.id),
@@ -261,7 +261,7 @@ def _distance(statistics: tuple[str, ...]) -> list[Stage]:
     return [reference, drawn_means, reference_means, distance]
 
 
-def _evaluation(experiment: Experiment) -> list[Stage]:
+def _evaluation(experiment: Experiment) -> list[CellStage]:
     evaluation = experiment.evaluation
     weights = ["weights"]
     weights += ["calibration"] if experiment.needs_calibration else []
@@ -270,7 +270,7 @@ def _evaluation(experiment: Experiment) -> list[Stage]:
     keeps_reference = _keeps_reference(experiment)
     has_own_scores = experiment.quantizes or not keeps_reference
     perplexities = [
-        Stage(
+        CellStage(
             name="perplexity",
             title=name,
             timed="evaluate",
@@ -284,7 +284,7 @@ def _evaluation(experiment: Experiment) -> list[Stage]:
         if has_own_scores
     ]
     tasks = [
-        Stage(
+        CellStage(
             name="tasks",
             title=name,
             timed="evaluate",
@@ -295,7 +295,7 @@ def _evaluation(experiment: Experiment) -> list[Stage]:
         )
         for name in evaluation.tasks
     ]
-    check = Stage(
+    check = CellStage(
         name="weights_check",
         timed="evaluate",
         needs=tuple(weights),
@@ -369,11 +369,11 @@ def look_up(experiment: Experiment, cache: StageCache, made: Collection[str]) ->
     ]
 
 
-def _stand_ins(stage: Stage, key: Key) -> dict[str, str]:
+def _stand_ins(stage: CellStage, key: Key) -> dict[str, str]:
     return {name: f"unknown-{hash_json(key)}" for name in stage.gives}
 
 
-def _question(stage: Stage, experiment: Experiment) -> Key:
+def _question(stage: CellStage, experiment: Experiment) -> Key:
     """Return what stands in for a key that is not known: all that it could be made of."""
     sections = ["model"]
     sections += ["evaluation", "data", "limit"] if stage.needs else []
@@ -381,11 +381,11 @@ def _question(stage: Stage, experiment: Experiment) -> Key:
     return {"unknown": stage.id, **experiment.model_dump(mode="json", include=set(sections))}
 
 
-def _asked(stages: Mapping[str, Stage], there: Collection[str]) -> set[str]:
+def _asked(stages: Mapping[str, CellStage], there: Collection[str]) -> set[str]:
     """Return the stages that a cell asks for while some are there, as `Cell.get` would."""
     asked: set[str] = set()
 
-    def ask(stage: Stage) -> None:
+    def ask(stage: CellStage) -> None:
         if stage.id not in asked:
             asked.add(stage.id)
             for inner in (*stage.needs, *(() if stage.id in there else stage.reads)):
@@ -397,7 +397,7 @@ def _asked(stages: Mapping[str, Stage], there: Collection[str]) -> set[str]:
     return asked
 
 
-def _build_weights(cell: Cell, folder: Path) -> None:
+def _build_weights(cell: CellRun, folder: Path) -> None:
     loaded = cell.model.pristine()
     facts = WeightFacts(
         fingerprint=loaded.fingerprint,
@@ -410,17 +410,17 @@ def _build_weights(cell: Cell, folder: Path) -> None:
     (folder / "facts.json").write_text(json.dumps(asdict(facts)))
 
 
-def _load_weights(cell: Cell, folder: Path) -> WeightFacts:
+def _load_weights(cell: CellRun, folder: Path) -> WeightFacts:
     cell.model.facts = read_as(folder / "facts.json", WeightFacts)
     return cell.model.facts
 
 
-def _build_tokenizer(cell: Cell, folder: Path) -> None:
+def _build_tokenizer(cell: CellRun, folder: Path) -> None:
     facts = {"fingerprint": fingerprint_tokenizer(cell.model.tokenizer)}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
-def hash_in(cell: Cell, path: Path) -> str:
+def hash_in(cell: CellRun, path: Path) -> str:
     """Return the sha256 of a file that a cell names; that of a large one is a stage."""
     stage_id = f"file_hash {_file_title(path)}"
     digest: str = cell.get(stage_id) if stage_id in cell.stages else hash_file(path)
@@ -432,5 +432,5 @@ def _file_title(path: Path) -> str:
     return f"{path.name} {hash_text(str(path))[:8]}"
 
 
-def _write_hash(path: Path, _: Cell, folder: Path) -> None:
+def _write_hash(path: Path, _: CellRun, folder: Path) -> None:
     (folder / "sha256").write_text(hash_file(path))

@@ -29,7 +29,7 @@ from faqbench.config import Experiment
 from faqbench.evaluation import ProtocolTokens
 from faqbench.foreign import read_as
 from faqbench.models import describe_rotation, probe_logits
-from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.keys import quantized_key
 from faqbench.quantization import (
@@ -60,7 +60,7 @@ _SHARED = (
 DRAWN_MEANS = "means drawn"  # the stage with mean|x| on the calibration set
 
 
-def build_quantized(cell: Cell, folder: Path) -> None:
+def build_quantized(cell: CellRun, folder: Path) -> None:
     """Quantize the cell's model, and write its weights and their reports.
 
     Raises:
@@ -101,7 +101,7 @@ def build_quantized(cell: Cell, folder: Path) -> None:
     (folder / "reports.json").write_text(json.dumps(asdict(quantized)))
 
 
-def _adapted_on(cell: Cell) -> torch.Tensor | None:
+def _adapted_on(cell: CellRun) -> torch.Tensor | None:
     name = cell.experiment.adapted_on
     if name is None:
         return None
@@ -121,7 +121,7 @@ class _KeptBlocks:
     Their files are those of the stage's own folder, where it is under way; a companion has none yet.
     """
 
-    def __init__(self, cell: Cell, experiment: Experiment, folder: Path | None = None) -> None:
+    def __init__(self, cell: CellRun, experiment: Experiment, folder: Path | None = None) -> None:
         self._cache = cell.cache
         self._device = cell.device
         self._folder = folder
@@ -200,7 +200,7 @@ def share_walk(one: Experiment, other: Experiment) -> bool:
     )
 
 
-def _companions(cell: Cell, tokens: Calibration | None) -> list[Companion]:
+def _companions(cell: CellRun, tokens: Calibration | None) -> list[Companion]:
     """Return the cells to come that are quantized in this one's walk."""
     architecture, own = cell.model.architecture, cell.model.experiment
     keys = [quantized_key(own, cell.fingerprints, cell.device.type)]
@@ -231,7 +231,7 @@ def _companions(cell: Cell, tokens: Calibration | None) -> list[Companion]:
     return companions
 
 
-def finished_linears(cell: Cell, experiment: Experiment) -> Mapping[str, QuantizedLinear] | None:
+def finished_linears(cell: CellRun, experiment: Experiment) -> Mapping[str, QuantizedLinear] | None:
     """Return the quantized linears of another cell by full name; None where one is missing yet.
 
     Args:
@@ -245,7 +245,7 @@ def finished_linears(cell: Cell, experiment: Experiment) -> Mapping[str, Quantiz
     return _KeptBlocks(cell, experiment).linears()
 
 
-def _statistics(cell: Cell) -> ActivationStore | None:
+def _statistics(cell: CellRun) -> ActivationStore | None:
     """Return what is known of the activations: all, the means alone, or nothing where nothing is read."""
     if not reads_store(cell.experiment.quant):
         return None
@@ -256,7 +256,7 @@ def _statistics(cell: Cell) -> ActivationStore | None:
     return ActivationStore(cell.entry(DRAWN_MEANS), cell.device)
 
 
-def load_quantized(cell: Cell, folder: Path) -> QuantizedModel:
+def load_quantized(cell: CellRun, folder: Path) -> QuantizedModel:
     """Read the reports of a cell's quantized weights, which its model will evaluate from now on."""
     cell.model.use(folder)
     _KeptBlocks(cell, cell.model.experiment).forget()  # the stage is whole

@@ -23,7 +23,7 @@ from faqbench.evaluation import check_context, resolve_protocol
 from faqbench.hardware import dtype_warning
 from faqbench.models import ModelHolder, check_rotation, inspect_model, is_streamed, streaming_note
 from faqbench.pipeline.calibrating import calibration_warnings, describe_calibration
-from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.environment import PeakMemory, describe_environment
 from faqbench.pipeline.evaluating import Evaluated, evaluate
@@ -71,7 +71,7 @@ def run(
     """
     check_model(experiment)
     stages = stages_of(experiment)
-    cell = Cell(experiment, cache, progress, holder or ModelHolder(), stages, beside)
+    cell = CellRun(experiment, cache, progress, holder or ModelHolder(), stages, beside)
     said = _warnings_of_dtype(cell)
     cell.model.fetch()
     check_model(experiment)  # once more, for one that had to be fetched first
@@ -104,7 +104,7 @@ def quantize_again(experiment: Experiment, *, cache: StageCache, progress: Progr
         UserError: for anything that the user can mend.
     """
     check_model(experiment)
-    cell = Cell(experiment, cache, progress, ModelHolder(), stages_of(experiment))
+    cell = CellRun(experiment, cache, progress, ModelHolder(), stages_of(experiment))
     cell.model.fetch()
     stage = f"quantized {experiment.quant.name}"
     cell.get(stage)
@@ -137,7 +137,7 @@ def config_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=100)
 
 
-def _warnings_of_dtype(cell: Cell) -> tuple[str, ...]:
+def _warnings_of_dtype(cell: CellRun) -> tuple[str, ...]:
     """Return what is to be said of the dtype, said at once to whoever could still choose another.
 
     Raises:
@@ -150,7 +150,7 @@ def _warnings_of_dtype(cell: Cell) -> tuple[str, ...]:
     return (warning,)
 
 
-def _quantized(cell: Cell) -> QuantizedModel | None:
+def _quantized(cell: CellRun) -> QuantizedModel | None:
     """Return the reports of the cell's quantized weights; None for the baseline."""
     experiment = cell.experiment
     quantized: QuantizedModel | None = (
@@ -180,7 +180,7 @@ def _head(experiment: Experiment, device: torch.device) -> dict[str, Any]:
 
 
 def _record(
-    cell: Cell, evaluated: Evaluated, sources: dict[str, Facts], said: tuple[str, ...]
+    cell: CellRun, evaluated: Evaluated, sources: dict[str, Facts], said: tuple[str, ...]
 ) -> RunRecord:
     """Return the record of a cell whose stages are all there; its gates are still open."""
     weights: WeightFacts = cell.get("weights")
@@ -225,7 +225,7 @@ def _record(
     )
 
 
-def _run_data(cell: Cell, evaluated: Evaluated, record: RunRecord) -> RunData:
+def _run_data(cell: CellRun, evaluated: Evaluated, record: RunRecord) -> RunData:
     quantized, is_kept = _quantized(cell), cell.experiment.evaluation.keep_items
     reports = quantized.linears if quantized else ()
     return RunData(

@@ -38,8 +38,8 @@ from faqbench.evaluation import (
 )
 from faqbench.models import Model, is_streamed
 from faqbench.pipeline import evaluating
-from faqbench.pipeline.cell import Cell, Stage
-from faqbench.pipeline.evaluating import Cost
+from faqbench.pipeline.cell import CellRun, CellStage
+from faqbench.pipeline.evaluating import EvaluationCost
 from faqbench.pipeline.gates import WeightsLook, write_check
 from faqbench.pipeline.quantizing import finished_linears, share_walk
 
@@ -48,13 +48,13 @@ _EVALUATIONS = ("perplexity", "tasks")
 _MADE = (*_EVALUATIONS, "weights_check")  # whose weights the walk has read
 
 
-def build_perplexity(name: str, cell: Cell, folder: Path) -> None:
+def build_perplexity(name: str, cell: CellRun, folder: Path) -> None:
     """Score a protocol's windows by the cell's model, and compare it with the reference if wanted."""
     if not _walk_for(f"perplexity {name}", cell, folder):
         evaluating.build_perplexity(name, cell, folder)
 
 
-def build_task(name: str, cell: Cell, folder: Path) -> None:
+def build_task(name: str, cell: CellRun, folder: Path) -> None:
     """Let the cell's model answer a task.
 
     Raises:
@@ -65,7 +65,7 @@ def build_task(name: str, cell: Cell, folder: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Scored:
+class _ScoredCell:
     """A cell's model in the walk.
 
     Attributes:
@@ -76,10 +76,10 @@ class _Scored:
 
     experiment: Experiment
     view: Model
-    stages: Mapping[str, Stage]
+    stages: Mapping[str, CellStage]
 
 
-def _walk_for(stage_id: str, cell: Cell, folder: Path) -> bool:
+def _walk_for(stage_id: str, cell: CellRun, folder: Path) -> bool:
     """Make an evaluation, and all others of the walk; False where a model has to be run as it is."""
     if not is_streamed(cell.experiment) or not splits(cell.model.evaluated):
         return False
@@ -90,7 +90,7 @@ def _walk_for(stage_id: str, cell: Cell, folder: Path) -> bool:
 class _Walk:
     """What is asked in one walk, and of which models; the cell's own is the first."""
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: CellRun) -> None:
         """Look what is missing, and prepare the questions.
 
         Raises:
@@ -107,7 +107,7 @@ class _Walk:
             rotate = None if rotated is None else rotated.rotate_output
             beside = Beside(view=cell.model.full_precision, rotate=rotate)
         own = cell.model.evaluated
-        self._scored = [_Scored(experiment=experiment, view=own, stages=missing)]
+        self._scored = [_ScoredCell(experiment=experiment, view=own, stages=missing)]
         self._windows: dict[str, ProtocolTokens] = {
             stage.title: cell.get(f"windows {stage.title}")
             for stage in cell.stages.values()
@@ -165,7 +165,7 @@ class _Walk:
         n_tokens = sum(self._n_tokens(stage) for _, stage, _ in writers)
         for one, stage, write in writers:
             share = seconds * self._n_tokens(stage) / n_tokens
-            build = partial(write, Cost(seconds=share, peak_memory_bytes=section.bytes))
+            build = partial(write, EvaluationCost(seconds=share, peak_memory_bytes=section.bytes))
             if one is own and stage.id == stage_id:
                 build(folder)
             else:
@@ -173,7 +173,7 @@ class _Walk:
                 assert key is not None, "evaluations have versions"
                 cell.cache.keep(stage.name, key, build, share if one is own else 0.0)
 
-    def _missing(self, experiment: Experiment) -> dict[str, Stage]:
+    def _missing(self, experiment: Experiment) -> dict[str, CellStage]:
         cell, missing = self._cell, {}
         for stage in cell.stages.values():
             if stage.name in _MADE:
@@ -182,16 +182,16 @@ class _Walk:
                     missing[stage.id] = stage
         return missing
 
-    def _with(self, kind: str, title: str) -> list[_Scored]:
+    def _with(self, kind: str, title: str) -> list[_ScoredCell]:
         """Return the models of which an evaluation is missing."""
         return [one for one in self._scored if f"{kind} {title}".strip() in one.stages]
 
-    def _others(self, n_before: int) -> list[_Scored]:
+    def _others(self, n_before: int) -> list[_ScoredCell]:
         """Return the cells beside this one that are evaluated in its walk, as many as there is room for."""
         cell, own = self._cell, self._scored[0]
         n_tokens = sum(self._n_tokens(stage) for stage in own.stages.values())
         width = own.view.architecture.hidden_size * own.view.dtype.itemsize
-        room, others = own.view.room.hidden_bytes, list[_Scored]()
+        room, others = own.view.room.hidden_bytes, list[_ScoredCell]()
         for other in cell.beside:
             fits = room is None or (n_before + len(others) + 1) * n_tokens * width <= room
             alike = all(getattr(cell.experiment, s) == getattr(other, s) for s in _ALIKE)
@@ -203,17 +203,17 @@ class _Walk:
             linears = finished_linears(cell, experiment) if missing else None
             if linears is not None:
                 view = cell.model.view_of(experiment, linears)
-                others.append(_Scored(experiment=experiment, view=view, stages=missing))
+                others.append(_ScoredCell(experiment=experiment, view=view, stages=missing))
         return others
 
-    def _n_tokens(self, stage: Stage) -> int:
+    def _n_tokens(self, stage: CellStage) -> int:
         if stage.name == "weights_check":
             return 0
         if stage.name == "perplexity":
             return self._windows[stage.title].tokens.numel()
         return 1 + sum(p.tokens.size for r in self._requests[stage.title] for p in self._packs[r])
 
-    def _writer(self, one: _Scored, stage: Stage) -> Callable[[Cost, Path], None]:
+    def _writer(self, one: _ScoredCell, stage: CellStage) -> Callable[[EvaluationCost, Path], None]:
         """Return what writes one model's evaluation, from what it has cost, into a folder."""
         if stage.name == "weights_check":
             return lambda _, folder: write_check(self._looks[one.view].found(), folder)
@@ -233,7 +233,7 @@ class _Walk:
             )
         model = TaskModel(one.view.module, self._cell.model.tokenizer, one.view, answers=answers)
 
-        def write(cost: Cost, folder: Path) -> None:
+        def write(cost: EvaluationCost, folder: Path) -> None:
             result = run_task(name, model, one.experiment, self._cell.progress)
             evaluating.write_task(result, cost, folder)
 

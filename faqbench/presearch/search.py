@@ -26,7 +26,16 @@ from faqbench import formatting
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity, grid_slug
 from faqbench.files import atomic_write, explain_os_error
-from faqbench.presearch.trials import AWQ, Bench, Candidate, Evidence, Trial, candidates, verdict, weigh
+from faqbench.presearch.trials import (
+    AWQ,
+    Bench,
+    Candidate,
+    Trial,
+    TrialEvidence,
+    candidates,
+    verdict,
+    weigh,
+)
 from faqbench.stages import Progress, StageCache
 from faqbench.statistics import exp, percent_of_log
 
@@ -48,7 +57,7 @@ class SearchResult:
     candidates: Mapping[str, Candidate]
     history: tuple[tuple[str, ...], ...]
     trials: Mapping[tuple[str, int], Trial]
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[TrialEvidence, ...]
     selection: str
 
     @property
@@ -248,7 +257,7 @@ def preset_yaml(result: SearchResult, day: date) -> str:
     return "\n".join(lines) + "\n" + text
 
 
-def _row(evidence: Evidence) -> str:
+def _row(evidence: TrialEvidence) -> str:
     ratios = [percent_of_log(x) for x in (evidence.log_ratio, evidence.low, evidence.high)]
     interval = f"{ratios[0]:+.2f} % ({ratios[1]:+.2f} to {ratios[2]:+.2f})"
     return f"{evidence.perplexity:10.3f}   {interval:32} {evidence.output_error:12.5f}   {evidence.name}"

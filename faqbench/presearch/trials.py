@@ -105,7 +105,7 @@ def _name(preview: PreviewSection) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class TrialEvidence:
     """What is known of one finalist, over all draws.
 
     Attributes:
@@ -127,7 +127,9 @@ class Evidence:
     tied: bool
 
 
-def weigh(windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[float]]) -> list[Evidence]:
+def weigh(
+    windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[float]]
+) -> list[TrialEvidence]:
     """Return the finalists' evidence, the chosen one first and AWQ last.
 
     Args:
@@ -144,7 +146,7 @@ def weigh(windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[flo
         against_awq = aggregate_draws(nll - windows[AWQ])
         from_best = aggregate_draws(nll - windows[best])
         evidence.append(
-            Evidence(
+            TrialEvidence(
                 name=name,
                 perplexity=exp(float(nll.mean())),
                 log_ratio=against_awq.mean,
@@ -160,7 +162,7 @@ def weigh(windows: Mapping[str, Array], output_errors: Mapping[str, Sequence[flo
     )
 
 
-def verdict(chosen: Evidence) -> str:
+def verdict(chosen: TrialEvidence) -> str:
     """Return in words what the chosen candidate is against AWQ on the selection text."""
     percent = [percent_of_log(float(x)) for x in (chosen.log_ratio, chosen.low, chosen.high)]
     numbers = f"{percent[0]:+.2f} %, 95 % interval {percent[1]:+.2f} to {percent[2]:+.2f}"

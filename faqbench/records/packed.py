@@ -38,7 +38,7 @@ _KINDS = {"task": "O", "metric": "O", "item": "iu", "value": "fiub", "role": "O"
           "block": "iu", "relative_error": "fiu", "run": "O", "scores": "O"}  # fmt: skip
 
 
-class Pack:
+class RunPack:
     """The runs of one pack, each part of which is read when it is first asked for."""
 
     def __init__(self, folder: Path) -> None:
@@ -119,7 +119,7 @@ class _Tables(dict[str, Mapping[str, "pd.DataFrame"]]):
         return self[kind]
 
 
-def pack_of(runs: Path) -> Pack | None:
+def pack_of(runs: Path) -> RunPack | None:
     """Return the pack in a folder of runs; None where there is none."""
     folder = runs / PACK
     state = tuple(_state_of(folder / name) for name in (RECORDS, *(f"{t}.parquet" for t in TABLES)))
@@ -133,8 +133,8 @@ def is_packed(folder: Path) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _pack(folder: Path, _state: tuple[object, ...]) -> Pack:
-    return Pack(folder)
+def _pack(folder: Path, _state: tuple[object, ...]) -> RunPack:
+    return RunPack(folder)
 
 
 def _state_of(path: Path) -> tuple[int, ...] | None:

@@ -22,7 +22,7 @@ from faqbench.config import Experiment, UserError, run_id
 from faqbench.config.identity import deciding_config
 from faqbench.files import atomic_directory, explain_os_error
 from faqbench.foreign import is_name, read_json, visible
-from faqbench.records.packed import PACK, Pack, is_packed, pack_of, read_table, read_tokens
+from faqbench.records.packed import PACK, RunPack, is_packed, pack_of, read_table, read_tokens
 from faqbench.records.run_record import NewerSchemaError, RunRecord
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def read_scores(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     return read_tokens(folder / "tokens.npz")
 
 
-def _pack_with(folder: Path) -> Pack | None:
+def _pack_with(folder: Path) -> RunPack | None:
     """Return the pack that holds a run; None for a run with a folder of its own, or none at all."""
     return None if os.path.lexists(folder) or not is_packed(folder) else pack_of(folder.parent)
 

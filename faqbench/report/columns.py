@@ -14,7 +14,7 @@ from typing import Literal
 from faqbench import formatting
 from faqbench.records import Metric, RunRecord
 from faqbench.report import facts
-from faqbench.tables import Cell, Heading
+from faqbench.tables import Heading, TableCell
 
 Kind = Literal["perplexity", "kl", "agreement", "acc", "mean_acc", "other"]
 _KINDS: dict[str, Kind] = {"kl_divergence": "kl", "top1_agreement": "agreement", "acc": "acc"}
@@ -239,14 +239,14 @@ def _mean_of(tasks: Sequence[Column]) -> Column:
     )
 
 
-def estimate_cell(column: Column, estimate: Estimate | None, mark: str = "", href: str = "") -> Cell:
+def estimate_cell(column: Column, estimate: Estimate | None, mark: str = "", href: str = "") -> TableCell:
     """Return a metric's cell: fractions in percent, perplexities and divergences as they are."""
     if estimate is None:
-        return Cell(text=formatting.NONE)
+        return TableCell(text=formatting.NONE)
     scale, decimals = metric_scale(column)
     value, stderr = estimate.value * scale, estimate.stderr * scale
     error = "" if math.isnan(stderr) else formatting.number(stderr, decimals)
-    return Cell(
+    return TableCell(
         text=formatting.number(value, decimals),
         error=error,
         raw=estimate.value,

@@ -25,7 +25,7 @@ from faqbench.report.published import is_published, measured_beside, published_t
 from faqbench.report.result_tables import fidelity_table, further_table, results_table
 from faqbench.report.run_section import RunSection, Shared, run_section, shared_facts
 from faqbench.report.selection import ReportRequest, Selection, resolve_margin, select_draws
-from faqbench.report.verdicts import Verdict, draws_note, overview_table, question, verdicts
+from faqbench.report.verdicts import Statement, draws_note, overview_table, question, verdicts
 from faqbench.tables import Table, escape_markdown, to_markdown
 
 AT_THE_TOP = ("glance", "what_to_use")
@@ -41,7 +41,7 @@ class PanelContent:
     headline: str
     best: Table | None
     overview: Table | None
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[Statement, ...]
     draws_note: str
     results: PagedTable
     comparisons: PagedTable | None
@@ -81,7 +81,7 @@ class PanelContent:
         return [figure for figure in self.figures if figure.kind not in AT_THE_TOP]
 
     @property
-    def verdict_groups(self) -> list[tuple[str, list[Verdict]]]:
+    def verdict_groups(self) -> list[tuple[str, list[Statement]]]:
         """The answer by setting, in the order of the contests."""
         settings = dict.fromkeys(v.setting for v in self.verdicts)
         return [(s, [v for v in self.verdicts if v.setting == s]) for s in settings]

@@ -11,7 +11,7 @@ from faqbench.report.columns import Column, Row
 from faqbench.report.comparisons import Churn, Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
 from faqbench.statistics import detectable_from_stderr, percent_of_log
-from faqbench.tables import Cell, Heading, Table, text_cell
+from faqbench.tables import Heading, Table, TableCell, text_cell
 
 _MARGIN = (
     "Margin, stated beforehand: {}. Equal within it is what two one-sided tests show; would show: the "
@@ -42,12 +42,12 @@ def differences_table(analysis: Analysis, family: Family, name: str) -> Table | 
     rows = [
         (
             text_cell(contest.label),
-            Cell(text=c.a.short_name, raw=c.a.short_name, method=c.a.method, href=c.a.runs[0].run_id),
-            Cell(text=c.b.short_name, raw=c.b.short_name, href=c.b.runs[0].run_id),
+            TableCell(text=c.a.short_name, raw=c.a.short_name, method=c.a.method, href=c.a.runs[0].run_id),
+            TableCell(text=c.b.short_name, raw=c.b.short_name, href=c.b.runs[0].run_id),
             text_cell(c.column.label),
             *_difference_cells(c),
             *([flips_cell(c.churn)] if has_flips else []),
-            *([Cell(text=formatting.p_value(c.p_equal_holm), raw=c.p_equal_holm)] if margin else []),
+            *([TableCell(text=formatting.p_value(c.p_equal_holm), raw=c.p_equal_holm)] if margin else []),
         )
         for contest, c in family.comparisons
     ]
@@ -92,9 +92,9 @@ def tools_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | 
         lines.append(
             (
                 text_cell(contest.label),
-                Cell(text=theirs.short_name, raw=theirs.method, href=theirs.runs[0].run_id),
+                TableCell(text=theirs.short_name, raw=theirs.method, href=theirs.runs[0].run_id),
                 text_cell(facts.made_by(theirs.runs[0])),
-                Cell(text=ours.short_name, raw=ours.method, href=ours.runs[0].run_id),
+                TableCell(text=ours.short_name, raw=ours.method, href=ours.runs[0].run_id),
                 text_cell(c.column.label),
                 *_difference_cells(c),
                 text_cell(_efforts(theirs, ours)),
@@ -204,11 +204,11 @@ def flips_text(churn: Churn) -> str:
     return f"{formatting.percent(churn.lost, 1)} lost, {formatting.percent(churn.gained, 1)} gained"
 
 
-def flips_cell(churn: Churn | None) -> Cell:
+def flips_cell(churn: Churn | None) -> TableCell:
     """Return the items that changed, as shares."""
     if churn is None:
-        return Cell(text=formatting.NONE)
-    return Cell(text=flips_text(churn), raw=churn.lost, raw_error=churn.gained)
+        return TableCell(text=formatting.NONE)
+    return TableCell(text=flips_text(churn), raw=churn.lost, raw_error=churn.gained)
 
 
 FLIPS = Heading(
@@ -232,22 +232,22 @@ def difference_decimals(c: Comparison) -> int:
     return 4
 
 
-def _difference_cells(c: Comparison) -> tuple[Cell, ...]:
+def _difference_cells(c: Comparison) -> tuple[TableCell, ...]:
     if c.refused:
-        none = Cell(text=formatting.NONE)
+        none = TableCell(text=formatting.NONE)
         return none, none, none, text_cell(f"not paired: {c.refused}"), none
     verdict = f"{c.verdict}, within the margin" if c.is_significant and c.is_equal else c.verdict
     least = detectable(c)
     value, low, high = difference(c)
     decimals = difference_decimals(c)
     return (
-        Cell(text=formatting.signed(value, decimals), raw=value),
-        Cell(
+        TableCell(text=formatting.signed(value, decimals), raw=value),
+        TableCell(
             text=f"{formatting.signed(low, decimals)} to {formatting.signed(high, decimals)}",
             raw=low,
             raw_error=high,
         ),
-        Cell(text=formatting.p_value(c.p_holm), raw=c.p_holm),
-        Cell(text=verdict, raw=verdict, mark="best" if c.is_significant else ""),
-        Cell(text=formatting.number(least, 1 if decimals < 4 else 4), raw=least),
+        TableCell(text=formatting.p_value(c.p_holm), raw=c.p_holm),
+        TableCell(text=verdict, raw=verdict, mark="best" if c.is_significant else ""),
+        TableCell(text=formatting.number(least, 1 if decimals < 4 else 4), raw=least),
     )

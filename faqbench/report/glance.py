@@ -21,7 +21,7 @@ from faqbench.report.difference_tables import difference, difference_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures.drawing import key_words
 from faqbench.report.verdicts import measure
-from faqbench.tables import Cell, Heading, Table, text_cell
+from faqbench.tables import Heading, Table, TableCell, text_cell
 
 _MOST_WIDTHS = 3
 _MOST_TIES = 3
@@ -171,16 +171,16 @@ def _names(names: Sequence[str]) -> str:
     return formatting.listing(shown) if shown else "none"
 
 
-def _recipe_cell(row: Row) -> Cell:
+def _recipe_cell(row: Row) -> TableCell:
     """Return a row's method with the values of its setting, which speak for themselves."""
     setting = [key_words(k, v) for k, v in row.shown.items() if not is_variant(k)]
     text = ", ".join([row.short_name, *setting])
-    return Cell(text=text, raw=row.name, method=row.method, href=row.runs[0].run_id)
+    return TableCell(text=text, raw=row.name, method=row.method, href=row.runs[0].run_id)
 
 
-def _flips_cell(store: EvidenceStore, row: Row, full: Row, accuracy: Column) -> Cell:
+def _flips_cell(store: EvidenceStore, row: Row, full: Row, accuracy: Column) -> TableCell:
     churn = None if row is full else churn_of(store, row, full, accuracy)
     if churn is None:
-        return Cell(text=formatting.NONE)
+        return TableCell(text=formatting.NONE)
     text = formatting.percent(churn.lost + churn.gained, 1)
-    return Cell(text=text, raw=churn.lost, raw_error=churn.gained)
+    return TableCell(text=text, raw=churn.lost, raw_error=churn.gained)

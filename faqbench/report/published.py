@@ -33,7 +33,7 @@ from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.columns import Column, Row, estimate_cell
 from faqbench.report.panels import Panel
-from faqbench.tables import Cell, Heading, Table, text_cell
+from faqbench.tables import Heading, Table, TableCell, text_cell
 
 _NOT_STATED = "not stated"
 _ENDING = ".yaml"
@@ -139,15 +139,15 @@ def _sources() -> dict[str, _Source]:
     }
 
 
-def _cells(entry: Published, panels: Sequence[Panel]) -> tuple[Cell, ...]:
+def _cells(entry: Published, panels: Sequence[Panel]) -> tuple[TableCell, ...]:
     ours = list(_ours(entry, panels))
     return (
         text_cell(entry.model),
         text_cell(entry.metric),
         _stated(entry.bits),
-        Cell(text="per row", raw=-1) if entry.group_size == -1 else _stated(entry.group_size),
-        Cell(text=facts.display_method(entry.method), raw=entry.method, method=entry.method),
-        Cell(text=entry.value.replace("-", formatting.MINUS), raw=entry.value.removeprefix("+")),
+        TableCell(text="per row", raw=-1) if entry.group_size == -1 else _stated(entry.group_size),
+        TableCell(text=facts.display_method(entry.method), raw=entry.method, method=entry.method),
+        TableCell(text=entry.value.replace("-", formatting.MINUS), raw=entry.value.removeprefix("+")),
         _our_cell(ours),
         _verdict_cell(entry, ours),
         text_cell(entry.measured),
@@ -155,13 +155,13 @@ def _cells(entry: Published, panels: Sequence[Panel]) -> tuple[Cell, ...]:
     )
 
 
-def _stated(value: int | None) -> Cell:
-    return Cell(text=_NOT_STATED if value is None else str(value), raw=value)
+def _stated(value: int | None) -> TableCell:
+    return TableCell(text=_NOT_STATED if value is None else str(value), raw=value)
 
 
-def _our_cell(ours: Sequence[tuple[Row, Column]]) -> Cell:
+def _our_cell(ours: Sequence[tuple[Row, Column]]) -> TableCell:
     if not ours:
-        return Cell(text=formatting.NONE)
+        return TableCell(text=formatting.NONE)
     texts = []
     for row, column in ours:
         value = estimate_cell(column, column.estimate(row)).text
@@ -169,13 +169,13 @@ def _our_cell(ours: Sequence[tuple[Row, Column]]) -> Cell:
         place = row.name if row.bits is None else f"{row.name}, {row.bits} bits"
         texts.append(f"{value}{unit} ({place}, {column.label})")
     text = "; ".join(texts)
-    return Cell(text=text, raw=text, href=ours[0][0].runs[0].run_id)
+    return TableCell(text=text, raw=text, href=ours[0][0].runs[0].run_id)
 
 
-def _verdict_cell(entry: Published, ours: Sequence[tuple[Row, Column]]) -> Cell:
+def _verdict_cell(entry: Published, ours: Sequence[tuple[Row, Column]]) -> TableCell:
     verdicts = list(dict.fromkeys(_verdict(entry, row, column) for row, column in ours))
     text = "; ".join(verdicts) or formatting.NONE
-    return Cell(text=text, raw=text, tone="bad" if text.startswith("fail") else "")
+    return TableCell(text=text, raw=text, tone="bad" if text.startswith("fail") else "")
 
 
 def _verdict(entry: Published, row: Row, column: Column) -> str:

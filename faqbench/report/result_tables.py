@@ -13,7 +13,7 @@ from faqbench.report.comparisons import Churn, churn_of
 from faqbench.report.difference_tables import FLIPS, flips_cell
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Panel, build_panels
-from faqbench.tables import Cell, Heading, Table, text_cell
+from faqbench.tables import Heading, Table, TableCell, text_cell
 
 _MOST_SEED_LINKS = 6
 
@@ -106,12 +106,12 @@ def further_table(analysis: Analysis, name: str) -> Table | None:
     )
 
 
-def gates_cell(row: Row) -> Cell:
+def gates_cell(row: Row) -> TableCell:
     """Return how many gates failed, or passed, over a row's runs."""
     failed = [run for run in row.runs for gate in run.gates if not gate.passed]
     if failed:
         text = f"{len(failed)} failed"
-        return Cell(text=text, raw=text, tone="bad", href=failed[0].run_id)
+        return TableCell(text=text, raw=text, tone="bad", href=failed[0].run_id)
     n_gates = sum(len(run.gates) for run in row.runs)
     return text_cell(f"{n_gates} passed" if n_gates else formatting.NONE)
 
@@ -122,14 +122,14 @@ def _leading_headings(panel: Panel) -> list[Heading]:
     return headings + ([Heading(text="draws", sub="seeds")] if _has_draws(panel) else [])
 
 
-def _leading_cells(panel: Panel, row: Row) -> list[Cell]:
+def _leading_cells(panel: Panel, row: Row) -> list[TableCell]:
     cells = [_method_cell(row), _bits_cell(row)]
     cells += [text_cell(row.shown.get(key, formatting.NONE)) for key in panel.shown_keys]
     if _has_draws(panel):
         n = len(row.runs)
         links = tuple((facts.seed(run), run.run_id) for run in row.runs)
         shown = links if 1 < n <= _MOST_SEED_LINKS else ()
-        cells.append(Cell(text=str(n), raw=n, links=shown))
+        cells.append(TableCell(text=str(n), raw=n, links=shown))
     return cells
 
 
@@ -137,14 +137,14 @@ def _has_draws(panel: Panel) -> bool:
     return any(len(row.runs) > 1 for row in panel.rows)
 
 
-def _metric_cells(family: Family, index: int, row: Row) -> list[Cell]:
+def _metric_cells(family: Family, index: int, row: Row) -> list[TableCell]:
     return [
         estimate_cell(column, column.estimate(row), family.marks.get((index, c), ""), row.runs[0].run_id)
         for c, column in enumerate(family.columns)
     ]
 
 
-def _estimates(columns: Sequence[Column], row: Row) -> list[Cell]:
+def _estimates(columns: Sequence[Column], row: Row) -> list[TableCell]:
     return [estimate_cell(c, c.estimate(row), href=row.runs[0].run_id) for c in columns]
 
 
@@ -158,23 +158,23 @@ def _key_heading(key: str) -> Heading:
     return Heading(text=last.replace("_", " "), sub=group, numeric=False, csv=key)
 
 
-def _method_cell(row: Row) -> Cell:
+def _method_cell(row: Row) -> TableCell:
     name = facts.display_method(row.method)
-    return Cell(text=name, raw=name, href=row.runs[0].run_id, method=row.method)
+    return TableCell(text=name, raw=name, href=row.runs[0].run_id, method=row.method)
 
 
-def _bits_cell(row: Row) -> Cell:
-    return Cell(text=row.widths or formatting.NONE, raw=row.bits)
+def _bits_cell(row: Row) -> TableCell:
+    return TableCell(text=row.widths or formatting.NONE, raw=row.bits)
 
 
-def _bits_per_weight_cell(row: Row) -> Cell:
+def _bits_per_weight_cell(row: Row) -> TableCell:
     value = row.runs[0].bits_per_weight
-    return Cell(text=formatting.number(value, 2), raw=value, href=row.runs[0].run_id)
+    return TableCell(text=formatting.number(value, 2), raw=value, href=row.runs[0].run_id)
 
 
-def _time_cell(row: Row) -> Cell:
+def _time_cell(row: Row) -> TableCell:
     mean = sum(run.seconds for run in row.runs) / len(row.runs)
-    return Cell(text=formatting.seconds(mean), raw=mean, href=row.runs[0].run_id)
+    return TableCell(text=formatting.seconds(mean), raw=mean, href=row.runs[0].run_id)
 
 
 def runs_table(records: Sequence[RunRecord]) -> Table:
@@ -188,7 +188,7 @@ def runs_table(records: Sequence[RunRecord]) -> Table:
         (
             *map(text_cell, (r.run_id, facts.model_name(r), facts.method_name(r))),
             *(text_cell(f.get(k, "")) for k in keys),
-            *(Cell(text="", raw=x) for x in (r.bits_per_weight, r.seconds, r.peak_memory_bytes)),
+            *(TableCell(text="", raw=x) for x in (r.bits_per_weight, r.seconds, r.peak_memory_bytes)),
         )
         for r, f in zip(records, flat, strict=True)
     )
@@ -201,7 +201,7 @@ def metrics_table(records: Sequence[RunRecord]) -> Table:
     rows = tuple(
         (
             *map(text_cell, (r.run_id, m.task, m.name)),
-            *(Cell(text="", raw=x) for x in (m.value, m.stderr, m.n)),
+            *(TableCell(text="", raw=x) for x in (m.value, m.stderr, m.n)),
             text_cell(m.unit),
         )
         for r in records

@@ -27,7 +27,7 @@ from faqbench.report.difference_tables import (
     with_unit,
 )
 from faqbench.statistics import exp, percent_of_log
-from faqbench.tables import Cell, Heading, Table, text_cell
+from faqbench.tables import Heading, Table, TableCell, text_cell
 
 _SOME_DRAWS = 5
 _MANY_SETTINGS = 4
@@ -35,7 +35,7 @@ _Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Statement:
     """One sentence of the answer.
 
     Attributes:
@@ -69,7 +69,7 @@ def question(analysis: Analysis) -> str:
     return f"{asked}, and is any difference from {facts.display_method(analysis.baseline)} real?"
 
 
-def verdicts(analysis: Analysis) -> list[Verdict]:
+def verdicts(analysis: Analysis) -> list[Statement]:
     """Return the answer: per contest who leads, then each method against the baseline."""
     kinds = telling_kinds(analysis)
     others = {c.a.method for _, c in analysis.main.comparisons} - {"rtn"}
@@ -95,7 +95,7 @@ def telling_kinds(analysis: Analysis) -> set[str]:
     return {"perplexity", "mean_acc" if has_mean else "acc"}
 
 
-def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
+def _leader(analysis: Analysis, contest: Contest, index: int) -> Statement | None:
     """Say who is best of three or more contenders, or who cannot be told from the best."""
     column, rows = analysis.panel.columns[index], analysis.panel.rows
     marks = {row: analysis.main.marks.get((row, index)) for row in contest.rows}
@@ -106,7 +106,7 @@ def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
     what = measure(column)
     if BEST in marks.values():
         best = next(rows[row].short_name for row, mark in marks.items() if mark == BEST)
-        return Verdict(
+        return Statement(
             setting=contest.label,
             lead=f"{best} has the best {what}",
             evidence="It is significantly better than every other method here.",
@@ -117,7 +117,7 @@ def _leader(analysis: Analysis, contest: Contest, index: int) -> Verdict | None:
     name = rows[best_row].short_name
     close = [other for other in ahead if other != name]
     everyone = "no other method" if len(close) == len(contest.rows) - 1 else ""
-    return Verdict(
+    return Statement(
         setting=contest.label,
         lead=f"The best {what} is undecided",
         evidence=f"{name} is ahead by value, but "
@@ -153,7 +153,7 @@ def draws_note(analysis: Analysis) -> str:
     return f"Every calibrated method was run on at least {fewest} calibration draws."
 
 
-def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Verdict:
+def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Statement:
     a, b, what = c.a.short_name, c.b.short_name, measure(c.column)
     if c.refused:
         lead, evidence = f"{a} and {b} cannot be paired in {what}", f"{c.refused}."
@@ -174,7 +174,7 @@ def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Verdict:
         evidence += f" It is within the margin all the same: {_equality(c)}"
     if c.churn is not None:
         evidence += f" Flips: {flips_text(c.churn)}."
-    return Verdict(
+    return Statement(
         setting=contest.label,
         lead=lead,
         evidence=evidence[:1].upper() + evidence[1:],
@@ -278,9 +278,9 @@ def overview_table(analysis: Analysis, name: str) -> Table | None:
     )
 
 
-def _tally(comparisons: list[Comparison]) -> Cell:
+def _tally(comparisons: list[Comparison]) -> TableCell:
     if not comparisons:
-        return Cell(text=formatting.NONE)
+        return TableCell(text=formatting.NONE)
     n_better = sum(c.is_significant and c.a_is_better for c in comparisons)
     n_worse = sum(c.is_significant and not c.a_is_better for c in comparisons)
     one_draw = [c for c in comparisons if c.stands and c.is_of_one_draw]

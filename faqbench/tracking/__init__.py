@@ -30,13 +30,13 @@ from pathlib import Path
 
 from faqbench.config.experiment import TrackingSection
 from faqbench.tracking.live import followed, live, wait_for_followers
-from faqbench.tracking.samples import ProgressLog, Sample, find_progress, read_progress
+from faqbench.tracking.samples import ProgressLog, ProgressSample, find_progress, read_progress
 from faqbench.tracking.tracker import NoTracker, Tracker, followed_by
 
 __all__ = [
     "NoTracker",
     "ProgressLog",
-    "Sample",
+    "ProgressSample",
     "Tracker",
     "find_progress",
     "followed",

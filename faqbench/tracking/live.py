@@ -38,7 +38,7 @@ from faqbench.interrupts import raise_if_interrupted
 from faqbench.records import read_run
 from faqbench.stages import Progress
 from faqbench.stages.progress import Advance
-from faqbench.tracking.samples import End, ProgressWriter, Sample
+from faqbench.tracking.samples import End, ProgressSample, ProgressWriter
 from faqbench.tracking.tracker import SECONDS_TO_ANSWER, SHOWN, Tracker, followed_by, is_followed
 
 _log = logging.getLogger("faqbench")
@@ -174,10 +174,10 @@ class _Sampler:
             age = time.monotonic() - self._start
             self._watched.changed.wait(max(_SHORTEST_INTERVAL, age / _SAMPLES_PER_AGE))
 
-    def _sample(self) -> Sample:
+    def _sample(self) -> ProgressSample:
         stages = list(self._watched.stages)
         stage = stages[-1] if stages else RunningStage(title="", done=0, total=0)
-        return Sample(
+        return ProgressSample(
             seconds=round(time.monotonic() - self._start, 2),
             stage=stage.title,
             done=stage.done,

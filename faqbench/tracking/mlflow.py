@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.tracking.samples import Sample
+from faqbench.tracking.samples import ProgressSample
 from faqbench.tracking.view import RunHead, RunView
 
 _LONGEST_VALUE = 500
@@ -43,7 +43,7 @@ class MlflowRun:
         self._client.update_run(self._id, status="RUNNING")
         self._log_params(head.config)
 
-    def sample(self, number: int, sample: Sample) -> None:
+    def sample(self, number: int, sample: ProgressSample) -> None:
         """See `OpenRun.sample`."""
         self._n_samples = number + 1
         values = {

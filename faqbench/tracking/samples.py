@@ -30,7 +30,7 @@ End = Literal["ended", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class ProgressSample:
     """A moment of a running cell.
 
     Attributes:
@@ -70,7 +70,7 @@ class ProgressLog:
     host: str
     group: str | None
     config: Mapping[str, Any]
-    samples: tuple[Sample, ...]
+    samples: tuple[ProgressSample, ...]
     end: str | None
     modified: float
 
@@ -124,7 +124,7 @@ class ProgressWriter:
             return
         self._write(header)
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: ProgressSample) -> None:
         """Append a sample."""
         self._write(asdict(sample))
 
@@ -175,7 +175,7 @@ def read_progress(runs: Path, run_id: str) -> ProgressLog | None:
         header = _adapter(_Header).validate_python(lines[0])
         ends = [i for i, line in enumerate(lines) if isinstance(line, dict) and "end" in line]
         last = ends[0] if ends else len(lines)
-        samples = [_adapter(Sample).validate_python(line) for line in lines[1:last]]
+        samples = [_adapter(ProgressSample).validate_python(line) for line in lines[1:last]]
         end = _adapter(_End).validate_python(lines[last]).end if ends else None
     except ValidationError as error:
         raise ValueError(f"{path.name} is no progress: {first_fault(error)}") from error

@@ -17,7 +17,7 @@ from typing import Any, Protocol, cast
 from faqbench.config.experiment import TrackingSection
 from faqbench.interrupts import must_pass, raise_if_interrupted
 from faqbench.records import RunData
-from faqbench.tracking.samples import Sample
+from faqbench.tracking.samples import ProgressSample
 from faqbench.tracking.view import RunHead, RunView, head_of, samples_of, view_of
 
 _log = logging.getLogger("faqbench")
@@ -28,7 +28,7 @@ _PACKAGES = {"wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
 class OpenRun(Protocol):
     """A run that a service shows while it goes on."""
 
-    def sample(self, number: int, sample: Sample) -> None:
+    def sample(self, number: int, sample: ProgressSample) -> None:
         """Show a moment of the cell; the same number twice shows it once."""
         ...
 

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.tracking.samples import Sample
+from faqbench.tracking.samples import ProgressSample
 from faqbench.tracking.view import RunHead, RunView
 
 
@@ -50,7 +50,7 @@ class TrackioRun:
             )
         self._n_samples = 0
 
-    def sample(self, number: int, sample: Sample) -> None:
+    def sample(self, number: int, sample: ProgressSample) -> None:
         """See `OpenRun.sample`."""
         self._n_samples = number + 1
         values = {

@@ -21,7 +21,7 @@ import pandas as pd
 
 from faqbench.records import RunData, RunRecord, read_record, run_folders, same_model
 from faqbench.report import run_evidence
-from faqbench.tracking.samples import ProgressLog, Sample, read_progress
+from faqbench.tracking.samples import ProgressLog, ProgressSample, read_progress
 
 _FILES = ("record.json", "config.yaml", "items.parquet", "layers.parquet")
 _TRACES = {"local_error": "alone_error", "relative_error": "added_up_error", "cosine": "cosine"}
@@ -90,7 +90,7 @@ def progress_of(runs: Path, run_id: str) -> ProgressLog | None:
         return None
 
 
-def samples_of(runs: Path, run_id: str) -> tuple[Sample, ...]:
+def samples_of(runs: Path, run_id: str) -> tuple[ProgressSample, ...]:
     """Return the live samples that a run left behind."""
     log = progress_of(runs, run_id)
     return log.samples if log else ()

@@ -42,7 +42,7 @@ import pandas as pd
 from filelock import FileLock
 
 from faqbench.config.experiment import TrackingSection
-from faqbench.tracking.samples import Sample
+from faqbench.tracking.samples import ProgressSample
 from faqbench.tracking.view import RunHead, RunView
 
 _log = logging.getLogger("faqbench")
@@ -148,7 +148,7 @@ class WandbRun:
             run.define_metric(metrics, step_metric=axis, summary="none")
         return run
 
-    def sample(self, number: int, sample: Sample) -> None:
+    def sample(self, number: int, sample: ProgressSample) -> None:
         """See `OpenRun.sample`."""
         self._n_samples = number + 1
         done = sample.done / sample.total if sample.total else 0.0

@@ -43,7 +43,7 @@ _LOGITS_BYTES = 400_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class StageCost:
     """What a stage takes."""
 
     seconds: float
@@ -105,7 +105,7 @@ class Estimator:
             with suppress(KeyError):  # a foreign or older record without what work is made of
                 self._read(record)
 
-    def stage(self, kind: str, title: str, config: Mapping[str, Any]) -> Cost:
+    def stage(self, kind: str, title: str, config: Mapping[str, Any]) -> StageCost:
         """Return what computing a stage takes.
 
         Args:
@@ -118,7 +118,7 @@ class Estimator:
         ]
         work = _work(kind, title, config)
         if seen:
-            return Cost(
+            return StageCost(
                 seconds=work * median(o.seconds_per_work for o in seen),
                 n_bytes=work * median(o.bytes_per_work for o in seen),
             )
@@ -211,10 +211,10 @@ class Estimator:
         self._peaks[method].append(record.peak_memory_bytes)
         self.n_records += 1
 
-    def _by_shape(self, kind: str, title: str, config: Mapping[str, Any]) -> Cost:
+    def _by_shape(self, kind: str, title: str, config: Mapping[str, Any]) -> StageCost:
         if self._shape is None:
-            return Cost(seconds=0.0, n_bytes=0.0)
-        return Cost(
+            return StageCost(seconds=0.0, n_bytes=0.0)
+        return StageCost(
             seconds=_seconds_of_shape(self._shape, self._rate, kind, title, config),
             n_bytes=_bytes_of_shape(self._shape, kind, title, config),
         )

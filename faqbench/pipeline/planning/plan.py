@@ -15,14 +15,14 @@ from faqbench.evaluation import task_names
 from faqbench.hardware import named_device
 from faqbench.models import is_streamed, model_config, streamed_bytes, streaming_note
 from faqbench.pipeline.graph import StageNeed, look_up
-from faqbench.pipeline.planning.estimates import Cost, Estimator
+from faqbench.pipeline.planning.estimates import Estimator, StageCost
 from faqbench.pipeline.planning.rate import shape_of
 from faqbench.pipeline.quantizing import share_walk
 from faqbench.records import RunRecord, find_heads, read_record
 from faqbench.sources import reusable_record
 from faqbench.stages import Progress, StageCache, StageUse
 
-_NOTHING = Cost(seconds=0.0, n_bytes=0.0)
+_NOTHING = StageCost(seconds=0.0, n_bytes=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class PlannedStage:
 
     need: StageNeed
     n_cells: int
-    cost: Cost
+    cost: StageCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class _Planning:
         self.estimators: dict[tuple[str, ...], Estimator] = {}
         self.cells: dict[str, PlannedCell] = {}
         self.askers: Counter[str] = Counter()
-        self.stages: dict[str, tuple[StageNeed, Cost]] = {}
+        self.stages: dict[str, tuple[StageNeed, StageCost]] = {}
 
     def add(self, experiment: Experiment) -> None:
         """Plan one more cell, unless it is planned already."""
@@ -190,7 +190,7 @@ class _Planning:
             n_reused=sum(need.is_asked for need in needs) - len(due),
         )
 
-    def _ask(self, needs: Sequence[StageNeed], due: Mapping[str, Cost]) -> dict[str, float]:
+    def _ask(self, needs: Sequence[StageNeed], due: Mapping[str, StageCost]) -> dict[str, float]:
         """Note who asks for which stages, and return the seconds of each kind that a cell computes."""
         seconds: dict[str, float] = defaultdict(float)
         self.askers.update(need.entry for need in needs)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from toy_runs import _metric
 
 from faqbench.cli import main, question, settle
-from faqbench.cli.composing import Cell, Request
+from faqbench.cli.composing import Cell, Command
 from faqbench.cli.question import read_inquiry
 from faqbench.config import run_id
 from faqbench.records import (
@@ -69,7 +69,7 @@ def toy(tmp_path, monkeypatch, capsys, compose):
             drawn = first.calibration.model_copy(update={"seed": seed})
             own = {"seed": seed, "calibration": drawn}
             cells.append(Cell(experiment=first.model_copy(update=own), overrides=()))
-        return Request(cells=tuple(cells), kind="sweep", hydra=HYDRA)
+        return Command(cells=tuple(cells), kind="sweep", hydra=HYDRA)
 
     def launch(sweep, overrides):
         for cell in sweep.cells:

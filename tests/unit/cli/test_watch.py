@@ -12,7 +12,7 @@ from faqbench.cli import main, watch
 from faqbench.records import write_sweep
 from faqbench.report import ReportRequest, write_report
 from faqbench.tracking import wandb as wandb_view
-from faqbench.tracking.samples import ProgressWriter, Sample, progress_path
+from faqbench.tracking.samples import ProgressSample, ProgressWriter, progress_path
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def runs(tmp_path):
     for name in ("going", "gone", "ended"):
         writer = ProgressWriter(tmp_path, name, "study")
         sample = {"seconds": 12.0, "stage": "evaluate", "done": 3, "total": 40}
-        writer.add(Sample(**sample, memory_bytes=1_500_000_000))
+        writer.add(ProgressSample(**sample, memory_bytes=1_500_000_000))
         if name == "ended":
             writer.end("stopped")
         writer._close()

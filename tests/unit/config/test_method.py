@@ -8,7 +8,7 @@ import pytest
 from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.identity import identity_hash, identity_of
-from faqbench.config.method import OWNED, STAGES, UNDECIDING, Reads, Stage, StageValue, method_of
+from faqbench.config.method import OWNED, STAGES, UNDECIDING, MethodStage, Reads, StageValue, method_of
 
 STUDY = Path(__file__).parents[3] / "runs" / "study"
 AWQ = {"scale": "awq", "clip": "search", "correct": "none", "round": "nearest"}
@@ -46,7 +46,7 @@ def test_an_option_at_its_neutral_value_is_no_part_of_an_identity(monkeypatch):
         name="nearest", options={"dither.share": 0.0}, call="faqbench.quantization.grid:round_nearest"
     )
     monkeypatch.setitem(
-        STAGES, "round", Stage(name="round", values={"nearest": value}, is_always_named=True)
+        STAGES, "round", MethodStage(name="round", values={"nearest": value}, is_always_named=True)
     )
     plain = {"scale": "none", "clip": "none", "correct": "none", "round": "nearest"}
     neutral = method_of(plain).identity({**plain, "dither": {"share": 0.0}})
@@ -55,7 +55,7 @@ def test_an_option_at_its_neutral_value_is_no_part_of_an_identity(monkeypatch):
 
 
 def test_a_stage_that_came_later_is_named_where_it_does_something(monkeypatch):
-    turn = Stage(
+    turn = MethodStage(
         name="rotate",
         values={"none": StageValue(name="none", is_idle=True), "hadamard": StageValue(name="hadamard")},
     )

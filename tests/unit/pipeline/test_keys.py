@@ -11,7 +11,7 @@ from faqbench.assets import packaged
 from faqbench.models import ModelHolder, fingerprint_tokenizer, load_model
 from faqbench.models.random_model import byte_tokenizer, random_model
 from faqbench.pipeline import keys
-from faqbench.pipeline.cell import Cell
+from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.graph import stages_of
 from faqbench.stages import PlainProgress, StageCache
 
@@ -237,7 +237,7 @@ def test_nothing_is_referred_to_where_divergence_is_not_wanted(ran):
 def test_the_reference_leaves_the_loaded_weights_as_they_were(cell, tmp_path):
     experiment = cell("quant=rtn", PERPLEXITY, "dtype=bfloat16")
     cache, progress, stages = StageCache(tmp_path / "cache"), PlainProgress(), stages_of(experiment)
-    own = Cell(experiment, cache, progress, ModelHolder(), stages)
+    own = CellRun(experiment, cache, progress, ModelHolder(), stages)
     loaded = own.model.pristine()
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
     own.get(f"reference {NAME}")

@@ -20,7 +20,7 @@ from faqbench.records import read_run
 from faqbench.stages import PlainProgress
 from faqbench.tracking import Tracker, live, read_progress, tracker, wait_for_followers
 from faqbench.tracking.live import WatchedProgress
-from faqbench.tracking.samples import ProgressWriter, Sample, progress_path
+from faqbench.tracking.samples import ProgressSample, ProgressWriter, progress_path
 
 LIVE = importlib.import_module("faqbench.tracking.live")
 
@@ -262,7 +262,7 @@ def test_stages_are_passed_on_and_counted_while_they_run():
 
 def test_a_torn_progress_file_says_what_it_can_and_a_foreign_one_why_not(tmp_path):
     writer = ProgressWriter(tmp_path, "r", "g")
-    writer.add(Sample(seconds=1.0, stage="load", done=0, total=1, memory_bytes=5))
+    writer.add(ProgressSample(seconds=1.0, stage="load", done=0, total=1, memory_bytes=5))
     path = progress_path(tmp_path, "r")
     with path.open("a") as file:
         file.write('{"seconds": 2.0, "stage": "lo')

@@ -10,7 +10,7 @@ from toy_runs import write_toy_run
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import read_run
 from faqbench.report import ReportRequest, write_report
-from faqbench.tracking import Sample, tracker
+from faqbench.tracking import ProgressSample, tracker
 from faqbench.tracking.samples import ProgressWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     write_toy_run(runs, "faq")
     writer = ProgressWriter(runs, FAQ, "g")
     for i in range(3):
-        writer.add(Sample(seconds=i, stage="quantize", done=i, total=4, memory_bytes=10**9))
+        writer.add(ProgressSample(seconds=i, stage="quantize", done=i, total=4, memory_bytes=10**9))
     writer.end("ended")
     return runs
 

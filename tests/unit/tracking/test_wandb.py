@@ -13,7 +13,7 @@ from faqbench.cli import main
 from faqbench.config.experiment import TrackingSection
 from faqbench.records import read_run, write_sweep
 from faqbench.report import ReportRequest, answer, write_report
-from faqbench.tracking import Sample, Tracker
+from faqbench.tracking import ProgressSample, Tracker
 from faqbench.tracking.samples import ProgressWriter
 from faqbench.tracking.view import find_baseline, view_of
 from faqbench.tracking.wandb import WandbRun, stable_id
@@ -32,7 +32,7 @@ def runs(tmp_path_factory):
     write_toy_run(folder, "faq")
     writer = ProgressWriter(folder, FAQ, "g")
     for i, stage in enumerate(("load", "quantize", "evaluate")):
-        writer.add(Sample(seconds=i + 0.5, stage=stage, done=i, total=4, memory_bytes=10**9 + i))
+        writer.add(ProgressSample(seconds=i + 0.5, stage=stage, done=i, total=4, memory_bytes=10**9 + i))
     writer.end("ended")
     for name in (FP, FAQ):
         Tracker(SECTION, folder).log(read_run(folder / name))
