@@ -382,7 +382,7 @@ def _question(stage: CellStage, experiment: Experiment) -> Key:
 
 
 def _asked(stages: Mapping[str, CellStage], there: Collection[str]) -> set[str]:
-    """Return the stages that a cell asks for while some are there, as `Cell.get` would."""
+    """Return the stages that a cell asks for while some are there, as `CellRun.get` would."""
     asked: set[str] = set()
 
     def ask(stage: CellStage) -> None:
