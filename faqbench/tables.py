@@ -266,9 +266,9 @@ def to_parquet(table: Table) -> bytes:
 def _column(values: list[_Value]) -> pa.Array:
     import pyarrow as pa
 
-    known = [v for v in values if v is not None and not (isinstance(v, float) and math.isnan(v))]
-    if any(isinstance(v, str) for v in known):
+    present = [v for v in values if v is not None and not (isinstance(v, float) and math.isnan(v))]
+    if any(isinstance(v, str) for v in present):
         return pa.array([None if v is None else str(v) for v in values], pa.string())
-    if known and all(isinstance(v, int) for v in known):
+    if present and all(isinstance(v, int) for v in present):
         return pa.array(values, pa.int64())
     return pa.array([None if v is None else float(v) for v in values], pa.float64(), from_pandas=True)

@@ -182,10 +182,10 @@ def fetch(
     Raises:
         UserError: for an unknown name, terms that are not accepted, or a failed download.
     """
-    known = {asset.name: asset for asset in ASSETS}
+    assets = {asset.name: asset for asset in ASSETS}
     for name in names:
-        _require(name, "asset", known)
-    chosen = [known[name] for name in names] or [a for a in ASSETS if a.terms is None]
+        _require(name, "asset", assets)
+    chosen = [assets[name] for name in names] or [a for a in ASSETS if a.terms is None]
     # pip and the conversion are processes of their own, so threads are enough to use several cores.
     with ThreadPoolExecutor(max_workers=max(1, len(chosen))) as pool:
         prepare = partial(prepared, progress=progress, accept_terms=accept_terms)
@@ -198,8 +198,8 @@ def asset_names(*, with_terms: bool) -> list[str]:
     return [asset.name for asset in ASSETS if (asset.terms is not None) == with_terms]
 
 
-def _require(name: str, kind: str, known: Iterable[str]) -> None:
-    names = sorted(known)
+def _require(name: str, kind: str, there: Iterable[str]) -> None:
+    names = sorted(there)
     if name not in names:
         hint = did_you_mean(name, names)
         raise UserError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")

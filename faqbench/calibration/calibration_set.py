@@ -197,9 +197,9 @@ def activation_shift(means: Means, reference: Means) -> dict[str, float]:
     shifts = {}
     for role, blocks in means.items():
         spreads = [_spread(a, r) for a, r in zip(blocks, reference[role], strict=True)]
-        known = [spread for spread in spreads if not math.isnan(spread)]
-        if known:
-            shifts[role] = sum(known) / len(known)
+        measured = [spread for spread in spreads if not math.isnan(spread)]
+        if measured:
+            shifts[role] = sum(measured) / len(measured)
     return shifts
 
 

@@ -208,10 +208,10 @@ def _finish(
 ) -> CalibrationSet:
     """Change the tokens as the scenario says, put BOS in front, and fingerprint the set."""
     scenario = request.scenario
-    known = np.empty(0, dtype=np.int64)
+    token_ids = np.empty(0, dtype=np.int64)
     if scenario.noise_rate:
-        known = vocabulary(tokenizer, request.vocab_size)
-    windows = change_tokens(windows, scenario, known, request.seed)
+        token_ids = vocabulary(tokenizer, request.vocab_size)
+    windows = change_tokens(windows, scenario, token_ids, request.seed)
     if request.bos is not None:
         windows = np.insert(windows, 0, request.bos, axis=1)
         facts["window_start"] = f"bos+{facts['window_start']}"

@@ -109,9 +109,9 @@ def read_arguments(
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if equals and key not in keys.model_fields:
-            known = ", ".join(keys.model_fields) or "none"
+            key_names = ", ".join(keys.model_fields) or "none"
             hint = did_you_mean(key, keys.model_fields)
-            raise UserError(f"{verb}: unknown key {key}; allowed: {known}.{hint}")
+            raise UserError(f"{verb}: unknown key {key}; allowed: {key_names}.{hint}")
         if equals:
             values[key] = value
         else:

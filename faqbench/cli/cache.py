@@ -69,9 +69,9 @@ def run(arguments: list[str]) -> int:
     words, keys = read_arguments("cache", arguments, CacheKeys, n_words=1)
     action = words[0] if words else "ls"
     if action not in _ACTIONS:
-        known = ", ".join(_ACTIONS)
+        actions = ", ".join(_ACTIONS)
         raise UserError(
-            f"cache {action} is not known; it is one of {known}.{did_you_mean(action, _ACTIONS)}"
+            f"cache {action} is not known; it is one of {actions}.{did_you_mean(action, _ACTIONS)}"
         )
     root, stage = cache_root(), keys.stage
     everything = list_entries(root)

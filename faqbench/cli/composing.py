@@ -282,16 +282,16 @@ def _refuse_environment(unresolved: object, place: str = "") -> None:
 
 
 def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
-    known, mistakes = [], []
+    composed, mistakes = [], []
     compose_quickly = QuickComposer()
     for overrides in cells:
         try:
-            known.append(make_cell(compose_quickly(overrides), overrides))
+            composed.append(make_cell(compose_quickly(overrides), overrides))
         except UserError as error:
             mistakes.append(str(error))
     if mistakes:
         raise UserError("\n  ".join(dict.fromkeys(mistakes)))
-    return tuple(known)
+    return tuple(composed)
 
 
 class QuickComposer:

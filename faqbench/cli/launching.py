@@ -122,10 +122,10 @@ def check_launcher(config: DictConfig) -> None:
     module = str(config.launcher.get("_target_", "not.installed")).rpartition(".")[0]
     name = config.runtime.choices.get("hydra/launcher")
     try:
-        known = importlib.util.find_spec(module) is not None
+        is_installed = importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:
-        known = False
-    if not known:
+        is_installed = False
+    if not is_installed:
         extra = _EXTRAS.get(name)
         remedy = f"pip install 'faqbench[{extra}]'" if extra else f"install {module.split('.')[1]}"
         raise UserError(f"hydra/launcher={name} is not installed; {remedy}.")

@@ -87,15 +87,15 @@ def _check(column: str, records: Sequence[RunRecord]) -> None:
     if column in _FIELDS or not records:
         return
     if "/" in column:
-        known = sorted({f"{m.task}/{m.name}" for r in records for m in r.metrics})
-        if column in known:
+        allowed = sorted({f"{m.task}/{m.name}" for r in records for m in r.metrics})
+        if column in allowed:
             return
     else:
-        known = [*_FIELDS, *records[0].config]
+        allowed = [*_FIELDS, *records[0].config]
         if any(config_value(r.config, column) is not None for r in records):
             return
     raise UserError(
-        f"ls: no run has a column {column}; known: {', '.join(known)}.{did_you_mean(column, known)}"
+        f"ls: no run has a column {column}; known: {', '.join(allowed)}.{did_you_mean(column, allowed)}"
     )
 
 

@@ -268,14 +268,14 @@ def _compose(flags: argparse.Namespace, overrides: Sequence[str], draws: range) 
 
 
 def _check_different(arms: Sequence[Arm], experiments: Sequence[Experiment]) -> None:
-    known: dict[str, str] = {}
+    arm_of: dict[str, str] = {}
     for arm, experiment in zip(arms, experiments, strict=True):
         key = repr(identity(experiment))
-        if key in known:
+        if key in arm_of:
             raise UserError(
-                f"{known[key]} and {arm.name} are the same configuration; there is no question."
+                f"{arm_of[key]} and {arm.name} are the same configuration; there is no question."
             )
-        known[key] = arm.name
+        arm_of[key] = arm.name
 
 
 def _metric(name: str | None, experiment: Experiment) -> JudgedMetric:

@@ -188,10 +188,10 @@ def _missing_choice(error: MissingConfigException) -> str:
     if inner := options_of(f"{group}/{choice}"):
         ways = ", ".join(f"{group}={choice}/{name}" for name in inner)
         return f"{group}={choice} stands for several choices; take one of {ways}."
-    known = sorted(o for o in error.options or [] if not o.startswith("_"))
-    if not known:
+    choices = sorted(o for o in error.options or [] if not o.startswith("_"))
+    if not choices:
         return _one_line(error)
-    return f"{group}={choice} is not known; allowed: {', '.join(known)}.{did_you_mean(choice, known)}"
+    return f"{group}={choice} is not known; allowed: {', '.join(choices)}.{did_you_mean(choice, choices)}"
 
 
 def _bad_override(error: HydraException, overrides: Sequence[str]) -> str:
@@ -203,9 +203,9 @@ def _bad_override(error: HydraException, overrides: Sequence[str]) -> str:
         return _unknown_key_of_hydra(key, overrides) or _one_line(error)
     section: Any = Experiment
     for part in key.split("."):
-        known = list(getattr(section, "model_fields", {}))
-        if part not in known:
-            return _unknown_key(key, part, known)
+        fields = list(getattr(section, "model_fields", {}))
+        if part not in fields:
+            return _unknown_key(key, part, fields)
         section = section.model_fields[part].annotation
     return _one_line(error)
 
@@ -216,15 +216,15 @@ def _unknown_key_of_hydra(key: str, overrides: Sequence[str]) -> str | None:
     config = compose(CONFIG_NAME, overrides=choices, return_hydra_config=True)
     node: Any = OmegaConf.to_container(config, resolve=False)
     for part in key.split("."):
-        known = [str(k) for k in node if k != "_target_"] if isinstance(node, dict) else []
-        if part not in known:
-            return _unknown_key(key, part, known)
+        keys = [str(k) for k in node if k != "_target_"] if isinstance(node, dict) else []
+        if part not in keys:
+            return _unknown_key(key, part, keys)
         node = node[part]
     return None
 
 
-def _unknown_key(key: str, part: str, known: Sequence[str]) -> str:
-    return f"Unknown key {key}; keys there: {', '.join(known) or 'none'}.{did_you_mean(part, known)}"
+def _unknown_key(key: str, part: str, keys: Sequence[str]) -> str:
+    return f"Unknown key {key}; keys there: {', '.join(keys) or 'none'}.{did_you_mean(part, keys)}"
 
 
 def _annotation(key: str) -> Any:

@@ -142,10 +142,10 @@ class Settling:
         """Return an arm's first draws at the present number of windows or documents."""
         n = n_draws if self.inquiry.experiments[arm].needs_calibration else 1
         n_items = self._n_items if self._n_growths else None
-        known = self._composed.setdefault((arm, n_items), [])
-        if len(known) < n:
-            known += self.inquiry.draws(arm, range(len(known), n), n_items).cells
-        return known[:n]
+        composed = self._composed.setdefault((arm, n_items), [])
+        if len(composed) < n:
+            composed += self.inquiry.draws(arm, range(len(composed), n), n_items).cells
+        return composed[:n]
 
     @property
     def _open(self) -> list[Duel]:
@@ -161,8 +161,8 @@ class Settling:
         new = [cell for cell in cells if run_id(cell.experiment) not in self._runs]
         if not new:
             return True
-        known = list(dict.fromkeys([*self._runs, *(run_id(c.experiment) for c in new)]))
-        sweep = Sweep(cells=new, name=self.name, run_ids=known, run_cell=run_cell)
+        run_ids = list(dict.fromkeys([*self._runs, *(run_id(c.experiment) for c in new)]))
+        sweep = Sweep(cells=new, name=self.name, run_ids=run_ids, run_cell=run_cell)
         _, self.problems = launch(sweep, self.inquiry.overrides)
         for cell in new:
             name = run_id(cell.experiment)

@@ -144,8 +144,8 @@ def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
         return "all runs", None
     run_ids = read_sweep(runs, name)
     if run_ids is None:
-        known = [path.stem for path in paths]
-        raise UserError(f"There is no sweep '{name}' in {runs}.{did_you_mean(name, known)}")
+        names = [path.stem for path in paths]
+        raise UserError(f"There is no sweep '{name}' in {runs}.{did_you_mean(name, names)}")
     return name, run_ids
 
 

@@ -397,5 +397,5 @@ class Experiment(Section):
 
 def smaller(a: int | None, b: int | None) -> int | None:
     """Return the smaller of two caps; None caps nothing."""
-    known = [n for n in (a, b) if n is not None]
-    return min(known) if known else None
+    limits = [n for n in (a, b) if n is not None]
+    return min(limits) if limits else None

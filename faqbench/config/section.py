@@ -18,13 +18,13 @@ class UserError(ValueError):
     """
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest known spelling, or an empty string."""
-    near = difflib.get_close_matches(word.lower(), {k.lower(): k for k in known}, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(word.lower(), {k.lower(): k for k in words}, n=1, cutoff=0.5)
     if near:
-        return f" Did you mean '{next(k for k in known if k.lower() == near[0])}'?"
+        return f" Did you mean '{next(k for k in words if k.lower() == near[0])}'?"
     # Transposed short names such as 'fqa' fall under difflib's cutoff; the same letters do not.
-    same = [k for k in known if sorted(k.lower()) == sorted(word.lower())]
+    same = [k for k in words if sorted(k.lower()) == sorted(word.lower())]
     return f" Did you mean '{same[0]}'?" if same else ""
 
 

@@ -324,17 +324,17 @@ def _sentence(error: ErrorDetails) -> str:
     key = _readable_key([str(part) for part in error["loc"] if part not in _NOT_KEYS])
     value = spelled(error["input"])
     if error["type"] == "extra_forbidden":
-        known = _known_keys([str(part) for part in error["loc"][:-1]])
-        hint = did_you_mean(str(error["loc"][-1]), known)
-        return f"Unknown key {key}.{hint} Keys there: {', '.join(known)}."
+        allowed = _known_keys([str(part) for part in error["loc"][:-1]])
+        hint = did_you_mean(str(error["loc"][-1]), allowed)
+        return f"Unknown key {key}.{hint} Keys there: {', '.join(allowed)}."
     if error["type"] == "missing":
         return f"{key} is missing."
     if error["type"] == "literal_error":
         also = "'auto', " if key in _RESOLVED_BEFORE else ""
         also = "a number or " if "word" in error["loc"] else also
         expected = also + error["ctx"]["expected"]
-        known = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
-        return f"{key}={value} is not allowed: it is {expected}.{did_you_mean(str(value), known)}"
+        allowed = [word.strip("' ") for word in expected.replace(" or ", ", ").split(",")]
+        return f"{key}={value} is not allowed: it is {expected}.{did_you_mean(str(value), allowed)}"
     if error["type"] == "string_pattern_mismatch":
         return (
             f"{key}={value} is not allowed: a name of at most 80 letters, digits and . _ + - that begins "

@@ -144,9 +144,9 @@ def _packaged(domain: str, progress: Progress) -> Mapping[str, str]:
     """Return the texts of a packaged domain with their keys."""
     if domain in domain_names():
         return packaged_documents(domain, progress)
-    known = [*domain_names(), *hub_set_names()]
+    names = [*domain_names(), *hub_set_names()]
     raise UserError(
-        f"Unknown domain '{domain}'.{did_you_mean(domain, known)} Known: {', '.join(domain_names())}; "
+        f"Unknown domain '{domain}'.{did_you_mean(domain, names)} Known: {', '.join(domain_names())}; "
         f"from the hub {', '.join(hub_set_names())} or hub:OWNER/NAME; or the path of a .txt, .jsonl "
         "or .parquet file."
     )

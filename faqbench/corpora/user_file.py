@@ -193,11 +193,11 @@ def _parquet(name: str, column: str, most: int, progress: Progress) -> Iterator[
     path = regular_file(name)
     try:
         with pq.ParquetFile(path) as file:
-            known = file.schema_arrow.names
-            if column not in known:
-                raise UserError(_no_column(name, column, known))
-            if known.count(column) > 1:
-                raise UserError(f"The file '{name}' has {known.count(column)} columns '{column}'.")
+            columns = file.schema_arrow.names
+            if column not in columns:
+                raise UserError(_no_column(name, column, columns))
+            if columns.count(column) > 1:
+                raise UserError(f"The file '{name}' has {columns.count(column)} columns '{column}'.")
             n_rows = _rows_at_once(name, file.metadata, column, most)
             with progress.stage(f"read {path.name}", file.metadata.num_rows) as advance:
                 for batch in file.iter_batches(batch_size=n_rows, columns=[column]):
@@ -234,7 +234,7 @@ def _rows_at_once(name: str, metadata: Any, column: str, most: int) -> int:
 
 def _jsonl(name: str, column: str, most: int) -> tuple[list[object], bool]:
     values: list[object] = []
-    known: dict[str, None] = {}
+    columns: dict[str, None] = {}
     text, is_cut = read_text(name, most)
     if is_cut and "\n" not in text:
         raise UserError(
@@ -245,12 +245,12 @@ def _jsonl(name: str, column: str, most: int) -> tuple[list[object], bool]:
         if not line.strip():
             continue
         row = _object(name, number, line)
-        known.update(dict.fromkeys(row))
+        columns.update(dict.fromkeys(row))
         values.append(row.get(column))
     if not values:
         raise UserError(f"The file '{name}' is empty.")
-    if column not in known:
-        raise UserError(_no_column(name, column, list(known)))
+    if column not in columns:
+        raise UserError(_no_column(name, column, list(columns)))
     return values, is_cut
 
 
@@ -264,8 +264,8 @@ def _object(name: str, number: int, line: str) -> Mapping[str, Any]:
     return row
 
 
-def _no_column(name: str, column: str, known: list[str]) -> str:
+def _no_column(name: str, column: str, columns: list[str]) -> str:
     return (
-        f"The file '{name}' has no column '{column}'; it has {', '.join(known)}. Set "
-        f"calibration.column.{did_you_mean(column, known)}"
+        f"The file '{name}' has no column '{column}'; it has {', '.join(columns)}. Set "
+        f"calibration.column.{did_you_mean(column, columns)}"
     )

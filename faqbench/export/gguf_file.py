@@ -256,8 +256,8 @@ def _cut(tokenizer: Any) -> str:
     before = content.get("pre_tokenizer") or {}
     steps = before.get("pretokenizers", [before])
     regex = "".join(step["pattern"].get("Regex", "?") for step in steps if step.get("type") == "Split")
-    known = {"ByteLevel", "Split"} >= {step.get("type") for step in steps}
-    if content["model"]["type"] == "BPE" and known and regex in _CUTS:
+    is_known = {"ByteLevel", "Split"} >= {step.get("type") for step in steps}
+    if content["model"]["type"] == "BPE" and is_known and regex in _CUTS:
         return _CUTS[regex]
     raise UserError(
         "format=gguf writes byte-level BPE tokenizers that cut texts as GPT-2, Llama 3 or Qwen2 do; this "

@@ -114,11 +114,11 @@ def driver_of(experiment: Experiment) -> Path:
     if own.suffix == ".py" and own.is_file():
         return own
     (folder,) = faqbench.drivers.__path__
-    known = sorted(p.stem for p in Path(folder).glob("[a-z]*.py"))
-    if name not in known:
+    drivers = sorted(p.stem for p in Path(folder).glob("[a-z]*.py"))
+    if name not in drivers:
         raise UserError(
-            f"quant.external.driver={name} is not known: it is {', '.join(known)}, or the path of a script."
-            f"{did_you_mean(name, known)}"
+            f"quant.external.driver={name} is not known: it is {', '.join(drivers)}, or the path of a "
+            f"script.{did_you_mean(name, drivers)}"
         )
     return Path(folder) / f"{name}.py"
 

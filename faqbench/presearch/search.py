@@ -89,15 +89,15 @@ def search(experiment: Experiment, *, cache: StageCache, progress: Progress) -> 
             "presearch tries previews on the model as it was loaded, and quant.rotate="
             f"{experiment.quant.rotate} quantizes another one; use quant.rotate=none."
         )
-    known = {candidate.name: candidate for candidate in candidates(experiment)}
-    if len(known) == 1:
+    by_name = {candidate.name: candidate for candidate in candidates(experiment)}
+    if len(by_name) == 1:
         raise UserError("presearch.grids has no candidate besides AWQ: raise window, lower gamma.")
     settings = experiment.presearch
     bench = Bench(experiment, cache, progress)
     trials: dict[tuple[str, int], Trial] = {}
 
     def loss(name: str, draw: int) -> float:
-        trial = trials[name, draw] = bench.trial(known[name], draw)
+        trial = trials[name, draw] = bench.trial(by_name[name], draw)
         end = "known" if trial.cached else formatting.seconds(trial.seconds)
         progress.note(
             f"{name}, draw {draw}: perplexity {exp(trial.loss):.3f}, output error "
@@ -105,13 +105,13 @@ def search(experiment: Experiment, *, cache: StageCache, progress: Progress) -> 
         )
         return trial.loss
 
-    history = successive_halving(list(known), settings.rounds, settings.keep, loss, AWQ)
+    history = successive_halving(list(by_name), settings.rounds, settings.keep, loss, AWQ)
     n_draws = settings.rounds[-1]
     windows = {n: np.stack([trials[n, d].windows for d in range(n_draws)]) for n in history[-1]}
     errors = {n: [trials[n, d].output_error for d in range(n_draws)] for n in history[-1]}
     return SearchResult(
         experiment=experiment,
-        candidates=known,
+        candidates=by_name,
         history=tuple(map(tuple, history)),
         trials=trials,
         evidence=tuple(weigh(windows, errors)),
@@ -137,14 +137,14 @@ def successive_halving(
         loss: of a candidate on a draw; draws are numbered from 0, and each pair is asked for once.
         always: the candidate that stays in, whatever its loss.
     """
-    known: dict[tuple[str, int], float] = {}
+    scores: dict[tuple[str, int], float] = {}
     standing, history = list(names), []
     for n_draws in rounds:
         for draw in range(n_draws):
             for name in standing:
-                if (name, draw) not in known:
-                    known[name, draw] = loss(name, draw)
-        standing = ranked(standing, n_draws, known)
+                if (name, draw) not in scores:
+                    scores[name, draw] = loss(name, draw)
+        standing = ranked(standing, n_draws, scores)
         history.append(standing)
         rivals = [name for name in standing if name != always]
         n_kept = max(1, math.ceil(keep * len(rivals)))
@@ -152,11 +152,11 @@ def successive_halving(
     return history
 
 
-def ranked(names: Sequence[str], n_draws: int, known: Mapping[tuple[str, int], float]) -> list[str]:
+def ranked(names: Sequence[str], n_draws: int, scores: Mapping[tuple[str, int], float]) -> list[str]:
     """Return the candidates by their mean loss over the draws; ties keep their order, NaN comes last."""
 
     def mean(name: str) -> tuple[bool, float]:
-        value = sum(known[name, draw] for draw in range(n_draws)) / n_draws
+        value = sum(scores[name, draw] for draw in range(n_draws)) / n_draws
         return math.isnan(value), value
 
     return sorted(names, key=mean)

@@ -255,9 +255,9 @@ class Lookahead:
 
     def _error(self, block: int, role: Role) -> float:
         """Return e of a role, over those of its linears that are quantized; 0 where none is."""
-        known = self._errors.get((block, role.name))
-        if known is not None:
-            return known
+        errors = self._errors.get((block, role.name))
+        if errors is not None:
+            return errors
         moments = self._store.mean_abs(block, role.name).square()
         error = size = 0.0
         for name in role.linears:

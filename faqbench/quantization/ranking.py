@@ -52,10 +52,10 @@ def contenders(
         n_samples: into how many samples the rows are cut; 1 takes every loss in full.
     """
     n_rows = len(row_losses)
-    known = row_losses([first], torch.arange(n_rows))
-    order = known[0].argsort(descending=True, stable=True).cpu()
-    losses = known.new_zeros(n_candidates, n_rows)  # columns in the order of `order`
-    losses[first] = known[0, order]
+    losses_seen = row_losses([first], torch.arange(n_rows))
+    order = losses_seen[0].argsort(descending=True, stable=True).cpu()
+    losses = losses_seen.new_zeros(n_candidates, n_rows)  # columns in the order of `order`
+    losses[first] = losses_seen[0, order]
     in_full, kept = {first}, list(range(n_candidates))
     heavy = torch.arange(n_rows) < math.ceil(n_rows * _HEAVY_FRAC)
     sampled = torch.zeros(n_rows, dtype=torch.bool)
@@ -101,13 +101,13 @@ def _behind(losses: Tensor, leader: Tensor, seen: Tensor, sampled: Tensor) -> Te
         seen: [rows], a mask.
         sampled: [rows], a mask of those seen rows that stand for unseen ones.
     """
-    known = losses[:, seen].sum(dim=1) - leader.sum()
+    behind = losses[:, seen].sum(dim=1) - leader.sum()
     if bool(seen.all()):
-        return known
+        return behind
     alike = ~seen.to(leader.device) & (leader <= leader[sampled].max())
     n_sampled, n_alike = int(sampled.sum()), int(alike.sum())
     differences = losses[:, sampled] - leader[sampled]
     error = differences.std(dim=1) * math.sqrt(n_alike * (1 + n_alike / n_sampled))
     expected = leader[alike].sum() + n_alike * differences.mean(dim=1)
     least = (expected - _LOSING_SIGMAS * error).clamp(min=0)
-    return known + least
+    return behind + least

@@ -147,12 +147,12 @@ class Decision:
         """
         if not isinstance(raw, dict) or raw.get("schema_version") != DECISION_VERSION:
             raise ValueError(f"it is no decision of schema_version {DECISION_VERSION}")
-        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
-        later = {k: v for k, v in raw.items() if k not in known}
-        if later and isinstance(extra := known.get("extra", {}), dict):
-            known["extra"] = extra | later
+        fields = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
+        later = {k: v for k, v in raw.items() if k not in fields}
+        if later and isinstance(extra := fields.get("extra", {}), dict):
+            fields["extra"] = extra | later
         try:
-            decision = _adapter().validate_python(known)
+            decision = _adapter().validate_python(fields)
         except ValidationError as error:
             raise ValueError(f"malformed decision: {first_fault(error)}") from error
         _check_names(decision)

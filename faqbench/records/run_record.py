@@ -120,12 +120,12 @@ class RunRecord:
         if not isinstance(raw, dict):
             raise ValueError("malformed record: it is no mapping")
         _check_schema(raw.get("schema_version"))
-        known = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
+        fields = {name: raw[name] for name in cls.__dataclass_fields__ if name in raw}
         later = {k: v for k, v in raw.items() if k not in cls.__dataclass_fields__}
-        if later and isinstance(extra := known.get("extra", {}), dict):
-            known["extra"] = extra | later
+        if later and isinstance(extra := fields.get("extra", {}), dict):
+            fields["extra"] = extra | later
         try:
-            record = _adapter().validate_python(known)
+            record = _adapter().validate_python(fields)
             check_free_parts(record.config, record.extra)
         except ValidationError as error:
             raise ValueError(f"malformed record: {first_fault(error)}") from error

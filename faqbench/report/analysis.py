@@ -111,12 +111,12 @@ def _family(
     store: EvidenceStore,
     margin: Margin | None,
 ) -> Family:
-    known: dict[tuple[int, int, int], Comparison] = {}
+    computed: dict[tuple[int, int, int], Comparison] = {}
 
     def compare(a: int, b: int, c: int) -> Comparison:
-        if (a, b, c) not in known:
-            known[a, b, c] = compare_rows(store, panel.rows[a], panel.rows[b], columns[c], margin)
-        return known[a, b, c]
+        if (a, b, c) not in computed:
+            computed[a, b, c] = compare_rows(store, panel.rows[a], panel.rows[b], columns[c], margin)
+        return computed[a, b, c]
 
     pairs = [
         (contest, compare(row, contest.baseline, c))

@@ -152,12 +152,12 @@ class Column:
         """
         if self.kind == "mean_acc":
             parts = [part.estimate(row) for part in self.parts]
-            known = [p for p in parts if p is not None]
-            if len(known) < len(self.parts):
+            estimates = [p for p in parts if p is not None]
+            if len(estimates) < len(self.parts):
                 return None
-            error = math.sqrt(sum(p.stderr**2 for p in known)) / len(known)
-            mean = sum(p.value for p in known) / len(known)
-            return Estimate(value=mean, stderr=error, n_draws=min(p.n_draws for p in known))
+            error = math.sqrt(sum(p.stderr**2 for p in estimates)) / len(estimates)
+            mean = sum(p.value for p in estimates) / len(estimates)
+            return Estimate(value=mean, stderr=error, n_draws=min(p.n_draws for p in estimates))
         metrics = [m for run in row.runs if (m := self.metric_of(run)) and m.value is not None]
         if not metrics:
             return None

@@ -233,15 +233,17 @@ def _churn(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Churn:
 
 def _with_earlier_draws(store: EvidenceStore, comparison: Comparison) -> Comparison:
     """Widen a single draw's interval by what earlier runs know of the spread between draws."""
-    known = store.earlier.spread(comparison.a, comparison.b, comparison.column)
-    if known is None or not math.isfinite(comparison.stderr):
+    earlier = store.earlier.spread(comparison.a, comparison.b, comparison.column)
+    if earlier is None or not math.isfinite(comparison.stderr):
         return comparison
     n = (
         comparison.n
         if comparison.column.array is None
         else math.ceil(comparison.n / block_length_for(comparison.n))
     )
-    widened = with_draw_variance(comparison.effect, comparison.stderr, n - 1, known.variance, known.degrees)
+    widened = with_draw_variance(
+        comparison.effect, comparison.stderr, n - 1, earlier.variance, earlier.degrees
+    )
     return replace(
         comparison,
         low=widened.low,
@@ -249,8 +251,8 @@ def _with_earlier_draws(store: EvidenceStore, comparison: Comparison) -> Compari
         stderr=widened.stderr,
         p_value=widened.p_value,
         degrees=widened.degrees,
-        n_earlier=known.n_draws,
-        earlier=known.folder,
+        n_earlier=earlier.n_draws,
+        earlier=earlier.folder,
     )
 
 

@@ -140,9 +140,9 @@ def _efforts(theirs: Row, ours: Row) -> str:
     """Return the mean seconds and the largest peak of two rows' runs, where they are known."""
     words = []
     for row in (theirs, ours):
-        known = [facts.effort(run) for run in row.runs]
-        seconds = [s for s, _ in known if s is not None]
-        peaks = [p for _, p in known if p is not None]
+        efforts = [facts.effort(run) for run in row.runs]
+        seconds = [s for s, _ in efforts if s is not None]
+        peaks = [p for _, p in efforts if p is not None]
         if not seconds or not peaks:
             words.append("not measured")
             continue

@@ -145,9 +145,9 @@ def block_curves(runs: Sequence[RunRecord], store: EvidenceStore) -> Curves:
 def traced_blocks(run: RunRecord) -> Curves:
     """Return kind of error -> block -> error as the record traced it; empty when nothing was."""
     blocks = run.extra.get("blocks")
-    known = [b for b in blocks if isinstance(b, Mapping)] if isinstance(blocks, list) else []
+    well_formed = [b for b in blocks if isinstance(b, Mapping)] if isinstance(blocks, list) else []
     traced = {
-        kind: {int(b["block"]): float(b[kind]) for b in known if b.get(kind) is not None}
+        kind: {int(b["block"]): float(b[kind]) for b in well_formed if b.get(kind) is not None}
         for kind in (ALONE, ADDED_UP, COSINE)
     }
     return {kind: curve for kind, curve in traced.items() if curve}
@@ -197,8 +197,8 @@ class EarlierDraws:
         The folder with the most draws speaks alone, since others may hold copies of its runs.
         """
         spreads = [self._spread_in(name, a, b, column) for name in self._records]
-        known = [spread for spread in spreads if spread is not None]
-        return max(known, key=lambda spread: spread.n_draws, default=None)
+        measured = [spread for spread in spreads if spread is not None]
+        return max(measured, key=lambda spread: spread.n_draws, default=None)
 
     @cached_property
     def _records(self) -> dict[str, list[RunRecord]]:

@@ -163,16 +163,16 @@ def made_of(records: Sequence[RunRecord]) -> list[dict[str, str]]:
     The calibration tokens, which are a draw's own, are left out. A record from before model and tokenizer
     were recorded has those that all others of its weights have.
     """
-    known: dict[tuple[str | None, str], set[str]] = {}
+    prints_of: dict[tuple[str | None, str], set[str]] = {}
     for record in records:
         weights = record.fingerprints.get("weights")
         for kind in _ADDED_LATER & record.fingerprints.keys():
-            known.setdefault((weights, kind), set()).add(record.fingerprints[kind])
+            prints_of.setdefault((weights, kind), set()).add(record.fingerprints[kind])
     parts = []
     for record in records:
         prints = {k: v for k, v in sorted(record.fingerprints.items()) if k != "calibration"}
         for kind in _ADDED_LATER - prints.keys():
-            others = known.get((prints.get("weights"), kind), set())
+            others = prints_of.get((prints.get("weights"), kind), set())
             prints |= {kind: next(iter(others))} if len(others) == 1 else {}
         parts.append(prints)
     return parts
@@ -246,8 +246,8 @@ def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:
     spelled = {k: config_value(record.config, k) for k in keys}
     if config_value(record.config, "quant.round") == "external":
         spelled["quant"] = f"external/{spelled['quant']}"
-    known = {*keys, "activations", *(f"{section}.{k}" for k in keys for section in _REPEATING)}
-    extra = {k: v for k, v in varying.items() if k not in known}
+    repeated = {*keys, "activations", *(f"{section}.{k}" for k in keys for section in _REPEATING)}
+    extra = {k: v for k, v in varying.items() if k not in repeated}
     words = [f"{k}={v}" for k, v in {**spelled, **extra}.items() if v is not None]
     words = [w for w in words if w not in {"limit=null", "scenario=matched"} and ".name=" not in w]
     return shlex.join(["python", "-m", "faqbench", *words])

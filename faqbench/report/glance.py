@@ -147,20 +147,20 @@ def _best_rows(analysis: Analysis, column: Column) -> dict[str, tuple[Row, str]]
     index = analysis.panel.columns.index(column)
     best: dict[str, tuple[Row, str]] = {}
     for contest in analysis.contests:
-        known = {i: e.value for i in contest.rows if (e := column.estimate(rows[i]))}
-        if not known:
+        values = {i: e.value for i in contest.rows if (e := column.estimate(rows[i]))}
+        if not values:
             continue
-        first = min(known, key=lambda i: sign * known[i])
+        first = min(values, key=lambda i: sign * values[i])
         widths = rows[first].widths
         held = best.get(widths)
         estimate = column.estimate(held[0]) if held else None
-        if estimate is not None and sign * estimate.value <= sign * known[first]:
+        if estimate is not None and sign * estimate.value <= sign * values[first]:
             continue
-        marks = {i: analysis.main.marks.get((i, index)) for i in known}
+        marks = {i: analysis.main.marks.get((i, index)) for i in values}
         if marks[first] is None:
-            ties = "one calibration set each" if len(known) > 1 else ""
+            ties = "one calibration set each" if len(values) > 1 else ""
         else:
-            ties = _names([rows[i].short_name for i in known if i != first and marks[i] == TIED])
+            ties = _names([rows[i].short_name for i in values if i != first and marks[i] == TIED])
         best[widths] = (rows[first], ties)
     return dict(sorted(best.items(), reverse=True))
 

@@ -55,12 +55,12 @@ def fidelity_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table
     """Return how far each row is from full precision on the same texts and items, or None if unmeasured."""
     panel = analysis.panel
     churns = _churns(panel, store)
-    known = [
+    measured = [
         (i, row)
         for i, row in enumerate(panel.rows)
         if churns[i] or any(column.estimate(row) for column in panel.fidelity)
     ]
-    if not known:
+    if not measured:
         return None
     has_flips = any(churns)
     rows = [
@@ -69,7 +69,7 @@ def fidelity_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table
             *_metric_cells(analysis.fidelity, i, row),
             *([flips_cell(churns[i])] if has_flips else []),
         )
-        for i, row in known
+        for i, row in measured
     ]
     return Table(
         name=name,

@@ -169,11 +169,11 @@ def _deltas(store: EvidenceStore, a: Row, b: Row) -> tuple[Delta, ...]:
     margin = facts.stated_margin([*a.runs, *b.runs])
     deltas: list[Delta] = []
     for family in (columns.main, columns.fidelity, columns.further):
-        known = [c for c in family if c.estimate(a) or c.estimate(b)]
-        compared = with_holm([compare_runs(store, a, b, column, margin) for column in known])
+        measured = [c for c in family if c.estimate(a) or c.estimate(b)]
+        compared = with_holm([compare_runs(store, a, b, column, margin) for column in measured])
         deltas += [
             Delta(column=c, a=c.estimate(a), b=c.estimate(b), comparison=comparison)
-            for c, comparison in zip(known, compared, strict=True)
+            for c, comparison in zip(measured, compared, strict=True)
         ]
     return tuple(deltas)
 

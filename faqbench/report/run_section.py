@@ -136,8 +136,8 @@ def _common(flat: Sequence[Mapping[str, str]]) -> Pairs:
 
 
 def _own(flat: Mapping[str, str], shared: Pairs) -> Pairs:
-    known = dict(shared)
-    return tuple((k, v) for k, v in flat.items() if k not in known)
+    shown = dict(shared)
+    return tuple((k, v) for k, v in flat.items() if k not in shown)
 
 
 def _facts(run: RunRecord) -> Pairs:

@@ -109,10 +109,10 @@ def select_runs(request: ReportRequest, find: Finder = find_runs) -> Selection:
         wanted = read_sweep(request.runs, request.name)
     missing: list[str] = []
     if wanted is not None:
-        known = {record.run_id: record for record in records}
+        by_id = {record.run_id: record for record in records}
         broken = {name for name, _ in damaged}
-        missing = [i for i in wanted if i not in known and i not in broken]
-        records = [known[i] for i in dict.fromkeys(wanted) if i in known]
+        missing = [i for i in wanted if i not in by_id and i not in broken]
+        records = [by_id[i] for i in dict.fromkeys(wanted) if i in by_id]
         damaged = [entry for entry in damaged if entry[0] in set(wanted)]
     if request.select and records:
         records = _narrow(records, request.select)

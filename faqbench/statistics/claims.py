@@ -24,10 +24,10 @@ from collections.abc import Sequence
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the corrected p-values in the order given; a NaN stays NaN and counts for nothing."""
-    known = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    ordered = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
     corrected, largest = list(p_values), 0.0
-    for n_smaller, (p, i) in enumerate(known):
-        largest = max(largest, p * (len(known) - n_smaller))
+    for n_smaller, (p, i) in enumerate(ordered):
+        largest = max(largest, p * (len(ordered) - n_smaller))
         corrected[i] = min(largest, 1.0)
     return corrected
 

@@ -116,11 +116,11 @@ class MlflowRun:
         """Log the configuration once: MLflow refuses a second value, and a run id has but one."""
         from mlflow.entities import Param
 
-        known = self._client.get_run(self._id).data.params
+        logged = self._client.get_run(self._id).data.params
         params = [
             Param(_legal(key), value[:_LONGEST_VALUE])
             for key, value in _flat(config)
-            if _legal(key) not in known
+            if _legal(key) not in logged
         ]
         for i in range(0, len(params), 100):
             self._client.log_batch(self._id, params=params[i : i + 100])

@@ -63,9 +63,9 @@ class TrackioRun:
     def finish(self, view: RunView) -> None:
         """See `OpenRun.finish`."""
         blocks = sorted({block for curve in view.curves.values() for block, _ in curve})
-        known = {name: dict(curve) for name, curve in view.curves.items()}
+        curves = {name: dict(curve) for name, curve in view.curves.items()}
         for i, block in enumerate(blocks):
-            values = {f"blocks/{n}": curve[block] for n, curve in known.items() if block in curve}
+            values = {f"blocks/{n}": curve[block] for n, curve in curves.items() if block in curve}
             self._run.log({"block": block, **values}, step=self._n_samples + i)
         numbers = {
             name: float(value) for name, value in view.summary.items() if isinstance(value, int | float)
@@ -126,10 +126,10 @@ class TrackioRun:
 def _remove_earlier(trackio: Any, project: str, name: str) -> None:
     """Remove the runs of a name; a project that does not exist yet has none."""
     try:
-        known = list(trackio.Api().runs(project))
+        runs = list(trackio.Api().runs(project))
     except ValueError:
         return
-    for run in known:
+    for run in runs:
         if run.name == name:
             run.delete()
 

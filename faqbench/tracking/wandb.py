@@ -215,9 +215,9 @@ class WandbRun:
     def _log_curves(self, view: RunView, first: int) -> int:
         """Log all curves, a block a step, and return the step after them."""
         blocks = sorted({block for curve in view.curves.values() for block, _ in curve})
-        known = {name: dict(curve) for name, curve in view.curves.items()}
+        curves = {name: dict(curve) for name, curve in view.curves.items()}
         for i, block in enumerate(blocks):
-            values = {f"blocks/{n}": curve[block] for n, curve in known.items() if block in curve}
+            values = {f"blocks/{n}": curve[block] for n, curve in curves.items() if block in curve}
             self.run.log({"block": block, **values}, step=first + i)
         return first + len(blocks)
 

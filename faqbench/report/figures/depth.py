@@ -140,11 +140,11 @@ def draw_linears(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
     if facet is None:
         return None
     rows = [(row, linear_errors(row.runs, store)) for row in facet.at(facet.fewest_bits)]
-    known = [(row, errors) for row, errors in rows if errors]
-    if not known:
+    measured = [(row, errors) for row, errors in rows if errors]
+    if not measured:
         return None
-    first = next((pair for pair in known if pair[0].method == analysis.baseline), known[0])
-    rivals = [p for p in known if p[0] is not first[0] and p[1].keys() == first[1].keys()]
+    first = next((pair for pair in measured if pair[0].method == analysis.baseline), measured[0])
+    rivals = [p for p in measured if p[0] is not first[0] and p[1].keys() == first[1].keys()]
     rivals.sort(key=lambda pair: _quality(analysis, pair[0]))
     where = ", ".join(w for w in (f"{facet.fewest_bits} bits", facet.title) if w)
     chosen = [(row.short_name, errors) for row, errors in (first, *rivals[:1])]

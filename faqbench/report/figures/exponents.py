@@ -83,10 +83,10 @@ def _scales(row: Row, store: EvidenceStore) -> pd.DataFrame | None:
 
     wanted = ["block", "role", "alpha", "scale_range"]
     tables = [store.of(run.run_id).layers for run in row.runs]
-    known = [t[wanted] for t in tables if t is not None and set(wanted) <= set(t)]
-    if not known:
+    columns = [t[wanted] for t in tables if t is not None and set(wanted) <= set(t)]
+    if not columns:
         return None
-    each = [t.dropna(subset=["alpha"]).drop_duplicates(["block", "role"]) for t in known]
+    each = [t.dropna(subset=["alpha"]).drop_duplicates(["block", "role"]) for t in columns]
     table = pd.concat(each, ignore_index=True)
     return table if len(table) else None
 

@@ -56,15 +56,15 @@ WIDTH = 5.2
 
 def color(method: str) -> str:
     """Return a method's colour; a composition such as qep-gptq has the colour of its last part."""
-    known = [_COLORS[p] for p in method.split("-") if p in _COLORS]
-    return known[-1] if known else _SPARE_COLORS[zlib.crc32(method.encode()) % len(_SPARE_COLORS)]
+    colors = [_COLORS[p] for p in method.split("-") if p in _COLORS]
+    return colors[-1] if colors else _SPARE_COLORS[zlib.crc32(method.encode()) % len(_SPARE_COLORS)]
 
 
 def marker(method: str) -> str:
     """Return a method's marker; a composition has the marker of its last part."""
-    known = [_MARKERS[p] for p in method.split("-") if p in _MARKERS]
+    markers = [_MARKERS[p] for p in method.split("-") if p in _MARKERS]
     spare = _SPARE_MARKERS[zlib.crc32(method.encode()) % len(_SPARE_MARKERS)]
-    return known[-1] if known else spare
+    return markers[-1] if markers else spare
 
 
 def look(method: str, variant: int = 0) -> dict[str, Any]:
