@@ -4,8 +4,12 @@ Options: those of QuantizeConfig, such as desc_act and damp_percent.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
+
+# Of two cores or fewer it takes one worker, where its loading asks for two, and it does not start.
+os.environ.setdefault("GPTQMODEL_CPU_WORKERS", str(max(2, ((os.cpu_count() or 1) + 1) // 2)))
 
 import torch
 from gptqmodel import GPTQModel, QuantizeConfig
