@@ -1,9 +1,9 @@
 """Handing cells to Hydra: the known ones of a sweep, or those that a search chooses on its way.
 
 What a launcher gets is what Hydra's own sweeper would give it: lists of overrides, from which it composes
-each cell again in its own process. How a sweep goes about its cells is told in
-`plugins/hydra_plugins/faqbench_sweeper.py`. Models and dtypes are checked, and told of, before the first
-cell starts.
+each cell again in its own process; only what this process runs itself is run as it was composed here. How a
+sweep goes about its cells is told in `plugins/hydra_plugins/faqbench_sweeper.py`. Models and dtypes are
+checked, and told of, before the first cell starts.
 """
 
 from __future__ import annotations

@@ -36,10 +36,11 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def toy_cell(text_file: str) -> list[str]:
-    """Overrides of a cell that runs in a second, on no asset at all."""
+    """Overrides of a cell of two blocks that runs in half a second, on no asset at all."""
     return [
         "tracking=none",
         "evaluation=none",
+        "model.random.num_hidden_layers=2",
         "dtype=float32",
         "calibration.n_samples=2",
         "calibration.seq_len=32",

@@ -159,10 +159,11 @@ def toy_text(n_texts: int, seed: int) -> str:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
-    """A fresh folder; this process works there too."""
+    """A fresh folder for cells of two blocks; this process works there too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
-    return new_workplace(tmp_path)
+    name, *more = new_workplace(tmp_path).cell
+    return Workplace(tmp_path, (name, "model.random.num_hidden_layers=2", *more))
 
 
 def new_workplace(root: Path) -> Workplace:

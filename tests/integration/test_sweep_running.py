@@ -24,7 +24,7 @@ def started(output):
 
 
 def test_cells_that_share_a_model_and_a_calibration_set_run_one_after_another(forks, workplace):
-    sweep = ["-m", "quant=rtn,awq", "seed=0,1", "model=tiny-llama,tiny-qwen2", *workplace.cell[1:]]
+    sweep = ["-m", "quant=rtn,awq", "seed=0,1", "model=tiny-llama,tiny-qwen2", *workplace.cell[2:]]
     done = forks.run(workplace, *sweep)
     assert done.wait() == 0, done.output
     names = [name.rsplit("-", 1)[0] for name in started(done.output)]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from faqbench import hardware
@@ -14,6 +15,7 @@ from faqbench.hardware import FastDtype
 from faqbench.records import find_runs
 
 ROOT = Path(__file__).parents[3]
+BY_HYDRA = "hydra.sweep.subdir=own"  # cells are composed where they run, as those of other launchers are
 
 
 def request(*arguments):
@@ -124,7 +126,7 @@ def test_a_named_study_takes_overrides_like_any_other_sweep():
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["-m", "quant=fp,rtn,faq", "bits=3,4", "seed=range(0,2)"],
+        ["-m", "quant=fp,faq", "bits=3,4", "seed=range(0,2)"],
         ["experiment=quickstart"],
         ["experiment=quickstart", "quant=faq"],
         ["-m", "quant=choice(rtn,awq)", "gamma=0.5,0.9"],
@@ -132,7 +134,7 @@ def test_a_named_study_takes_overrides_like_any_other_sweep():
     ],
 )
 def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, monkeypatch, tmp_path):
-    arguments = [*arguments, "model=tiny-llama", f"paths.runs={tmp_path}"]
+    arguments = [*arguments, "model=tiny-llama", f"paths.runs={tmp_path}", BY_HYDRA]
     ran = []
 
     def note(config, **_):
@@ -143,6 +145,22 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
     checked = {run_id(e) for e in request(*arguments).experiments}
     cells.run(arguments)
     assert len(ran) == len(checked) and set(ran) == checked
+
+
+def test_a_cell_of_a_sweep_that_runs_as_it_was_composed_is_what_hydra_composes(monkeypatch, tmp_path):
+    def configs(*more):
+        ran = []
+
+        def note(config, **_):
+            task = [str(line) for line in HydraConfig.get().overrides.task]
+            ran.append((OmegaConf.to_container(config, resolve=True), task, HydraConfig.get().job.num))
+
+        monkeypatch.setattr(cells, "run_cell", note)
+        cells.run(["-m", "model=tiny-llama", "quant=rtn,faq", "bits=4", f"paths.runs={tmp_path}", *more])
+        return ran
+
+    as_composed, by_hydra = configs(), configs(BY_HYDRA)
+    assert as_composed == by_hydra and len(as_composed) == 2
 
 
 @pytest.mark.parametrize(
@@ -185,15 +203,15 @@ def test_a_folder_of_ones_own_adds_choices(tmp_path):
     assert (experiment.quant.name, experiment.quant.clip) == ("mine", "none")
 
 
-# Hydra reads each of these signs as something: all of them in one name, and the last one at a name's end.
-@pytest.mark.parametrize("name", [",=&'#( \"\\$%", "\\"])
-def test_that_folder_may_have_any_name_also_where_hydra_runs_the_cell(name, tmp_path, monkeypatch):
-    folder = tmp_path / f"my{name}conf" / "quant"
+def test_that_folder_may_have_any_name_also_where_hydra_runs_the_cell(tmp_path, monkeypatch):
+    # Hydra reads each of these signs as something, and the last one at a name's end as something else.
+    folder = tmp_path / ",=&'#( \"\\$%conf\\" / "quant"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("defaults: [rtn, _self_]\nname: mine\n")
     ran = []
     monkeypatch.setattr(cells, "run_cell", lambda c, **_: ran.append(c.quant.name))
-    cells.run(["-m", "--config-dir", str(folder.parent), "quant=mine,rtn", f"paths.runs='{tmp_path}'"])
+    sweep = ["-m", "quant=mine,rtn", "model=tiny-llama", f"paths.runs='{tmp_path}'", BY_HYDRA]
+    cells.run([*sweep, "--config-dir", str(folder.parent)])
     assert sorted(ran) == ["mine", "rtn"]
 
 
@@ -202,10 +220,9 @@ def test_a_pattern_of_choices_is_a_sweep_over_those_that_a_user_can_choose(monke
     monkeypatch.setattr(cells, "run_cell", lambda c, **_: ran.append(c.quant.name))
     cells.run(["-m", "model=tiny-llama", "quant=glob(*awq*)", f"paths.runs={tmp_path}"])
     assert sorted(ran) == ["awq", "awq-gptq", "awq-noclip", "loaq-awq", "qep-awq"]
-    all_but_one = "quant=glob(*,exclude=checkpoint)"  # which needs a checkpoint
-    every = {e.quant.name for e in request("-m", all_but_one).experiments}
-    there = {p.stem for p in (composing.conf_dir() / "quant").glob("[!_]*.yaml")}
-    assert every == there - {"checkpoint"}
+    every = {e.evaluation.name for e in request("-m", "evaluation=glob(*,exclude=paper)").experiments}
+    there = {p.stem for p in (composing.conf_dir() / "evaluation").glob("*.yaml")}
+    assert every == there - {"paper", "_protocol"}
     assert "quant=glob(z*) matches none of awq, " in mistake("-m", "quant=glob(z*)")
 
 
@@ -266,7 +283,7 @@ def test_a_cell_keeps_its_dtype_on_a_machine_that_multiplies_another_fast(
 
     monkeypatch.setattr(cells, "run_cell", elsewhere)
     fast("float32")
-    arguments = [*arguments, "model=tiny-llama", "device=cpu", f"paths.runs={tmp_path}"]
+    arguments = [*arguments, "model=tiny-llama", "device=cpu", f"paths.runs={tmp_path}", BY_HYDRA]
     named = {run_id(e) for e in request(*arguments).experiments}
     cells.run(arguments)
     assert set(ran) == named
@@ -290,9 +307,16 @@ def test_a_dtype_or_device_that_is_none_is_one_mistake(line, expected, capsys):
 
 def test_the_committed_runs_are_cells_of_the_study_on_any_machine(fast):
     fast("float32")
-    named = {run_id(e) for e in request("experiment=study").experiments}
-    committed = {record.run_id for record in find_runs(ROOT / "runs" / "study")[0]}
-    assert len(committed) == 243 and committed <= named
+    scenarios, seeds = ("matched", "few-samples"), (0, 4)  # of five each
+    part = [f"scenario={','.join(scenarios)}", f"seed={','.join(map(str, seeds))}"]
+    named = {run_id(e) for e in request("experiment=study", *part).experiments}
+    configs = {record.run_id: record.config for record in find_runs(ROOT / "runs" / "study")[0]}
+    committed = {
+        name
+        for name, config in configs.items()
+        if config["scenario"]["name"] in scenarios and config["seed"] in seeds
+    }
+    assert len(configs) == 243 and len(committed) > 40 and committed <= named
 
 
 def test_the_plan_says_which_dtype_and_why(fast, capsys, tmp_path):

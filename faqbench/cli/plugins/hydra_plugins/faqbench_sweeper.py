@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, run_job
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -74,10 +75,9 @@ class CellSweeper(Sweeper):
         task = partial(sweep.run_cell, estimates=estimates, started_by=os.getpid())
         if kind_of(launcher) == "basic":  # this process runs them, one after another
             task = partial(task, beside=tuple(c.experiment for c in left))
+        self._task = partial(why_no_record, task=task)
         self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=self._context,
-            task_function=partial(why_no_record, task=task),
-            config=self._config,
+            hydra_context=self._context, task_function=self._task, config=self._config
         )
         return estimates, self._launch_all(left)
 
@@ -120,12 +120,39 @@ class CellSweeper(Sweeper):
             Exception: what the launcher raised, when a process of its own broke.
         """
         jobs, size = [[*cell.overrides, *extra] for cell in cells], self._batch_size or len(cells)
-        reasons = [
-            done.return_value
-            for start in range(0, len(jobs), size)
-            for done in self._launcher.launch(jobs[start : start + size], initial_job_idx=start)
-        ]
-        return [reason for reason in reasons if reason is not None]
+        if self._run_as_composed(cells):
+            made = (self._run(*job) for job in enumerate(zip(cells, jobs, strict=True)))
+        else:
+            made = (
+                job
+                for start in range(0, len(jobs), size)
+                for job in self._launcher.launch(jobs[start : start + size], initial_job_idx=start)
+            )
+        return [job.return_value for job in made if job.return_value is not None]
+
+    def _run_as_composed(self, cells: Sequence[Cell]) -> bool:
+        """Say whether this process runs the cells, and nobody asks what Hydra knows of each alone."""
+        config = self._config.hydra
+        is_basic = str(config.launcher["_target_"]).rpartition(".")[2] == "BasicLauncher"
+        are_plain = not any("${" in cell.experiment.model_dump_json() for cell in cells)
+        return is_basic and are_plain and config.sweep.subdir == "." and not config.callbacks
+
+    def _run(self, number: int, job: tuple[Cell, list[str]]) -> JobReturn:
+        """Run a cell as it was composed and checked, which Hydra's launcher would do again for each."""
+        cell, overrides = job
+        config = OmegaConf.masked_copy(self._config, ["hydra"])
+        OmegaConf.set_struct(config, False)
+        config.merge_with(cell.experiment.model_dump(mode="json"))
+        config.tracking.group = self._sweep.name
+        config.hydra.overrides.task = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+        config.hydra.job.id = config.hydra.job.num = number
+        return run_job(
+            hydra_context=self._context,
+            task_function=self._task,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
 
     def _write_multirun(self) -> None:
         """Keep what was asked for where Hydra's users look for it."""
