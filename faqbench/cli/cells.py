@@ -170,8 +170,8 @@ def _run_sweep(request: Command, overrides: list[str]) -> int:
     first = request.experiments[0]
     run_ids = list(dict.fromkeys(map(run_id, request.experiments)))
     name = first.tracking.group or first.report.name or f"sweep-{hash_json(run_ids)[:10]}"
-    sweep = Sweep(cells=request.cells, name=name, run_ids=run_ids, run_cell=run_cell)
-    planned, problems = launch(sweep, overrides)
+    sweep = Sweep(cells=request.cells, name=name, run_ids=run_ids, run_cell=run_cell, overrides=overrides)
+    planned, problems = launch(sweep)
     return conclude(first, run_ids, is_sweep=True, planned=planned, problems=problems)
 
 

@@ -134,10 +134,16 @@ def compose_cells(flags: argparse.Namespace) -> Command:
         _check_one_experiment(parsed)
         sweeper = first.hydra.sweeper
         if is_search(first.hydra):
+            _compose([str(o.input_line) for o in parsed if not o.is_sweep_override()])  # as Hydra will
             cell = make_cell(_plain(_compose(guess)), guess)
             return Command(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
         return Command(cells=_validated(_split(_parse(swept))), kind="sweep", hydra=first.hydra)
+
+
+def first_choices(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a sweep with the first choice of each, those of its first cell."""
+    return [_first_choice(o) for o in _parse(overrides)]
 
 
 def is_search(hydra_config: Any) -> bool:

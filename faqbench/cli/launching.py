@@ -19,7 +19,7 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from faqbench.cli.composing import VERSION_BASE, Cell, composer, conf_dir
+from faqbench.cli.composing import VERSION_BASE, Cell, composer, conf_dir, first_choices
 from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
@@ -47,12 +47,14 @@ class Sweep:
         name: of the sweep.
         run_ids: of all its cells, of which these may be some.
         run_cell: run for each cell, in whatever process.
+        overrides: as the sweep was asked for.
     """
 
     cells: Sequence[Cell]
     name: str
     run_ids: Sequence[str]
     run_cell: Task
+    overrides: Sequence[str] = ()
 
     @property
     def runs(self) -> Path:
@@ -70,10 +72,15 @@ def run_search(overrides: list[str], task: Task) -> None:
         ready_hydra().multirun(CONFIG_NAME, task, overrides)
 
 
-def launch(sweep: Sweep, overrides: list[str]) -> tuple[Mapping[str, Estimate], list[str]]:
-    """Run a sweep with the launcher that overrides choose; what is returned is `CellSweeper.sweep`'s."""
+def launch(sweep: Sweep) -> tuple[Mapping[str, Estimate], list[str]]:
+    """Run a sweep with the launcher that it asks for; what is returned is `CellSweeper.sweep`'s.
+
+    Hydra composes once more before it hands over, without what is swept: with the default model, say, of
+    which an override of the swept ones may know nothing. So it is given the first cell.
+    """
     with composer():
-        planned, problems = ready_hydra().multirun(CONFIG_NAME, sweep, overrides)
+        first = first_choices(sweep.overrides)
+        planned, problems = ready_hydra().multirun(CONFIG_NAME, sweep, first)
     return planned, problems
 
 

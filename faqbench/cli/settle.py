@@ -162,8 +162,10 @@ class Settling:
         if not new:
             return True
         run_ids = list(dict.fromkeys([*self._runs, *(run_id(c.experiment) for c in new)]))
-        sweep = Sweep(cells=new, name=self.name, run_ids=run_ids, run_cell=run_cell)
-        _, self.problems = launch(sweep, self.inquiry.overrides)
+        sweep = Sweep(
+            cells=new, name=self.name, run_ids=run_ids, run_cell=run_cell, overrides=self.inquiry.overrides
+        )
+        _, self.problems = launch(sweep)
         for cell in new:
             name = run_id(cell.experiment)
             try:

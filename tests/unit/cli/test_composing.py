@@ -147,6 +147,18 @@ def test_the_cells_that_are_checked_are_the_cells_that_hydra_runs(arguments, mon
     assert len(ran) == len(checked) and set(ran) == checked
 
 
+@pytest.mark.parametrize("more", [[], [BY_HYDRA]])
+def test_an_override_that_only_the_swept_models_know_is_no_mistake(more, monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(cells, "run_cell", lambda config, **_: ran.append(to_experiment(config)) or 0.0)
+    arguments = ["-m", "model=tiny-llama,tiny-qwen2", "model.random.num_hidden_layers=2", "quant=rtn"]
+    cells.run([*arguments, f"paths.runs={tmp_path}", f"hydra.sweep.dir={tmp_path}/sweep", *more])
+    found = [(e.model.name, e.model.random["num_hidden_layers"]) for e in ran]
+    assert found == [("tiny-llama", 2), ("tiny-qwen2", 2)]
+    kept = OmegaConf.load(tmp_path / "sweep" / "multirun.yaml").hydra.overrides.task
+    assert list(kept) == [*arguments[1:], f"paths.runs={tmp_path}"]
+
+
 def test_a_cell_of_a_sweep_that_runs_as_it_was_composed_is_what_hydra_composes(monkeypatch, tmp_path):
     def configs(*more):
         ran = []

@@ -156,6 +156,8 @@ class CellSweeper(Sweeper):
 
     def _write_multirun(self) -> None:
         """Keep what was asked for where Hydra's users look for it."""
+        asked = [o for o in self._sweep.overrides if not o.lstrip("+~").startswith("hydra")]
+        OmegaConf.update(self._config, "hydra.overrides.task", asked)
         folder = Path(str(self._config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, folder / "multirun.yaml")
