@@ -71,7 +71,7 @@ def toy(tmp_path, monkeypatch, capsys, compose):
             cells.append(Cell(experiment=first.model_copy(update=own), overrides=()))
         return Command(cells=tuple(cells), kind="sweep", hydra=HYDRA)
 
-    def launch(sweep, overrides):
+    def launch(sweep):
         for cell in sweep.cells:
             run.made.append(run_id(cell.experiment))
             write_toy(cell.experiment, *losses[cell.experiment.quant.name])
