@@ -231,7 +231,7 @@ def test_a_pattern_of_choices_is_a_sweep_over_those_that_a_user_can_choose(monke
     ran = []
     monkeypatch.setattr(cells, "run_cell", lambda c, **_: ran.append(c.quant.name))
     cells.run(["-m", "model=tiny-llama", "quant=glob(*awq*)", f"paths.runs={tmp_path}"])
-    assert sorted(ran) == ["awq", "awq-gptq", "awq-noclip", "loaq-awq", "qep-awq"]
+    assert sorted(ran) == ["awq", "awq-gptq", "awq-noclip", "loaq-awq", "loaq-awq-gptq", "qep-awq"]
     every = {e.evaluation.name for e in request("-m", "evaluation=glob(*,exclude=paper)").experiments}
     there = {p.stem for p in (composing.conf_dir() / "evaluation").glob("*.yaml")}
     assert every == there - {"paper", "_protocol"}

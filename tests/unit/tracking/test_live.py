@@ -195,14 +195,16 @@ def test_a_record_whose_follower_hung_is_not_shown_from_here_too(
 def test_what_the_first_follower_did_not_show_is_shown_and_the_next_cell_has_a_new_one(
     tmp_path, monkeypatch
 ):
-    dies = tmp_path / "dies"
-    dies.write_text("#!/bin/sh\nread cell\nread done\nexit 3\n")
+    dies, go = tmp_path / "dies", tmp_path / "go"
+    wait = f"for i in $(seq 1000); do test -e {go} && break; sleep 0.05; done"
+    dies.write_text(f"#!/bin/sh\nread cell\nread done\n{wait}\nexit 3\n")
     dies.chmod(0o755)
     first, second = (experiment_in(tmp_path / "runs", f"bits={bits}") for bits in (3, 4))
     with monkeypatch.context() as patch:
         patch.setattr("sys.executable", str(dies))
         with live(first, PlainProgress()):
             tracker(first.tracking, tmp_path / "runs").log(record_of(first))
+        go.touch()  # one that dies before it is told of the record hands it back at once
         assert wait_for(lambda: not LIVE._followers[-1].is_listening)
     with live(second, PlainProgress()):
         tracker(second.tracking, tmp_path / "runs").log(record_of(second))
