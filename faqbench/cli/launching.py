@@ -54,7 +54,7 @@ class Sweep:
     name: str
     run_ids: Sequence[str]
     run_cell: Task
-    overrides: Sequence[str] = ()
+    overrides: Sequence[str]
 
     @property
     def runs(self) -> Path:

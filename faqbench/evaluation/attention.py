@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from faqbench.models import device_of
+from faqbench.models import device_of, register_attention
 
 _NAME = "faqbench_stacked"
 _BLOCK = 64
@@ -39,7 +38,7 @@ def stacked_attention(model: Any) -> Iterator[None]:
     if not on_cpu or config._attn_implementation != "sdpa":
         yield
         return
-    _register()
+    register_attention(_NAME, _attend)
     config._attn_implementation = _NAME
     try:
         yield
@@ -112,13 +111,3 @@ def _sdpa(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
 
     result: tuple[Tensor, None] = sdpa_attention_forward(*args, **kwargs)
     return result
-
-
-@cache
-def _register() -> None:
-    """Make the attention known to transformers, with the masks of `sdpa`; not before it is needed."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
-
-    AttentionInterface.register(_NAME, _attend)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)

@@ -35,6 +35,7 @@ from faqbench.models.prepared import (
     change_operands,
     prepare,
     prepared_input,
+    register_attention,
 )
 from faqbench.models.rotation import (
     ROTATION_VERSION,
@@ -99,6 +100,7 @@ __all__ = [
     "prepare",
     "prepared_input",
     "probe_logits",
+    "register_attention",
     "stated_of",
     "streamed_bytes",
     "streaming_note",

@@ -12,6 +12,7 @@ one that asks it. Only `sdpa` is wrapped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -88,7 +89,7 @@ def change_operands(module: Any, architecture: Architecture, change: nn.Module) 
             f"The model's attention is '{config._attn_implementation}', whose keys and values are not to "
             "be reached: quant.activations.kv_bits and bmm need 'sdpa'."
         )
-    _register()
+    register_attention(OPERANDS_ATTENTION, _attend)
     config._attn_implementation = OPERANDS_ATTENTION
     for block in architecture.block_modules(module):
         block.get_submodule(architecture.role("qkv").inspect).add_module(_CHILD, change)
@@ -112,10 +113,10 @@ def _attend(
 
 
 @cache
-def _register() -> None:
-    """Make the attention known to transformers, with the masks of `sdpa`; not before it is needed."""
+def register_attention(name: str, attend: Callable[..., Any]) -> None:
+    """Make an attention known to transformers, with the masks of `sdpa`; not before it is needed."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(OPERANDS_ATTENTION, _attend)
-    AttentionMaskInterface.register(OPERANDS_ATTENTION, sdpa_mask)
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, sdpa_mask)

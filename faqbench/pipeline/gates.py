@@ -239,7 +239,7 @@ def load_check(_: CellRun, folder: Path) -> WeightsCheck:
 
 def look_over(model: Model) -> WeightsCheck:
     """Look over the weights of a model, some rows of a streamed one at a time."""
-    return WeightsLook(model).found()
+    return WeightsLook(model).check()
 
 
 class WeightsLook:
@@ -258,7 +258,7 @@ class WeightsLook:
         for name, parameter in block.named_parameters(f"{self.model.architecture.blocks}.{index}"):
             self._is_finite[name] = is_finite(parameter)
 
-    def found(self) -> WeightsCheck:
+    def check(self) -> WeightsCheck:
         """Return what there is to tell of all weights."""
         model, names = self.model, [name for name, _ in self.model.module.named_parameters()]
         for name in names:

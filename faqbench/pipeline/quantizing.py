@@ -159,13 +159,13 @@ class _KeptBlocks:
 
     def linears(self) -> Mapping[str, QuantizedLinear] | None:
         """Return those of all blocks by full name; None where one is missing."""
-        per_cell: list[MutableMapping[str, QuantizedLinear]] = []
+        per_block: list[MutableMapping[str, QuantizedLinear]] = []
         for index in range(self._model.architecture.n_blocks):
             path = self._cache.find(_BLOCKS, self._key_of(index))
             if path is None:
                 return None
-            per_cell.append(cast("Any", StoredLinears(path, self._device)))
-        return ChainMap(*per_cell)
+            per_block.append(cast("Any", StoredLinears(path, self._device)))
+        return ChainMap(*per_block)
 
     def forget(self) -> None:
         for index in itertools.count():

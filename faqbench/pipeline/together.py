@@ -216,7 +216,7 @@ class _Walk:
     def _writer(self, one: _ScoredCell, stage: CellStage) -> Callable[[EvaluationCost, Path], None]:
         """Return what writes one model's evaluation, from what it has cost, into a folder."""
         if stage.name == "weights_check":
-            return lambda _, folder: write_check(self._looks[one.view].found(), folder)
+            return lambda _, folder: write_check(self._looks[one.view].check(), folder)
         name = stage.title
         if stage.name == "perplexity":
             place = [other.view for other in self._with("perplexity", name)].index(one.view)
@@ -226,9 +226,9 @@ class _Walk:
         own: Sequence[tuple[Request, ...]] = self._requests[name]
         answers = None
         if own:
-            own_requests = {requests: self._tasks[one.view, requests] for requests in own}
+            scored = {requests: self._tasks[one.view, requests] for requests in own}
             answers = Answers(
-                scores={r: (packs.loglikelihood, packs.is_greedy) for r, packs in own_requests.items()},
+                scores={r: (packs.loglikelihood, packs.is_greedy) for r, packs in scored.items()},
                 refusal=self._probes[one.view].refusal(),
             )
         model = TaskModel(one.view.module, self._cell.model.tokenizer, one.view, answers=answers)

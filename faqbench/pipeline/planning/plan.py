@@ -11,7 +11,7 @@ from typing import Any
 
 from faqbench.assets import DATA_NAME, fetch, packaged_data_place, packaged_model_place
 from faqbench.config import Experiment, run_id
-from faqbench.evaluation import task_names
+from faqbench.evaluation import resolve_protocol, task_names
 from faqbench.hardware import named_device
 from faqbench.models import is_streamed, model_config, streamed_bytes, streaming_note
 from faqbench.pipeline.graph import StageNeed, look_up
@@ -276,8 +276,8 @@ def _places(experiment: Experiment) -> dict[str, Path]:
         assert experiment.model.asset is not None
         places[experiment.model.asset] = packaged_model_place(experiment.model.asset)[0]
     evaluation = experiment.evaluation
-    packaged = any(name.startswith(("heldout-", "selection-")) for name in evaluation.protocols)
-    if packaged or set(evaluation.tasks) & set(task_names()):
+    protocols = [resolve_protocol(name, experiment) for name in evaluation.protocols]
+    if any(p.domain for p in protocols) or set(evaluation.tasks) & set(task_names()):
         places[DATA_NAME] = packaged_data_place()[0]
     return places
 

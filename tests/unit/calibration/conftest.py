@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from faqbench.calibration import DrawRequest
+from faqbench.calibration import CalibrationSet, DrawRequest, draw
 from faqbench.config.calibration import ScenarioSection, matched
 from faqbench.corpora import Corpus
 
@@ -62,3 +62,14 @@ def request_for() -> Callable[..., DrawRequest]:
 @pytest.fixture
 def toy() -> Callable[..., Corpus]:
     return corpus
+
+
+@pytest.fixture
+def drawn(
+    toy: Callable[..., Corpus], tokenizer: LetterTokenizer, request_for: Callable[..., DrawRequest]
+) -> Callable[..., CalibrationSet]:
+    def make(texts: Sequence[str] | None = None, **changes: Any) -> CalibrationSet:
+        source = toy() if texts is None else toy(texts)
+        return draw([(source, 1.0)], tokenizer, request_for(**changes))
+
+    return make

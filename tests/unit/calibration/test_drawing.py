@@ -26,15 +26,6 @@ def texts(toy):
     return toy().texts
 
 
-@pytest.fixture
-def drawn(toy, tokenizer, request_for):
-    def make(texts=None, **changes):
-        corpus = toy() if texts is None else toy(texts)
-        return draw([(corpus, 1.0)], tokenizer, request_for(**changes))
-
-    return make
-
-
 def spelled(tokens):
     return "".join(map(chr, tokens.flatten().tolist()))
 

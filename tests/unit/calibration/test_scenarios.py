@@ -14,15 +14,6 @@ def scenario(**changes):
     return matched().model_copy(update=changes)
 
 
-@pytest.fixture
-def drawn(toy, tokenizer, request_for):
-    def make(texts=None, **changes):
-        corpus = toy() if texts is None else toy(texts)
-        return draw([(corpus, 1.0)], tokenizer, request_for(**changes))
-
-    return make
-
-
 def test_lengths_keep_the_texts_in_between_in_order():
     texts = ["x" * n for n in (1, 5, 3, 9)]
     kept = of_length(texts, scenario(min_characters=3, max_characters=5))

@@ -144,7 +144,7 @@ class CellSweeper(Sweeper):
         OmegaConf.set_struct(config, False)
         config.merge_with(cell.experiment.model_dump(mode="json"))
         config.tracking.group = self._sweep.name
-        config.hydra.overrides.task = [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
+        config.hydra.overrides.task = _of_task(overrides)
         config.hydra.job.id = config.hydra.job.num = number
         return run_job(
             hydra_context=self._context,
@@ -156,11 +156,15 @@ class CellSweeper(Sweeper):
 
     def _write_multirun(self) -> None:
         """Keep what was asked for where Hydra's users look for it."""
-        asked = [o for o in self._sweep.overrides if not o.lstrip("+~").startswith("hydra")]
-        OmegaConf.update(self._config, "hydra.overrides.task", asked)
+        OmegaConf.update(self._config, "hydra.overrides.task", _of_task(self._sweep.overrides))
         folder = Path(str(self._config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self._config, folder / "multirun.yaml")
+
+
+def _of_task(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that are not of Hydra's own configuration."""
+    return [o for o in overrides if not o.lstrip("+~").startswith("hydra")]
 
 
 def _unfinished(cells: Sequence[Cell]) -> list[Cell]:
