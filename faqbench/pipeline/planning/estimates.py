@@ -85,7 +85,7 @@ class Estimator:
         self._device = device
         self._dtype = dtype
         self._seen: dict[tuple[str, str], list[_Observation]] = defaultdict(list)
-        self._overheads: list[float] = []
+        self._overheads: dict[bool, list[float]] = {True: [], False: []}  # by whether it computed a stage
         self._peaks: dict[str, list[int]] = defaultdict(list)
         self.n_records = 0
         alike = [
@@ -129,15 +129,19 @@ class Estimator:
         """Whether neither a record nor the model's shape says what anything takes."""
         return self._shape is None and self.n_records == 0
 
-    def overhead_seconds(self) -> float:
-        """Return what a cell takes beside its stages: loading, tokenising, writing the record."""
-        if self._overheads:
-            return median(self._overheads)
+    def overhead_seconds(self, *, computes: bool) -> float:
+        """Return what a cell takes beside its stages: loading, tokenising, writing the record.
+
+        Args:
+            computes: whether any stage is left to compute; a cell of cached ones loads no model.
+        """
+        if self._overheads[computes]:
+            return median(self._overheads[computes])
         return 0.0 if self._shape is None else self._rate.python_seconds * _RECORDING
 
     def start_seconds(self, *, has_tasks: bool) -> float:
         """Return what the first cell of a process takes beside that: importing, loading the weights."""
-        if self._overheads or self._shape is None:
+        if self._overheads[True] or self._shape is None:
             return 0.0
         # Hashed twice: against the manifest, and as the weights' fingerprint.
         loading = 8.0 * self._shape.n_parameters * self._rate.hash_seconds
@@ -196,10 +200,11 @@ class Estimator:
 
     def _read(self, record: RunRecord) -> None:
         method = str(record.config["quant"]["name"])
-        spent = 0.0
+        spent, computes = 0.0, False
         for use in record.extra["stage_keys"]:
             spent += use["seconds"]
             if not use["cached"]:
+                computes = True
                 kind = use["entry"].partition("/")[0]
                 work = _work(kind, use["title"], record.config)
                 self._seen[kind, use["title"]].append(
@@ -207,7 +212,7 @@ class Estimator:
                         seconds_per_work=use["seconds"] / work, bytes_per_work=use["n_bytes"] / work
                     )
                 )
-        self._overheads.append(max(0.0, record.seconds - spent))
+        self._overheads[computes].append(max(0.0, record.seconds - spent))
         self._peaks[method].append(record.peak_memory_bytes)
         self.n_records += 1
 

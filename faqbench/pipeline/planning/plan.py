@@ -174,8 +174,8 @@ class _Planning:
             if need.is_due and need.entry not in self._made
         }
         self._made |= due.keys()
-        seconds = estimator.overhead_seconds() + sum(cost.seconds for cost in due.values())
-        if all(cell.status == "finished" for cell in self.cells.values()):
+        seconds = estimator.overhead_seconds(computes=bool(due)) + sum(c.seconds for c in due.values())
+        if due and all(cell.status == "finished" for cell in self.cells.values()):
             seconds += estimator.start_seconds(has_tasks=bool(experiment.evaluation.tasks))
         streamed = streamed_bytes(experiment)
         return PlannedCell(

@@ -195,7 +195,16 @@ def test_an_estimate_is_the_median_of_records_scaled_to_the_work(estimator, reco
     config = cell("quant=rtn", SCORED, "limit=8").model_dump(mode="json")
     assert known.stage("perplexity", "wikitext2-64", config).seconds == pytest.approx(8.0)
     assert known.stage("perplexity", "another-64", config).seconds == pytest.approx(8.0)
-    assert known.n_records == 3 and known.overhead_seconds() == pytest.approx(1.0)
+    assert known.n_records == 3 and known.overhead_seconds(computes=True) == pytest.approx(1.0)
+
+
+def test_a_cell_of_cached_stages_is_not_thought_to_load_a_model(estimator, record):
+    loaded = observed(record, "perplexity", "wikitext2-64", 2.0)
+    cached = {**loaded.extra["stage_keys"][0], "cached": True}
+    read = dataclasses.replace(loaded, seconds=2.01, extra={"stage_keys": [cached]})
+    known = estimator([loaded, read])
+    assert known.overhead_seconds(computes=True) == pytest.approx(1.0)
+    assert known.overhead_seconds(computes=False) == pytest.approx(0.01)
 
 
 def test_records_of_this_hardware_are_preferred(estimator, record, cell):
