@@ -2,8 +2,8 @@
 
 Hydra composes; this module asks it to do so for every cell of a sweep at once, so that a mistake in the
 last cell is found before the first one runs, and turns its messages into one sentence each. Composing
-takes Hydra a tenth of a second even where no file is read twice, so cells that choose the same groups are
-composed once, and the values that they set are set in a copy.
+takes Hydra a tenth of a second even where no file is read twice, so what it made of a choice of groups is
+kept, and a cell's values are set in a copy.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from itertools import product
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -36,7 +38,7 @@ from faqbench.cli.refusals import (
     choices_of_glob,
     explained,
     flags_parser,
-    options_of,
+    is_group,
     search_path_override,
 )
 from faqbench.config import Experiment, UserError, validate
@@ -123,11 +125,11 @@ def compose_cells(flags: argparse.Namespace) -> Command:
         parsed = _parse(overrides)
         guess = [_first_choice(o) for o in parsed]
         check_choices(_parse(guess))
-        first = _compose(guess, with_hydra=True)
+        compose_quickly = QuickComposer()
+        first = compose_quickly.whole(guess)
         if not flags.multirun and not _says_multirun(first):
             check_is_single(parsed)
-            own = OmegaConf.masked_copy(first, [str(k) for k in first if k != "hydra"])
-            cell = make_cell(_plain(own), overrides)
+            cell = make_cell(compose_quickly(guess), overrides)
             return Command(cells=(cell,), kind="cell", hydra=first.hydra)
         if flags.run:
             raise UserError("--run asks for a single cell, but the experiment is a sweep.")
@@ -135,10 +137,11 @@ def compose_cells(flags: argparse.Namespace) -> Command:
         sweeper = first.hydra.sweeper
         if is_search(first.hydra):
             _compose([str(o.input_line) for o in parsed if not o.is_sweep_override()])  # as Hydra will
-            cell = make_cell(_plain(_compose(guess)), guess)
+            cell = make_cell(compose_quickly(guess), guess)
             return Command(cells=(cell,), kind="search", hydra=first.hydra)
         swept = [f"{k}={v}" for k, v in (sweeper.get("params") or {}).items()] + overrides
-        return Command(cells=_validated(_split(_parse(swept))), kind="sweep", hydra=first.hydra)
+        cells = _validated(_split(_parse(swept)), compose_quickly)
+        return Command(cells=cells, kind="sweep", hydra=first.hydra)
 
 
 def first_choices(overrides: Sequence[str]) -> list[str]:
@@ -287,9 +290,8 @@ def _refuse_environment(unresolved: object, place: str = "") -> None:
         )
 
 
-def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
+def _validated(cells: Sequence[Sequence[str]], compose_quickly: QuickComposer) -> tuple[Cell, ...]:
     composed, mistakes = [], []
-    compose_quickly = QuickComposer()
     for overrides in cells:
         try:
             composed.append(make_cell(compose_quickly(overrides), overrides))
@@ -301,51 +303,167 @@ def _validated(cells: Sequence[Sequence[str]]) -> tuple[Cell, ...]:
 
 
 class QuickComposer:
-    """Composes many cells inside `composer()`, each choice of groups once."""
+    """Composes many cells inside `composer()`, each choice of groups once in a process.
+
+    What Hydra made of a choice is kept as long as the yamls stay as they are; those of a user's own folders
+    may change, so what is made of these is kept by one composer alone.
+    """
 
     def __init__(self) -> None:
         self._parsed: dict[str, Override] = {}
-        self._composed: dict[tuple[str, ...], bytes] = {}
-        self._are_groups: dict[tuple[str, ...], bool] = {}
+        self._of_ours, self._of_others = _kept.setdefault(_state_of_yamls(), _Kept()), _Kept()
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose one cell, without Hydra's own configuration, and resolve it."""
+        composition, values = self._composition(overrides)
+        if composition is not None:
+            try:
+                return composition.plain(values)
+            except OmegaConfBaseException:
+                pass  # Hydra words it below
+        return _plain(_compose(list(overrides)))
+
+    def whole(self, overrides: Sequence[str]) -> DictConfig:
+        """Compose one cell with Hydra's own configuration."""
+        composition, values = self._composition(overrides)
+        if composition is not None:
+            try:
+                return composition.whole(values)
+            except OmegaConfBaseException:
+                pass  # Hydra words it below
+        return _compose(list(overrides), with_hydra=True)
+
+    def _composition(self, overrides: Sequence[str]) -> tuple[_Composition | None, list[Override]]:
+        """Compose the choices of groups, and what is Hydra's own, apart from the values of keys.
+
+        None stands for overrides that do more than to change values.
+        """
         unknown = [line for line in overrides if line not in self._parsed]
         parsed = _parse(unknown)
         check_choices(parsed)
         self._parsed |= dict(zip(unknown, parsed, strict=True))
         lines = [self._parsed[line] for line in overrides]
         of_hydra = [str(o.input_line) for o in lines if o.is_hydra_override()]
-        values = [
-            o for o in lines if not (o.is_hydra_override() or self._is_group(str(o.key_or_group), of_hydra))
-        ]
-        if all(o.type == OverrideType.CHANGE and o.package is None for o in values):
-            try:
-                return _resolved_plain(self._with_values(lines, values))
-            except OmegaConfBaseException:
-                pass  # Hydra words it below
-        return _plain(_compose([str(o.input_line) for o in lines]))
-
-    def _with_values(self, lines: Sequence[Override], values: Sequence[Override]) -> DictConfig:
-        """Compose the groups, and set values as Hydra does."""
+        kept = self._of_others if any("hydra.searchpath" in line for line in of_hydra) else self._of_ours
+        values = [o for o in lines if not (o.is_hydra_override() or kept.has_group(o, of_hydra))]
+        if any(o.type != OverrideType.CHANGE or o.package is not None for o in values):
+            return None, values
         choices = tuple(str(o.input_line) for o in lines if o not in values)
-        if choices not in self._composed:
-            composed = _compose(list(choices))
-            _refuse_environment(OmegaConf.to_container(composed, resolve=False))
-            self._composed[choices] = pickle.dumps(composed)
-        config: DictConfig = pickle.loads(self._composed[choices])  # noqa: S301 - quicker than deepcopy
-        for override in values:
-            key, value = str(override.key_or_group), override.value()
-            _refuse_environment(value, key)
-            OmegaConf.update(config, key, value, merge=True)
-        return config
+        if choices not in kept.compositions:
+            kept.compositions[choices] = _Composition(_compose(list(choices), with_hydra=True))
+        return kept.compositions[choices], values
 
-    def _is_group(self, name: str, of_hydra: list[str]) -> bool:
+
+class _Kept:
+    """What was composed from yamls that stayed as they are."""
+
+    def __init__(self) -> None:
+        self.compositions: dict[tuple[str, ...], _Composition] = {}
+        self._are_groups: dict[tuple[str, ...], bool] = {}
+
+    def has_group(self, override: Override, of_hydra: Sequence[str]) -> bool:
         """Say whether there are files to choose from; Hydra's own overrides may add folders of them."""
-        asked = (name, *of_hydra)
+        asked = (str(override.key_or_group), *of_hydra)
         if asked not in self._are_groups:
-            self._are_groups[asked] = bool(options_of(name, of_hydra))
+            self._are_groups[asked] = is_group(asked[0], of_hydra)
         return self._are_groups[asked]
+
+
+_kept: dict[tuple[object, ...], _Kept] = {}
+
+
+def _state_of_yamls() -> tuple[object, ...]:
+    files = [(path, path.stat()) for path in sorted(conf_dir().rglob("*.yaml"))]
+    return tuple((path, status.st_mtime_ns, status.st_size) for path, status in files)
+
+
+class _Composition:
+    """What Hydra made of a choice of groups, and the same with values in it.
+
+    OmegaConf takes 10 ms to set a cell's values and resolve the rest, seconds in a sweep. So the rest is
+    resolved once, and values are set in what came out, and wherever nothing but `${key}` of them stands.
+    """
+
+    def __init__(self, whole: DictConfig) -> None:
+        own = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+        raw = OmegaConf.to_container(own, resolve=False)
+        _refuse_environment(raw)
+        self._leaves = dict(_leaves(raw))
+        linked = {path: _LINK.fullmatch(str(value)) for path, value in self._leaves.items()}
+        links = {path: tuple(match[1].split(".")) for path, match in linked.items() if match}
+        self._links = {path: target for path, target in links.items() if target in self._leaves}
+        others = "\n".join(str(v) for path, v in self._leaves.items() if path not in self._links)
+        self._is_obscure = "${" in _LINK.sub("", others)
+        self._used = [tuple(name.split(".")) for name in _LINK.findall(others)]
+        for name in self._used:  # which grows: what is used by a link is used
+            self._used += [self._links[path] for path in self._links if path[: len(name)] == name]
+        self._whole, self._own = pickle.dumps(whole), pickle.dumps(own)
+        self._resolved: bytes | None = None
+
+    def whole(self, values: Sequence[Override]) -> DictConfig:
+        """Return it with values, and with Hydra's own configuration."""
+        return _with_values(self._whole, values)
+
+    def plain(self, values: Sequence[Override]) -> dict[str, Any]:
+        """Return it with values, resolved."""
+        if not all(map(self._is_free, values)):
+            return _resolved_plain(_with_values(self._own, values))
+        if self._resolved is None:
+            self._resolved = pickle.dumps(_resolved_plain(_with_values(self._own, ())))
+        plain: dict[str, Any] = pickle.loads(self._resolved)  # noqa: S301
+        own = {_path(o): o.value() for o in values}
+        for path in {**own, **self._links}:
+            end = path
+            while end in self._links and end not in own:
+                end = self._links[end]
+            if end in own:
+                reduce(dict.__getitem__, path[:-1], plain)[path[-1]] = own[end]
+        return plain
+
+    def _is_free(self, override: Override) -> bool:
+        """Say whether a value takes the place of another that nothing but links refers to."""
+        path = _path(override)
+        return (
+            not self._is_obscure
+            and self._leaves.get(path, "???") != "???"
+            and _is_plain(override.value())
+            and not any(path[: len(used)] == used for used in self._used)
+        )
+
+
+_LINK = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
+_Path = tuple[str, ...]
+
+
+def _path(override: Override) -> _Path:
+    return tuple(str(override.key_or_group).split("."))
+
+
+def _leaves(raw: object, path: _Path = ()) -> Iterator[tuple[_Path, object]]:
+    """Yield what stands in a mapping of mappings, a list as it is."""
+    if isinstance(raw, dict):
+        for key, value in raw.items():
+            yield from _leaves(value, (*path, str(key)))
+    else:
+        yield path, raw
+
+
+def _with_values(pickled: bytes, values: Sequence[Override]) -> DictConfig:
+    """Set values as Hydra does."""
+    config: DictConfig = pickle.loads(pickled)  # noqa: S301 - of this process; quicker than a deepcopy
+    for override in values:
+        key, value = str(override.key_or_group), override.value()
+        _refuse_environment(value, key)
+        OmegaConf.update(config, key, value, merge=True)
+    return config
+
+
+def _is_plain(value: object) -> bool:
+    """Say whether OmegaConf would give a value back as it is."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    is_text = isinstance(value, str) and not any(sign in value for sign in ("$", "\\", "???"))
+    return is_text or value is None or isinstance(value, bool | int | float)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def check_choices(overrides: Sequence[Override]) -> None:
     for override in overrides:
         group = str(override.key_or_group)
         value = override.value()
-        if isinstance(value, list) and options_of(group) and not _LIST_OF_CHOICES.match(group):
+        if isinstance(value, list) and is_group(group) and not _LIST_OF_CHOICES.match(group):
             choices = ",".join(map(str, value))
             raise UserError(
                 f"{group}=[{choices}] would merge several choices into one; give one, or run a cell for "
@@ -163,6 +163,11 @@ def options_of(group: str, overrides: Sequence[str] = ()) -> list[str]:
     loader = GlobalHydra.instance().config_loader()
     options = loader.get_group_options(group, config_name=CONFIG_NAME, overrides=list(overrides))
     return [name for name in options if not name.startswith("_")]
+
+
+def is_group(name: str, overrides: Sequence[str] = ()) -> bool:
+    """Say whether a name is that of a group rather than of a key, as any with a dot is."""
+    return "." not in name and bool(options_of(name, overrides))
 
 
 def _unreadable(line: str) -> str:

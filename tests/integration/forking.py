@@ -75,9 +75,10 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    # Hydra looks for plugins and reads all yamls when it composes first: nine tenths of that time.
-    flags = parse_flags(["model=tiny-llama", "quant=rtn", "tracking=none", "dtype=float32"])
-    (tiny,) = compose_cells(flags).experiments
+    # Hydra looks for plugins and reads all yamls when it composes first, and what it made of choices is kept.
+    for arguments in (["quant=rtn"], ["-m", "quant=fp,rtn,awq,faq"]):
+        flags = parse_flags([*arguments, "model=tiny-llama", "tracking=none", "dtype=float32"])
+        tiny, *_ = compose_cells(flags).experiments
     # This machine is measured once for all forks, which else take a third of a second each.
     machine = measure_rate(shape_of(tiny.model.random), torch.device("cpu"), torch.float32)
     estimates.measure_rate = lambda *_: machine

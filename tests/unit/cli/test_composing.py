@@ -1,5 +1,6 @@
 """Command lines: what they compose to, and the sentence for each that cannot be composed."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -182,22 +183,50 @@ def test_a_cell_of_a_sweep_that_runs_as_it_was_composed_is_what_hydra_composes(m
 )  # fmt: skip
 def test_a_cell_that_is_composed_quickly_is_what_hydra_composes(choice):
     values = ["bits=2", "seed=7", "gamma=0.5", "paths.runs=some/where", "calibration.n_samples=4"]
-    with composing.composer():
-        quick = composing.QuickComposer()([choice, *values])
-        own = compose(CONFIG_NAME, overrides=[choice, *values])
-        slow = OmegaConf.to_container(own, resolve=True)
-    assert quick == slow
-    assert repr(quick) == repr(slow)  # 3 is not 3.0
+    of_other_keys = ["model.group_size=64", "quant.preview.window=2", "quant.search.loss=gram", "limit=3.0"]
+    for lines in ([choice, *values], [choice, *of_other_keys], [choice, "calibration.seed=3", "seed=2"]):
+        with composing.composer():
+            quick = composing.QuickComposer()(lines)
+            own = compose(CONFIG_NAME, overrides=lines)
+            slow = OmegaConf.to_container(own, resolve=True)
+        assert quick == slow
+        assert repr(quick) == repr(slow)  # 3 is not 3.0
 
 
 @pytest.mark.parametrize(
-    "lines", [["tracking.group=a", "++tracking.group=b"], ["bits=${seed}", "seed=3"], ["bits=3", "bits=2"]]
+    "lines",
+    [
+        ["tracking.group=a", "++tracking.group=b"],
+        ["bits=${seed}", "seed=3"],
+        ["bits=3", "bits=2"],
+        ["quant.search={loss:gram}", "quant.search.loss=attention"],
+        ["report.title='a $ and \\\\ b'"],
+        ["evaluation.tasks=[arc_easy]", "evaluation.protocols=[]"],
+    ],
 )
 def test_what_is_more_than_values_of_keys_is_what_hydra_composes(lines):
     with composing.composer():
         quick = composing.QuickComposer()(lines)
         own = OmegaConf.to_container(compose(CONFIG_NAME, overrides=lines), resolve=True)
     assert quick == own
+
+
+def test_a_yaml_that_changed_is_read_again(monkeypatch, tmp_path):
+    shutil.copytree(composing.conf_dir(), tmp_path / "conf")
+    monkeypatch.setattr(composing, "conf_dir", lambda: tmp_path / "conf")
+    asked = ["quant=rtn", "model=tiny-llama", "bits=4"]
+    assert request(*asked).experiments[0].quant.name == "rtn"
+    rtn = tmp_path / "conf" / "quant" / "rtn.yaml"
+    rtn.write_text(rtn.read_text().replace("name: rtn", "name: renamed"))
+    assert request(*asked).experiments[0].quant.name == "renamed"
+
+
+def test_a_folder_of_ones_own_may_change_between_two_commands(tmp_path):
+    mine = tmp_path / "quant" / "mine.yaml"
+    mine.parent.mkdir()
+    for name in ("one", "two"):
+        mine.write_text(f"defaults: [rtn, _self_]\nname: {name}\n")
+        assert request("--config-dir", str(tmp_path), "quant=mine").experiments[0].quant.name == name
 
 
 def test_a_search_is_checked_by_its_first_guess():
