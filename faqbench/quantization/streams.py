@@ -371,12 +371,14 @@ class Streams:
         return ModuleObjective(stream=self._full, block=self._original, role=role)
 
     def release(self) -> BlockReport | None:
-        """Move all streams past the block and report its error; None when nothing is traced."""
+        """Move all streams past the block, report its error, and let it go; None when nothing is traced."""
         if self._full is not None and reads_full(self._quant):  # else observing moved it
             self._full.advance(self._original)
         if self._quantized is not None:
             self._quantized.advance(self._block)
-        return self._sample.release(self._block) if self._sample is not None else None
+        report = self._sample.release(self._block) if self._sample is not None else None
+        self._original = self._block = nn.Identity()
+        return report
 
     def _observe_role(self, role: Role) -> RoleStatistics:
         """Return the statistics of one role's input, with the roles before it quantized."""

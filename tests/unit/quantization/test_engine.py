@@ -1,11 +1,13 @@
 """The walk over a tiny model: which methods coincide, which linears are touched; fused linears."""
 
+import weakref
+
 import pytest
 import torch
 
 from faqbench.config import UserError
 from faqbench.models import Rows
-from faqbench.quantization import assign_grids
+from faqbench.quantization import assign_grids, walk
 
 
 @pytest.mark.parametrize("override", ["gamma=1", "window=0"])
@@ -324,3 +326,18 @@ def test_a_grouped_query_phi3_skips_o_and_names_the_rows(load, quantized):
     plain = quantized("awq", loaded=load("phi3", num_key_value_heads=4))
     assert plain.result.skipped_scales == ()
     assert plain.report("self_attn.o_proj").alpha is not None
+
+
+@pytest.mark.parametrize("preset", ["awq", "gptq", "qep-faq", "signround"])
+def test_the_weights_of_a_block_go_with_it(quantized, monkeypatch, preset):
+    twins = []
+    make = walk.twin
+
+    def noted(block):
+        assert not any(twin() is not None for twin in twins)
+        twins.append(weakref.ref(made := make(block)))
+        return made
+
+    monkeypatch.setattr(walk, "twin", noted)
+    quantized(preset, *(["quant.refinement.steps=1"] if preset == "signround" else []))
+    assert len(twins) == 4
