@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from wandb.util import get_core_path
+
 
 def logged(runs: Path, name: str = "*") -> list[dict[str, Any]]:
-    """Return an offline run's log, a record per line; there must be one run of that name."""
+    """Return an offline run's log, a record per line; there must be one run of that name.
+
+    It is what `wandb leet inspect --json` prints, a second for another Python spared.
+    """
     (folder,) = (runs / "wandb").glob(f"offline-run-*-{name}")
+    (log,) = folder.glob("*.wandb")
+    reader = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", str(log)]
     done = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
+        [*reader, str(folder.parent)], capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
