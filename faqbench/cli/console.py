@@ -25,7 +25,7 @@ from rich.text import Text
 from faqbench.cli.surroundings import current_verbosity
 from faqbench.formatting import n_bytes, seconds
 from faqbench.stages import PlainProgress, Progress
-from faqbench.stages.progress import Advance
+from faqbench.stages.cache import Advance
 from faqbench.tables import Table
 
 _LONGEST_WHOLE = 24

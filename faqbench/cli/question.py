@@ -21,7 +21,7 @@ from faqbench.cli.arguments import Keys, between, read_arguments, whole
 from faqbench.cli.composing import Command, all_overrides, compose_cells, parse_flags
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.config.identity import identity
-from faqbench.config.margin import parse_margin
+from faqbench.config.section import parse_margin
 from faqbench.statistics import fewest_draws
 
 Unit = Literal["ratio", "points", "nats"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from faqbench.cli.arguments import Flag, KeysOfSelection, read_arguments
 from faqbench.config import UserError
 from faqbench.report import ReportRequest, answer
-from faqbench.tracking.wandb_report import publish
+from faqbench.tracking.wandb import publish
 
 
 class WandbReportKeys(KeysOfSelection):

@@ -156,13 +156,13 @@ SCALE = _stage(
         label="SmoothQuant",
         reads=frozenset({Reads.EXTREMES}),
         options=_always("smoothing", "alpha"),
-        call="faqbench.quantization.smoothing:smoothquant_scale",
+        call="faqbench.quantization.scale:smoothquant_scale",
     ),
     StageValue(
         name="lae",
         label="LAE",
         reads=frozenset({Reads.EXTREMES}),
-        call="faqbench.quantization.smoothing:lae_scale",
+        call="faqbench.quantization.scale:lae_scale",
     ),
     is_always_named=True,
 )

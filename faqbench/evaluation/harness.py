@@ -26,10 +26,17 @@ import numpy as np
 
 from faqbench.assets import packaged_dataset
 from faqbench.config import Experiment, UserError, did_you_mean
-from faqbench.evaluation.packaged import Documents, PackagedTask, packaged_task, read_documents, task_names
 from faqbench.evaluation.packed_scoring import Asked, TaskModel
 from faqbench.evaluation.packing import Request
-from faqbench.evaluation.results import TaskResult, read_results
+from faqbench.evaluation.results import (
+    Documents,
+    PackagedTask,
+    TaskResult,
+    packaged_task,
+    read_documents,
+    read_results,
+    task_names,
+)
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 

@@ -23,7 +23,7 @@ import torch
 from faqbench.evaluation.head import answer, hidden_states, log_probabilities, module_of, splits, top_token
 from faqbench.evaluation.packing import Array, Pack, Request, pack
 from faqbench.models import OPERANDS_ATTENTION, Inputs, Model, device_of
-from faqbench.stages.progress import Advance
+from faqbench.stages.cache import Advance
 
 _ATTENTION = ("sdpa", "eager", OPERANDS_ATTENTION)
 _LAYER_TYPES = {"full_attention", "sliding_attention"}

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from faqbench import __version__
-from faqbench.export.fold import StoredModel
+from faqbench.export.fold import Shards, StoredModel
 from faqbench.export.gptq import BITS, check_grids, from_zero, pack
-from faqbench.export.shards import Shards
 from faqbench.quantization import QuantizedLinear
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

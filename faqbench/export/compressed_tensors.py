@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from faqbench.export.fold import StoredModel
-from faqbench.export.shards import Shards
+from faqbench.export.fold import Shards, StoredModel
 from faqbench.quantization import Grid, QuantizedLinear
 from faqbench.stages import library_version
 

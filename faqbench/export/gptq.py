@@ -21,8 +21,7 @@ from torch import Tensor
 
 from faqbench import __version__
 from faqbench.config import UserError
-from faqbench.export.fold import StoredModel
-from faqbench.export.shards import Shards
+from faqbench.export.fold import Shards, StoredModel
 from faqbench.quantization import QuantizedLinear
 
 BITS = 4

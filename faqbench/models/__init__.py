@@ -11,7 +11,16 @@ Mixtures of experts and unknown shapes are refused with a sentence that says why
 """
 
 from faqbench.models.architecture import Architecture, Role, Rows, architecture_of
-from faqbench.models.blocks import BlockStream, Call, Inputs, blocks_passed_by, decoding, open_stream
+from faqbench.models.blocks import (
+    BlockStream,
+    Call,
+    Inputs,
+    Passenger,
+    blocks_passed_by,
+    decoding,
+    open_stream,
+    walk_blocks,
+)
 from faqbench.models.hadamard import Rotation
 from faqbench.models.holder import ModelHolder
 from faqbench.models.inspection import inspect_model
@@ -47,7 +56,6 @@ from faqbench.models.rotation import (
 from faqbench.models.sources import model_config, pinned, tokenizer_source, weights_source
 from faqbench.models.tensors import Tensors, is_finite
 from faqbench.models.tokenizers import bos_of, check_ids, encode, fingerprint_tokenizer
-from faqbench.models.walk import Passenger, walk_blocks
 
 __all__ = [
     "OPERANDS_ATTENTION",

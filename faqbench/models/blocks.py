@@ -9,23 +9,165 @@ What a block needs beside its hidden states (rotary embeddings, masks; in some f
 block to block) is taken from the model's own forward pass, run once with every block replaced by a
 recorder that returns its input. The key-value cache is off: a live cache captured here would silently
 corrupt every later call of a block.
+
+`walk_blocks` is the one loop over a model's blocks: a block arrives, its passengers work on it, and it
+goes.
+
+    walk_blocks([a, b, c])      block 0: a, b, c;   block 1: a, b, c;   ...
+
+Whatever looks at a model block by block is a passenger: what observes activations, what quantizes, what
+scores. Those of one view share its blocks, so each block is read once however many they are. Those of
+several views (a quantized model, and the full precision model that it is compared with) go side by side,
+one block after the other.
+
+While a block is worked on, one thread reads the next, where the budget has room for a block more. Nothing
+that a passenger sees depends on it. Gradients are off, but may be taken inside a block.
+
+What a streamed block has left free between other pieces goes back to the system with it: weights that one
+thread took and another gave back would add up from block to block.
+
+`Shelf` is where hidden states wait between two blocks: with the model, beside it, or on disk.
+
+    on the device       while `Room.hidden_bytes` holds them
+    in pinned memory    of the host of a CUDA device, from where copies run beside computing
+    in a mapped file    otherwise: one without a name, which goes with the process however that ends
+
+A place on a shelf is a tensor in any case, in the dtype of the model, and nothing that is computed from it
+depends on where it lies. The pages of a file are let go after every use: they are the system's, which keeps
+them while it has nothing better to do with its memory.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from math import prod
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from faqbench.files import explain_os_error
 from faqbench.models.architecture import Architecture
-from faqbench.models.model import Model
+from faqbench.models.model import Model, Room
 from faqbench.models.prepared import prepared_input
-from faqbench.models.shelf import Shelf, n_bytes
-from faqbench.models.walk import Passenger, walk_blocks
+from faqbench.processes import give_back
+from faqbench.stages.cache import cache_root
+
+
+class Passenger(Protocol):
+    """Somebody who works on every block of a view, in turn."""
+
+    @property
+    def model(self) -> Model:
+        """The view."""
+
+    def work(self, index: int, block: nn.Module) -> None:
+        """Work on a block, whose weights are there meanwhile."""
+
+
+@torch.no_grad()
+def walk_blocks(passengers: Sequence[Passenger], advance: Callable[[], None] = lambda: None) -> None:
+    """Take all passengers past every block.
+
+    Args:
+        passengers: at least one; views of models of equal depth.
+        advance: told of every block that all of them have passed.
+    """
+    views = list(dict.fromkeys(passenger.model for passenger in passengers))
+    n_blocks = views[0].architecture.n_blocks
+    stops = [(view, index) for index in range(n_blocks) for view in views]
+    # One that is not needed never starts: other code may fork where no thread runs.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="reader") as reader:
+        try:
+            for (view, index), following in zip(stops, [*stops[1:], None], strict=True):
+                with view.block(index) as block:
+                    if following is not None:
+                        following[0].read_ahead(following[1], reader)
+                    for passenger in passengers:
+                        if passenger.model is view:
+                            passenger.work(index, block)
+                if view is views[-1]:
+                    if not view.is_resident:
+                        give_back()
+                    advance()
+        finally:
+            for view in views:
+                view.forget_ahead()
+
+
+_REMEDY = "free some space, set FAQBENCH_CACHE to a folder on another disk, or raise memory.host_gigabytes"
+_ALIGNED = 64  # bytes, as the allocators of torch do: products round by where their factors lie
+
+
+class Shelf:
+    """Room for tensors whose sizes are known beforehand.
+
+    Attributes:
+        device: of the model.
+        is_away: whether they lie anywhere else than there.
+    """
+
+    def __init__(self, n_bytes: int, room: Room, device: torch.device, n_beside: int = 1) -> None:
+        """Take the memory, or the space on disk.
+
+        Args:
+            n_bytes: from `n_bytes`, of all tensors.
+            room: how much there may be on the device and in the host's memory.
+            device: of the model.
+            n_beside: shelves of this size that are in use together.
+
+        Raises:
+            UserError: when the disk is full.
+        """
+        self.device = device
+        self._room, self._n_beside = room, n_beside
+        self._map: mmap.mmap | None = None
+        self._used = 0
+        self.is_away = room.hidden_bytes is not None and n_beside * n_bytes > room.hidden_bytes
+        is_pinned = device.type == "cuda" and n_beside * n_bytes <= (room.host_bytes or 0)
+        if not self.is_away:
+            self._bytes = torch.empty(n_bytes, dtype=torch.uint8, device=device)
+        elif is_pinned:
+            self._bytes = torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)
+        else:
+            self._bytes = self._mapped(n_bytes)
+
+    def place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Return the next tensor, of a shape and dtype; what is in it is undefined."""
+        size = dtype.itemsize * prod(shape)
+        own = self._bytes[self._used : self._used + size]
+        self._used += n_bytes(shape, dtype)
+        return own.view(dtype).view(*shape)
+
+    def another(self, n_bytes: int) -> Shelf:
+        """Return a shelf of another size that the same is known of."""
+        return Shelf(n_bytes, self._room, self.device, self._n_beside)
+
+    def let_go(self) -> None:
+        """Give the memory of a file's pages back; they are read again when they are used again."""
+        if self._map is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+
+    def _mapped(self, size: int) -> Tensor:
+        root = cache_root()
+        with explain_os_error("write hidden states that wait", root, _REMEDY):
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root) as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error here, no signal later
+                self._map = mmap.mmap(file.fileno(), size)
+        return torch.frombuffer(self._map, dtype=torch.uint8)
+
+
+def n_bytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    """Return what a tensor takes of a shelf."""
+    return -(-dtype.itemsize * prod(shape) // _ALIGNED) * _ALIGNED
+
 
 Inputs = Callable[[], Mapping[str, Any]]
 

@@ -26,10 +26,8 @@ from faqbench import formatting
 from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
 from faqbench.models.architecture import Architecture, architecture_of
-from faqbench.models.checkpoint import TensorHeader, read_config, read_headers, weight_files
-from faqbench.models.random_model import random_config
-from faqbench.models.sources import checkpoint_folder, tokenizer_files, weights_source
-from faqbench.models.tensors import Stored
+from faqbench.models.sources import checkpoint_folder, random_config, tokenizer_files, weights_source
+from faqbench.models.tensors import Stored, TensorHeader, read_config, read_headers, weight_files
 from faqbench.stages import hash_json
 
 _FULL_PRECISION = ("F64", "F32", "F16", "BF16")

@@ -32,13 +32,11 @@ from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
 from faqbench.hub import bring_config, bring_weights, hub_errors, hub_or_local_copies
 from faqbench.models.architecture import Architecture, architecture_of
-from faqbench.models.checkpoint import CONFIG, read_headers, weight_files
 from faqbench.models.inspection import TIED_BUT_HEAD, inspect_model, lack_of, listed
 from faqbench.models.memory import Budget
 from faqbench.models.model import Model, skeleton_of, without_weights
-from faqbench.models.random_model import byte_tokenizer, random_model
-from faqbench.models.sources import checkpoint_folder
-from faqbench.models.tensors import Held, Stored, Tensors
+from faqbench.models.sources import byte_tokenizer, checkpoint_folder, random_model
+from faqbench.models.tensors import CONFIG, Held, Stored, Tensors, read_headers, weight_files
 from faqbench.stages import Progress, hash_json
 
 _COMPUTED = "rotary_emb.inv_freq"  # a buffer that older checkpoints hold, and that is computed

@@ -44,7 +44,7 @@ class Room:
     Attributes:
         reads_ahead: whether the next block.
         hidden_bytes: on the device, of hidden states that wait between two blocks, of all that walk side by
-            side; more of them wait elsewhere (`shelf.py`). None is any number.
+            side; more of them wait elsewhere (`blocks.Shelf`). None is any number.
         host_bytes: in the host's memory beside a CUDA device, of these.
     """
 
@@ -134,7 +134,7 @@ class Model:
             yield block
 
     def read_ahead(self, index: int, reader: Executor) -> None:
-        """Begin to read a block that is used next, if it goes and there is room; see `walk.py`."""
+        """Begin to read a block that is used next, if it goes and there is room; see `walk_blocks`."""
         if self.is_resident or not self.room.reads_ahead:
             return
         block = self._blocks[index]

@@ -27,19 +27,21 @@ from faqbench.config import UserError
 from faqbench.config.experiment import CheckpointSection
 from faqbench.hub import bring_config, bring_weights, hub_errors, hub_or_local_copies, local_snapshot
 from faqbench.layouts import NOT_COUNTED, PARTS, Stated, decode, grid_of, lacking, stated
-from faqbench.models.checkpoint import (
+from faqbench.models.inspection import listed
+from faqbench.models.loading import config_settings
+from faqbench.models.model import Model
+from faqbench.models.sources import file_facts
+from faqbench.models.tensors import (
+    ALL,
     CONFIG,
+    Held,
+    Stored,
     TensorHeader,
     index_file,
     read_config,
     read_headers,
     weight_files,
 )  # fmt: skip
-from faqbench.models.inspection import listed
-from faqbench.models.loading import config_settings
-from faqbench.models.model import Model
-from faqbench.models.sources import file_facts
-from faqbench.models.tensors import ALL, Held, Stored
 
 PACKED_VERSION = 1  # raise it when the same files would be read as other numbers
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")

@@ -9,7 +9,7 @@
 A stage's key holds the weights that are evaluated, not the experiment: the full precision baseline and
 cells that differ only in what else they evaluate share their results. The reference is taken once per
 weights, tokens and dtype; the baseline has its own perplexity from it. There is none for a streamed model:
-the full precision model then walks beside the quantized one (`evaluation.reference`).
+the full precision model then walks beside the quantized one (`evaluation.Beside`).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from faqbench.config import Experiment
 from faqbench.foreign import read_as
 from faqbench.hardware import named_device
 from faqbench.models import fingerprint_tokenizer, is_streamed, weights_source
-from faqbench.pipeline import bias, calibrating, evaluating, foreign, gates, keys, together
+from faqbench.pipeline import calibrating, evaluating, foreign, gates, keys, together
 from faqbench.pipeline.calibrating import build_statistics, load_statistics
 from faqbench.pipeline.cell import CellRun, CellStage, Key, fingerprints_in
 from faqbench.pipeline.cell_model import WeightFacts
@@ -235,8 +235,8 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
         reads=statistics,
         is_asked=False,
         key=partial(keys.means_key, "calibration"),
-        build=bias.build_drawn_means,
-        load=bias.load_means,
+        build=calibrating.build_drawn_means,
+        load=calibrating.load_means,
     )
     reference_means = CellStage(
         name="means",
@@ -245,8 +245,8 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
         needs=("weights", reference.id),
         is_asked=False,
         key=partial(keys.means_key, "reference_set"),
-        build=bias.build_reference_means,
-        load=bias.load_means,
+        build=calibrating.build_reference_means,
+        load=calibrating.load_means,
     )
     distance = CellStage(
         name="bias_distance",
@@ -254,9 +254,9 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
         needs=("weights", "calibration", reference.id),
         reads=(drawn_means.id, reference_means.id),
         key=keys.distance_key,
-        build=bias.build_distance,
-        load=bias.load_distance,
-        without=bias.no_distance,
+        build=calibrating.build_distance,
+        load=calibrating.load_distance,
+        without=calibrating.no_distance,
     )
     return [reference, drawn_means, reference_means, distance]
 

@@ -22,9 +22,8 @@ import torch
 
 from faqbench.calibration import CalibrationSet
 from faqbench.config import Experiment
-from faqbench.config.experiment import PreviewSection, QuantSection
+from faqbench.config.experiment import GridSection, PreviewSection, QuantSection
 from faqbench.config.identity import calibration_identity, quant_identity
-from faqbench.config.presearch import GridSection
 from faqbench.evaluation import SCORER_VERSION, score_tokens
 from faqbench.hardware import resolve_device
 from faqbench.models import LoadedModel, budget_of, load_model

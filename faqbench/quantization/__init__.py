@@ -7,14 +7,14 @@ that may be rotated before (`models.rotation`) and whose activations may be quan
     reproducible.py sums and factorisations that no number of threads changes
     grid.py         codes, scales and zero points: what a quantized weight is
     preview.py      FAQ's statistic: this block's activations with those of later blocks or linears
-    smoothing.py    SmoothQuant's and LAE's scales, in closed form
     activation_grid.py  the grid of a linear's input
-    scale.py        AWQ's search over scales made of a statistic, through the Gram matrix
+    scale.py        AWQ's search over scales made of a statistic, through the Gram matrix; SmoothQuant's
+                    and LAE's scales, in closed form
     module_loss.py  the reference's objective for the same search, on every token or on a sample of them
     clip.py         searches for shrunken ranges: AWQ's, and the closest
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role
     correct.py      QEP and LoaQ: weights moved to make up for the error made upstream
-    folding.py      where a role's input scale goes when a model is stored
+    folding.py      where a role's input scale goes when a model is stored, here and elsewhere
     gptq.py         rounding column by column: GPTQ, GPTAQ, FOEM, ResComp
     qronos.py       weights solved for anew, then GPTQ: Qronos
     refine.py       a block learned as a whole: OmniQuant, LRQuant, LRQuant+, SignRound
@@ -22,9 +22,8 @@ that may be rotated before (`models.rotation`) and whose activations may be quan
     streams.py      the model in full precision and as quantized so far, block by block
     sample.py       the same for the beginnings of a few windows, for tracing and `loss=attention`
     engine.py       one block, by any method
-    walk.py         from block to block, on the walk over a model (`models.walk`), alone or beside others
+    walk.py         from block to block, on the walk over a model (`models.blocks`), alone or beside others
     checkpoint.py   quantized linears on disk
-    foreign.py      how far the linears of another tool's checkpoint are from their parent's
 
 To add a value of a stage: write its function of tensors in a file here with its source in the docstring,
 and its row in the table of `config/method.py`, which lists what each stage's function is given. A preset
@@ -42,7 +41,7 @@ from faqbench.quantization.checkpoint import (
     write_linear,
 )
 from faqbench.quantization.engine import CODE_VERSION, FinishedBlock
-from faqbench.quantization.foreign import report_packed
+from faqbench.quantization.folding import report_packed
 from faqbench.quantization.grid import Grid, QuantizedLinear, fake_quantize, quantize
 from faqbench.quantization.method import assign_grids
 from faqbench.quantization.reports import BlockReport, LinearReport, QuantizedModel, RotationReport

@@ -9,15 +9,20 @@ Per decoder block and role, over all calibration tokens x [in]:
 Both are accumulated in float32, whatever the model's dtype, and stored one file per block, so that a
 reader holds one block's Gram matrices at a time. The means of all blocks are small and kept together:
 they are all that FAQ needs of the future.
+
+`observe_means` takes mean|x| per channel alone, without Gram matrices: enough to say how far one
+calibration set is from another, at the cost of the forward pass only. The means are those of `observe` to
+the bit, so they can as well be copied from its folder.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,9 +46,11 @@ from faqbench.models import (
 from faqbench.stages import Progress
 
 CODE_VERSION = 4  # raise it when the numbers that `observe` writes change
+MEANS_VERSION = 2  # raise it when the numbers that `observe_means` writes change
 Tokens = Literal["all", "drop_first", "norm_cap"]
 NORM_CAP = 10.0
 _GRAM_BLOCK = 384  # columns per block of a Gram matrix
+_MEANS_FILE = "mean_abs.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +242,7 @@ def observe(
         stream = open_stream(loaded.view, tokens, batch_size)
         observing = _Observing(loaded.view, stream, select, folder)
         walk_blocks([observing], advance)
-    save_file(observing.means, folder / "mean_abs.safetensors")
+    save_file(observing.means, folder / _MEANS_FILE)
     save_file(observing.extremes, folder / "extremes.safetensors")
     (folder / "meta.json").write_text(json.dumps({"n_tokens": observing.n_tokens, "n_blocks": n_blocks}))
 
@@ -309,7 +316,7 @@ class ActivationStore:
 
     @cached_property
     def _means(self) -> Mapping[str, Tensor]:
-        return self._load("mean_abs.safetensors")
+        return self._load(_MEANS_FILE)
 
     @cached_property
     def _extremes(self) -> Mapping[str, Tensor]:
@@ -339,3 +346,80 @@ class ActivationStore:
             )
             for role, gram in grams.items()
         }
+
+
+@torch.no_grad()
+def observe_means(
+    loaded: LoadedModel,
+    tokens: Tensor,
+    *,
+    batch_size: int,
+    select: Tokens,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    """Write mean|x| [in_features] of every role of every block, as `read_means` reads it.
+
+    Args:
+        loaded: the full precision model.
+        tokens: [n_samples, seq_len] token ids.
+        batch_size: windows per forward pass.
+        select: which tokens count.
+        folder: an empty folder.
+        progress: one step per block.
+    """
+    with progress.stage("reference activations", loaded.architecture.n_blocks) as advance:
+        stream = open_stream(loaded.view, tokens, batch_size)
+        averaging = _Averaging(loaded.view, stream, select)
+        walk_blocks([averaging], advance)
+    save_file(averaging.means, folder / _MEANS_FILE)
+
+
+class _Averaging:
+    """A passenger who keeps the means of every block."""
+
+    def __init__(self, model: Model, stream: BlockStream, select: Tokens) -> None:
+        self.model = model
+        self.means: dict[str, Tensor] = {}
+        self._stream = stream
+        self._select = select
+
+    def work(self, index: int, block: nn.Module) -> None:
+        means = block_means(self._stream, block, self.model.architecture.roles, self._select)
+        self.means |= {f"{index}.{name}": mean.cpu() for name, mean in means.items()}
+
+
+def block_means(
+    stream: BlockStream, block: nn.Module, roles: Sequence[Role], select: Tokens
+) -> dict[str, Tensor]:
+    """Return mean|x| [in_features] of one block's roles and move the stream past it."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(own: nn.Module, args: tuple[Any, ...], name: str) -> None:
+        x = select_tokens(prepared_input(own, args[0]), select).float()
+        sums[name] = sums.get(name, 0) + x.abs().sum(dim=0).double()
+        counts[name] = counts.get(name, 0) + len(x)
+
+    handles = [
+        block.get_submodule(role.linears[0]).register_forward_pre_hook(partial(hook, name=role.name))
+        for role in roles
+    ]
+    try:
+        stream.advance(block)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: (total / counts[name]).float() for name, total in sums.items()}
+
+
+def copy_means(statistics: Path, folder: Path) -> None:
+    """Take the means out of the folder of full statistics."""
+    shutil.copyfile(statistics / _MEANS_FILE, folder / _MEANS_FILE)
+
+
+def read_means(folder: Path, n_blocks: int) -> dict[str, list[Tensor]]:
+    """Return mean|x| by role, of every block in turn."""
+    stored = load_file(folder / _MEANS_FILE)
+    roles = dict.fromkeys(name.partition(".")[2] for name in stored)
+    return {role: [stored[f"{index}.{role}"] for index in range(n_blocks)] for role in roles}

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from faqbench.config.experiment import QuantSection
 from faqbench.quantization.grid import Grid, clamp_groups, range_parameters, round_to_codes, scaled_groups
-from faqbench.quantization.quadratic import row_chunks
+from faqbench.quantization.reproducible import row_chunks
 
 
 def group_grams(gram: Tensor, input_scale: Tensor | None, width: int) -> Tensor:

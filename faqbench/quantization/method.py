@@ -35,7 +35,7 @@ from faqbench.quantization.grid import (
 )
 from faqbench.quantization.module_loss import ModuleObjective, search_module_scale
 from faqbench.quantization.preview import Later
-from faqbench.quantization.quadratic import halve, row_chunks, row_quadratic_forms
+from faqbench.quantization.reproducible import halve, row_chunks, row_quadratic_forms
 from faqbench.quantization.scale import ScaleChoice, alpha_grid, search_scale
 
 

@@ -37,9 +37,8 @@ from torch.func import functional_call
 
 from faqbench.models import BlockStream, Call, Role
 from faqbench.quantization.grid import Grid, fake_quantize
-from faqbench.quantization.ranking import first_smallest
 from faqbench.quantization.reproducible import total
-from faqbench.quantization.scale import ScaleChoice, scale_from_statistic
+from faqbench.quantization.scale import ScaleChoice, first_smallest, scale_from_statistic
 
 # How the sampled search narrows down its candidates.
 _N_STARTS = 3

@@ -19,7 +19,7 @@ precision block makes of X̂.
     m, n running means of the sums they divide, of momentum 0.95 from 1
     lo, hi sigmoids that start at 0.98; signround's stay in [0, 1] from 1, its V in [-1/2, 1/2] from 0
     z passes no gradient to lo, as in OmniQuant's and LRQuant's code; signround's does, as auto-round's
-    s starts as `smoothing.py` says, usually at LAE's a / log2(2 + a), where a = max|x|; u, v start at 1
+    s starts as `scale.py` says, usually at LAE's a / log2(2 + a), where a = max|x|; u, v start at 1
     inputs of linears are rounded by their own grid, which divides them by s, where roundings see that
 
 What comes out are ordinary codes, scales and input scales: u goes into the scales of rows, v into s. The

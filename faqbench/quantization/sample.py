@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from faqbench.models import BlockStream, LoadedModel, Model, Role, open_stream
-from faqbench.quantization.activations import Tokens
-from faqbench.quantization.means import block_means
+from faqbench.quantization.activations import Tokens, block_means
 from faqbench.quantization.reports import BlockReport
 from faqbench.quantization.reproducible import total
 

@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from faqbench.files import atomic_write, explain_os_error
 from faqbench.foreign import is_name, read_json, visible
-from faqbench.records.schema import Amount, Count, Flag, Number, Text, first_fault
+from faqbench.records.run_record import Amount, Count, Flag, Number, Text, first_fault
 
 DECISION_VERSION = 1
 _FOLDER = "_settled"

@@ -31,8 +31,16 @@ from pydantic.dataclasses import dataclass
 from faqbench.files import atomic_write
 from faqbench.foreign import read_json
 from faqbench.processes import uncollected
-from faqbench.records.run_record import Gate, Metric, RunRecord
-from faqbench.records.schema import Amount, Count, Number, Text, check_free_parts
+from faqbench.records.run_record import (
+    Amount,
+    Count,
+    Gate,
+    Metric,
+    Number,
+    RunRecord,
+    Text,
+    check_free_parts,
+)
 from faqbench.records.store import RECORD, find_with, read_written
 
 _INDEX = "_index.json"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from faqbench.config import UserError, did_you_mean
-from faqbench.config.margin import Margin
+from faqbench.config.section import Margin
 from faqbench.report import facts
 from faqbench.report.columns import Column, is_variant
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm

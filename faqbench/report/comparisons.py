@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from faqbench.config import UserError
-from faqbench.config.margin import Margin
+from faqbench.config.section import Margin
 from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.columns import Column, Row, build_columns

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from faqbench.config.identity import deciding_config
-from faqbench.config.margin import Margin, parse_margin
 from faqbench.config.method import LABELS
+from faqbench.config.section import Margin, parse_margin
 from faqbench.records import RunRecord, truncated_requests
 
 # Of the setting of a comparison: a draw is one of several, a name says nothing that other keys do not.

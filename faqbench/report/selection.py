@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from faqbench.config import UserError, did_you_mean
-from faqbench.config.margin import Margin, parse_margin
+from faqbench.config.section import Margin, parse_margin
 from faqbench.records import RunRecord, find_runs, read_sweep
 from faqbench.report.facts import config_value, stated_margin
 from faqbench.report.panels import without_repeats

@@ -9,7 +9,7 @@ included. Equal keys mean equal results, so a stage is computed once for a whole
 several processes.
 """
 
-from faqbench.stages.cache import CacheEntry, StageCache, StageUse, cache_root
+from faqbench.stages.cache import CacheEntry, PlainProgress, Progress, StageCache, StageUse, cache_root
 from faqbench.stages.inventory import (
     ENVIRONMENTS,
     PACKAGES,
@@ -31,7 +31,6 @@ from faqbench.stages.manifest import (
     library_version,
     write_manifest,
 )
-from faqbench.stages.progress import PlainProgress, Progress
 
 __all__ = [
     "ENVIRONMENTS",

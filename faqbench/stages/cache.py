@@ -7,6 +7,9 @@ An entry appears by one rename, under a file lock, so two processes that ask for
 it once and nobody sees half of it. An entry that does not match its manifest is reported, set aside
 and recomputed. The time stamp of an entry's folder says when it was last used; `inventory` lists, checks
 and evicts entries, and never one that a running cell holds.
+
+What a long stage tells its user is a protocol of one method, with an implementation of plain lines here;
+the command line supplies a rich one on a terminal. Stages never print.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import platformdirs
 
@@ -29,6 +32,58 @@ from faqbench.stages.inventory import Leases, evict
 from faqbench.stages.manifest import MANIFEST, entry_name, find_damage, read_manifest, write_manifest
 
 _log = logging.getLogger("faqbench")
+
+
+class Advance(Protocol):
+    """Called by a stage after each finished step."""
+
+    def __call__(self, steps: int = 1) -> None:
+        """Say that so many more steps are done."""
+        ...
+
+
+class Progress(Protocol):
+    """Shows stages as they run; every stage is one context."""
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        """Announce a stage of `total` steps and yield the function that advances it."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Show one line that is worth reading, as a warning is."""
+        ...
+
+
+class PlainProgress:
+    """One log line when a stage ends, and one every `interval_seconds` with an estimate of the rest."""
+
+    def __init__(self, interval_seconds: float = 30.0) -> None:
+        self._interval_seconds = interval_seconds
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.stage`."""
+        start = shown = time.monotonic()
+        done = 0
+
+        def advance(steps: int = 1) -> None:
+            nonlocal done, shown
+            done += steps
+            now = time.monotonic()
+            if now - shown >= self._interval_seconds and done < total:
+                shown = now
+                left = (now - start) / done * (total - done)
+                _log.info("%s: %d/%d, about %.0f s left", title, done, total, left)
+
+        yield advance
+        _log.info("%s: done in %.1f s", title, time.monotonic() - start)
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        _log.warning("%s", text)
+
+
 _REMEDY = "free some space or set FAQBENCH_CACHE to a folder that can be written"
 
 

@@ -37,7 +37,7 @@ from faqbench.config import Experiment, run_id
 from faqbench.interrupts import raise_if_interrupted
 from faqbench.records import read_run
 from faqbench.stages import Progress
-from faqbench.stages.progress import Advance
+from faqbench.stages.cache import Advance
 from faqbench.tracking.samples import End, ProgressSample, ProgressWriter
 from faqbench.tracking.tracker import SECONDS_TO_ANSWER, SHOWN, Tracker, followed_by, is_followed
 

@@ -21,7 +21,7 @@ from typing import IO, Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from faqbench.foreign import is_name, parse_json, read_file, visible
-from faqbench.records.schema import Amount, Count, Text, first_fault
+from faqbench.records.run_record import Amount, Count, Text, first_fault
 
 _MOST_MEGABYTES = 64
 FOLDER = "_progress"

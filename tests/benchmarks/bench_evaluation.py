@@ -52,9 +52,9 @@ from faqbench.evaluation import (
     resolve_protocol,
     score_tokens,
 )
-from faqbench.evaluation.packaged import packaged_task, read_documents
 from faqbench.evaluation.packed_scoring import TaskModel, score_packs
 from faqbench.evaluation.packing import Request, pack
+from faqbench.evaluation.results import packaged_task, read_documents
 from faqbench.evaluation.scorer import Scorer
 from faqbench.hardware import resolve_device
 from faqbench.models import Architecture, LoadedModel, Model, RotatedTensors, load_model, prepare

@@ -16,11 +16,11 @@ import yaml
 
 from faqbench import corpora, evaluation
 from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.evaluation import windows
+from faqbench.evaluation import protocols
 from faqbench.models import load_tokenizer
 from faqbench.stages import PlainProgress
 
-TARGET = Path(windows.__file__).with_name("expected_tokens.yaml")
+TARGET = Path(protocols.__file__).with_name("expected_tokens.yaml")
 
 
 def main(arguments: list[str]) -> None:
@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> None:
         ]
         for protocol_name in ["wikitext2-512", *names] if wikitext2 else names:
             protocol = evaluation.resolve_protocol(protocol_name, experiment)
-            with mock.patch.object(windows, "_expected_tokens", dict):
+            with mock.patch.object(protocols, "_expected_tokens", dict):
                 tokens = evaluation.protocol_tokens(protocol, tokenizer, experiment, PlainProgress())
-            made.setdefault(protocol.stream, []).append(windows.expected_entry(tokens, tokenizer, name))
+            made.setdefault(protocol.stream, []).append(protocols.expected_entry(tokens, tokenizer, name))
     replaced = set(settings.values())
     for stream in {*known, *made}:
         kept = [e for e in known.get(stream, []) if e["tokenizer"] not in replaced]

@@ -19,7 +19,7 @@ from faqbench.corpora import domain_names, part_of
 from faqbench.corpora.corpus import digest, packaged_documents
 from faqbench.evaluation.harness import texts_in
 from faqbench.evaluation.overlap import texts_that_overlap
-from faqbench.evaluation.packaged import packaged_task, read_documents, task_names
+from faqbench.evaluation.results import packaged_task, read_documents, task_names
 from faqbench.stages import PlainProgress
 
 TARGET = Path(faqbench.__file__).parent / "corpora" / "near_copies.txt"

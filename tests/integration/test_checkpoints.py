@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faqbench.cli import main
-from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.sources import byte_tokenizer, random_model
 from faqbench.records import find_runs
 
 SIZES = {

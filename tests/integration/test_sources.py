@@ -8,7 +8,7 @@ import pytest
 from toy_parts import LLAMA_SHAPE
 
 from faqbench.cli import main
-from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.sources import byte_tokenizer, random_model
 from faqbench.records import find_runs
 
 

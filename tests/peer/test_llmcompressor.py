@@ -32,8 +32,7 @@ from faqbench.models.hadamard import hadamard
 from faqbench.quantization import Grid
 from faqbench.quantization.gptq import gptq_round
 from faqbench.quantization.grid import group_parameters
-from faqbench.quantization.scale import search_scale
-from faqbench.quantization.smoothing import lae_scale, smoothquant_scale
+from faqbench.quantization.scale import lae_scale, search_scale, smoothquant_scale
 
 pytestmark = [
     pytest.mark.peer,

@@ -36,7 +36,7 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "depth": ("Error growth over depth", "depth"),
     "linears": ("Error of every linear", "depth"),
     "exponents": ("Exponents and scales that the search chose", "exponents"),
-    "cost": ("Cost by method", "cost"),
+    "cost": ("Cost by method", "pareto"),
 }
 Draw = Callable[[Analysis, EvidenceStore], Drawing | None]
 

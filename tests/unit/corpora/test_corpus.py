@@ -386,7 +386,7 @@ def test_what_is_drawn_from_wiki_shares_no_passage_with_what_is_evaluated():
     from faqbench.assets import packaged_dataset
     from faqbench.evaluation.harness import texts_in
     from faqbench.evaluation.overlap import texts_that_overlap
-    from faqbench.evaluation.packaged import packaged_task, read_documents
+    from faqbench.evaluation.results import packaged_task, read_documents
 
     progress = PlainProgress()
     drawn = [t for p in ("calibration", "selection") for t in domain_texts("wiki", p, progress)]

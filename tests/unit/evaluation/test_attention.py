@@ -7,9 +7,8 @@ import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from faqbench.config import Experiment
-from faqbench.evaluation import attention
-from faqbench.evaluation.attention import stacked_attention
-from faqbench.evaluation.head import hidden_states
+from faqbench.evaluation import head
+from faqbench.evaluation.head import hidden_states, stacked_attention
 from faqbench.models import load_model
 from faqbench.stages import PlainProgress
 
@@ -29,7 +28,7 @@ def heads(n_groups, length, dtype, seed=0):
 
 def both(n_groups, states, mask, scaling=0.2, **kwargs):
     module = SimpleNamespace(num_key_value_groups=n_groups, is_causal=True)
-    found, _ = attention._attend(module, *states, mask, scaling=scaling, **kwargs)
+    found, _ = head._attend(module, *states, mask, scaling=scaling, **kwargs)
     wanted, _ = sdpa_attention_forward(module, *states, mask, scaling=scaling, **kwargs)
     return found, wanted
 
@@ -58,9 +57,9 @@ def test_a_packs_mask_is_cut_into_blocks_and_attends_as_sdpa_does(length, monkey
     visible = torch.rand(2, 1, length, length, generator=torch.Generator().manual_seed(1)) < 0.5
     visible = (visible | torch.eye(length, dtype=torch.bool)).tril()
     mask = torch.zeros(visible.shape).masked_fill(~visible, -1e30)
-    keys, stacked = [], attention._stacked
+    keys, stacked = [], head._stacked
     monkeypatch.setattr(
-        attention, "_stacked", lambda s, k, *rest: keys.append(k.shape[2]) or stacked(s, k, *rest)
+        head, "_stacked", lambda s, k, *rest: keys.append(k.shape[2]) or stacked(s, k, *rest)
     )
     found, wanted = both(3, heads(3, length, torch.float32), mask)
     assert keys == list(range(length, 0, -64))
@@ -70,9 +69,7 @@ def test_a_packs_mask_is_cut_into_blocks_and_attends_as_sdpa_does(length, monkey
 def test_what_is_laid_out_otherwise_goes_to_sdpa(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        attention,
-        "_sdpa",
-        lambda *args, **kwargs: asked.append(args) or sdpa_attention_forward(*args, **kwargs),
+        head, "_sdpa", lambda *args, **kwargs: asked.append(args) or sdpa_attention_forward(*args, **kwargs)
     )
     query, key, value = heads(3, 8, torch.float32)
     one_query = both(3, (query[:, :, -1:], key, value), None)

@@ -18,7 +18,7 @@ from faqbench.evaluation.packed_scoring import TaskModel, score_packs
 from faqbench.evaluation.packing import Request, pack
 from faqbench.models import Model, architecture_of
 from faqbench.models.model import skeleton_of
-from faqbench.models.random_model import random_model
+from faqbench.models.sources import random_model
 from faqbench.models.tensors import Held
 
 SMALL = {

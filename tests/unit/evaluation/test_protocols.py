@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from faqbench.config import UserError
-from faqbench.evaluation import protocol_passages, protocol_tokens, resolve_protocol, windows
+from faqbench.evaluation import protocol_passages, protocol_tokens, protocols, resolve_protocol
 from faqbench.stages import PlainProgress
 
 
@@ -68,9 +68,9 @@ def test_a_known_tokenizer_with_another_text_is_an_error_that_says_which(
     made = experiment(wikitext2_path=path)
     protocol = resolve_protocol("wikitext2-8", made)
     tokens = protocol_tokens(protocol, byte_tokenizer, made, progress)
-    entry = windows.expected_entry(tokens, byte_tokenizer, "bytes")
+    entry = protocols.expected_entry(tokens, byte_tokenizer, "bytes")
     known = {"wikitext2": {entry["vocabulary"]: entry}}
-    monkeypatch.setattr(windows, "_expected_tokens", lambda: known)
+    monkeypatch.setattr(protocols, "_expected_tokens", lambda: known)
     assert protocol_tokens(protocol, byte_tokenizer, made, progress).verified
     path.write_text("some words, " * 20)
     with pytest.raises(UserError, match=r"'wikitext2-8' is not what it is called: the bytes token"):
@@ -147,7 +147,7 @@ def test_every_window_length_of_a_text_has_the_same_stream(experiment: Any) -> N
 
 
 def test_expected_tokens_are_complete_entries() -> None:
-    path = Path(windows.__file__).with_name("expected_tokens.yaml")
+    path = Path(protocols.__file__).with_name("expected_tokens.yaml")
     for entries in yaml.safe_load(path.read_text()).values():
         for entry in entries:
             assert set(entry) == {"tokenizer", "vocabulary", "n_tokens", "sha256"}

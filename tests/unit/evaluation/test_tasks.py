@@ -13,8 +13,8 @@ import pytest
 from faqbench import corpora
 from faqbench.config import UserError
 from faqbench.evaluation import check_task, harness, run_task, task_names
-from faqbench.evaluation.packaged import Documents, packaged_task, read_documents
 from faqbench.evaluation.packed_scoring import TaskModel
+from faqbench.evaluation.results import Documents, packaged_task, read_documents
 from faqbench.stages import PlainProgress
 
 ARC = [

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from faqbench.config import UserError
 from faqbench.models import ModelHolder, holder, load_model
-from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.sources import byte_tokenizer, random_model
 from faqbench.models.tensors import Held
 from faqbench.stages import PlainProgress
 

@@ -14,7 +14,7 @@ from faqbench.cli.composing import conf_dir
 from faqbench.config import UserError
 from faqbench.models import encode, load_model, load_tokenizer, tokenizers
 from faqbench.models.loading import fingerprint_weights
-from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.sources import byte_tokenizer, random_model
 from faqbench.stages import PlainProgress
 
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ from transformers import AutoModelForCausalLM
 
 from faqbench.config import UserError
 from faqbench.models import Budget, Model, Room, architecture_of, decoding, load_model, open_stream, twin
+from faqbench.models.blocks import Shelf
 from faqbench.models.loading import fingerprint_weights
 from faqbench.models.memory import working_bytes
 from faqbench.models.model import skeleton_of
-from faqbench.models.random_model import byte_tokenizer, random_model
-from faqbench.models.shelf import Shelf
+from faqbench.models.sources import byte_tokenizer, random_model
 from faqbench.models.tensors import Held
 from faqbench.stages import PlainProgress
 

@@ -132,7 +132,7 @@ def test_the_reference_is_the_plain_selection_text_whatever_the_scenario_and_see
 
 
 def bytes_of(text):
-    from faqbench.models.random_model import byte_tokenizer
+    from faqbench.models.sources import byte_tokenizer
 
     return byte_tokenizer()(text, add_special_tokens=False)["input_ids"]
 
@@ -182,7 +182,7 @@ def test_a_method_without_statistics_measures_the_same_distance_by_a_pass_of_its
 def test_a_method_without_statistics_takes_the_means_that_another_gathered(run, after, monkeypatch):
     _, cache = after("quant=awq")
     refused = AssertionError("a second pass over the set")
-    monkeypatch.setattr("faqbench.pipeline.bias.observe_means", Mock(side_effect=refused))
+    monkeypatch.setattr("faqbench.pipeline.calibrating.observe_means", Mock(side_effect=refused))
     assert facts(run("quant=gptq", cache=cache))["bias_distance"]["activation_shift"]["qkv"] > 0
 
 

@@ -9,7 +9,7 @@ from toy_parts import LLAMA_SHAPE
 
 from faqbench.assets import packaged
 from faqbench.models import ModelHolder, fingerprint_tokenizer, load_model
-from faqbench.models.random_model import byte_tokenizer, random_model
+from faqbench.models.sources import byte_tokenizer, random_model
 from faqbench.pipeline import keys
 from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.graph import stages_of

@@ -6,10 +6,9 @@ import torch
 from faqbench.models import prepare, prepared_input
 from faqbench.models.hadamard import draw_rotation
 from faqbench.quantization.activation_grid import ActivationGrid, OperandGrid, input_range
-from faqbench.quantization.activations import Accumulator, select_tokens
+from faqbench.quantization.activations import Accumulator, observe_means, read_means, select_tokens
 from faqbench.quantization.grid import Grid, fake_quantize
-from faqbench.quantization.means import observe_means, read_means
-from faqbench.quantization.smoothing import lae_scale, smoothquant_scale
+from faqbench.quantization.scale import lae_scale, smoothquant_scale
 from faqbench.stages import PlainProgress
 
 ROLE_LINEARS = {

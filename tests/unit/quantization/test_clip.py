@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faqbench.quantization import Grid, fake_quantize, quadratic, quantize
+from faqbench.quantization import Grid, fake_quantize, quantize, reproducible
 from faqbench.quantization.clip import closest_limit, group_grams, search_clip
-from faqbench.quantization.quadratic import halve, quadratic_form, row_chunks
+from faqbench.quantization.reproducible import halve, quadratic_form, row_chunks
 
 WIDTH, STEPS, MAX_SHRINK = 8, 10, 0.5
 
@@ -179,7 +179,7 @@ def test_half_of_the_products_give_the_whole_form(seed, rows, in_features, width
     error, gram = weight_and_gram(seed, rows, in_features)
     wanted = float((error.double() @ gram.double() * error.double()).sum())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(quadratic._BLOCK_COLUMNS, "cpu", width)
+        patch.setitem(reproducible._BLOCK_COLUMNS, "cpu", width)
         assert float(quadratic_form(error, halve(gram))) == pytest.approx(wanted, rel=1e-4)
 
 
@@ -197,7 +197,7 @@ def test_the_gram_matrix_is_left_as_it_was():
 
 
 def test_chunks_of_rows_are_the_whole_weight_in_order(monkeypatch):
-    monkeypatch.setitem(quadratic._CHUNK_ELEMENTS, "cpu", 5 * 64)
+    monkeypatch.setitem(reproducible._CHUNK_ELEMENTS, "cpu", 5 * 64)
     weight, _ = weight_and_gram(0, 24, 64)
     chunks = row_chunks(weight)
     assert torch.equal(torch.cat(chunks), weight)

@@ -8,9 +8,8 @@ from faqbench.models import open_stream
 from faqbench.quantization import assign_grids
 from faqbench.quantization.grid import fake_quantize
 from faqbench.quantization.module_loss import ModuleObjective
-from faqbench.quantization.quadratic import halve
-from faqbench.quantization.ranking import contenders, first_smallest
-from faqbench.quantization.scale import gram_loss, scale_from_statistic
+from faqbench.quantization.reproducible import halve
+from faqbench.quantization.scale import contenders, first_smallest, gram_loss, scale_from_statistic
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 0.95]
 MODULE = "quant.search.loss=module"

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faqbench.quantization import Grid, fake_quantize, quadratic, quantize, scale
-from faqbench.quantization.quadratic import halve
+from faqbench.quantization import Grid, fake_quantize, quantize, reproducible, scale
+from faqbench.quantization.reproducible import halve
 from faqbench.quantization.scale import (
     alpha_grid,
     first_smallest,
@@ -190,7 +190,7 @@ def test_permuting_output_rows_keeps_the_exponent(seed):
 def test_the_loss_does_not_depend_on_the_size_of_chunks(monkeypatch):
     problem, s = Problem(0), torch.ones(64)
     whole = gram_loss(problem.weights[0], s, halve(problem.gram), GRID)
-    monkeypatch.setitem(quadratic._CHUNK_ELEMENTS, "cpu", 1)
+    monkeypatch.setitem(reproducible._CHUNK_ELEMENTS, "cpu", 1)
     in_rows = gram_loss(problem.weights[0], s, halve(problem.gram), GRID)
     assert in_rows == pytest.approx(whole, rel=1e-6)
 

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-from faqbench.config.margin import Margin, parse_margin
+from faqbench.config.section import Margin, parse_margin
 from faqbench.statistics import detectable_from_stderr, equivalence_p, unseen_p
 from faqbench.statistics.sequential import draws_margin, draws_needed, fewest_draws, look_at
 

@@ -16,8 +16,7 @@ from faqbench.report import ReportRequest, answer, write_report
 from faqbench.tracking import ProgressSample, Tracker
 from faqbench.tracking.samples import ProgressWriter
 from faqbench.tracking.view import find_baseline, view_of
-from faqbench.tracking.wandb import WandbRun, stable_id
-from faqbench.tracking.wandb_report import build
+from faqbench.tracking.wandb import WandbRun, build, stable_id
 
 SECTION = TrackingSection.model_validate(
     {"name": "wandb", "project": "p", "entity": None, "mode": "offline", "group": "g", "tags": ()}
