@@ -1,16 +1,17 @@
 """The command line. A first word that is a verb goes to that verb; anything else goes to Hydra.
 
-A verb is one file here with `run(arguments) -> int` and a line in `VERBS`; its docstring's first line
-is its help. Everything a user can get wrong arrives as a `UserError`: one sentence on standard error,
+A verb is a function of its name here, `verb(arguments) -> int`, and a line in `VERBS`; its docstring is its
+help. Everything a user can get wrong arrives as a `UserError`: one sentence on standard error,
 exit code 2, no traceback.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from faqbench.cli.surroundings import check_folder, own_streams, take_verbosity, verbosity
@@ -18,23 +19,23 @@ from faqbench.config import UserError
 from faqbench.interrupts import number_of, received, signals_end_it
 
 VERBS = {
-    "cache": "faqbench.cli.cache",
-    "compact": "faqbench.cli.compact",
-    "compare": "faqbench.cli.compare",
+    "cache": "faqbench.cli.housekeeping",
+    "compact": "faqbench.cli.housekeeping",
+    "compare": "faqbench.cli.results",
     "doctor": "faqbench.cli.doctor",
     "export": "faqbench.cli.export",
-    "fetch": "faqbench.cli.fetch",
-    "ls": "faqbench.cli.listing",
+    "fetch": "faqbench.cli.housekeeping",
+    "ls": "faqbench.cli.results",
     "plan": "faqbench.cli.plan",
     "presearch": "faqbench.cli.presearch",
-    "report": "faqbench.cli.report",
-    "rm": "faqbench.cli.remove",
+    "report": "faqbench.cli.results",
+    "rm": "faqbench.cli.housekeeping",
     "settle": "faqbench.cli.settle",
-    "show": "faqbench.cli.show",
-    "sync": "faqbench.cli.sync",
-    "verify": "faqbench.cli.verify",
-    "wandb-report": "faqbench.cli.wandb_report",
-    "watch": "faqbench.cli.watch",
+    "show": "faqbench.cli.results",
+    "sync": "faqbench.cli.dashboards",
+    "verify": "faqbench.cli.export",
+    "wandb-report": "faqbench.cli.dashboards",
+    "watch": "faqbench.cli.dashboards",
 }
 _RUN = "faqbench.cli.cells"
 
@@ -88,12 +89,20 @@ def _command(arguments: Sequence[str]) -> int:
         return _help() if verb == "help" else _version()
     check_folder()
     if verb in VERBS:
-        module = importlib.import_module(VERBS[verb])
+        run = verb_function(verb)
         if {"-h", "--help"} & set(rest):
-            print(f"faqbench {verb}: {(module.__doc__ or '').strip()}")
+            print(f"faqbench {verb}: {inspect.getdoc(run)}")
             return 0
-        return int(module.run(list(rest)))
+        return run(list(rest))
     return _run_cells(arguments)
+
+
+def verb_function(verb: str) -> Callable[[list[str]], int]:
+    """Return the function of a verb."""
+    function: Callable[[list[str]], int] = getattr(
+        importlib.import_module(VERBS[verb]), verb.replace("-", "_")
+    )
+    return function
 
 
 def _stopped(number: int) -> int:
@@ -114,9 +123,9 @@ def _run_cells(arguments: Sequence[str]) -> int:
 def _help() -> int:
     print("python -m faqbench [key=value ...]           run a cell; -m runs a sweep; --help lists keys")
     print("                   -q, -v                     less and more words, before or after the rest")
-    for verb, name in VERBS.items():
-        doc = (importlib.import_module(name).__doc__ or "").split("\n", 1)[0]
-        print(f"python -m faqbench {verb:<12} {doc}")
+    for verb in VERBS:
+        help_text = inspect.getdoc(verb_function(verb)) or ""
+        print(f"python -m faqbench {verb:<12} {help_text.splitlines()[0]}")
     return 0
 
 

@@ -1,7 +1,4 @@
-"""Check the machine: versions, cores, memory, disk, GPU, cache, launchers, W&B, hub; what each means.
-
-The exit code is 1 when something would stop a run. runs=… names another folder of runs.
-"""
+"""The verb `doctor`: what this machine has, and what that means for runs."""
 
 from __future__ import annotations
 
@@ -55,8 +52,11 @@ class Finding:
     is_fatal: bool = False
 
 
-def run(arguments: list[str]) -> int:
-    """Print what was found."""
+def doctor(arguments: list[str]) -> int:
+    """Check the machine: versions, cores, memory, disk, GPU, cache, launchers, W&B, hub; what each means.
+
+    The exit code is 1 when something would stop a run. runs=… names another folder of runs.
+    """
     _, keys = read_arguments("doctor", arguments, KeysOfRuns)
     checks: list[Callable[[], Iterator[Finding]]] = [
         _versions,

@@ -1,9 +1,4 @@
-"""Write a run as a checkpoint that other tools load: export RUN format=compressed-tensors into=FOLDER.
-
-Codes, scales and zero points are those that were measured; channel scales are folded into norms and rows.
-`faqbench verify FOLDER` proves the result. What is stopped goes on with the same command; with
-push=REPO the folder is uploaded to the Hugging Face hub, another day too.
-"""
+"""Verbs of checkpoints for other tools: export, verify."""
 
 from __future__ import annotations
 
@@ -12,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from faqbench import formatting
-from faqbench.cli.arguments import Flag, KeysOfRuns, Number, read_arguments
+from faqbench.cli.arguments import Flag, Keys, KeysOfRuns, Number, read_arguments
 from faqbench.cli.composing import compose_cells, parse_flags
-from faqbench.cli.console import console_progress
-from faqbench.cli.show import find_record
+from faqbench.cli.console import console_progress, print_table
+from faqbench.cli.results import find_record
 from faqbench.config import Experiment, UserError, did_you_mean, run_id, validate
 from faqbench.config.identity import identity_of
 from faqbench.hub import check_push, push_folder
@@ -23,6 +18,7 @@ from faqbench.records import RunRecord, read_scores
 from faqbench.sources import why_not_reusable
 from faqbench.stages import StageCache, cache_root, find_damage
 from faqbench.stages.manifest import MANIFEST
+from faqbench.tables import Table
 
 
 class ExportKeys(KeysOfRuns):
@@ -43,8 +39,13 @@ class ExportKeys(KeysOfRuns):
     shard_gigabytes: Number = 2.0
 
 
-def run(arguments: list[str]) -> int:
-    """Export one run."""
+def export(arguments: list[str]) -> int:
+    """Write a run as a checkpoint that other tools load: export RUN format=compressed-tensors into=FOLDER.
+
+    Codes, scales and zero points are those that were measured; channel scales are folded into norms and
+    rows. `faqbench verify FOLDER` proves the result. What is stopped goes on with the same command; with
+    push=REPO the folder is uploaded to the Hugging Face hub, another day too.
+    """
     from faqbench.export.writing import FORMATS, ExportRequest, export_run
 
     words, keys = read_arguments("export", arguments, ExportKeys, n_words=1)
@@ -180,3 +181,39 @@ def _codes(record: RunRecord, experiment: Experiment, is_made_again: bool) -> Pa
             "cell with rerun=true, and export that."
         )
     return made
+
+
+def verify(arguments: list[str]) -> int:
+    """Verify an exported checkpoint against the run that it came from: verify FOLDER.
+
+    A process without faqbench's modelling code loads the folder with transformers and compares every
+    linear, the logits of fixed prompts, the perplexity of the run's protocols and the size of the files
+    with what was measured. The run itself need not be here. Exit code 1 when anything differs by more than
+    it may.
+    """
+    from faqbench.export.verify import verify_folder
+
+    words, _ = read_arguments("verify", arguments, Keys, n_words=1)
+    if not words:
+        raise UserError("verify needs the folder of an exported checkpoint.")
+    verdict = verify_folder(Path(words[0]).expanduser())
+    print_table(
+        Table.of(
+            [
+                {
+                    "compared": check.name,
+                    "passed": "yes" if check.passed else "NO",
+                    "largest difference": f"{check.largest:.2g}",
+                    "allowed": f"{check.tolerance:.2g}",
+                    "where": check.where,
+                }
+                for check in verdict.checks
+            ]
+        )
+    )
+    print(
+        f"Loaded by {verdict.loader}; "
+        f"{verdict.n_equal} of {verdict.n_linears} linears are then equal to the bit."
+    )
+    print(f"{'PASS' if verdict.passed else 'FAIL'}: {words[0]} against {verdict.run_id}")
+    return 0 if verdict.passed else 1

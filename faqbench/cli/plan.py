@@ -1,9 +1,4 @@
-"""Say what a run or a sweep would do, reuse and cost, without loading a model: plan [-m] key=value ….
-
-The arguments are those of the run itself. Seconds, memory and disk are medians of earlier records of the
-same model on the same hardware; without any they follow from the model's shape and a measurement of this
-machine that takes a second.
-"""
+"""The verb `plan`: what a run or a sweep would do, reuse and cost, as a table and in words."""
 
 from __future__ import annotations
 
@@ -24,8 +19,13 @@ if TYPE_CHECKING:
     from faqbench.pipeline.planning import Plan, PlannedCell, PlannedStage
 
 
-def run(arguments: list[str]) -> int:
-    """Print the plan of a command line."""
+def plan(arguments: list[str]) -> int:
+    """Say what a run or a sweep would do, reuse and cost, without loading a model: plan [-m] key=value ….
+
+    The arguments are those of the run itself. Seconds, memory and disk are medians of earlier records of
+    the same model on the same hardware; without any they follow from the model's shape and a measurement
+    of this machine that takes a second.
+    """
     from faqbench.pipeline.planning import earlier_records, make_plan
 
     request = compose_cells(parse_flags(arguments))

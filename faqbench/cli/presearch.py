@@ -1,9 +1,4 @@
-"""Choose FAQ's window, gamma and preview options on selection text: presearch model=… presearch=quick.
-
-Takes the keys of a run (quant is faq unless given). Every trial is kept in the cache, so a search that is
-stopped resumes. It ends with a table of the finalists and writes below paths.presearch: all trials, the
-evidence, and a dated preset that `--config-dir` makes a choice of quant.
-"""
+"""The verb `presearch`: a search, its finalists and the preset that comes of it."""
 
 from __future__ import annotations
 
@@ -18,8 +13,13 @@ from faqbench.statistics import percent_of_log
 from faqbench.tables import Table
 
 
-def run(arguments: list[str]) -> int:
-    """Search, print the finalists, and write the preset."""
+def presearch(arguments: list[str]) -> int:
+    """Choose FAQ's window, gamma and preview options on selection text: presearch model=… presearch=quick.
+
+    Takes the keys of a run (quant is faq unless given). Every trial is kept in the cache, so a search that
+    is stopped resumes. It ends with a table of the finalists and writes below paths.presearch: all trials,
+    the evidence, and a dated preset that `--config-dir` makes a choice of quant.
+    """
     from faqbench.pipeline import check_models
     from faqbench.presearch import search, write_search
     from faqbench.presearch.trials import verdict

@@ -1,16 +1,4 @@
-"""Decide a claim with as few runs as the truth allows: settle "faq < awq" metric=… margin=0.5% key=value ….
-
-All arms run on the same calibration draws, seeds 0, 1, 2, and so on, until the interval of their paired
-difference lies on one side of zero, or within ± margin (equivalent), or max_draws=40 are used up. The
-interval holds at all looks at once (statistics/sequential.py), so typing the same command again goes on
-where it stopped, and a larger max_draws makes no verdict less sure. Where windows or documents, not draws,
-dominate the interval, there are twice as many from then on, unless limit= caps them.
-
-Several challengers, "faq, qep-awq < awq", share alpha=0.05; an arm that is worse than another is dropped
-until one is left. faq(gamma=0.7) is an arm with overrides of its own; all other overrides, those of a
-launcher among them, are every arm's. evaluation.tasks=[] leaves out what does not decide. The decision is
-kept in runs/_settled/, its page in reports/.
-"""
+"""The verb `settle`: ask, look, and say what came out, until a claim is decided."""
 
 from __future__ import annotations
 
@@ -57,8 +45,21 @@ _LONGEST_SLUG = 60
 _WINDOWS_ALONE = "No arm reads calibration data: one draw is all there is, and its texts alone decide."
 
 
-def run(arguments: list[str]) -> int:
-    """Ask, look, and say what came out; 0 whatever the answer, 1 when a cell failed."""
+def settle(arguments: list[str]) -> int:
+    """Decide a claim with as few runs as the truth allows: settle "faq < awq" metric=… margin=0.5% key=….
+
+    All arms run on the same calibration draws, seeds 0, 1, 2, and so on, until the interval of their
+    paired difference lies on one side of zero, or within ± margin (equivalent), or max_draws=40 are used
+    up. The interval holds at all looks at once (statistics/sequential.py), so typing the same command
+    again goes on where it stopped, and a larger max_draws makes no verdict less sure. Where windows or
+    documents, not draws, dominate the interval, there are twice as many from then on, unless limit= caps
+    them.
+
+    Several challengers, "faq, qep-awq < awq", share alpha=0.05; an arm that is worse than another is
+    dropped until one is left. faq(gamma=0.7) is an arm with overrides of its own; all other overrides,
+    those of a launcher among them, are every arm's. evaluation.tasks=[] leaves out what does not decide.
+    The decision is kept in runs/_settled/, its page in reports/.
+    """
     from faqbench.tracking import tracker, wait_for_followers
 
     inquiry = read_inquiry(arguments)

@@ -150,12 +150,12 @@ def test_a_verb_asked_for_help_explains_itself_and_does_nothing(verb, tmp_path, 
 
 
 def test_ctrl_c_is_exit_code_130_and_one_line(monkeypatch, capsys):
-    from faqbench.cli import listing
+    from faqbench.cli import results
 
     def interrupt(arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listing, "run", interrupt)
+    monkeypatch.setattr(results, "ls", interrupt)
     assert main(["ls"]) == 130
     assert capsys.readouterr().err.count("\n") == 1
 

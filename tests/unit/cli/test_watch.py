@@ -8,7 +8,7 @@ from offline_runs import logged, only
 from rich.console import Console
 from toy_runs import write_toy_run
 
-from faqbench.cli import main, watch
+from faqbench.cli import dashboards, main
 from faqbench.records import write_sweep
 from faqbench.report import ReportRequest, write_report
 from faqbench.tracking import wandb as wandb_view
@@ -35,7 +35,7 @@ def runs(tmp_path):
 
 
 def test_every_cell_of_a_sweep_has_its_state(runs):
-    states = {s.run_id: s.state for s in watch.statuses(runs, watch._cells(runs, None)[1])}
+    states = {s.run_id: s.state for s in dashboards.statuses(runs, dashboards._cells(runs, None)[1])}
     assert states == {
         "done": "finished",
         "broken": "failed",
@@ -63,7 +63,7 @@ def test_the_time_that_is_left_is_guessed_from_finished_cells(runs, capsys):
 def test_a_terminal_is_refreshed_until_all_have_ended(runs, monkeypatch):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=100)
-    monkeypatch.setattr(watch, "Console", lambda **_: console)
+    monkeypatch.setattr(dashboards, "Console", lambda **_: console)
     looks = []
 
     def finish(seconds):
@@ -72,15 +72,15 @@ def test_a_terminal_is_refreshed_until_all_have_ended(runs, monkeypatch):
             write_toy_run(runs, "rtn", run_id=name)
         progress_path(runs, "going").unlink()
 
-    monkeypatch.setattr(watch.time, "sleep", finish)
+    monkeypatch.setattr(dashboards.time, "sleep", finish)
     assert main(["watch", f"runs={runs}", "interval=0.5"]) == 0
     assert looks == [0.5] and "3 finished" in stream.getvalue()
 
 
 def test_many_cells_show_those_that_run_or_went_wrong(runs):
     names = [f"cell-{i}" for i in range(200)]
-    found = watch.statuses(runs, [*names, "going", "broken", "done"])
-    shown = watch._worth_showing(found)
+    found = dashboards.statuses(runs, [*names, "going", "broken", "done"])
+    shown = dashboards._worth_showing(found)
     assert len(shown) == 40
     assert {"going", "broken", "done"} <= {s.run_id for s in shown}
 

@@ -1,25 +1,30 @@
-"""Watch a sweep, or all runs: what finished, what runs and how far it is; name=… runs=… interval=…."""
+"""Verbs that show runs as they run, here or in a tracking service: watch, sync, wandb-report."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
 from faqbench import formatting
-from faqbench.cli.arguments import KeysOfRuns, between, read_arguments
-from faqbench.cli.console import make_table, print_damaged
-from faqbench.config import UserError, did_you_mean
+from faqbench.cli.arguments import Flag, KeysOfRuns, KeysOfSelection, between, read_arguments
+from faqbench.cli.console import console_progress, make_table, print_damaged
+from faqbench.cli.results import find_record
+from faqbench.config import UserError, check_tracking, did_you_mean
+from faqbench.config.experiment import TrackingSection
 from faqbench.foreign import is_name
-from faqbench.records import RunRecord, find_heads, read_sweep
-from faqbench.tracking import ProgressLog, find_progress
+from faqbench.records import RunRecord, find_heads, read_run, read_sweep
+from faqbench.report import ReportRequest, answer, select_runs
+from faqbench.tracking import ProgressLog, find_progress, tracker
+from faqbench.tracking.wandb import publish
 
 _MOST_ROWS = 40
 
@@ -47,8 +52,8 @@ class Status:
     memory_bytes: int | None
 
 
-def run(arguments: list[str]) -> int:
-    """Show how the runs are getting on; on a terminal until all have ended, else once."""
+def watch(arguments: list[str]) -> int:
+    """Watch a sweep, or all runs: what finished, what runs and how far it is; name=… runs=… interval=…."""
     _, keys = read_arguments("watch", arguments, WatchKeys)
     runs = keys.runs
     name, run_ids = _cells(runs, keys.name)
@@ -189,3 +194,144 @@ def _seconds_left(statuses: Sequence[Status]) -> float | None:
     typical = statistics.median(took)
     rest = sum(max(typical - seconds, 0.0) for seconds in running)
     return (rest + n_waiting * typical) / len(running)
+
+
+class SyncKeys(KeysOfSelection):
+    """What is shown where.
+
+    Attributes:
+        report: a written report, shown as a run of its own beside its cells.
+        to: the service.
+        mode: whether it is reached.
+        project: the project there.
+        entity: the W&B entity.
+        group: the group there, instead of the one the run was made in.
+        reports: the folder of reports.
+    """
+
+    report: str | None = None
+    to: Literal["wandb", "trackio", "mlflow"] = "wandb"
+    mode: Literal["auto", "online", "offline"] = "auto"
+    project: str = "faqbench"
+    entity: str | None = None
+    group: str | None = None
+    reports: Path = Path("reports")
+
+
+def sync(arguments: list[str]) -> int:
+    """Show runs in W&B, trackio or MLflow from runs/ alone: sync [RUN ...] select=… report=… mode=…."""
+    words, keys = read_arguments("sync", arguments, SyncKeys, n_words=None)
+    runs, progress = keys.runs, console_progress()
+    if keys.report is not None:
+        folder = keys.reports / keys.report
+        if not is_name(keys.report) or not (folder / "index.html").is_file():
+            raise UserError(f"There is no report in {folder}; `faqbench report` writes one.")
+        _check_report(folder)
+        return _code([tracker(_section({}, keys), runs).show_report(folder)], "reports")
+    records = _records(runs, words, keys)
+    sections = [_section(record.config.get("tracking") or {}, keys) for record in records]
+    shown = []
+    with progress.stage("sync", len(records)) as advance:
+        for record, section in zip(records, sections, strict=True):
+            try:
+                data = read_run(runs / record.run_id)
+            except ValueError as error:
+                print_damaged([(record.run_id, str(error))])
+                shown.append(False)
+            else:
+                shown.append(tracker(section, runs).show(data))
+            advance()
+    return _code(shown, "runs")
+
+
+def _check_report(folder: Path) -> None:
+    """Refuse a report with links or devices in its folder: what they lead to is no part of it.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path} is no regular file, so the report is not shown; move it away.")
+
+
+def _code(shown: Sequence[bool], what: str) -> int:
+    """Return 1 when something was not shown; a service that failed has said why."""
+    if all(shown):
+        return 0
+    print(
+        f"faqbench: {shown.count(False)} of {len(shown)} {what} are not shown; their files are complete. "
+        "(Mode 'disabled', also of WANDB_MODE, shows nothing.)",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _records(runs: Path, words: list[str], keys: SyncKeys) -> list[RunRecord]:
+    if words:
+        return [find_record(runs, word) for word in words]
+    request = ReportRequest(runs=runs, reports=runs, name=keys.group or "all", select=keys.select)
+    selection = select_runs(request)
+    print_damaged(selection.damaged)
+    records = [*selection.finished, *selection.failed]
+    if not records:
+        raise UserError(f"There are no runs in {runs} to show.")
+    return records
+
+
+def _section(recorded: dict[str, object], keys: SyncKeys) -> TrackingSection:
+    """Return the section that a run is shown with: where it was made, unless said otherwise."""
+    places = ("mode", "project", "entity", "group")
+    section: dict[str, object] = {"name": keys.to} | {k: getattr(keys, k) for k in places}
+    section |= {k: recorded[k] for k in ("project", "entity", "group") if recorded.get(k)}
+    section |= {"tags": tuple(str(tag) for tag in _list(recorded.get("tags")))}
+    section |= {k: getattr(keys, k) for k in places if k in keys.model_fields_set}
+    made = TrackingSection.model_validate(section)
+    check_tracking(made)
+    return made
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+class WandbReportKeys(KeysOfSelection):
+    """What the report is about, and where it goes.
+
+    Attributes:
+        name: the sweep, whose W&B group the panels show.
+        baseline: the method or run that others are compared with.
+        title: the report's title.
+        project: the W&B project.
+        entity: the W&B entity.
+        draft: whether to save a draft.
+    """
+
+    name: str | None = None
+    baseline: str | None = None
+    title: str | None = None
+    project: str = "faqbench"
+    entity: str | None = None
+    draft: Flag = False
+
+
+def wandb_report(arguments: list[str]) -> int:
+    """Make a W&B report, with the answer in words and panels over a sweep's runs: name=… project=…."""
+    _, keys = read_arguments("wandb-report", arguments, WandbReportKeys)
+    if keys.name is None:
+        raise UserError("wandb-report needs name=SWEEP, the sweep that it is about.")
+    said = answer(
+        ReportRequest(
+            runs=keys.runs,
+            reports=keys.runs,
+            name=keys.name,
+            select=keys.select,
+            baseline=keys.baseline,
+            title=keys.title,
+        )
+    )
+    if not said.n_runs:
+        raise UserError(f"No run of '{keys.name}' in {keys.runs} has finished.")
+    address = publish(said, project=keys.project, entity=keys.entity, group=keys.name, draft=keys.draft)
+    print(f"W&B report: {address}")
+    return 0
