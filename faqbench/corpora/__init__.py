@@ -1,20 +1,20 @@
 """Corpora: kinds of text by name, and their disjoint calibration, selection and evaluation parts.
 
-A packaged domain is a name for a kind of text: one yaml in `domains/`, found by listing the folder.
-Every document belongs to one part, decided by its own hash (`part_of`), so nothing is ever calibrated
-and evaluated on the same document, whichever domain or run it comes through.
+A packaged domain is a name for a kind of text: an entry of `domains.yaml`. Every document belongs to one
+part, decided by its own hash (`part_of`), so nothing is ever calibrated and evaluated on the same
+document, whichever domain or run it comes through.
 
-Adding a domain is one file `domains/<name>.yaml`:
+Adding a domain is one entry there:
 
-    name: medicine
-    description: one line on what it is and how much of it there is
-    sources: [medmcqa]            # text sources of `faqbench.assets`, joined in this order
+    medicine:
+      description: one line on what it is and how much of it there is
+      sources: [medmcqa]          # text sources of `faqbench.assets`, joined in this order
 
 `sources` may also be a mapping from a label to such a list. Then the domain is all of them
 together, and each label is a domain of its own besides, named `<name>-<label>`: `code` and
 `code-java`.
 
-Adding a data set of the hub is one file `hub_sets/<name>.yaml` with the fields of `HubSet`; any other
+Adding a data set of the hub is one entry of `hub_sets.yaml` with the fields of `HubSet`; any other
 set is `hub:OWNER/NAME` with `calibration.hub` and `calibration.column`. The path of a user's file is a
 corpus too: a .txt file, whose paragraphs, separated by blank lines, are the texts, or a column of a
 .jsonl or .parquet file.

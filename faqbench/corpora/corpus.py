@@ -21,7 +21,7 @@ it. Without them the packaged domains pass the guard whatever is drawn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
@@ -226,16 +226,15 @@ def packaged_documents(domain: str, progress: Progress) -> dict[str, str]:
 
 @cache
 def _domains() -> dict[str, Domain]:
-    folder = resources.files("faqbench.corpora") / "domains"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    return {domain.name: domain for f in files for domain in _parse(f.read_text(encoding="utf-8"))}
+    table = yaml.safe_load((resources.files("faqbench.corpora") / "domains.yaml").read_text("utf-8"))
+    return {domain.name: domain for name, fields in table.items() for domain in _entry(name, **fields)}
 
 
-def _parse(text: str) -> Iterator[Domain]:
-    """Yield the domain of one yaml file, and one more for each label of its sources."""
-    fields = yaml.safe_load(text)
-    name, description, sources = fields["name"], fields["description"], fields["sources"]
-    if isinstance(sources, dict):
+def _entry(
+    name: str, description: str, sources: Sequence[str] | Mapping[str, Sequence[str]]
+) -> Iterator[Domain]:
+    """Yield the domain of one entry of the table, and one more for each label of its sources."""
+    if isinstance(sources, Mapping):
         for label, names in sources.items():
             yield Domain(
                 name=f"{name}-{label}", description=f"{description} Here: {label}.", sources=tuple(names)

@@ -53,7 +53,7 @@ class HubSet:
 
 
 def hub_set_names() -> list[str]:
-    """Return the names of the hub sets that a yaml of ours describes."""
+    """Return the names of the hub sets of `hub_sets.yaml`."""
     return sorted(_hub_sets())
 
 
@@ -141,7 +141,8 @@ def _commit(path: str, revision: str | None) -> str | None:
 
 @cache
 def _hub_sets() -> dict[str, HubSet]:
-    folder = resources.files("faqbench.corpora") / "hub_sets"
-    files = sorted((f for f in folder.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
-    raws = [yaml.safe_load(f.read_text(encoding="utf-8")) for f in files]
-    return {raw["name"]: HubSet(**{k: v for k, v in raw.items() if k != "description"}) for raw in raws}
+    table = yaml.safe_load((resources.files("faqbench.corpora") / "hub_sets.yaml").read_text("utf-8"))
+    return {
+        name: HubSet(name=name, **{k: v for k, v in fields.items() if k != "description"})
+        for name, fields in table.items()
+    }

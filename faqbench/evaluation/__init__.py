@@ -18,8 +18,7 @@ they are scored (`head.py`). `HiddenStates` are what KL divergence is measured a
 Both are questions to a model's hidden states (`head.Question`), so that all of a streamed model are
 answered in one walk over its blocks (`head.answer`); what a task asks is known before (`task_requests`).
 
-Adding a task whose data is packaged is one file, `tasks/<name>_<split>.yaml`, read by
-`results.py`:
+Adding a task whose data is packaged is one entry of `tasks.yaml`, named `<name>_<split>`:
 
     include: arc/arc_easy.yaml    lm-eval's own definition, relative to its folder of tasks
     dataset: arc_easy             the packaged data set, in the columns of the hub's

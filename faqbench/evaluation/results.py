@@ -1,6 +1,6 @@
 """Packaged tasks, lm-eval's own definitions on documents that need no hub, and what comes of their results.
 
-Each is a yaml in `tasks/` (see the package's docstring) that names lm-eval's definition, from which
+Each is an entry of `tasks.yaml` (see the package's docstring) that names lm-eval's definition, from which
 prompt, choices, target and metrics come, and changes the data source and the split. The split is
 part of the task's name, since lm-eval's ARC, for one, is scored on test.
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,10 @@ from faqbench.statistics import accuracy_with_stderr
 
 @dataclass(frozen=True, kw_only=True)
 class PackagedTask:
-    """One yaml of `tasks/`.
+    """One entry of `tasks.yaml`.
 
     Attributes:
-        name: the yaml's name, which ends with the split.
+        name: the entry's name, which ends with the split.
         include: lm-eval's definition, a path relative to lm-eval's folder of tasks.
         dataset: the packaged data set.
         split: what the packaged documents are a split of.
@@ -66,13 +66,12 @@ class Documents:
 
 def task_names() -> list[str]:
     """Return the names of the packaged tasks, without loading lm-eval."""
-    return sorted(path.name.removesuffix(".yaml") for path in _folder().iterdir())
+    return sorted(_table())
 
 
 def packaged_task(name: str) -> PackagedTask:
-    """Read the yaml of a packaged task."""
-    raw = yaml.safe_load(_folder().joinpath(f"{name}.yaml").read_text("utf-8"))
-    task = PackagedTask(name=name, **raw)
+    """Return the packaged task of a name in `task_names()`."""
+    task = PackagedTask(name=name, **_table()[name])
     assert name.endswith(f"_{task.split}"), f"the split is not part of the task's name: {name}"
     return task
 
@@ -105,8 +104,12 @@ def _documents_to_score(task: PackagedTask, parquet: Path) -> Iterator[tuple[int
             yield item, row
 
 
-def _folder() -> Traversable:
-    return files("faqbench.evaluation").joinpath("tasks")
+@cache
+def _table() -> dict[str, dict[str, str]]:
+    table: dict[str, dict[str, str]] = yaml.safe_load(
+        files("faqbench.evaluation").joinpath("tasks.yaml").read_text("utf-8")
+    )
+    return table
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,7 +1,7 @@
 """What papers and tools published, beside ours where we measured the like, and never as ours.
 
-A yaml in `reproductions/` holds the numbers of one source and is named after the experiment that runs their
-cells (`experiment=reproduce-awq-llama2-7b`). Groups share fields, and a cell may have its own:
+An entry of `published.yaml` holds the numbers of one source and is named after the experiment that runs
+their cells (`experiment=reproduce-awq-llama2-7b`). Groups share fields, and a cell may have its own:
 
     model, metric, measured, source    in the source's words; bits and group_size null where not stated
     slug, tasks, name, method          where ours is found: the model's name here, the protocols or tasks
@@ -13,7 +13,7 @@ cells (`experiment=reproduce-awq-llama2-7b`). Groups share fields, and a cell ma
 
 So a number of ours gets one of four verdicts: pass, fail, "protocol not stated", or the keys in which its
 protocol is another. All numbers come by way of the project's source material; the body of the FAQ paper is
-not available to it. To add a source: write that yaml, and the experiment of its name.
+not available to it. To add a source: write that entry, and the experiment of its name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from typing import Any
 
 import yaml
@@ -36,7 +35,6 @@ from faqbench.report.panels import Panel
 from faqbench.tables import Heading, Table, TableCell, text_cell
 
 _NOT_STATED = "not stated"
-_ENDING = ".yaml"
 
 
 @dataclass(frozen=True, kw_only=True, config={"extra": "forbid"})
@@ -115,10 +113,6 @@ def is_about(slug: str, model: str) -> bool:
     return model.lower().removesuffix("-instruct").removesuffix("-base") == slug
 
 
-def _folder() -> Traversable:
-    return files("faqbench.report").joinpath("reproductions")
-
-
 def _entries() -> list[Published]:
     return [
         TypeAdapter(Published).validate_python({k: v for k, v in group.items() if k != "cells"} | cell)
@@ -130,13 +124,8 @@ def _entries() -> list[Published]:
 
 @cache
 def _sources() -> dict[str, _Source]:
-    read = TypeAdapter(_Source).validate_python
-    paths = sorted(_folder().iterdir(), key=lambda path: path.name)
-    return {
-        path.name.removesuffix(_ENDING): read(yaml.safe_load(path.read_text("utf-8")))
-        for path in paths
-        if path.name.endswith(_ENDING)
-    }
+    table = yaml.safe_load(files("faqbench.report").joinpath("published.yaml").read_text("utf-8"))
+    return TypeAdapter(dict[str, _Source]).validate_python(table)
 
 
 def _cells(entry: Published, panels: Sequence[Panel]) -> tuple[TableCell, ...]:
