@@ -337,7 +337,6 @@ def test_a_plan_reads_whole_the_latest_records_of_its_models_and_no_others(run, 
     assert {r.run_id for r in records if "stage_keys" in r.extra} == {record.run_id, "toy-5"}
 
 
-pytestmark = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 SIZE = 200 * 2**20
 
 
@@ -345,6 +344,7 @@ def touch() -> None:
     np.ones(SIZE, dtype=np.uint8).sum()
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_a_sections_peak_is_its_own_and_the_runs_is_kept():
     memory = PeakMemory(torch.device("cpu"))
     touch()
