@@ -2,8 +2,8 @@
 
     fold.py                 the measured model as tensors: codes, and what the channel scales fold into;
                             safetensors files of a bounded size
-    compressed_tensors.py   one file per layout: what it holds, how a linear's codes lie in it, and what
-    gptq.py, awq.py         its loader wants to be told; whatever it cannot hold is refused with the
+    compressed_tensors.py   one file per kind of layout: what it holds, how codes lie in it, and what
+    words.py                its loader wants to be told; whatever it cannot hold is refused with the
     gguf_file.py            nearest configuration that it can
     evidence.py             what a verification compares with: tokens, logits, losses, weights' hashes
     writing.py              all of it into one folder, or nothing: read this first

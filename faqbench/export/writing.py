@@ -52,9 +52,9 @@ from faqbench.stages import Progress, write_manifest
 
 FORMATS = {
     "compressed-tensors": "faqbench.export.compressed_tensors",
-    "gptq": "faqbench.export.gptq:V1",
-    "gptq_v2": "faqbench.export.gptq:V2",
-    "awq": "faqbench.export.awq",
+    "gptq": "faqbench.export.words:V1",
+    "gptq_v2": "faqbench.export.words:V2",
+    "awq": "faqbench.export.words:GEMM",
     "gguf": "faqbench.export.gguf_file",
 }
 _WEIGHTS = ("*.safetensors", "*.gguf")

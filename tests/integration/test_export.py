@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faqbench.cli import main
-from faqbench.export.gptq import GPTQ
 from faqbench.export.plain import examine
 from faqbench.export.verify import judge
+from faqbench.export.words import GPTQ
 from faqbench.quantization.checkpoint import StoredLinears
 
 from .conftest import new_workplace

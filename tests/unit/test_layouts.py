@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from faqbench.config import UserError
-from faqbench.export import awq, compressed_tensors, gguf_file, gptq
+from faqbench.export import compressed_tensors, gguf_file, words
 from faqbench.export.fold import stored_weight
 from faqbench.layouts import decode, grid_of, layout_of, stated, unpack
 from faqbench.quantization import Grid, quantize
@@ -28,7 +28,7 @@ def test_every_width_of_compressed_tensors_is_read_as_it_was(bits, symmetric):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize(("layout", "writer"), [("gptq", gptq.V2), ("awq", awq)])
+@pytest.mark.parametrize(("layout", "writer"), [("gptq", words.V2), ("awq", words.GEMM)])
 def test_words_of_four_bits_are_read_as_they_were(layout, writer, symmetric):
     linear = quantized(4, symmetric)
     settings = {"bits": 4, "checkpoint_format": "gptq_v2"}
@@ -38,10 +38,10 @@ def test_words_of_four_bits_are_read_as_they_were(layout, writer, symmetric):
 def test_the_first_version_of_gptq_is_refused_where_a_zero_point_is_zero():
     linear = quantized(4, symmetric=False)
     settings = {"bits": 4, "checkpoint_format": "gptq"}
-    assert torch.equal(decode("gptq", gptq.V1.encode(linear), settings), stored_weight(linear))
+    assert torch.equal(decode("gptq", words.V1.encode(linear), settings), stored_weight(linear))
     linear.zero_point[3, 1] = 0
     with pytest.raises(UserError, match="use format=gptq_v2"):
-        gptq.V1.encode(linear)
+        words.V1.encode(linear)
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (8, True), (4, False)])
@@ -60,7 +60,7 @@ def test_blocks_of_gguf_are_read_by_its_package_as_they_were(bits, symmetric):
 def test_words_of_awq_are_those_of_its_kernels():
     """From AutoAWQ's packing: the first word of a row of codes 0 to 7 is 0x75316420."""
     codes = torch.arange(8).repeat(1, 1)
-    assert hex(int(gptq.pack(awq._interleaved(codes)))) == "0x75316420"
+    assert hex(int(words.pack(words._interleaved(codes)))) == "0x75316420"
 
 
 def test_a_negative_word_is_a_row_of_bits():

@@ -1,17 +1,20 @@
-"""What is said, and how much of it: the console, `-q` and `-v`, and what a record says of a fault."""
+"""What is said, and how much of it: numbers in words, the console, `-q`, `-v`, and a record of a fault."""
 
 import io
 import logging
+import math
 import os
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from faqbench import formatting
 from faqbench.cli import main
 from faqbench.cli.attempt import told, without_paths
 from faqbench.cli.console import QuietProgress, RichProgress, VerboseProgress, console_progress, print_table
 from faqbench.cli.surroundings import current_verbosity, take_verbosity, verbosity
+from faqbench.formatting import ago, count, n_bytes, seconds
 from faqbench.stages import PlainProgress
 from faqbench.tables import Table
 
@@ -161,3 +164,41 @@ def test_a_fault_names_module_line_and_message_and_no_path():
 )
 def test_absolute_paths_are_their_last_part(text, expected):
     assert without_paths(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1.26, "+1.3"),
+        (-1.26, "\N{MINUS SIGN}1.3"),
+        (0.04, "0.0"),
+        (-0.04, "0.0"),
+        (-0.0, "0.0"),
+        (12345.6, "+12,345.6"),
+        (-math.inf, "\N{MINUS SIGN}∞"),
+        (None, formatting.NONE),
+    ],
+)
+def test_a_signed_number_has_a_true_minus_and_a_zero_has_no_sign(value, text):
+    assert formatting.signed(value, 1) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.04, "0.0 s"), (9.95, "9.9 s"), (119.4, "119 s"), (200, "3 min 20 s"), (7260, "2 h 01 min"),
+     (200000, "2 d 07 h")],
+)  # fmt: skip
+def test_seconds_are_told_in_two_units(value, text):
+    assert seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.35e9, "2.35 GB"), (4e14, "400 TB")]
+)  # fmt: skip
+def test_bytes_are_told_in_the_unit_that_suits(value, text):
+    assert n_bytes(value) == text
+
+
+def test_counts_and_ages_read_as_english():
+    assert (count(1, "entry"), count(2, "entry"), count(0, "run")) == ("1 entry", "2 entries", "0 runs")
+    assert (ago(30), ago(7200), ago(-5)) == ("now", "2 h ago", "now")

@@ -1,13 +1,20 @@
-"""GPTQ's layout, as AutoGPTQ and GPTQModel write it and vLLM reads it: 4 bits, with float16 scales.
+"""Layouts of 4-bit codes in int32 words, with float16 scales [n_groups, out], which vLLM reads.
+
+GPTQ's, as AutoGPTQ and GPTQModel write it:
 
     qweight   int32 [in / 8, out], eight codes of consecutive input channels to a word, the first lowest
     qzeros    int32 [n_groups, out / 8], eight zero points of consecutive rows
-    scales    float16 [n_groups, out]
     g_idx     int32 [in], the group of each channel; ours are consecutive
 
-Symmetric codes are stored from 0 on, their zero point being 8. `checkpoint_format: gptq`, the first
-version, stores zero points less one, and its readers disagree about a zero point of 0; `gptq_v2` stores
-them as they are.
+`checkpoint_format: gptq`, the first version, stores zero points less one, and its readers disagree about a
+zero point of 0; `gptq_v2` stores them as they are.
+
+AWQ's, as AutoAWQ writes it for its GEMM kernels:
+
+    qweight   int32 [in, out / 8], eight codes of consecutive rows to a word, in the order 0 2 4 6 1 3 5 7
+    qzeros    int32 [n_groups, out / 8], zero points in the same order
+
+Symmetric codes are stored from 0 on, their zero point being 8.
 """
 
 from __future__ import annotations
@@ -26,11 +33,12 @@ from faqbench.quantization import QuantizedLinear
 
 BITS = 4
 _PER_WORD = 32 // BITS
+_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTQ:
-    """The layout, in one of its two versions.
+    """GPTQ's layout, in one of its two versions.
 
     Attributes:
         name: `gptq` or `gptq_v2`, as `format=` and `checkpoint_format` have it.
@@ -89,7 +97,45 @@ class GPTQ:
         } | ({"dynamic": {f"-:^{name}$".replace(".", r"\."): {} for name in kept}} if kept else {})
 
 
-V1, V2 = GPTQ(name="gptq"), GPTQ(name="gptq_v2")
+@dataclass(frozen=True, kw_only=True)
+class AWQ:
+    """AWQ's layout."""
+
+    def writer(self) -> str:
+        """Return what packs."""
+        return f"faqbench {__version__}"
+
+    def check(self, model: StoredModel) -> None:
+        """Refuse anything but 4 bits, one group size and float16 scales."""
+        check_grids(model, "awq")
+
+    def open_sink(self, folder: Path, model: StoredModel, most_bytes: int) -> Shards:
+        """Begin the checkpoint of a model."""
+        return Shards(folder, most_bytes, self.encode, model.config, self.settings(model))
+
+    def encode(self, linear: QuantizedLinear) -> dict[str, Tensor]:
+        """Return the tensors of one linear."""
+        codes, zero, scale = from_zero(linear)
+        return {
+            "qweight": pack(_interleaved(codes.T)),
+            "qzeros": pack(_interleaved(zero.T)),
+            "scales": scale.T.contiguous(),
+        }
+
+    def settings(self, model: StoredModel) -> dict[str, Any]:
+        """Return `quantization_config`."""
+        grid = next(iter(model.grids.values()))
+        return {
+            "quant_method": "awq",
+            "version": "gemm",
+            "bits": BITS,
+            "group_size": grid.group_size,
+            "zero_point": not grid.symmetric,
+            "modules_to_not_convert": model.kept,
+        }
+
+
+V1, V2, GEMM = GPTQ(name="gptq"), GPTQ(name="gptq_v2"), AWQ()
 
 
 def check_grids(model: StoredModel, name: str) -> None:
@@ -137,3 +183,8 @@ def pack(codes: Tensor) -> Tensor:
     lanes = codes.to(torch.int64).reshape(len(codes), -1, _PER_WORD)
     words = (lanes << (torch.arange(_PER_WORD) * BITS)).sum(dim=-1)
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+
+
+def _interleaved(codes: Tensor) -> Tensor:
+    """Return rows of codes [rows, out] with each eight of them in AWQ's order."""
+    return codes.reshape(len(codes), -1, len(_ORDER))[:, :, torch.tensor(_ORDER)].flatten(1)
