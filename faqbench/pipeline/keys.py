@@ -43,8 +43,8 @@ from faqbench.models import PACKED_VERSION, ROTATION_VERSION, tokenizer_source, 
 from faqbench.pipeline.cell import Fingerprints, Key
 from faqbench.quantization import CHECKPOINT_VERSION
 from faqbench.quantization import CODE_VERSION as QUANTIZATION_VERSION
-from faqbench.quantization.activations import CODE_VERSION as MEANS_VERSION
 from faqbench.quantization.activations import CODE_VERSION as STATISTICS_VERSION
+from faqbench.quantization.activations import MEANS_VERSION
 from faqbench.stages import library_version
 
 WEIGHTS_VERSION = 3  # raise it when a fingerprint or the facts beside it change
