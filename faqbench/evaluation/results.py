@@ -19,10 +19,9 @@ from functools import cache
 from importlib.resources import files
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from faqbench import corpora
@@ -30,6 +29,9 @@ from faqbench.config import UserError
 from faqbench.records import Metric
 from faqbench.stages import hash_json
 from faqbench.statistics import accuracy_with_stderr
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,8 @@ def read_results(
         documents: those of a packaged task, whose items are numbered by their place in the data.
         config: kept as it is.
     """
+    import pandas as pd  # takes a quarter of a second, which a plan can do without
+
     samples: dict[str, list[dict[str, Any]]] = raw["samples"]
     rows = [row for task in samples for row in _items(task, samples[task], documents)]
     items = pd.DataFrame(rows, columns=["task", "item", "metric", "value"])

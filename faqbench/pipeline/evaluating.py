@@ -19,10 +19,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from pydantic import TypeAdapter
 from typing_extensions import TypedDict
@@ -45,7 +44,16 @@ from faqbench.models import Model
 from faqbench.pipeline.cell import CellRun
 from faqbench.records import Metric
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 _WINDOW_FACTS = ("n_tokens_total", "fingerprint", "stream_fingerprint", "verified", "warnings", "n_special")
+
+
+def _no_items() -> pd.DataFrame:
+    import pandas as pd  # takes a quarter of a second, which a plan can do without
+
+    return pd.DataFrame(columns=["task", "item", "metric", "value"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,9 +71,7 @@ class Evaluated:
     """
 
     metrics: tuple[Metric, ...] = ()
-    items: pd.DataFrame = field(
-        default_factory=lambda: pd.DataFrame(columns=["task", "item", "metric", "value"])
-    )
+    items: pd.DataFrame = field(default_factory=_no_items)
     tokens: Mapping[str, Any] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
     protocols: Mapping[str, Any] = field(default_factory=dict)
@@ -74,6 +80,8 @@ class Evaluated:
 
 def evaluate(cell: CellRun) -> Evaluated:
     """Return what the cell's model gave on every protocol and task of its experiment."""
+    import pandas as pd
+
     settings = cell.experiment.evaluation
     parts = [_protocol(name, cell) for name in settings.protocols]
     parts += [cell.get(f"tasks {name}") for name in settings.tasks]
@@ -212,6 +220,8 @@ def write_task(result: TaskResult, cost: EvaluationCost, folder: Path) -> None:
 
 def load_task(name: str, _: CellRun, folder: Path) -> Evaluated:
     """Read what a task gave."""
+    import pandas as pd
+
     facts = read_as(folder / "facts.json", dict[str, Any])
     metrics = TypeAdapter(tuple[Metric, ...]).validate_python(facts.pop("metrics"))
     return Evaluated(

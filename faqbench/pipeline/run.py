@@ -12,9 +12,8 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 import yaml
 
@@ -42,6 +41,9 @@ from faqbench.quantization import (
 from faqbench.records import SCHEMA_VERSION, Gate, RunData, RunRecord, write_run
 from faqbench.sources import Facts, sources_of
 from faqbench.stages import Progress, StageCache
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def run(
@@ -127,7 +129,7 @@ def write_failure(experiment: Experiment, error: str) -> RunData:
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         extra={"evaluation": {}},
     )
-    data = RunData(record=record, items=Evaluated().items, tokens={}, layers=pd.DataFrame())
+    data = RunData(record=record, items=Evaluated().items, tokens={}, layers=_layers(None))
     write_run(experiment.paths.runs, data, config_yaml(experiment))
     return data
 
@@ -226,14 +228,20 @@ def _record(
 
 
 def _run_data(cell: CellRun, evaluated: Evaluated, record: RunRecord) -> RunData:
-    quantized, is_kept = _quantized(cell), cell.experiment.evaluation.keep_items
-    reports = quantized.linears if quantized else ()
+    is_kept = cell.experiment.evaluation.keep_items
     return RunData(
         record=record,
         items=evaluated.items if is_kept else evaluated.items.iloc[:0],
         tokens=evaluated.tokens if is_kept else {},
-        layers=pd.DataFrame([dataclasses.asdict(r) for r in reports]),
+        layers=_layers(_quantized(cell)),
     )
+
+
+def _layers(quantized: QuantizedModel | None) -> pd.DataFrame:
+    import pandas as pd  # takes a quarter of a second, which a plan can do without
+
+    reports = quantized.linears if quantized else ()
+    return pd.DataFrame([dataclasses.asdict(r) for r in reports])
 
 
 def check_models(experiments: Iterable[Experiment]) -> None:

@@ -171,7 +171,7 @@ def _head_seconds(shape: ModelShape, device: torch.device, dtype: torch.dtype) -
 
 def _operations_per_second(shape: ModelShape, device: torch.device) -> float:
     width = min(max(n_in for n_in, _ in shape.linears.values()), _WIDEST)
-    seconds = _product_seconds(width, width, width, device, torch.float32)
+    seconds = _product_seconds(width, width, _N_TOKENS, device, torch.float32)
     return 2.0 * width * width / seconds
 
 
