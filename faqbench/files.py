@@ -100,8 +100,8 @@ def open_to_readers(folder: Path) -> None:
     rights = stat.S_IMODE(folder.stat().st_mode)
     for path in folder.rglob("*"):
         if not path.is_symlink():
-            own = rights if path.is_dir() else rights & 0o666
-            path.chmod(stat.S_IMODE(path.stat().st_mode) | own)
+            allowed = rights if path.is_dir() else rights & 0o666
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | allowed)
 
 
 def _lacks_inodes(path: Path) -> bool:

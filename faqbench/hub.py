@@ -76,8 +76,8 @@ def bring_weights(repo_id: str, revision: str | None) -> None:
     """Have a model's weights, and what describes them, in the local copy."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.json", "model*.safetensors"]
-    snapshot_download(repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"])
+    patterns = ["*.json", "model*.safetensors"]
+    snapshot_download(repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
 
 
 def check_push(repo_id: str) -> None:

@@ -155,8 +155,8 @@ def _commit(experiment: Experiment, name: str, kind: str, value: str) -> str | N
 
 def _revision(experiment: Experiment, name: str) -> str | None:
     domain = name.partition("=")[2]
-    own = hub_set(domain) if domain in hub_set_names() else None
-    return experiment.calibration.hub.revision if own is None else own.revision
+    known_set = hub_set(domain) if domain in hub_set_names() else None
+    return experiment.calibration.hub.revision if known_set is None else known_set.revision
 
 
 def _files_of(folder: Path) -> list[Path]:

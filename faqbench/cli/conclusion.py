@@ -98,15 +98,15 @@ def tell_progress(runs: Path, estimates: Mapping[str, Estimate], record: RunReco
 
     if len(estimates) < 2 or record.run_id not in estimates:
         return
-    own = estimates[record.run_id]
+    estimate = estimates[record.run_id]
     ended = [r for r in map(_record_in, (runs / name for name in estimates)) if r is not None]
-    ended = [r for r in ended if r.started >= own["planned"]]
+    ended = [r for r in ended if r.started >= estimate["planned"]]
     progress = console_progress()
     if record.status == "finished":
         (row,) = summary_table([record]).texts()
         progress.note(", ".join(f"{key} {value}" for key, value in row.items() if value))
     done = f"{len(ended)} of {count(len(estimates), 'cell')} done"
-    left = seconds_left(estimates, ended, own["n_workers"])
+    left = seconds_left(estimates, ended, estimate["n_workers"])
     progress.note(f"{done}, about {seconds(left)} left" if len(ended) < len(estimates) else done)
 
 

@@ -255,10 +255,10 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 def _compose(flags: argparse.Namespace, overrides: Sequence[str], draws: range) -> Command:
     """Compose the draws of one arm, which are all that the command line may sweep over."""
-    own = copy.copy(flags)
+    arm_flags = copy.copy(flags)
     seeds = ",".join(map(str, draws))
-    own.overrides, own.multirun = [*flags.overrides, *overrides, f"seed={seeds}"], True
-    request = compose_cells(own)
+    arm_flags.overrides, arm_flags.multirun = [*flags.overrides, *overrides, f"seed={seeds}"], True
+    request = compose_cells(arm_flags)
     if request.kind == "search" or len(request.cells) != len(draws):
         raise UserError(
             "settle asks about one setting; a key with several values, or an experiment that sweeps "

@@ -92,19 +92,19 @@ def matched() -> ScenarioSection:
 
 def mixture_of(calibration: CalibrationSection, scenario: ScenarioSection) -> dict[str, float]:
     """Return the domains that windows come from and their shares; a share of zero is left out."""
-    own = calibration.mixture or {calibration.domain: 1.0}
+    mixture = calibration.mixture or {calibration.domain: 1.0}
     other = scenario.mixture or ({scenario.domain: 1.0} if scenario.domain else None)
-    return shares_of(own, other, scenario.skew)
+    return shares_of(mixture, other, scenario.skew)
 
 
 def shares_of(
-    own: Mapping[str, float], other: Mapping[str, float] | None, skew: float | None
+    mixture: Mapping[str, float], other: Mapping[str, float] | None, skew: float | None
 ) -> dict[str, float]:
     """Return the shares of a mixture of which `skew`, or all, comes from another one."""
-    other, skew = own if other is None else other, 1.0 if skew is None else skew
+    other, skew = mixture if other is None else other, 1.0 if skew is None else skew
     shares = {
-        domain: (1.0 - skew) * own.get(domain, 0.0) + skew * other.get(domain, 0.0)
-        for domain in {**own, **other}
+        domain: (1.0 - skew) * mixture.get(domain, 0.0) + skew * other.get(domain, 0.0)
+        for domain in {**mixture, **other}
     }
     return {domain: share for domain, share in shares.items() if share > 0.0}
 

@@ -156,10 +156,10 @@ def _calibration_identity(config: Mapping[str, Any]) -> _Json:
 
 
 def _corpus_identity(calibration: Mapping[str, Any], scenario: Mapping[str, Any]) -> _Json:
-    own = calibration.get("mixture") or {calibration.get("domain"): 1.0}
+    drawn_from = calibration.get("mixture") or {calibration.get("domain"): 1.0}
     domain = scenario.get("domain")
     other = scenario.get("mixture") or ({domain: 1.0} if domain else None)
-    mixture = shares_of(own, other, scenario.get("skew"))
+    mixture = shares_of(drawn_from, other, scenario.get("skew"))
     result: _Json = {"mixture": mixture, "documents": calibration.get("documents")}
     named = [str(domain) for domain in mixture]
     if any(map(is_hub_set, named)):

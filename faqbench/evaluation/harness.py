@@ -105,11 +105,11 @@ def task_requests(
 
     Raises: UserError: as `run_task` does.
     """
-    wanted: list[tuple[Request, ...]] = []
-    asking = TaskModel(model.model, model.tokenizer, model.view, wanted=wanted)
+    requests: list[tuple[Request, ...]] = []
+    asking = TaskModel(model.model, model.tokenizer, model.view, wanted=requests)
     with suppress(Asked):
         run_task(task_name, asking, experiment, progress)
-    return wanted
+    return requests
 
 
 def task_passages(name: str, experiment: Experiment, progress: Progress) -> list[str]:

@@ -191,13 +191,13 @@ def answer(
         if any(isinstance(view, Model) and not view.is_resident for view in asked):
             for view in asked:
                 stack.enter_context(stacked_attention(view.module))
-            renamed = {view: [_for_decoder(make) for make in own] for view, own in asked.items()}
+            renamed = {view: [_for_decoder(make) for make in makers] for view, makers in asked.items()}
             decodings = stack.enter_context(decoding(renamed, advance, beside))
             outputs = {decoded.model: decoded.outputs() for decoded in decodings}
         else:
             outputs = {
-                view: (hidden_states(module_of(view), **make()) for make in own)
-                for view, own in asked.items()
+                view: (hidden_states(module_of(view), **make()) for make in makers)
+                for view, makers in asked.items()
             }
         for question in questions:
             for number in range(len(question.inputs)):

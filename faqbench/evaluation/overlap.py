@@ -74,14 +74,14 @@ def texts_that_overlap(texts: Sequence[str], passages: Iterable[str]) -> list[in
     Few texts have what many of all texts have, once only some are drawn; so nothing is forgiven for being
     common among the texts, only for being common among the passages.
     """
-    own = [np.unique(_grams(text)) for text in texts]
-    if not own:
+    grams_of_texts = [np.unique(_grams(text)) for text in texts]
+    if not grams_of_texts:
         return []
     grams = _of_passages(passages)
-    overlaps, is_shared = _compare(grams, np.unique(np.concatenate(own)))
+    overlaps, is_shared = _compare(grams, np.unique(np.concatenate(grams_of_texts)))
     inside = np.repeat(overlaps, [len(g) for g in grams]) & is_shared
     shared = np.unique(np.concatenate([*grams, np.zeros(0, dtype=np.uint64)])[inside])
-    return [i for i, some in enumerate(own) if np.isin(some, shared).any()]
+    return [i for i, some in enumerate(grams_of_texts) if np.isin(some, shared).any()]
 
 
 def _of_passages(passages: Iterable[str]) -> list[Array]:

@@ -105,11 +105,11 @@ def pack(requests: Sequence[Request], batch_tokens: int) -> list[Pack]:
     inputs = sorted({request.inputs for request in requests})
     row_tokens = min(ROW_TOKENS, batch_tokens)
     rows = _rows(_groups(inputs, row_tokens, batch_tokens), row_tokens)
-    wanted: dict[Tokens, list[int]] = {}
+    askers: dict[Tokens, list[int]] = {}
     for index, request in enumerate(requests):
-        wanted.setdefault(request.inputs, []).append(index)
+        askers.setdefault(request.inputs, []).append(index)
     packs = _forwards(rows, batch_tokens)
-    return [_layout(forward, requests, wanted) for forward in packs]
+    return [_layout(forward, requests, askers) for forward in packs]
 
 
 def n_unshared_tokens(requests: Sequence[Request]) -> int:
@@ -185,7 +185,7 @@ def _forwards(rows: Sequence[list[_Group]], batch_tokens: int) -> Iterator[list[
 
 
 def _layout(
-    forward: Sequence[list[_Group]], requests: Sequence[Request], wanted: dict[Tokens, list[int]]
+    forward: Sequence[list[_Group]], requests: Sequence[Request], askers: dict[Tokens, list[int]]
 ) -> Pack:
     """Write the rows of one forward into arrays, and find where its requests are scored."""
     length = max(sum(group.n_nodes for group in row) for row in forward)
@@ -198,7 +198,7 @@ def _layout(
         start = 0
         for group in row:
             for inputs, path in _paths(group, start, tokens[index], positions[index], ends[index]):
-                for request in wanted[inputs]:
+                for request in askers[inputs]:
                     n = requests[request].n_scored
                     targets = np.array(requests[request].tokens[-n:])
                     nodes = path[-n:] + index * length

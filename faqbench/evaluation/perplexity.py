@@ -252,8 +252,8 @@ class Windows:
             self._keep.append(rows[0])
         wanted = self._wanted(len(batch), rows[len(self._found) :])
         found = _score_in_parts(self._model, batch, rows[: len(self._found)], wanted)
-        for own, scores in zip(self._found, found, strict=True):
-            own.append(scores)
+        for of_model, scores in zip(self._found, found, strict=True):
+            of_model.append(scores)
         self._advance(len(batch))
 
     def scores(self) -> list[TokenScores]:
@@ -354,10 +354,10 @@ def _score_in_parts(
     scores: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in hidden]
     of_models = [log_probabilities(model, rows) for rows in hidden]
     for r, *of_p in zip(of_r, *of_models, strict=False):
-        for own, (rows, log_p) in zip(scores, of_p, strict=True):
+        for of_model, (rows, log_p) in zip(scores, of_p, strict=True):
             more = () if r is None else _divergence(log_p, r[1])
-            own.append((_nll(log_p, targets[rows]), *more))
-    return [tuple(torch.cat(parts) for parts in zip(*own, strict=True)) for own in scores]
+            of_model.append((_nll(log_p, targets[rows]), *more))
+    return [tuple(torch.cat(parts) for parts in zip(*of_model, strict=True)) for of_model in scores]
 
 
 def _nll(log_p: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

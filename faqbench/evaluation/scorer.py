@@ -107,9 +107,9 @@ class Scorer(HFLM):  # type: ignore[misc]
         # A group's members are packed each by itself, so that none moves another's rounding.
         answers: list[Any] = [None] * len(requests)
         for task in dict.fromkeys(request.task_name for request in requests):
-            own = [i for i, request in enumerate(requests) if request.task_name == task]
-            found = super().loglikelihood([requests[i] for i in own], disable_tqdm=True)
-            for i, answer in zip(own, found, strict=True):
+            of_task = [i for i, request in enumerate(requests) if request.task_name == task]
+            found = super().loglikelihood([requests[i] for i in of_task], disable_tqdm=True)
+            for i, answer in zip(of_task, found, strict=True):
                 answers[i] = answer
         self._asked_of.end_asking()
         return answers

@@ -141,9 +141,9 @@ class Shelf:
     def place(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Return the next tensor, of a shape and dtype; what is in it is undefined."""
         size = dtype.itemsize * prod(shape)
-        own = self._bytes[self._used : self._used + size]
+        piece = self._bytes[self._used : self._used + size]
         self._used += n_bytes(shape, dtype)
-        return own.view(dtype).view(*shape)
+        return piece.view(dtype).view(*shape)
 
     def another(self, n_bytes: int) -> Shelf:
         """Return a shelf of another size that the same is known of."""
@@ -281,9 +281,9 @@ class BlockStream:
 
     def fork(self, windows: slice = slice(None)) -> BlockStream:
         """Return a second stream from the same hidden states, or from those of some windows."""
-        own = self.hidden[windows]
-        shelf = self.shelf.another(n_bytes(own.shape, own.dtype))
-        hidden = shelf.place(own.shape, own.dtype).copy_(own)
+        states = self.hidden[windows]
+        shelf = self.shelf.another(n_bytes(states.shape, states.dtype))
+        hidden = shelf.place(states.shape, states.dtype).copy_(states)
         self.shelf.let_go()
         shelf.let_go()
         return replace(self, hidden=hidden, shelf=shelf)

@@ -204,8 +204,8 @@ def lack_of(missing: Sequence[str], n_expected: int, found: Iterable[str]) -> st
 
 def _is_weight(name: str, architecture: Architecture) -> bool:
     """Say whether a name is one of the model's own: of a block, the embedding or the head."""
-    own = (architecture.blocks, architecture.embedding, architecture.head)
-    return any(f".{name}".startswith((f".{part}.", f".{_bare(part)}.")) for part in own)
+    parts = (architecture.blocks, architecture.embedding, architecture.head)
+    return any(f".{name}".startswith((f".{part}.", f".{_bare(part)}.")) for part in parts)
 
 
 def _stored(name: str, headers: Mapping[str, TensorHeader]) -> TensorHeader | None:

@@ -257,9 +257,9 @@ def _check_exact(section: ModelSection, model: Any, report: Mapping[str, Any]) -
     if missing:
         lack = lack_of(missing, len(model.state_dict()), sorted(report["unexpected_keys"]))
         raise UserError(f"{start} {lack}.")
-    for name, stored, wanted in sorted(report["mismatched_keys"]):
+    for name, stored, configured in sorted(report["mismatched_keys"]):
         raise UserError(
-            f"{start} its files hold {name} as {list(stored)}, but config.json makes it {list(wanted)}."
+            f"{start} its files hold {name} as {list(stored)}, but config.json makes it {list(configured)}."
         )
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if model.config.get_text_config().tie_word_embeddings and head.weight is not embedding.weight:

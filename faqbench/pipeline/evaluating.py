@@ -140,12 +140,12 @@ def build_perplexity(name: str, cell: CellRun, folder: Path) -> None:
         return
     rotated, stage = cell.model.rotated, f"reference {name}"
     rotate = None if rotated is None else rotated.rotate_output
-    wanted: HiddenStates | Beside
+    reference: HiddenStates | Beside
     if stage in cell.stages:
-        wanted = HiddenStates.open(cell.get(stage), rotate)
+        reference = HiddenStates.open(cell.get(stage), rotate)
     else:
-        wanted = Beside(view=cell.model.full_precision, rotate=rotate)
-    _score(name, cell, cell.model.evaluated, folder, wanted)
+        reference = Beside(view=cell.model.full_precision, rotate=rotate)
+    _score(name, cell, cell.model.evaluated, folder, reference)
 
 
 class _CostFacts(TypedDict):

@@ -110,9 +110,9 @@ def driver_of(experiment: Experiment) -> Path:
         UserError: when there is none of this name.
     """
     name = str(experiment.quant.external.driver)
-    own = Path(name).expanduser()
-    if own.suffix == ".py" and own.is_file():
-        return own
+    script = Path(name).expanduser()
+    if script.suffix == ".py" and script.is_file():
+        return script
     (folder,) = faqbench.drivers.__path__
     drivers = sorted(p.stem for p in Path(folder).glob("[a-z]*.py"))
     if name not in drivers:

@@ -38,11 +38,11 @@ class Neighbours:
 
     def same_tokens(self, record: RunRecord) -> Gate:
         """Compare the tokens of each protocol with those of runs that should have scored the same."""
-        own = {k: v for k, v in record.fingerprints.items() if k.startswith("protocol/")}
+        scored = {k: v for k, v in record.fingerprints.items() if k.startswith("protocol/")}
         different = [
             f"{name.removeprefix('protocol/')} of {other.run_id}"
             for other in self._of_same_model(record)
-            for name, fingerprint in own.items()
+            for name, fingerprint in scored.items()
             if other.fingerprints.get(name, fingerprint) != fingerprint
             and _n_windows(other, name) == _n_windows(record, name)
         ]
@@ -71,14 +71,14 @@ class Neighbours:
 
     def not_worse_than_fewer_bits(self, record: RunRecord, evaluated: Evaluated) -> Gate:
         """Compare a cell with those that differ in their bits alone."""
-        calibration, own = record.fingerprints.get("calibration"), _but_bits(record)
+        calibration, settings = record.fingerprints.get("calibration"), _but_bits(record)
         others = [  # what is quickly told comes first, since thousands may be asked
             other
             for other in self._of_same_model(record)
             if other.fingerprints.get("calibration") == calibration
             and _quant(other, "bits") not in (None, _quant(record, "bits"))
             and other.method.quantizes
-            and _but_bits(other) == own
+            and _but_bits(other) == settings
         ]
         wins = [bool(_quant(record, "bits") > _quant(other, "bits")) for other in others]
         return self._compare("not_worse_than_fewer_bits", record, evaluated, others, wins)

@@ -202,13 +202,13 @@ def share_walk(one: Experiment, other: Experiment) -> bool:
 
 def _companions(cell: CellRun, tokens: Calibration | None) -> list[Companion]:
     """Return the cells to come that are quantized in this one's walk."""
-    architecture, own = cell.model.architecture, cell.model.experiment
-    keys = [quantized_key(own, cell.fingerprints, cell.device.type)]
+    architecture, this = cell.model.architecture, cell.model.experiment
+    keys = [quantized_key(this, cell.fingerprints, cell.device.type)]
     companions = []
     for other in cell.beside:
         if not share_walk(cell.experiment, other):
             continue
-        experiment = other.model_copy(update={"model": own.model})
+        experiment = other.model_copy(update={"model": this.model})
         key = quantized_key(experiment, cell.fingerprints, cell.device.type)
         blocks = _KeptBlocks(cell, experiment)
         is_done = cell.cache.has("quantized", key) or blocks.has(architecture.n_blocks - 1)

@@ -146,7 +146,7 @@ class _Walk:
 
     def run(self, stage_id: str, folder: Path) -> None:
         """Walk, and write what came out: the stage that is under way into its folder, others as entries."""
-        cell, own = self._cell, self._scored[0]
+        cell, scored = self._cell, self._scored[0]
         n_beside = f" and {len(self._scored) - 1} more" if len(self._scored) > 1 else ""
         title = f"evaluate {cell.experiment.quant.name}{n_beside}"
         start = time.perf_counter()
@@ -156,8 +156,8 @@ class _Walk:
                 *self._probes.values(),
                 *self._tasks.values(),
             ]
-            with cell.progress.stage(title, own.view.architecture.n_blocks) as advance:
-                answer(questions, advance, head=own.view, beside=list(self._looks.values()))
+            with cell.progress.stage(title, scored.view.architecture.n_blocks) as advance:
+                answer(questions, advance, head=scored.view, beside=list(self._looks.values()))
         seconds = time.perf_counter() - start
         writers = [
             (one, stage, self._writer(one, stage)) for one in self._scored for stage in one.stages.values()
@@ -166,12 +166,12 @@ class _Walk:
         for one, stage, write in writers:
             share = seconds * self._n_tokens(stage) / n_tokens
             build = partial(write, EvaluationCost(seconds=share, peak_memory_bytes=section.bytes))
-            if one is own and stage.id == stage_id:
+            if one is scored and stage.id == stage_id:
                 build(folder)
             else:
                 key = stage.key(one.experiment, cell.fingerprints, cell.device.type)
                 assert key is not None, "evaluations have versions"
-                cell.cache.keep(stage.name, key, build, share if one is own else 0.0)
+                cell.cache.keep(stage.name, key, build, share if one is scored else 0.0)
 
     def _missing(self, experiment: Experiment) -> dict[str, CellStage]:
         cell, missing = self._cell, {}
@@ -188,17 +188,17 @@ class _Walk:
 
     def _others(self, n_before: int) -> list[_ScoredCell]:
         """Return the cells beside this one that are evaluated in its walk, as many as there is room for."""
-        cell, own = self._cell, self._scored[0]
-        n_tokens = sum(self._n_tokens(stage) for stage in own.stages.values())
-        width = own.view.architecture.hidden_size * own.view.dtype.itemsize
-        room, others = own.view.room.hidden_bytes, list[_ScoredCell]()
+        cell, scored = self._cell, self._scored[0]
+        n_tokens = sum(self._n_tokens(stage) for stage in scored.stages.values())
+        width = scored.view.architecture.hidden_size * scored.view.dtype.itemsize
+        room, others = scored.view.room.hidden_bytes, list[_ScoredCell]()
         for other in cell.beside:
             fits = room is None or (n_before + len(others) + 1) * n_tokens * width <= room
             alike = all(getattr(cell.experiment, s) == getattr(other, s) for s in _ALIKE)
-            is_new = all(other.quant != one.experiment.quant for one in (own, *others))
+            is_new = all(other.quant != one.experiment.quant for one in (scored, *others))
             if not (fits and alike and is_new and share_walk(cell.experiment, other)):
                 continue
-            experiment = other.model_copy(update={"model": own.experiment.model})
+            experiment = other.model_copy(update={"model": scored.experiment.model})
             missing = self._missing(experiment)
             linears = finished_linears(cell, experiment) if missing else None
             if linears is not None:

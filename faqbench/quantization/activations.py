@@ -186,8 +186,8 @@ def observe_block(
         accumulator = Accumulator(linear.in_features, linear.weight.device)
         accumulators[role.name] = accumulator
 
-        def hook(own: nn.Module, args: tuple[Any, ...], a: Accumulator = accumulator) -> None:
-            a.add(select_tokens(prepared_input(own, args[0]), tokens))
+        def hook(linear: nn.Module, args: tuple[Any, ...], a: Accumulator = accumulator) -> None:
+            a.add(select_tokens(prepared_input(linear, args[0]), tokens))
 
         handles.append(linear.register_forward_pre_hook(hook))
     try:
@@ -396,8 +396,8 @@ def block_means(
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
-    def hook(own: nn.Module, args: tuple[Any, ...], name: str) -> None:
-        x = select_tokens(prepared_input(own, args[0]), select).float()
+    def hook(linear: nn.Module, args: tuple[Any, ...], name: str) -> None:
+        x = select_tokens(prepared_input(linear, args[0]), select).float()
         sums[name] = sums.get(name, 0) + x.abs().sum(dim=0).double()
         counts[name] = counts.get(name, 0) + len(x)
 

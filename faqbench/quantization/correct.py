@@ -100,7 +100,7 @@ class CorrectionAccumulator:
         sums = self._held if is_held else self._fitted
         assert sums is not None, "only a search holds tokens out"
         sums.seen.add(x_hat)
-        own, weighted, through, rest = x - x_hat, x_hat, None, None
+        drift, weighted, through, rest = x - x_hat, x_hat, None, None
         if self._uses_residual:
             assert residual is not None and residual_hat is not None
             (weight,) = self._weights.values()
@@ -111,12 +111,12 @@ class CorrectionAccumulator:
                 output, output_hat = x @ weight.T, x_hat @ weight.T
                 rms, rms_hat = _rms(before + output), _rms(before_hat + output_hat)
                 gain = rms_hat / rms
-                own, before = output * gain - output_hat, before * gain
+                drift, before = output * gain - output_hat, before * gain
                 weighted = x_hat / rms_hat.square()
                 sums.weighted.add(x_hat / rms_hat)
             rest = self._settings.residual_strength * (before - before_hat)
         for strength, cross in sums.crosses.items():
-            target = strength * own if through is None else (strength * own) @ through
+            target = strength * drift if through is None else (strength * drift) @ through
             cross.addmm_(weighted.T, target if rest is None else target + rest)
 
     def statistics(self) -> RoleStatistics:

@@ -162,8 +162,8 @@ def _refine_roles(
     assert walk.streams is not None
     linears = {role.name: linears_of(walk, index, block, role) for role in architecture.roles}
     originals = {
-        role: {name: _weight(linear, name, index) for name, linear in own.items()}
-        for role, own in linears.items()
+        role: {name: _weight(linear, name, index) for name, linear in members.items()}
+        for role, members in linears.items()
     }
     learned = [role for role in architecture.roles if linears[role.name]]
     if not learned:
@@ -184,18 +184,18 @@ def _refine_roles(
     refined = refine(lesson.block, roles, lesson.examples, recipe, quant.refinement)
     n_linears, reports = len(refined.linears), list[LinearReport]()
     for role in learned:
-        own, weights = linears[role.name], originals[role.name]
-        made = {name: refined.linears[name] for name in own}
+        members, weights = linears[role.name], originals[role.name]
+        made = {name: refined.linears[name] for name in members}
         span = static_range(
             role, next(iter(made.values())).input_scale, lesson.statistics[role.name], quant
         )
         made = {name: replace(linear, input_range=span) for name, linear in made.items()}
         found |= made
-        stand_ins = {n: _put(walk, index, n, own[n], made[n]) for n in own}
+        stand_ins = {n: _put(walk, index, n, members[n], made[n]) for n in members}
         result = RoleResult(
             linears=made,
             alpha=None,
-            limits=dict.fromkeys(own),
+            limits=dict.fromkeys(members),
             clipped_frac=refined.clipped_frac,
             rounds_to_nearest=False,
         )

@@ -183,12 +183,12 @@ def _carried(
     def towards_later(statistic: Tensor) -> Tensor:
         return ((statistic / size) @ upper.T).triu(1) @ upper
 
-    own = alignment.alpha * towards_later(problem.cross)
+    moved = alignment.alpha * towards_later(problem.cross)
     if not alignment.original:
-        return [(own, problem.columns)]
+        return [(moved, problem.columns)]
     assert original is not None
     back = alignment.original * towards_later(problem.cross + problem.hessian)
-    return [(own - back, problem.columns), (back, original)]
+    return [(moved - back, problem.columns), (back, original)]
 
 
 @dataclass

@@ -73,12 +73,12 @@ class ModuleObjective:
         stacks = _stacked(weights, grids)
         totals, n_values = [0.0] * len(scales), 0
         for _, call in self.stream.calls_of(self.block, self.role.inspect):
-            wanted = self._output(module, call, weights).float()
+            original = self._output(module, call, weights).float()
             for index, scale in enumerate(scales):
                 rounded = {n: w for stack in stacks for n, w in stack.rounded(scale).items()}
-                error = self._output(module, call, rounded).float() - wanted
+                error = self._output(module, call, rounded).float() - original
                 totals[index] += float(total(error.square()))
-            n_values += wanted.numel()
+            n_values += original.numel()
         return [total / n_values for total in totals]
 
     def _output(self, module: nn.Module, call: Call, weights: Mapping[str, Tensor]) -> Tensor:
@@ -169,8 +169,8 @@ class _Stack:
 def _stacked(weights: Mapping[str, Tensor], grids: Mapping[str, Grid]) -> list[_Stack]:
     stacks = []
     for grid in dict.fromkeys(grids[name] for name in weights):
-        own = {name: weight for name, weight in weights.items() if grids[name] == grid}
-        sizes = [len(weight) for weight in own.values()]
-        weight = torch.cat(list(own.values()))
-        stacks.append(_Stack(names=tuple(own), sizes=sizes, weight=weight, grid=grid))
+        alike = {name: weight for name, weight in weights.items() if grids[name] == grid}
+        sizes = [len(weight) for weight in alike.values()]
+        weight = torch.cat(list(alike.values()))
+        stacks.append(_Stack(names=tuple(alike), sizes=sizes, weight=weight, grid=grid))
     return stacks

@@ -167,9 +167,9 @@ def pull_back(statistic: Tensor, weight: Tensor) -> Tensor:
     return statistic.float() @ weight.float().abs() / len(weight)
 
 
-def _rescaled(vector: Tensor, own: Tensor, wanted: Tensor) -> Tensor:
+def _rescaled(vector: Tensor, size: Tensor, target: Tensor) -> Tensor:
     """Bring a vector to another's size; a vector of zeros stays one."""
-    return vector * torch.where(own > 0, wanted / own, torch.ones_like(own))
+    return vector * torch.where(size > 0, target / size, torch.ones_like(size))
 
 
 # mean|x| of the quantized stream over that of full precision, by role, of a block and those after it.

@@ -50,8 +50,8 @@ def round_qronos(
     damping = quant.qronos.alpha * float(largest_eigenvalue(hessian) / size)
     upper, damping, condition = inverse_factor(hessian, damping)
     upstream = problem.cross.double().T @ columns  # (W D)'
-    own = hessian[0] @ columns + upstream[0] - hessian[0, 1:] @ columns[1:]
-    first = (own / hessian[0, 0]).to(weight.dtype)
+    numerator = hessian[0] @ columns + upstream[0] - hessian[0, 1:] @ columns[1:]
+    first = (numerator / hessian[0, 0]).to(weight.dtype)
     problem.columns += (upper.T @ (upper @ (upstream / size))).to(weight.dtype)
     codes = problem.round(upper.to(weight.dtype), settings.block_size, first=first)
     return problem.rounded(codes, damping, condition)

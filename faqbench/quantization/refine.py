@@ -371,8 +371,8 @@ class _Loss:
         n_windows, sums = len(self.examples.inputs), list[list[float]]()
         for rows in torch.split(torch.arange(n_windows), batch):
             got = self.block(self.examples.inputs[rows], given)
-            wanted = self.examples.wanted[rows].to(got.device)
-            measured = [*self._compare(got, rows), squared_error(got, wanted)]
+            target = self.examples.wanted[rows].to(got.device)
+            measured = [*self._compare(got, rows), squared_error(got, target)]
             sums.append([float(part) * len(rows) for part in measured])
         *parts, error = (sum(column) / n_windows for column in zip(*sums, strict=True))
         kept = {key: value.detach().clone() for key, value in state.items()}
@@ -389,14 +389,14 @@ class _Loss:
         return parts
 
 
-def squared_error(got: Tensor, wanted: Tensor) -> Tensor:
+def squared_error(got: Tensor, target: Tensor) -> Tensor:
     """Return M: the mean squared difference, as a float64 scalar."""
-    return total((got.float() - wanted.float()).square()) / wanted.numel()
+    return total((got.float() - target.float()).square()) / target.numel()
 
 
-def cosine_loss(got: Tensor, wanted: Tensor) -> Tensor:
+def cosine_loss(got: Tensor, target: Tensor) -> Tensor:
     """Return N: minus the logarithm of the mean cosine between vectors of the last dimension."""
-    cosines = functional.cosine_similarity(got.float(), wanted.float(), dim=-1)
+    cosines = functional.cosine_similarity(got.float(), target.float(), dim=-1)
     return -(total(cosines) / cosines.numel()).clamp(min=_LEAST_COSINE).log()
 
 

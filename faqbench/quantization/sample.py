@@ -95,16 +95,16 @@ class Sample:
             return None
         traced = self._entered.fork(slice(self._n_traced))
         traced.advance(block)
-        wanted = self._full.hidden[: self._n_traced].float()
-        got = self._quantized.hidden[: self._n_traced].float()
-        cosines = functional.cosine_similarity(got, wanted, dim=-1)
+        exact = self._full.hidden[: self._n_traced].float()
+        quantized = self._quantized.hidden[: self._n_traced].float()
+        cosines = functional.cosine_similarity(quantized, exact, dim=-1)
         return BlockReport(
             block=self._full.index - 1,
-            local_error=_relative(traced.hidden.float(), wanted),
-            relative_error=_relative(got, wanted),
+            local_error=_relative(traced.hidden.float(), exact),
+            relative_error=_relative(quantized, exact),
             cosine=float(total(cosines) / cosines.numel()),
         )
 
 
-def _relative(got: Tensor, wanted: Tensor) -> float:
-    return float(total((got - wanted).square()) / total(wanted.square()))
+def _relative(quantized: Tensor, exact: Tensor) -> float:
+    return float(total((quantized - exact).square()) / total(exact.square()))

@@ -276,8 +276,8 @@ class _RowLosses:
     def _pick(self, rows: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return which of the rows are on a grid, and their weights [rows on the grid, in_features]."""
         columns, picked, start = [], [], 0
-        for weight, own in zip(self.weights, self.grids, strict=True):
-            if own == grid:
+        for weight, weight_grid in zip(self.weights, self.grids, strict=True):
+            if weight_grid == grid:
                 here = ((rows >= start) & (rows < start + len(weight))).nonzero().flatten()
                 columns.append(here)
                 picked.append(weight[rows[here] - start])

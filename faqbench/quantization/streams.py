@@ -69,8 +69,8 @@ class Calibration:
         assert self.adapt_on is not None
         learned = {"windows": len(self.adapt_on), "start": "none"}
         refinement = quant.refinement.model_copy(update=learned)
-        own = quant.model_copy(update={"refinement": refinement, "trace_windows": 0})
-        return replace(self, tokens=self.adapt_on, adapt_on=None), own
+        adapting = quant.model_copy(update={"refinement": refinement, "trace_windows": 0})
+        return replace(self, tokens=self.adapt_on, adapt_on=None), adapting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +227,9 @@ class Streams:
         self._full: BlockStream | None = None
         self._sample: Sample | None = None
         tokens, n_traced = calibration.tokens, quant.trace_windows
-        if own := n_tokens(quant, calibration, observes=observes):
+        if n_carried := n_tokens(quant, calibration, observes=observes):
             read = calibration.windows_of(quant)
-            n_beside = -(-(own + n_tokens_beside) // read.numel())
+            n_beside = -(-(n_carried + n_tokens_beside) // read.numel())
             opened = open_stream(loaded.view, read, calibration.batch_size, n_beside)
             self._full = opened if reads_full(quant) or observes else None
             if reads_quantized(quant):
@@ -269,11 +269,11 @@ class Streams:
 
         Before, the scale is not known, and the input is on a grid without one.
         """
-        own = self._block.get_submodule(linear)
-        if input_scale is None or not isinstance(own, PreparedLinear):
+        module = self._block.get_submodule(linear)
+        if input_scale is None or not isinstance(module, PreparedLinear):
             return
-        if self._grid is not None and isinstance(own.steps[-1], ActivationGrid):
-            own.steps[-1] = ActivationGrid(self._grid, input_scale, None)
+        if self._grid is not None and isinstance(module.steps[-1], ActivationGrid):
+            module.steps[-1] = ActivationGrid(self._grid, input_scale, None)
 
     def observe_full(self, roles: tuple[Role, ...]) -> Mapping[str, RoleStatistics]:
         """Return the statistics of the roles' inputs in full precision, in one pass."""
@@ -340,8 +340,8 @@ class Streams:
         def run(hidden: Tensor, given: Mapping[str, StandIn]) -> Tensor:
             for name, stand_in in given.items():
                 self.settle(name, stand_in.input_scale)
-            own = {f"{name}.weight": g.weight.to(hidden.dtype) for name, g in given.items()}
-            output = functional_call(block, own, (hidden.to(self._model.device),), kwargs)
+            weights = {f"{name}.weight": g.weight.to(hidden.dtype) for name, g in given.items()}
+            output = functional_call(block, weights, (hidden.to(self._model.device),), kwargs)
             result: Tensor = output[0] if isinstance(output, tuple) else output
             return result
 
@@ -415,7 +415,7 @@ class Streams:
         for (rows, x, r), (_, x_hat, r_hat) in zip(full, quantized, strict=True):
             held = [searches and is_held_out(w, n_windows) for w in range(n_windows)[rows]]
             for is_held in dict.fromkeys(held):
-                cut = torch.tensor([own == is_held for own in held], device=x.device)
+                cut = torch.tensor([is_one == is_held for is_one in held], device=x.device)
                 x_part, x_hat_part, r_part, r_hat_part = (
                     None if h is None else select_tokens(h[cut] if searches else h, self._select)
                     for h in (x, x_hat, r, r_hat)

@@ -87,12 +87,12 @@ def quantize_model(
         assert calibration is not None, "what gathers statistics has tokens"
         observer = Observer(loaded, calibration.tokens, calibration.batch_size, calibration.select)
         passengers.append(observer)
-    own = Quantizing(loaded, quant, grids, store, calibration, keep, finished, observer)
-    passengers += [own, *(_Companion(loaded, one, observer) for one in beside)]
+    quantizing = Quantizing(loaded, quant, grids, store, calibration, keep, finished, observer)
+    passengers += [quantizing, *(_Companion(loaded, one, observer) for one in beside)]
     others = f" and {len(beside)} more" if beside else ""
     with progress.stage(f"quantize {quant.name}{others}", loaded.architecture.n_blocks) as advance:
         walk_blocks(passengers, advance)
-    return own.result()
+    return quantizing.result()
 
 
 def _taken_over(

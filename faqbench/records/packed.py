@@ -214,9 +214,9 @@ def _reader_may_raise(name: str) -> Iterator[None]:
 def _check_column(name: str, column: pd.Series[Any]) -> None:
     import pandas as pd
 
-    kind, wanted = column.dtype.kind, _KINDS.get(name)
+    kind, kinds = column.dtype.kind, _KINDS.get(name)
     held = "empty" if column.isna().all() else pd.api.types.infer_dtype(column, skipna=True)
-    is_wanted = wanted is None or kind in wanted or held == "empty"
+    is_wanted = kinds is None or kind in kinds or held == "empty"
     if not is_wanted or (kind == "O" and held not in _TEXTS):
         raise ValueError(f"its column {visible(name)} holds {held}")
 

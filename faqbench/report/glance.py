@@ -80,18 +80,18 @@ def _clause(widths: str, comparisons: Sequence[Comparison]) -> str:
         methods.setdefault(c.a.short_name, []).append(c)
     sign = 1 if comparisons[0].column.higher_is_better else -1
     name = max(methods, key=lambda m: sign * fmean(difference(c)[0] for c in methods[m]))
-    own = methods[name]
-    baseline = own[0].b.short_name
+    leading = methods[name]
+    baseline = leading[0].b.short_name
     better = {m: sum(c.is_significant and c.a_is_better for c in cs) for m, cs in methods.items()}
     if better[name]:
-        many = len(own) > 1
+        many = len(leading) > 1
         others = [m for m, n in better.items() if n and m != name][:_MOST_TIES]
         also = [f"{m} in {better[m]}" if many else m for m in others]
         ending = f" ({'' if many else 'so is '}{formatting.listing(also)})" if also else ""
-        settings = f" in {better[name]} of {len(own)} settings" if many else ""
-        return f"{where} {name} is better{settings}, {_range(own)}{ending}"
-    if any(c.is_of_one_draw and c.stands and c.a_is_better for c in own):
-        return f"{where} {name} is ahead on one calibration set, {_range(own)}, which decides nothing"
+        settings = f" in {better[name]} of {len(leading)} settings" if many else ""
+        return f"{where} {name} is better{settings}, {_range(leading)}{ending}"
+    if any(c.is_of_one_draw and c.stands and c.a_is_better for c in leading):
+        return f"{where} {name} is ahead on one calibration set, {_range(leading)}, which decides nothing"
     if all(c.is_equal for c in comparisons):
         return f"{where} every method equals {baseline} within the margin"
     return f"{where} no method is shown to be better"

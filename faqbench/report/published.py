@@ -174,8 +174,8 @@ def _verdict(entry: Published, row: Row, column: Column) -> str:
         return "protocol not stated"
     config = row.runs[0].config
     settings = {key: facts.config_value(config, key) for key in entry.protocol}
-    wanted = {k: None if v is None else facts.as_text(v) for k, v in entry.protocol.items()}
-    other = [f"{facts.key_label(k)}={v}" for k, v in settings.items() if v != wanted[k]]
+    stated = {k: None if v is None else facts.as_text(v) for k, v in entry.protocol.items()}
+    other = [f"{facts.key_label(k)}={v}" for k, v in settings.items() if v != stated[k]]
     if other:
         return f"another protocol ({', '.join(other)})"
     off = 100 * (estimate.value / entry.number - 1)

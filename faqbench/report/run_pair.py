@@ -260,9 +260,9 @@ def _verdict(
 ) -> str:
     """Say who is better in what, by how much, and where the difference lies."""
     kinds = {d.column.kind for d in metrics}
-    wanted = ("perplexity", "mean_acc" if "mean_acc" in kinds else "acc")
+    told = ("perplexity", "mean_acc" if "mean_acc" in kinds else "acc")
     words = []
-    for c in [d.comparison for d in metrics if d.column.kind in wanted and d.a and d.b]:
+    for c in [d.comparison for d in metrics if d.column.kind in told and d.a and d.b]:
         numbers = f"not paired: {c.refused}" if c.refused else describe(c)
         words.append(f"{c.verdict} in {measure(c.column)} ({numbers})")
     words = words or ["no metric in common"]

@@ -104,16 +104,16 @@ def select_runs(request: ReportRequest, find: Finder = find_runs) -> Selection:
         UserError: when `select` matches none of the runs there are, or the sweep's list is damaged.
     """
     records, damaged = find(request.runs)
-    wanted: Sequence[str] | None = request.run_ids
-    if wanted is None:
-        wanted = read_sweep(request.runs, request.name)
+    asked: Sequence[str] | None = request.run_ids
+    if asked is None:
+        asked = read_sweep(request.runs, request.name)
     missing: list[str] = []
-    if wanted is not None:
+    if asked is not None:
         by_id = {record.run_id: record for record in records}
         broken = {name for name, _ in damaged}
-        missing = [i for i in wanted if i not in by_id and i not in broken]
-        records = [by_id[i] for i in dict.fromkeys(wanted) if i in by_id]
-        damaged = [entry for entry in damaged if entry[0] in set(wanted)]
+        missing = [i for i in asked if i not in by_id and i not in broken]
+        records = [by_id[i] for i in dict.fromkeys(asked) if i in by_id]
+        damaged = [entry for entry in damaged if entry[0] in set(asked)]
     if request.select and records:
         records = _narrow(records, request.select)
         missing = [i for i in missing if _matches_pattern(i, _patterns(request.select))]
@@ -172,10 +172,10 @@ def _matches_filter(record: RunRecord, key: str, value: str) -> bool:
 
 
 def _nothing_matches(patterns: Iterable[str], run_ids: list[str]) -> str:
-    wanted = ", ".join(f"'{p}'" for p in patterns)
+    quoted = ", ".join(f"'{p}'" for p in patterns)
     bare = " ".join(patterns).strip("*?")
     near = difflib.get_close_matches(bare, run_ids, n=3, cutoff=0.0)
-    return f"select {wanted} matches none of {len(run_ids)} runs; the nearest are {', '.join(near)}."
+    return f"select {quoted} matches none of {len(run_ids)} runs; the nearest are {', '.join(near)}."
 
 
 def _no_such_value(key: str, value: str, records: Sequence[RunRecord]) -> str:

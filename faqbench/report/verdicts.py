@@ -220,16 +220,16 @@ def _second_draw(c: Comparison) -> str:
     spread = abs(c.effect) * math.sqrt(_SOME_DRAWS) / float(stdtrit(_SOME_DRAWS - 1, 0.975))
     if c.is_ratio:
         low, high = (formatting.number(exp(x), 3) for x in sorted((near, far)))
-        wanted = f"a ratio from {low} to {high}"
+        needed = f"a ratio from {low} to {high}"
         most = f"{formatting.number(percent_of_log(spread), 1)}\N{NO-BREAK SPACE}%"
     else:
         scale, decimals = (100, 1) if c.column.is_percent else (1, 4)
         low, high = (formatting.signed(scale * x, decimals) for x in sorted((near, far)))
         unit = difference_unit(c.column)
-        wanted = f"{low} to {high} {unit}"
+        needed = f"{low} to {high} {unit}"
         most = f"{formatting.number(scale * spread, decimals)} {unit}"
     return (
-        f"About the methods it decides nothing: a second draw (seed=0,1) would have to give {wanted}, or "
+        f"About the methods it decides nothing: a second draw (seed=0,1) would have to give {needed}, or "
         f"{_SOME_DRAWS} draws agree to a standard deviation of {most}."
     )
 

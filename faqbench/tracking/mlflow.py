@@ -138,10 +138,10 @@ def _tracking_uri(runs: Path) -> str:
 def _find_or_create(client: Any, head: RunHead, section: TrackingSection, runs: Path) -> str:
     experiment = client.get_experiment_by_name(section.project)
     if experiment is None:
-        own = None
+        artifacts = None
         if not os.environ.get("MLFLOW_TRACKING_URI"):
-            own = (runs / "mlflow" / "artifacts").absolute().as_uri()
-        place = client.create_experiment(section.project, artifact_location=own)
+            artifacts = (runs / "mlflow" / "artifacts").absolute().as_uri()
+        place = client.create_experiment(section.project, artifact_location=artifacts)
     else:
         place = experiment.experiment_id
     text = head.run_id.replace("'", "")

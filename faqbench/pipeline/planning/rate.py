@@ -119,9 +119,9 @@ def measure_rate(shape: ModelShape, device: torch.device, dtype: torch.dtype) ->
     cpu, some_bytes = torch.device("cpu"), bytes(2**20)
     with one_thread(device):
         exact = _block_seconds(shape, device, torch.float32) / gain
-        own = _block_seconds(shape, device, dtype) / gain if dtype != torch.float32 else exact
+        in_dtype = _block_seconds(shape, device, dtype) / gain if dtype != torch.float32 else exact
         return MachineRate(
-            block_seconds=own,
+            block_seconds=in_dtype,
             exact_block_seconds=exact,
             head_seconds=_head_seconds(shape, device, dtype) / gain,
             operations_per_second=_operations_per_second(shape, device) * gain,

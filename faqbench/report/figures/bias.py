@@ -62,8 +62,8 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     figure, all_axes = style.new_figure(style.WIDTH, 2.7 * len(bits), len(bits), len(kinds), sharex="col")
     for i, axes in enumerate(all_axes):
         n_bits, (by, words) = bits[i // len(kinds)], kinds[i % len(kinds)]
-        own = [p for p in points if p.row.bits == n_bits]
-        _plot(axes, panel, column, own, by, n_bits, dots=dots)
+        of_bits = [p for p in points if p.row.bits == n_bits]
+        _plot(axes, panel, column, of_bits, by, n_bits, dots=dots)
         if i % len(kinds):
             axes.set_ylim(all_axes[i - 1].get_ylim())
             axes.set_yticklabels([])
@@ -134,19 +134,19 @@ def _plot(
     for point in points:
         series.setdefault(_series(point.row), []).append(point)
     used: dict[str, int] = {}
-    for name, own in series.items():
-        method = own[0].row.method
+    for name, shown in series.items():
+        method = shown[0].row.method
         used[method] = used.get(method, -1) + 1
         look = style.look(method, used[method])
         if dots:
             axes.plot(
-                [p.by(by) for p in own],
-                [p.value * scale for p in own],
+                [p.by(by) for p in shown],
+                [p.value * scale for p in shown],
                 **look | {"linestyle": "none"},
                 markersize=3.5,
                 alpha=0.6,
             )
-        means = sorted(_means([p for p in own if math.isfinite(p.by(by))], by))
+        means = sorted(_means([p for p in shown if math.isfinite(p.by(by))], by))
         axes.plot(
             [x for x, _ in means],
             [y * scale for _, y in means],
@@ -197,8 +197,8 @@ def _means(points: list[Point], by: str) -> list[tuple[float, float]]:
     for point in points:
         scenarios.setdefault(point.scenario, []).append(point)
     return [
-        (sum(p.by(by) for p in own) / len(own), sum(p.value for p in own) / len(own))
-        for own in scenarios.values()
+        (sum(p.by(by) for p in draws) / len(draws), sum(p.value for p in draws) / len(draws))
+        for draws in scenarios.values()
     ]
 
 
@@ -246,8 +246,8 @@ def _data_row(p: Point, column: Column) -> tuple[str, ...]:
 def _alt(points: list[Point], column: Column) -> str:
     words = []
     for name in dict.fromkeys(f"{_series(p.row)} at {p.row.bits} bits" for p in points):
-        own = [p for p in points if f"{_series(p.row)} at {p.row.bits} bits" == name]
-        near, far = min(own, key=lambda p: p.tokens), max(own, key=lambda p: p.tokens)
+        named = [p for p in points if f"{_series(p.row)} at {p.row.bits} bits" == name]
+        near, far = min(named, key=lambda p: p.tokens), max(named, key=lambda p: p.tokens)
         scale, decimals = metric_scale(column)
         words.append(f"{name} from {near.value * scale:,.{decimals}f} to {far.value * scale:,.{decimals}f}")
     return f"From the nearest to the farthest calibration set: {'; '.join(words)}."

@@ -81,9 +81,9 @@ def _scales(row: Row, store: EvidenceStore) -> pd.DataFrame | None:
     """Return one line per draw, block and role that was scaled, or None when none was."""
     import pandas as pd
 
-    wanted = ["block", "role", "alpha", "scale_range"]
+    needed = ["block", "role", "alpha", "scale_range"]
     tables = [store.of(run.run_id).layers for run in row.runs]
-    columns = [t[wanted] for t in tables if t is not None and set(wanted) <= set(t)]
+    columns = [t[needed] for t in tables if t is not None and set(needed) <= set(t)]
     if not columns:
         return None
     each = [t.dropna(subset=["alpha"]).drop_duplicates(["block", "role"]) for t in columns]
@@ -95,11 +95,11 @@ def _data_rows(shown: list[tuple[Row, pd.DataFrame]]) -> list[tuple[str, ...]]:
     rows = []
     for row, table in shown:
         for role in _ROLES:
-            own = table[table["role"] == role]
-            if len(own):
-                alpha = own["alpha"].astype(float)
-                numbers = (alpha.median(), alpha.min(), alpha.max(), own["scale_range"].median())
-                rows.append((row.short_name, role, str(len(own)), *(f"{x:.3g}" for x in numbers)))
+            of_role = table[table["role"] == role]
+            if len(of_role):
+                alpha = of_role["alpha"].astype(float)
+                numbers = (alpha.median(), alpha.min(), alpha.max(), of_role["scale_range"].median())
+                rows.append((row.short_name, role, str(len(of_role)), *(f"{x:.3g}" for x in numbers)))
     return rows
 
 

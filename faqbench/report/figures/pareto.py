@@ -118,10 +118,10 @@ def plot_front(axes: Axes, panel: Panel, column: Column, points: Points) -> None
         )
     methods = dict.fromkeys(row.method for _, _, row, _ in points)
     for method in methods:
-        own = [(x, y) for x, y, row, _ in points if row.method == method]
+        of_method = [(x, y) for x, y, row, _ in points if row.method == method]
         axes.plot(
-            [x for x, _ in own],
-            [y for _, y in own],
+            [x for x, _ in of_method],
+            [y for _, y in of_method],
             **style.look(method) | {"linestyle": "none"},
             label=style.label(own_name(points, method)),
         )
