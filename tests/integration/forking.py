@@ -75,7 +75,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    # Hydra looks for plugins and reads all yamls when it composes first, and what it made of choices is kept.
+    # Hydra looks for plugins and reads all yamls when it composes first; what it made of choices is kept.
     for arguments in (["quant=rtn"], ["-m", "quant=fp,rtn,awq,faq"]):
         flags = parse_flags([*arguments, "model=tiny-llama", "tracking=none", "dtype=float32"])
         tiny, *_ = compose_cells(flags).experiments
