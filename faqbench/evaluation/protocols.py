@@ -41,6 +41,7 @@ import yaml
 
 from faqbench import corpora, formatting
 from faqbench.config import Experiment, UserError, did_you_mean
+from faqbench.config.experiment import DataSection
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.models import bos_of, encode
 from faqbench.stages import Progress, hash_file, hash_json, hash_text
@@ -164,11 +165,11 @@ def protocol_passages(protocol: Protocol, experiment: Experiment, progress: Prog
     return passages
 
 
-def text_source(protocol: Protocol, experiment: Experiment) -> dict[str, object] | None:
+def text_source(protocol: Protocol, data: DataSection) -> dict[str, object] | None:
     """Return what decides a protocol's text, without reading a corpus; None for one of the hub."""
     if protocol.domain is not None:
         return corpora.domain_source(protocol.domain)
-    path = experiment.data.wikitext2_path
+    path = data.wikitext2_path
     return {"sha256": hash_file(path)} if protocol.corpus == "wikitext2" and path else None
 
 

@@ -44,8 +44,8 @@ from faqbench.evaluation import protocol_tokens, resolve_protocol, text_source
 from faqbench.evaluation.protocols import protocol_text
 from faqbench.foreign import read_as
 from faqbench.models import LoadedModel, check_ids, fingerprint_tokenizer, inspect_model
-from faqbench.pipeline.cell import CellRun, Fingerprints, Key
-from faqbench.pipeline.keys import statistics_key
+from faqbench.pipeline.cell import CellRun
+from faqbench.pipeline.keys import Key, Keys
 from faqbench.quantization import ActivationStore, observe
 from faqbench.quantization.activations import copy_means, observe_means, read_means
 from faqbench.stages import Progress, StageCache, library_version
@@ -118,8 +118,9 @@ def _selected(experiment: Experiment, mixture: Mapping[str, float], n_windows: i
 DrawOf = Callable[[Experiment], Draw]
 
 
-def draw_key(draw_of: DrawOf, experiment: Experiment, given: Fingerprints, _: str = "") -> Key | None:
+def draw_key(draw_of: DrawOf, keys: Keys) -> Key | None:
     """Return the key of a draw; None where the version of its texts is not known."""
+    experiment, given = keys.experiment, keys.given
     asked = draw_of(experiment)
     source = _source(asked, experiment)
     if source is None:
@@ -197,7 +198,7 @@ def _kept(
     draw_of: DrawOf, experiment: Experiment, tokenizer: Any, cache: StageCache, progress: Progress
 ) -> tuple[CalibrationSet, bool]:
     asked = draw_of(experiment)
-    key = draw_key(draw_of, experiment, {"tokenizer": fingerprint_tokenizer(tokenizer)})
+    key = draw_key(draw_of, Keys(experiment, {"tokenizer": fingerprint_tokenizer(tokenizer)}))
     if key is None:
         drawn, cached = _draw(asked, experiment, tokenizer, progress), False
     else:
@@ -250,7 +251,7 @@ def _source(asked: Draw, experiment: Experiment) -> Key | None:
     if asked.scenario.leak:
         settings = experiment.evaluation
         protocols = [resolve_protocol(name, experiment) for name in settings.protocols]
-        texts = [text_source(protocol, experiment) for protocol in protocols]
+        texts = [text_source(protocol, experiment.data) for protocol in protocols]
         if None in texts:
             return None
         named = [[p.name, p.version, t] for p, t in zip(protocols, texts, strict=True)]
@@ -347,7 +348,7 @@ def activation_store(
     device = loaded.view.device
     given = {"model": loaded.model_fingerprint, "calibration": calibration.fingerprint}
     build = partial(_observe, experiment, loaded, calibration, progress)
-    entry = cache.get("statistics", statistics_key(experiment, given, device.type), build)
+    entry = cache.get("statistics", Keys(experiment, given, device.type).statistics(), build)
     return ActivationStore(entry.path, device), entry.cached
 
 
@@ -415,7 +416,7 @@ def _statistics(cell: CellRun) -> Path | None:
     if "statistics" in cell.stages:
         cell.get("statistics")
         return cell.entry("statistics")
-    key = statistics_key(cell.model.experiment, cell.fingerprints, cell.device.type)
+    key = cell.keys_of(cell.model.experiment).statistics()
     return cell.cache.find("statistics", key)
 
 

@@ -25,14 +25,13 @@ from faqbench.hardware import resolve_device
 from faqbench.models import ModelHolder
 from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.environment import PeakMemory
+from faqbench.pipeline.keys import Key, Keys
 from faqbench.records import StageTiming
 from faqbench.stages import Progress, StageCache, StageUse
 
-Key = dict[str, object]
-Fingerprints = Mapping[str, str]
 # What reading something else than was written raises; to run out of memory is none of it.
 _ODD = (ValueError, LookupError, TypeError, AttributeError, EOFError, SafetensorError)
-MakeKey = Callable[[Experiment, Fingerprints, str], Key | None]
+MakeKey = Callable[[Keys], Key | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -46,8 +45,7 @@ class CellStage:
         needs: the stages whose results its key is made of, by `Stage.id`.
         reads: the stages that making it asks for besides; a stage that is there asks for none of them.
         is_asked: whether the cell asks for it; otherwise only those that read it do.
-        key: makes its key of the experiment, the fingerprints that its needs have given, and the kind of
-            device. None means that the result has no version, and is made anew by every cell.
+        key: makes its key. None means that the result has no version, and is made anew by every cell.
         gives: the names of its fingerprints, each with the key of the entry's `facts.json` that holds it.
         build: writes its files into an empty folder.
         load: reads them again, and raises a `UserError` where the cell cannot go on with what they say.
@@ -132,6 +130,10 @@ class CellRun:
             self._results[stage_id] = self._result(stage)
         return self._results[stage_id]
 
+    def keys_of(self, experiment: Experiment) -> Keys:
+        """Return the keys of a cell's stages: of this one, or of one that is made of the same stages."""
+        return Keys(experiment, self.fingerprints, self.device.type)
+
     def entry(self, stage_id: str) -> Path:
         """Return the folder of a stage that was asked for and is kept."""
         stage = self.stages[stage_id]
@@ -172,7 +174,7 @@ class CellRun:
             if stage.without is None:
                 raise
             return stage.without(str(error))
-        key = stage.key(self.model.experiment, self.fingerprints, self.device.type)
+        key = stage.key(self.keys_of(self.model.experiment))
         build = partial(stage.build, self)
         if key is None:
             with TemporaryDirectory() as folder:

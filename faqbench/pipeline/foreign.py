@@ -37,7 +37,8 @@ from faqbench.foreign import read_as
 from faqbench.interrupts import raise_if_interrupted
 from faqbench.models import bring_packed, packed_files, packed_place, packed_source, pinned, stated_of
 from faqbench.models.sources import checkpoint_folder
-from faqbench.pipeline.cell import CellRun, Fingerprints, Key
+from faqbench.pipeline.cell import CellRun
+from faqbench.pipeline.keys import Key, Keys
 from faqbench.processes import locked
 from faqbench.quantization import QuantizedModel, report_packed
 from faqbench.stages import ENVIRONMENTS, PACKAGES, hash_file, hash_json, hash_text
@@ -66,10 +67,9 @@ class CheckpointFacts:
     packages: tuple[str, ...] = ()
 
 
-def checkpoint_key(experiment: Experiment, _: Fingerprints, __: str = "") -> Key | None:
+def checkpoint_key(keys: Keys) -> Key | None:
     """Return the key of a checkpoint's hash; None while a hub's checkpoint is not on this machine."""
-    section = experiment.quant.checkpoint
-    place = packed_place(section)
+    place = packed_place(keys.experiment.quant.checkpoint)
     return None if place is None else {"version": CODE_VERSION, "files": packed_source(place)}
 
 
@@ -87,8 +87,9 @@ def load_checkpoint(cell: CellRun, folder: Path) -> CheckpointFacts:
     return read_as(folder / "facts.json", CheckpointFacts)
 
 
-def external_key(experiment: Experiment, given: Fingerprints, device: str) -> Key:
+def external_key(keys: Keys) -> Key:
     """Return the key of what a tool writes."""
+    experiment, given = keys.experiment, keys.given
     quant = experiment.quant
     return {
         "version": CODE_VERSION,
@@ -99,7 +100,7 @@ def external_key(experiment: Experiment, given: Fingerprints, device: str) -> Ke
         "driver": hash_file(driver_of(experiment)),
         "requirements": list(quant.external.requirements),
         "options": dict(quant.external.options),
-        "device": device,
+        "device": keys.device,
     }
 
 

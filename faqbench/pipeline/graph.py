@@ -18,11 +18,12 @@ from faqbench.config import Experiment
 from faqbench.foreign import read_as
 from faqbench.hardware import named_device
 from faqbench.models import fingerprint_tokenizer, is_streamed, weights_source
-from faqbench.pipeline import calibrating, evaluating, foreign, gates, keys, together
+from faqbench.pipeline import calibrating, evaluating, foreign, gates, together
 from faqbench.pipeline.calibrating import build_statistics, load_statistics
-from faqbench.pipeline.cell import CellRun, CellStage, Key, fingerprints_in
+from faqbench.pipeline.cell import CellRun, CellStage, fingerprints_in
 from faqbench.pipeline.cell_model import WeightFacts
 from faqbench.pipeline.gates import build_overlap, load_overlap
+from faqbench.pipeline.keys import Key, Keys
 from faqbench.pipeline.quantizing import DRAWN_MEANS, build_quantized, load_quantized
 from faqbench.quantization import may_observe_on_the_way, reads_store
 from faqbench.sources import large_files
@@ -32,15 +33,18 @@ from faqbench.stages.manifest import MANIFEST, entry_name
 
 def stages_of(experiment: Experiment) -> Mapping[str, CellStage]:
     """Return the stages of a cell by id; each comes after those that it needs."""
+    streamed = is_streamed(experiment)
+    # Full precision's hidden states: a streamed model makes them on the way.
+    keeps_reference = experiment.needs_reference and not streamed
     stages = [*_files(experiment), *_model()]
     if experiment.needs_calibration:
         stages += _calibration(experiment)
-    stages += _protocols(experiment)
+    stages += _protocols(experiment, keeps_reference)
     if experiment.is_foreign:
         stages += _foreign(experiment)
     elif experiment.quantizes:
-        stages += _quantization(experiment)
-    stages += _evaluation(experiment)
+        stages += _quantization(experiment, streamed)
+    stages += _evaluation(experiment, keeps_reference)
     return {stage.id: stage for stage in stages}
 
 
@@ -63,7 +67,7 @@ def _model() -> list[CellStage]:
         CellStage(
             name="weights",
             timed="load",
-            key=keys.weights_key,
+            key=Keys.weights,
             gives={"weights": "fingerprint", "model": "model_fingerprint"},
             build=_build_weights,
             load=_load_weights,
@@ -71,7 +75,7 @@ def _model() -> list[CellStage]:
         CellStage(
             name="tokenizer",
             timed="load",
-            key=keys.tokenizer_key,
+            key=Keys.tokenizer,
             gives={"tokenizer": "fingerprint"},
             build=_build_tokenizer,
             load=lambda _, __: None,
@@ -96,7 +100,7 @@ def _calibration(experiment: Experiment) -> list[CellStage]:
             title=name,
             timed="calibrate",
             needs=("calibration",),
-            key=partial(keys.overlap_key, name),
+            key=partial(Keys.overlap, name=name),
             build=partial(build_overlap, name),
             load=partial(load_overlap, name),
         )
@@ -105,7 +109,7 @@ def _calibration(experiment: Experiment) -> list[CellStage]:
     return [drawn, *overlaps]
 
 
-def _protocols(experiment: Experiment) -> list[CellStage]:
+def _protocols(experiment: Experiment, keeps_reference: bool) -> list[CellStage]:
     names = experiment.evaluation.protocols
     windows = [
         CellStage(
@@ -113,7 +117,7 @@ def _protocols(experiment: Experiment) -> list[CellStage]:
             title=name,
             timed="evaluate",
             needs=("weights",),
-            key=partial(keys.windows_key, name),
+            key=partial(Keys.windows, name=name),
             gives={f"protocol/{name}": "fingerprint"},
             build=partial(evaluating.build_windows, name),
             load=partial(evaluating.load_windows, name),
@@ -126,28 +130,23 @@ def _protocols(experiment: Experiment) -> list[CellStage]:
             title=name,
             timed="reference",
             needs=("weights", f"windows {name}"),
-            key=partial(keys.reference_key, name),
+            key=partial(Keys.reference, name=name),
             build=partial(evaluating.build_reference, name),
             load=evaluating.load_scores,
         )
         for name in names
-        if _keeps_reference(experiment)
+        if keeps_reference
     ]
     return [*windows, *references]
 
 
-def _keeps_reference(experiment: Experiment) -> bool:
-    """Say whether full precision's hidden states are kept; a streamed model makes them on the way."""
-    return experiment.needs_reference and not is_streamed(experiment)
-
-
-def _quantization(experiment: Experiment) -> list[CellStage]:
+def _quantization(experiment: Experiment, streamed: bool) -> list[CellStage]:
     statistics = CellStage(
         name="statistics",
         timed="statistics",
         needs=("weights", "calibration"),
         is_asked=False,
-        key=keys.statistics_key,
+        key=Keys.statistics,
         build=build_statistics,
         load=load_statistics,
     )
@@ -157,7 +156,7 @@ def _quantization(experiment: Experiment) -> list[CellStage]:
     if reads_store(experiment.quant):
         # A model that is read block by block is observed while it is quantized, and its means come first:
         # they are those of the model as loaded.
-        walks_once = may_observe_on_the_way(experiment.quant) and is_streamed(experiment)
+        walks_once = may_observe_on_the_way(experiment.quant) and streamed
         gathered = [] if walks_once else [statistics]
         reads = (DRAWN_MEANS if walks_once else statistics.id,)
     of_statistics = tuple(stage.id for stage in gathered if own_basis)
@@ -171,7 +170,7 @@ def _quantization(experiment: Experiment) -> list[CellStage]:
         timed="quantize",
         needs=tuple(needs),
         reads=reads,
-        key=keys.quantized_key,
+        key=Keys.quantized,
         build=build_quantized,
         load=load_quantized,
     )
@@ -206,7 +205,7 @@ def _foreign(experiment: Experiment) -> list[CellStage]:
         title=experiment.quant.name,
         timed="quantize",
         needs=("weights", made.id),
-        key=keys.reports_key,
+        key=Keys.reports,
         build=foreign.build_reports,
         load=foreign.load_reports,
     )
@@ -234,7 +233,7 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
         needs=("weights", "calibration"),
         reads=statistics,
         is_asked=False,
-        key=partial(keys.means_key, "calibration"),
+        key=partial(Keys.means, tokens="calibration"),
         build=calibrating.build_drawn_means,
         load=calibrating.load_means,
     )
@@ -244,7 +243,7 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
         timed="bias_distance",
         needs=("weights", reference.id),
         is_asked=False,
-        key=partial(keys.means_key, "reference_set"),
+        key=partial(Keys.means, tokens="reference_set"),
         build=calibrating.build_reference_means,
         load=calibrating.load_means,
     )
@@ -253,7 +252,7 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
         timed="bias_distance",
         needs=("weights", "calibration", reference.id),
         reads=(drawn_means.id, reference_means.id),
-        key=keys.distance_key,
+        key=Keys.distance,
         build=calibrating.build_distance,
         load=calibrating.load_distance,
         without=calibrating.no_distance,
@@ -261,13 +260,12 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
     return [reference, drawn_means, reference_means, distance]
 
 
-def _evaluation(experiment: Experiment) -> list[CellStage]:
+def _evaluation(experiment: Experiment, keeps_reference: bool) -> list[CellStage]:
     evaluation = experiment.evaluation
     weights = ["weights"]
     weights += ["calibration"] if experiment.needs_calibration else []
     # The stage that quantizes says where the weights are that are evaluated.
     weights += [f"quantized {experiment.quant.name}"] if experiment.quantizes else []
-    keeps_reference = _keeps_reference(experiment)
     has_own_scores = experiment.quantizes or not keeps_reference
     perplexities = [
         CellStage(
@@ -276,7 +274,7 @@ def _evaluation(experiment: Experiment) -> list[CellStage]:
             timed="evaluate",
             needs=(*weights, f"windows {name}"),
             reads=(f"reference {name}",) if keeps_reference else (),
-            key=partial(keys.protocol_key, name),
+            key=partial(Keys.protocol, name=name),
             build=partial(together.build_perplexity, name),
             load=evaluating.load_scores,
         )
@@ -289,7 +287,7 @@ def _evaluation(experiment: Experiment) -> list[CellStage]:
             title=name,
             timed="evaluate",
             needs=(*weights, "tokenizer"),
-            key=partial(keys.task_key, name),
+            key=partial(Keys.task, name=name),
             build=partial(together.build_task, name),
             load=partial(evaluating.load_task, name),
         )
@@ -299,7 +297,7 @@ def _evaluation(experiment: Experiment) -> list[CellStage]:
         name="weights_check",
         timed="evaluate",
         needs=tuple(weights),
-        key=keys.check_key,
+        key=Keys.check,
         build=gates.build_check,
         load=gates.load_check,
     )
@@ -338,12 +336,13 @@ def look_up(experiment: Experiment, cache: StageCache, made: Collection[str]) ->
         cache: where entries are looked for.
         made: the entries that cells before this one will have made.
     """
-    stages, device = stages_of(experiment), named_device(experiment.device).type
+    stages = stages_of(experiment)
     is_here = weights_source(experiment.model) is not None
     given: dict[str, str] = {}
+    keys = Keys(experiment, given, named_device(experiment.device).type)
     entries: dict[str, str] = {}
     for stage in stages.values():
-        key = stage.key(experiment, given, device)
+        key = stage.key(keys)
         if key is None and is_here:
             given |= _stand_ins(stage, _question(stage, experiment))
             continue  # it is kept nowhere

@@ -31,7 +31,6 @@ from faqbench.foreign import read_as
 from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.cell_model import CellModel
-from faqbench.pipeline.keys import quantized_key
 from faqbench.quantization import (
     ActivationStore,
     BlockReport,
@@ -126,7 +125,7 @@ class _KeptBlocks:
         self._device = cell.device
         self._folder = folder
         self._model = cell.model
-        self._key = quantized_key(experiment, cell.fingerprints, cell.device.type)
+        self._key = cell.keys_of(experiment).quantized()
 
     def has(self, index: int) -> bool:
         return self._cache.has(_BLOCKS, self._key_of(index))
@@ -203,13 +202,13 @@ def share_walk(one: Experiment, other: Experiment) -> bool:
 def _companions(cell: CellRun, tokens: Calibration | None) -> list[Companion]:
     """Return the cells to come that are quantized in this one's walk."""
     architecture, this = cell.model.architecture, cell.model.experiment
-    keys = [quantized_key(this, cell.fingerprints, cell.device.type)]
+    keys = [cell.keys_of(this).quantized()]
     companions = []
     for other in cell.beside:
         if not share_walk(cell.experiment, other):
             continue
         experiment = other.model_copy(update={"model": this.model})
-        key = quantized_key(experiment, cell.fingerprints, cell.device.type)
+        key = cell.keys_of(experiment).quantized()
         blocks = _KeptBlocks(cell, experiment)
         is_done = cell.cache.has("quantized", key) or blocks.has(architecture.n_blocks - 1)
         if key in keys or is_done:
@@ -238,7 +237,7 @@ def finished_linears(cell: CellRun, experiment: Experiment) -> Mapping[str, Quan
         cell: that shares its walk.
         experiment: the other one's, with the model as this one has it pinned.
     """
-    key = quantized_key(experiment, cell.fingerprints, cell.device.type)
+    key = cell.keys_of(experiment).quantized()
     whole = cell.cache.find("quantized", key)
     if whole is not None:
         return StoredLinears(whole, cell.device)

@@ -20,7 +20,7 @@ import yaml
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.evaluation import check_context, resolve_protocol
 from faqbench.hardware import dtype_warning
-from faqbench.models import ModelHolder, check_rotation, inspect_model, is_streamed, streaming_note
+from faqbench.models import ModelHolder, check_rotation, inspect_model, streaming_note
 from faqbench.pipeline.calibrating import calibration_warnings, describe_calibration
 from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.cell_model import WeightFacts
@@ -76,9 +76,8 @@ def run(
     cell = CellRun(experiment, cache, progress, holder or ModelHolder(), stages, beside)
     said = _warnings_of_dtype(cell)
     cell.model.fetch()
-    check_model(experiment)  # once more, for one that had to be fetched first
+    note = check_model(experiment)  # once more, for one that had to be fetched first
     sources = sources_of(experiment, cell.model.experiment.model, partial(hash_in, cell))
-    note = streaming_note(experiment)
     if note is not None:
         progress.note(note)
     cell.walk()
@@ -260,8 +259,11 @@ def check_models(experiments: Iterable[Experiment]) -> None:
         raise UserError("\n  ".join(mistakes))
 
 
-def check_model(experiment: Experiment) -> None:
+def check_model(experiment: Experiment) -> str | None:
     """Check a cell's model, and that the cell's settings fit it; a model that is not here yet passes.
+
+    Returns:
+        What is to be said of a model that is read block by block.
 
     Raises:
         UserError: for a model that cannot be used, a group size that does not divide a linear's input, a
@@ -270,7 +272,7 @@ def check_model(experiment: Experiment) -> None:
     """
     architecture = inspect_model(experiment.model)
     if architecture is None:
-        return
+        return None
     protocols = [resolve_protocol(name, experiment) for name in experiment.evaluation.protocols]
     try:
         has_own_grid = experiment.is_foreign and not experiment.needs_calibration  # a checkpoint
@@ -280,8 +282,8 @@ def check_model(experiment: Experiment) -> None:
             driver_of(experiment)
         check_correction(experiment.quant, architecture.roles)
         check_rotation(architecture, experiment.quant)
-        is_streamed(experiment)
         for protocol in protocols:
             check_context(architecture.context, protocol.seq_len)
+        return streaming_note(experiment)
     except UserError as error:
         raise UserError(f"model={experiment.model.name}: {error}") from error

@@ -169,7 +169,7 @@ class _Walk:
             if one is scored and stage.id == stage_id:
                 build(folder)
             else:
-                key = stage.key(one.experiment, cell.fingerprints, cell.device.type)
+                key = stage.key(cell.keys_of(one.experiment))
                 assert key is not None, "evaluations have versions"
                 cell.cache.keep(stage.name, key, build, share if one is scored else 0.0)
 
@@ -177,7 +177,7 @@ class _Walk:
         cell, missing = self._cell, {}
         for stage in cell.stages.values():
             if stage.name in _MADE:
-                key = stage.key(experiment, cell.fingerprints, cell.device.type)
+                key = stage.key(cell.keys_of(experiment))
                 if key is not None and not cell.cache.has(stage.name, key):
                     missing[stage.id] = stage
         return missing

@@ -30,13 +30,13 @@ def keys_of(cell):
     """Return every key of a cell that quantizes with calibration, by its stage."""
 
     def make(*overrides, prints=PRINTS, device="cpu"):
-        e = cell("quant=awq", *SCORED, *overrides)
+        made = keys.Keys(cell("quant=awq", *SCORED, *overrides), prints, device)
         return {
-            "statistics": keys.statistics_key(e, prints, device),
-            "quantized": keys.quantized_key(e, prints, device),
-            "reference": keys.reference_key("wikitext2-64", e, prints, device),
-            "perplexity": keys.protocol_key("wikitext2-64", e, prints, device),
-            "tasks": keys.task_key("arc_easy_validation", e, prints, device),
+            "statistics": made.statistics(),
+            "quantized": made.quantized(),
+            "reference": made.reference("wikitext2-64"),
+            "perplexity": made.protocol("wikitext2-64"),
+            "tasks": made.task("arc_easy_validation"),
         }
 
     return make
