@@ -146,7 +146,7 @@ def draw_key(draw_of: DrawOf, keys: Keys) -> Key | None:
 def build_draw(draw_of: DrawOf, cell: CellRun, folder: Path) -> None:
     """Draw a set of a cell and write it."""
     asked, experiment = draw_of(cell.experiment), cell.model.experiment
-    _write(asked, experiment, cell.model.tokenizer, cell.progress, folder)
+    _write(asked, experiment, cell.model.tokenizer(), cell.progress, folder)
 
 
 def load_draw(cell: CellRun, folder: Path) -> CalibrationSet:
@@ -427,7 +427,7 @@ def build_reference_means(cell: CellRun, folder: Path) -> None:
 
 def load_means(cell: CellRun, folder: Path) -> dict[str, list[Tensor]]:
     """Read mean|x| by role, of every block in turn."""
-    return read_means(folder, cell.model.architecture.n_blocks)
+    return read_means(folder, cell.model.architecture().n_blocks)
 
 
 def _observe_means(cell: CellRun, tokens: str, folder: Path) -> None:

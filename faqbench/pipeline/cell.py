@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -104,6 +104,7 @@ class CellRun:
         self.memory = PeakMemory(self.device)
         self.model = CellModel(experiment, self.device, holder, cache, progress)
         self.fingerprints: dict[str, str] = {}
+        self._task_model: TaskModel | None = None
         self._results: dict[str, Any] = {}
         self._timings: dict[str, list[StageTiming]] = defaultdict(list)
         self._n_uses_before = len(cache.uses)
@@ -160,11 +161,12 @@ class CellRun:
             for name, parts in timings.items()
         }
 
-    @cached_property
     def task_model(self) -> TaskModel:
-        """The model as its tasks see it; asking for it loads the model."""
-        view = self.model.evaluated
-        return TaskModel(view.fill().module, self.model.tokenizer, view)
+        """Return the model as its tasks see it, loaded."""
+        if self._task_model is None:
+            view = self.model.evaluated()
+            self._task_model = TaskModel(view.fill().module, self.model.tokenizer(), view)
+        return self._task_model
 
     def _result(self, stage: CellStage) -> Any:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +92,12 @@ class CellModel:
         if weights_source(self.experiment.model) is None:
             self.pristine()
 
-    @property
     def architecture(self) -> Architecture:
-        """Where the blocks and linears are."""
+        """Return where the blocks and linears are."""
         return (self._loaded or self.pristine()).architecture
 
-    @cached_property
     def tokenizer(self) -> Any:
-        """The model's transformers tokenizer."""
+        """Return the model's transformers tokenizer, which the holder keeps."""
         return self._holder.tokenizer(self.experiment.model, self._progress)
 
     def check_ids(self, largest: int, what: str) -> None:
@@ -111,7 +108,7 @@ class CellModel:
         """
         assert self.facts is not None, "the weights are the first stage of every cell"
         if largest >= self.facts.vocab_size:
-            check_ids(largest, self.facts.vocab_size, self.tokenizer, what)
+            check_ids(largest, self.facts.vocab_size, self.tokenizer(), what)
 
     def pristine(self) -> LoadedModel:
         """Return the model with its weights as loaded."""
@@ -133,7 +130,7 @@ class CellModel:
 
     def start(self) -> LoadedModel:
         """Return the model that the method begins with: as loaded, or rotated."""
-        loaded, rotated = self._loaded or self.pristine(), self.rotated
+        loaded, rotated = self._loaded or self.pristine(), self.rotated()
         if rotated is None:
             return loaded
 
@@ -144,9 +141,8 @@ class CellModel:
         key = (self.experiment.model.name, quant.rotate, quant.rotation.model_dump_json())
         return replace(loaded, view=self._holder.view(key, make))
 
-    @property
     def rotated(self) -> RotatedTensors | None:
-        """The tensors of the rotated model that is quantized; None for methods that rotate none."""
+        """Return the tensors of the rotated model that is quantized; None for methods that rotate none."""
         if self.experiment.method["rotate"].is_idle:
             return None
         view = (self._loaded or self.pristine()).view
@@ -171,14 +167,12 @@ class CellModel:
             self._packed = open_packed(self._packed_place, self.pristine().view)
         return self._packed
 
-    @property
     def full_precision(self) -> Model:
-        """The model as loaded, in the evaluation's dtype."""
+        """Return the model as loaded, in the evaluation's dtype."""
         return self._view(None)
 
-    @property
     def evaluated(self) -> Model:
-        """The model to evaluate: quantized where the cell quantizes, in the evaluation's dtype."""
+        """Return the model to evaluate: quantized where the cell quantizes, in the evaluation's dtype."""
         return self._view(self._quantized)
 
     def view_of(self, experiment: Experiment, linears: Mapping[str, QuantizedLinear]) -> Model:
@@ -197,7 +191,7 @@ class CellModel:
             if self.experiment.is_foreign:
                 return pristine.view(tensors=self.packed(), dtypes=dtypes)
             linears = StoredLinears(quantized, self.device)
-            return _quantized_view(pristine, experiment, linears, self.rotated)
+            return _quantized_view(pristine, experiment, linears, self.rotated())
 
         if self._loaded is None:
             self.pristine()

@@ -105,7 +105,7 @@ def build_windows(name: str, cell: CellRun, folder: Path) -> None:
         UserError: as `protocol_tokens` does.
     """
     protocol = resolve_protocol(name, cell.experiment)
-    tokens = protocol_tokens(protocol, cell.model.tokenizer, cell.experiment, cell.progress)
+    tokens = protocol_tokens(protocol, cell.model.tokenizer(), cell.experiment, cell.progress)
     np.save(folder / "windows.npy", tokens.tokens.numpy().astype("<i4"), allow_pickle=False)
     facts = {key: getattr(tokens, key) for key in _WINDOW_FACTS}
     (folder / "facts.json").write_text(json.dumps(facts))
@@ -130,22 +130,22 @@ def load_windows(name: str, cell: CellRun, folder: Path) -> ProtocolTokens:
 def build_reference(name: str, cell: CellRun, folder: Path) -> None:
     """Score a protocol's windows in full precision, and keep the hidden states."""
     with HiddenWriter(folder, resolve_protocol(name, cell.experiment).seq_len) as keep:
-        _score(name, cell, cell.model.full_precision, folder, keep)
+        _score(name, cell, cell.model.full_precision(), folder, keep)
 
 
 def build_perplexity(name: str, cell: CellRun, folder: Path) -> None:
     """Score a protocol's windows by the cell's model, and compare it with the reference if wanted."""
     if not (cell.experiment.needs_reference and cell.experiment.quantizes):
-        _score(name, cell, cell.model.evaluated, folder, None)
+        _score(name, cell, cell.model.evaluated(), folder, None)
         return
-    rotated, stage = cell.model.rotated, f"reference {name}"
+    rotated, stage = cell.model.rotated(), f"reference {name}"
     rotate = None if rotated is None else rotated.rotate_output
     reference: HiddenStates | Beside
     if stage in cell.stages:
         reference = HiddenStates.open(cell.get(stage), rotate)
     else:
-        reference = Beside(view=cell.model.full_precision, rotate=rotate)
-    _score(name, cell, cell.model.evaluated, folder, reference)
+        reference = Beside(view=cell.model.full_precision(), rotate=rotate)
+    _score(name, cell, cell.model.evaluated(), folder, reference)
 
 
 class _CostFacts(TypedDict):
@@ -197,7 +197,7 @@ def build_task(name: str, cell: CellRun, folder: Path) -> None:
     """
     start = time.perf_counter()
     with cell.memory.section() as section:
-        result = run_task(name, cell.task_model, cell.experiment, cell.progress)
+        result = run_task(name, cell.task_model(), cell.experiment, cell.progress)
     seconds = time.perf_counter() - start
     write_task(result, EvaluationCost(seconds=seconds, peak_memory_bytes=section.bytes), folder)
 

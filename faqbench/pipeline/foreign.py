@@ -225,7 +225,7 @@ def _model_folder(cell: CellRun, work: Path) -> Path:
         return folder
     made = work / "model"
     cell.model.pristine().model.save_pretrained(made)
-    cell.model.tokenizer.save_pretrained(made)
+    cell.model.tokenizer().save_pretrained(made)
     return made
 
 

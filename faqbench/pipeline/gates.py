@@ -224,7 +224,7 @@ def _requests_fit(record: RunRecord) -> Gate:
 
 def build_check(cell: CellRun, folder: Path) -> None:
     """Look over the weights that the cell evaluates."""
-    write_check(look_over(cell.model.evaluated), folder)
+    write_check(look_over(cell.model.evaluated()), folder)
 
 
 def write_check(check: WeightsCheck, folder: Path) -> None:

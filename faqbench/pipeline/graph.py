@@ -415,7 +415,7 @@ def _load_weights(cell: CellRun, folder: Path) -> WeightFacts:
 
 
 def _build_tokenizer(cell: CellRun, folder: Path) -> None:
-    facts = {"fingerprint": fingerprint_tokenizer(cell.model.tokenizer)}
+    facts = {"fingerprint": fingerprint_tokenizer(cell.model.tokenizer())}
     (folder / "facts.json").write_text(json.dumps(facts))
 
 

@@ -159,7 +159,7 @@ class _KeptBlocks:
     def linears(self) -> Mapping[str, QuantizedLinear] | None:
         """Return those of all blocks by full name; None where one is missing."""
         per_block: list[MutableMapping[str, QuantizedLinear]] = []
-        for index in range(self._model.architecture.n_blocks):
+        for index in range(self._model.architecture().n_blocks):
             path = self._cache.find(_BLOCKS, self._key_of(index))
             if path is None:
                 return None
@@ -173,7 +173,7 @@ class _KeptBlocks:
             self._cache.forget(_BLOCKS, self._key_of(index))
 
     def _prefix(self, index: int) -> str:
-        return f"{self._model.architecture.blocks}.{index}."
+        return f"{self._model.architecture().blocks}.{index}."
 
     def _key_of(self, index: int) -> dict[str, object]:
         return {**self._key, "block": index}
@@ -201,7 +201,7 @@ def share_walk(one: Experiment, other: Experiment) -> bool:
 
 def _companions(cell: CellRun, tokens: Calibration | None) -> list[Companion]:
     """Return the cells to come that are quantized in this one's walk."""
-    architecture, this = cell.model.architecture, cell.model.experiment
+    architecture, this = cell.model.architecture(), cell.model.experiment
     keys = [cell.keys_of(this).quantized()]
     companions = []
     for other in cell.beside:

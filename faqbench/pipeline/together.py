@@ -81,7 +81,7 @@ class _ScoredCell:
 
 def _walk_for(stage_id: str, cell: CellRun, folder: Path) -> bool:
     """Make an evaluation, and all others of the walk; False where a model has to be run as it is."""
-    if not is_streamed(cell.experiment) or not splits(cell.model.evaluated):
+    if not is_streamed(cell.experiment) or not splits(cell.model.evaluated()):
         return False
     _Walk(cell).run(stage_id, folder)
     return True
@@ -103,10 +103,10 @@ class _Walk:
         experiment, missing = cell.model.experiment, self._missing(cell.model.experiment)
         beside = None
         if experiment.needs_reference and experiment.quantizes:
-            rotated = cell.model.rotated
+            rotated = cell.model.rotated()
             rotate = None if rotated is None else rotated.rotate_output
-            beside = Beside(view=cell.model.full_precision, rotate=rotate)
-        own = cell.model.evaluated
+            beside = Beside(view=cell.model.full_precision(), rotate=rotate)
+        own = cell.model.evaluated()
         self._scored = [_ScoredCell(experiment=experiment, view=own, stages=missing)]
         self._windows: dict[str, ProtocolTokens] = {
             stage.title: cell.get(f"windows {stage.title}")
@@ -115,7 +115,7 @@ class _Walk:
         }
         for windows in self._windows.values():
             check_windows(own.module, windows.tokens)
-        tokenizer = cell.model.tokenizer
+        tokenizer = cell.model.tokenizer()
         self._requests = {
             stage.title: task_requests(
                 stage.title, TaskModel(own.module, tokenizer, own), experiment, cell.progress
@@ -231,7 +231,7 @@ class _Walk:
                 scores={r: (packs.loglikelihood, packs.is_greedy) for r, packs in scored.items()},
                 refusal=self._probes[one.view].refusal(),
             )
-        model = TaskModel(one.view.module, self._cell.model.tokenizer, one.view, answers=answers)
+        model = TaskModel(one.view.module, self._cell.model.tokenizer(), one.view, answers=answers)
 
         def write(cost: EvaluationCost, folder: Path) -> None:
             result = run_task(name, model, one.experiment, self._cell.progress)
