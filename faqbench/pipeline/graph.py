@@ -1,9 +1,10 @@
 """The stages of a cell, in the order in which it asks for them: what `run` makes and `plan` looks up.
 
-To add a stage, write the function that makes its key in `keys.py`, the two that build and load it in the
-file that they belong to, and list it here. A stage comes after those that it needs; what it gives for the
-keys of others is a key of its `facts.json`. Nothing else has to know of it: a run asks for it, times it,
-keeps it and names it in the record, `cache prune` leaves it, and a plan says whether it is there.
+To add a stage, write the method of `Keys` that makes its key and the two functions that build and load it
+in the file that they belong to, and list it here. A stage comes after those that it needs; what it gives
+for the keys of others is a key of its `facts.json`. Nothing else has to know of it: a run asks for it,
+times it, keeps it and names it in the record, `cache prune` leaves it, and a plan says whether it is
+there.
 """
 
 from __future__ import annotations
@@ -215,7 +216,7 @@ def _foreign(experiment: Experiment) -> list[CellStage]:
 
 def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
     """Return the stages of a calibration set's bias, whose means are in the method's statistics."""
-    reference = CellStage(
+    reference_set = CellStage(
         name="calibration",
         title="reference",
         timed="bias_distance",
@@ -241,7 +242,7 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
         name="means",
         title="reference",
         timed="bias_distance",
-        needs=("weights", reference.id),
+        needs=("weights", reference_set.id),
         is_asked=False,
         key=partial(Keys.means, tokens="reference_set"),
         build=calibrating.build_reference_means,
@@ -250,14 +251,14 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
     distance = CellStage(
         name="bias_distance",
         timed="bias_distance",
-        needs=("weights", "calibration", reference.id),
+        needs=("weights", "calibration", reference_set.id),
         reads=(drawn_means.id, reference_means.id),
         key=Keys.distance,
         build=calibrating.build_distance,
         load=calibrating.load_distance,
         without=calibrating.no_distance,
     )
-    return [reference, drawn_means, reference_means, distance]
+    return [reference_set, drawn_means, reference_means, distance]
 
 
 def _evaluation(experiment: Experiment, keeps_reference: bool) -> list[CellStage]:

@@ -183,7 +183,7 @@ class Estimator:
         if self._shape is None:
             return 0
         evaluation = config["evaluation"]
-        n_tokens = sum(_work("perplexity", p, config) * _window(p) for p in evaluation["protocols"])
+        n_tokens = sum(_work("perplexity", p, config) * _seq_len(p) for p in evaluation["protocols"])
         n_models = 2 if evaluation["kl"] and config["quant"]["round"] != "none" else 1
         scored = n_models * n_tokens
         scored += sum(
@@ -255,7 +255,7 @@ def _work(kind: str, title: str, config: Mapping[str, Any]) -> float:
         return float(n_samples * calibration["seq_len"])
     if kind in ("perplexity", "reference"):
         caps = [float(n) for n in (evaluation["n_windows"], limit) if n is not None]
-        return min([*caps, max(1.0, _tokens_of_a_text(title, config) / _window(title))])
+        return min([*caps, max(1.0, _tokens_of_a_text(title, config) / _seq_len(title))])
     if kind == "tasks":
         caps = [n for n in (evaluation["n_documents"], limit) if n is not None]
         return float(min(caps)) if caps else float(_DOCUMENTS_OF_A_TASK)
@@ -279,7 +279,7 @@ def _seconds_of_shape(
     if kind in ("perplexity", "reference"):
         # Divergence takes the full precision model's logits as well.
         n_heads = 2.5 if kind == "perplexity" and config["evaluation"]["kl"] else 1.0
-        return work * _window(title) * (forward + n_heads * rate.head_seconds)
+        return work * _seq_len(title) * (forward + n_heads * rate.head_seconds)
     if kind == "tasks":
         tokens = work * _tokens_per_document(title, config)
         return tokens * forward + rate.python_seconds * _BUILDING_A_TASK
@@ -296,7 +296,7 @@ def _bytes_of_shape(shape: ModelShape, kind: str, title: str, config: Mapping[st
         return 4.0 * shape.n_blocks * shape.n_gram_elements
     if kind in ("perplexity", "reference"):
         hidden = 2.0 * shape.hidden_size if kind == "reference" else 0.0
-        return work * _window(title) * (4.0 + hidden)
+        return work * _seq_len(title) * (4.0 + hidden)
     if kind == "means":
         return 4.0 * shape.n_blocks * sum(w for w, _ in shape.linears.values())
     if kind == "quantized":
@@ -318,7 +318,7 @@ def _tokens_of_a_text(title: str, config: Mapping[str, Any]) -> float:
     return n_bytes if config["model"]["tokenizer"] == "bytes" else n_bytes / _BYTES_PER_TOKEN
 
 
-def _window(title: str) -> int:
+def _seq_len(title: str) -> int:
     """Return the tokens of a protocol's window, which its name ends with."""
     match = re.search(r"-(\d+)$", title)
     return int(match[1]) if match else 512
