@@ -30,6 +30,7 @@ def strike():
             raise RuntimeError("an interrupt in disguise") from error
         if {how!r} == "raised":
             raise
+importlib.import_module("faqbench.cli.composing")._kept.clear()  # the cells are composed here
 owner = importlib.import_module({module!r})
 *path, name = {name!r}.split(".")
 for part in path:
@@ -71,7 +72,7 @@ CONFIG_LOADER = "hydra._internal.config_loader_impl:ConfigLoaderImpl.load_config
 @pytest.mark.parametrize(
     ("where", "nth", "number", "how"),
     [
-        (CONFIG_LOADER, 3, signal.SIGTERM, "wrapped"),
+        (CONFIG_LOADER, 2, signal.SIGTERM, "wrapped"),
         ("omegaconf:OmegaConf.to_container", 5, signal.SIGHUP, "dropped"),
         ("faqbench.models.holder:load_model", 1, signal.SIGTERM, "raised"),
         ("torch.nn:Linear.forward", 40, signal.SIGINT, "wrapped"),
