@@ -16,7 +16,7 @@ cell (a protocol, a task, a set of tokens) are told its name.
     evaluated      the part of every evaluation's key that says which model is scored
     tasks          the same, the tokenizer, the task's data, and the versions of what reads them
 
-A model is its weights and all else that its forward depends on (`models.forward`). Whatever runs a
+A model is its weights and all else that its forward depends on (`models.loading`). Whatever runs a
 forward also has the kind of device, torch and transformers in its key. A key is None where that on which
 it depends has no version that is known: then the stage is made anew, and kept nowhere.
 """
