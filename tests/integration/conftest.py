@@ -162,8 +162,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workplace:
     """A fresh folder for cells of two blocks; this process works there too."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / "cache"))
-    name, *more = new_workplace(tmp_path).cell
-    return Workplace(tmp_path, (name, "model.random.num_hidden_layers=2", *more))
+    return new_workplace(tmp_path)
 
 
 def new_workplace(root: Path) -> Workplace:
@@ -171,6 +170,7 @@ def new_workplace(root: Path) -> Workplace:
     (root / "wikitext2.txt").write_text(toy_text(10, seed=1))
     cell = (
         "model=tiny-llama",
+        "model.random.num_hidden_layers=2",
         f"calibration.domain={root / 'calibration.txt'}",
         "calibration.n_samples=4",
         "calibration.seq_len=64",

@@ -133,7 +133,8 @@ may_die(quantizing, "asdict")
 
 
 def test_a_streamed_cell_killed_at_ten_moments_ends_with_the_bytes_of_an_undisturbed_one(forks, workplace):
-    cell = ["quant=awq", *workplace.cell, "memory.host_gigabytes=0.0009"]
+    cell = ["quant=awq", *workplace.cell]
+    cell += ["model.random.num_hidden_layers=4", "memory.host_gigabytes=0.0009"]
     quiet = Workplace(workplace.root / "quiet", workplace.cell)
     quiet.root.mkdir()
     assert forks.run(quiet, *cell).wait() == 0
@@ -220,7 +221,7 @@ def test_every_cached_file_that_is_damaged_is_found_and_no_result_changes(workpl
     before = cell_of("quant=awq")
     root = workplace.root / "cache"
     files = sorted(p for p in (root / "stages").rglob("*") if p.is_file() and p.suffix != ".lock")
-    assert len(files) > 50
+    assert len(files) > 30
     seen = set()
     for path in files:
         others = [p for p in files if p.parent != path.parent]
