@@ -222,6 +222,7 @@ def _pip_download(wheel: Wheel, folder: Path, python: str) -> None:
 
 
 def _why_pip_failed(wheel: Wheel, output: str) -> str:
+    """Say in a sentence why a download failed, and what helps, from what pip printed."""
     other = re.search(r"^\s*Got\s+([0-9a-f]{64})", output, re.MULTILINE)
     if other:
         return _not_the_expected(wheel, other[1])

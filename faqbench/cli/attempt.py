@@ -108,6 +108,7 @@ def record_failure(experiment: Experiment, error: str) -> RunRecord:
 def _run(
     experiment: Experiment, estimate: Estimate | None, progress: Progress, beside: Sequence[Experiment]
 ) -> RunRecord:
+    """Run a cell; where it fails, write the record of that, and raise what would end the sweep."""
     from faqbench import pipeline
 
     try:

@@ -9,6 +9,7 @@ kept, and a cell's values are set in a copy.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import pickle
 import re
@@ -397,19 +398,20 @@ class _Composition:
         self._used = [tuple(name.split(".")) for name in _LINK.findall(others)]
         for name in self._used:  # which grows: what is used by a link is used
             self._used += [self._links[path] for path in self._links if path[: len(name)] == name]
-        self._whole, self._own = pickle.dumps(whole), pickle.dumps(own)
+        # What is Hydra's own may hold classes of plug-ins, which not every process can unpickle.
+        self._whole, self._own = whole, pickle.dumps(own)
         self._resolved: bytes | None = None
 
     def whole(self, values: Sequence[Override]) -> DictConfig:
         """Return it with values, and with Hydra's own configuration."""
-        return _with_values(self._whole, values)
+        return _with_values(copy.deepcopy(self._whole), values)
 
     def plain(self, values: Sequence[Override]) -> dict[str, Any]:
         """Return it with values, resolved."""
         if not all(map(self._is_free, values)):
-            return _resolved_plain(_with_values(self._own, values))
+            return _resolved_plain(_with_values(self._unpickled(), values))
         if self._resolved is None:
-            self._resolved = pickle.dumps(_resolved_plain(_with_values(self._own, ())))
+            self._resolved = pickle.dumps(_resolved_plain(self._unpickled()))
         plain: dict[str, Any] = pickle.loads(self._resolved)  # noqa: S301
         own = {_path(o): o.value() for o in values}
         for path in {**own, **self._links}:
@@ -419,6 +421,10 @@ class _Composition:
             if end in own:
                 reduce(dict.__getitem__, path[:-1], plain)[path[-1]] = own[end]
         return plain
+
+    def _unpickled(self) -> DictConfig:
+        config: DictConfig = pickle.loads(self._own)  # noqa: S301 - of this process; quicker than a deepcopy
+        return config
 
     def _is_free(self, override: Override) -> bool:
         """Say whether a value takes the place of another that nothing but links refers to."""
@@ -448,9 +454,8 @@ def _leaves(raw: object, path: _Path = ()) -> Iterator[tuple[_Path, object]]:
         yield path, raw
 
 
-def _with_values(pickled: bytes, values: Sequence[Override]) -> DictConfig:
+def _with_values(config: DictConfig, values: Sequence[Override]) -> DictConfig:
     """Set values as Hydra does."""
-    config: DictConfig = pickle.loads(pickled)  # noqa: S301 - of this process; quicker than a deepcopy
     for override in values:
         key, value = str(override.key_or_group), override.value()
         _refuse_environment(value, key)

@@ -114,6 +114,7 @@ def cache(arguments: list[str]) -> int:
 def _list(
     root: Path, entries: Sequence[StoredEntry], users: Mapping[str, Sequence[str]], *, in_detail: bool
 ) -> None:
+    """Print a table of the stages, or in detail of one stage's entries."""
     now = time.time()
     groups = defaultdict(list)
     for entry in entries:
@@ -153,6 +154,7 @@ def _verify(entries: Sequence[StoredEntry]) -> int:
 def _prune(
     root: Path, entries: Sequence[StoredEntry], users: Mapping[str, Sequence[str]], keys: CacheKeys
 ) -> int:
+    """Remove what the keys name and nobody holds, or say what would go."""
     stored = [e for e in entries if e.stage != "assets"]
     doomed: dict[str, StoredEntry] = {}
     if keys.days is not None:

@@ -95,6 +95,7 @@ def _stages(stages: Sequence[PlannedStage]) -> list[dict[str, str]]:
 
 
 def _summary(plan: Plan, kind: str, workers: int) -> str:
+    """Say in a sentence or two what is left to run, and what it takes."""
     n = {status: sum(c.status == status for c in plan.cells) for status in ("finished", "failed", "new")}
     parts = [f"{n['new']} new"]
     parts += [f"{n['failed']} failed before and tried again"] if n["failed"] else []

@@ -187,6 +187,7 @@ class Settling:
         return [self._runs[name] for name in ids if name in self._runs]
 
     def _look(self, n_draws: int) -> None:
+        """Look at all open contests after so many draws; close those that are decided."""
         metric, contests = self.inquiry.metric, self._open
         differences = [
             self._store.differences(
@@ -325,6 +326,7 @@ class Settling:
 
 
 def _told(contest: Duel, inquiry: Inquiry, names: Sequence[str]) -> ContestOfDecision:
+    """Return a contest as the record of a decision has it."""
     last, _ = contest.looks[-1]
     needed = None
     if contest.verdict == "undecided":

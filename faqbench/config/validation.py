@@ -47,6 +47,7 @@ def validate(raw: Mapping[str, Any]) -> Experiment:
 
 
 def _check_combination(experiment: Experiment) -> None:
+    """Refuse keys that are allowed one by one and not together."""
     quant, model = experiment.quant, experiment.model
     _check_group_size("group_size", quant.group_size)
     _check_stages(experiment.method)
@@ -232,6 +233,7 @@ def _check_rotation(quant: QuantSection) -> None:
 
 
 def _check_activations(quant: QuantSection) -> None:
+    """Refuse activations' grids that nothing here computes."""
     activations, method = quant.activations, method_of(quant)
     if len(set(activations.targets)) < len(activations.targets):
         raise UserError(f"quant.activations.targets={list(activations.targets)} names a role twice.")
@@ -321,6 +323,7 @@ def _as_float(value: Any) -> Any:
 
 
 def _sentence(error: ErrorDetails) -> str:
+    """Return one sentence for a mistake that pydantic found."""
     key = _readable_key([str(part) for part in error["loc"] if part not in _NOT_KEYS])
     value = spelled(error["input"])
     if error["type"] == "extra_forbidden":

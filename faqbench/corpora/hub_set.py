@@ -106,6 +106,7 @@ def hub_texts(chosen: HubSet, most: int, progress: Progress) -> Texts:
 
 
 def _rows(chosen: HubSet, progress: Progress) -> Any:
+    """Read the rows of a hub set, or of the local copy where there is no hub."""
     import datasets
 
     bars_were_off = datasets.are_progress_bars_disabled()

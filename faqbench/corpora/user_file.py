@@ -187,6 +187,7 @@ def _check_unicode(text: str, where: str) -> None:
 
 
 def _parquet(name: str, column: str, most: int, progress: Progress) -> Iterator[object]:
+    """Yield the values of a column of a Parquet file, a bounded number of rows at once."""
     import pyarrow
     import pyarrow.parquet as pq
 

@@ -133,6 +133,7 @@ class Scorer(HFLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Any, disable_tqdm: bool = True, override_bs: int | None = None
     ) -> Any:
+        """Answer requests of lm-eval: packed, from what is known already, or by its own HFLM."""
         if override_bs is not None:  # a batch of rolling windows
             return super()._loglikelihood_tokens(requests, True, override_bs)
         asked = _requests(requests, self.max_length, self._title)

@@ -196,6 +196,7 @@ def _check_products(model: StoredModel) -> None:
 
 
 def _add_config(file: Any, model: StoredModel) -> None:
+    """Write the sizes and constants of the model that readers of GGUF want to know."""
     config, architecture = model.config, model.architecture
     rope = config.rope_parameters
     rope = rope.get("full_attention", rope)

@@ -169,6 +169,7 @@ class CellRun:
         return self._task_model
 
     def _result(self, stage: CellStage) -> Any:
+        """Return a stage's result, made or from the cache; an odd entry is made anew."""
         try:
             for need in stage.needs:
                 self.get(need)

@@ -233,6 +233,7 @@ def load_task(name: str, _: CellRun, folder: Path) -> Evaluated:
 
 
 def _protocol(name: str, cell: CellRun) -> Evaluated:
+    """Return what a protocol's cached scores give."""
     windows: ProtocolTokens = cell.get(f"windows {name}")
     # The baseline's scores are the reference's, where there is one.
     kind = "perplexity" if f"perplexity {name}" in cell.stages else "reference"

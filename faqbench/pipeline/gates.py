@@ -116,6 +116,7 @@ def check_gates(cell: Finished) -> tuple[Gate, ...]:
 
 
 def _finite(cell: Finished) -> Gate:
+    """Check that every number of the run, and every weight, is one."""
     bad = [
         f"{m.task} {m.name}" for m in cell.record.metrics if m.value is None or not math.isfinite(m.value)
     ]

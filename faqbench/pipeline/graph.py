@@ -85,6 +85,7 @@ def _model() -> list[CellStage]:
 
 
 def _calibration(experiment: Experiment) -> list[CellStage]:
+    """Return the draw of the calibration set, and what evaluations share with it."""
     evaluation = experiment.evaluation
     drawn = CellStage(
         name="calibration",
@@ -111,6 +112,7 @@ def _calibration(experiment: Experiment) -> list[CellStage]:
 
 
 def _protocols(experiment: Experiment, keeps_reference: bool) -> list[CellStage]:
+    """Return the windows of every protocol, and what full precision makes of them."""
     names = experiment.evaluation.protocols
     windows = [
         CellStage(
@@ -142,6 +144,7 @@ def _protocols(experiment: Experiment, keeps_reference: bool) -> list[CellStage]
 
 
 def _quantization(experiment: Experiment, streamed: bool) -> list[CellStage]:
+    """Return what a method of ours reads and makes, and the bias of its calibration set."""
     statistics = CellStage(
         name="statistics",
         timed="statistics",
@@ -262,6 +265,7 @@ def _distance(statistics: tuple[str, ...]) -> list[CellStage]:
 
 
 def _evaluation(experiment: Experiment, keeps_reference: bool) -> list[CellStage]:
+    """Return the scores of every protocol and task, and the look over the weights."""
     evaluation = experiment.evaluation
     weights = ["weights"]
     weights += ["calibration"] if experiment.needs_calibration else []

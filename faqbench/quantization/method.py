@@ -137,6 +137,7 @@ def _choose_scale(
     known: RoleInput,
     quant: QuantSection,
 ) -> ScaleChoice:
+    """Return the input scale of a role by the method's own way: none, in closed form, or a search."""
     scale = method_of(quant)["scale"]
     if Reads.EXTREMES in scale.reads and role.residual:
         assert known.search is not None

@@ -111,6 +111,7 @@ def _family(
     store: EvidenceStore,
     margin: Margin | None,
 ) -> Family:
+    """Compare the rows of a panel, corrected together for being many."""
     computed: dict[tuple[int, int, int], Comparison] = {}
 
     def compare(a: int, b: int, c: int) -> Comparison:

@@ -388,6 +388,7 @@ class PairedStore:
 def _compare_windows(
     store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
 ) -> Comparison:
+    """Compare two rows by the losses of their windows, in one draw or over several."""
     arrays = [_losses_of(store, a, b, empty.column) for a, b in pairs]
     differences = _window_differences(arrays)
     n_windows = differences.shape[1]
@@ -434,6 +435,7 @@ def _in_blocks(differences: Array) -> Array:
 def _compare_accuracy(
     store: EvidenceStore, empty: Comparison, pairs: list[tuple[RunRecord, RunRecord]]
 ) -> Comparison:
+    """Compare two rows by their items, in one draw or over several."""
     per_draw = [_tasks_of(store, *pair, empty.column) for pair in pairs]
     n_items = sum(len(x) for x, _ in per_draw[0])
     if len(pairs) == 1:

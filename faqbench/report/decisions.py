@@ -148,6 +148,7 @@ def draw(decision: Decision) -> Drawing:
 
 
 def _plot(axes: Axes, contest: ContestOfDecision, decision: Decision) -> None:
+    """Draw the interval at every look, the margin, and zero."""
     unit, looks = decision.unit, contest.looks
     places = list(range(len(looks)))
     middle, low, high = (
@@ -177,6 +178,7 @@ def _tick(looks: Sequence[LookOfDecision], i: int) -> str:
 
 
 def _sentence(contest: ContestOfDecision, decision: Decision) -> str:
+    """Say what one contest has shown."""
     look, what = contest.looks[-1], _what(decision)
     on = sample(look, decision).replace(", ", " and ")
     told = f"{shown_interval(look, decision.unit)} after {on}"

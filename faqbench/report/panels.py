@@ -80,6 +80,7 @@ def _repeated(runs: Sequence[RunRecord]) -> tuple[str, str]:
 
 
 def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> Panel:
+    """Return the panel of one model: its runs as rows, and the keys in which rows differ."""
     groups: dict[str, list[tuple[RunRecord, dict[str, str]]]] = {}
     for record, prints in records:
         groups.setdefault(facts.setting_identity(record, prints), []).append((record, prints))

@@ -154,6 +154,7 @@ def draws_note(analysis: Analysis) -> str:
 
 
 def _verdict(contest: Contest, c: Comparison, *, minor: bool) -> Statement:
+    """Return one comparison in words."""
     a, b, what = c.a.short_name, c.b.short_name, measure(c.column)
     if c.refused:
         lead, evidence = f"{a} and {b} cannot be paired in {what}", f"{c.refused}."
@@ -279,6 +280,7 @@ def overview_table(analysis: Analysis, name: str) -> Table | None:
 
 
 def _tally(comparisons: list[Comparison]) -> TableCell:
+    """Count in words what the comparisons of a row have shown."""
     if not comparisons:
         return TableCell(text=formatting.NONE)
     n_better = sum(c.is_significant and c.a_is_better for c in comparisons)

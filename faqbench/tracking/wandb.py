@@ -132,6 +132,7 @@ class WandbRun:
             self._open.callback(os.environ.pop, "WANDB_DATA_DIR", None)
 
     def _start(self, head: RunHead, section: TrackingSection, runs: Path) -> Any:
+        """Open the W&B run of a cell, new or again."""
         run = self._wandb.init(
             entity=section.entity,
             project=section.project,

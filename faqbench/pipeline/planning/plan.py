@@ -165,6 +165,7 @@ class _Planning:
             self.cells[name] = self._planned(name, status, experiment)
 
     def _planned(self, name: str, status: str, experiment: Experiment) -> PlannedCell:
+        """Return what a cell would make after those before it, and its cost."""
         estimator = self._estimator(experiment)
         config = experiment.model_dump(mode="json")
         needs = [*_assets(experiment), *look_up(experiment, self._cache, self._made)]

@@ -96,6 +96,7 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 
 
 def _points(panel: Panel, column: Column) -> list[Point]:
+    """Return every calibrated run of a panel that has a distance and a drawable value."""
     points = []
     for row in panel.rows:
         for run in row.runs if row.is_calibrated else ():
@@ -129,6 +130,7 @@ def bias_distance(run: RunRecord) -> Mapping[str, Any] | None:
 def _plot(
     axes: Axes, panel: Panel, column: Column, points: list[Point], by: str, bits: int, *, dots: bool
 ) -> None:
+    """Draw one bit-width over one distance: runs as dots, their means by scenario as lines."""
     scale, _ = metric_scale(column)
     series: dict[str, list[Point]] = {}
     for point in points:

@@ -64,6 +64,7 @@ def _worth_drawing(pairs: list[_Pair]) -> list[_Pair]:
 
 
 def _plot(axes: Axes, pairs: list[_Pair], *, several: bool) -> None:
+    """Draw a row per pair: the difference and its interval."""
     limit = _limit([difference(c) for _, c in pairs])
     names = []
     several_columns = len({c.column.label for _, c in pairs}) > 1

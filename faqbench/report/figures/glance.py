@@ -83,6 +83,7 @@ def _in_order(all_series: list[_Series]) -> list[str]:
 
 
 def _plot(axes: Axes, rows: list[list[Comparison]]) -> None:
+    """Draw a row per method: the differences from the baseline, one per setting."""
     ends = [x for cs in rows for c in cs for x in difference(c) if abs(difference(c)[0]) <= _FAR]
     limit = 1.12 * max((abs(x) for x in ends), default=_FAR)
     for y, points_of_row in enumerate(rows):
