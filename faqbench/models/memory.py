@@ -16,7 +16,8 @@ import psutil
 import torch
 
 from faqbench.config import Experiment, UserError
-from faqbench.config.experiment import MemorySection
+from faqbench.config.experiment import MemorySection, QuantSection
+from faqbench.config.method import Reads, method_of
 from faqbench.hardware import named_device
 from faqbench.models.architecture import Architecture
 from faqbench.models.inspection import inspect_model
@@ -44,24 +45,32 @@ class Budget:
     host_bytes: int | None
     is_cpu: bool
 
-    def holds(self, architecture: Architecture, dtype: torch.dtype) -> bool:
+    def holds(self, architecture: Architecture, dtype: torch.dtype, kept: int = 0) -> bool:
         """Say whether all weights fit beside what working on one block takes.
+
+        Args:
+            architecture: of the model.
+            dtype: of its weights.
+            kept: bytes that a method keeps beside a block, from `moment_bytes`.
 
         Raises:
             UserError: when not even one block fits.
         """
         available, working = self.on_device, working_bytes(architecture, dtype)
-        if working > available:
+        if working + kept > available:
             narrower = "set calibration.dtype=bfloat16, " if dtype.itemsize > 2 else ""
             raise UserError(
-                f"One block of this model takes {gigabytes(working)} of memory while it is quantized, and "
-                f"there are {gigabytes(available)} ({self.setting}); {narrower}raise the budget, or take a "
-                "machine with more."
+                f"One block of this model takes {gigabytes(working + kept)} of memory while it is "
+                f"quantized, and there are {gigabytes(available)} ({self.setting}); {narrower}raise the "
+                "budget, or take a machine with more."
             )
         return weight_bytes(architecture, dtype) + working <= available
 
     def room(self, architecture: Architecture, dtype: torch.dtype) -> Room:
-        """Return what a model may have in memory beside its weights, or the block that is worked on."""
+        """Return what a model may have in memory beside its weights, or the block that is worked on.
+
+        Cells of all methods share it: what `moment_bytes` says comes on top.
+        """
         working, block = working_bytes(architecture, dtype), _block_bytes(architecture, dtype)
         reads_ahead = working + block <= self.on_device
         head = 4 * architecture.vocab_size * architecture.hidden_size
@@ -118,7 +127,8 @@ def is_streamed(experiment: Experiment) -> bool:
     if architecture is None:
         return False
     budget = budget_of(experiment.memory, named_device(experiment.device))
-    return not budget.holds(architecture, getattr(torch, experiment.calibration.dtype))
+    kept = moment_bytes(architecture) if keeps_moments(experiment.quant) else 0
+    return not budget.holds(architecture, getattr(torch, experiment.calibration.dtype), kept)
 
 
 def streaming_note(experiment: Experiment) -> str | None:
@@ -151,6 +161,7 @@ def streamed_bytes(experiment: Experiment) -> tuple[int, int] | None:
     working = working_bytes(architecture, dtype)
     room = budget_of(experiment.memory, named_device(experiment.device)).room(architecture, dtype)
     working += _block_bytes(architecture, dtype) * room.reads_ahead
+    working += moment_bytes(architecture) * keeps_moments(experiment.quant)
     assert room.hidden_bytes is not None, "a budget is a number"
     return max(working, head * evaluated), room.hidden_bytes
 
@@ -185,6 +196,17 @@ def working_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
         for role in architecture.roles
     )
     return 2 * _block_bytes(architecture, dtype) + 4 * role
+
+
+def moment_bytes(architecture: Architecture) -> int:
+    """Return what rounding by second moments takes beside: each role's, and a factor of the largest."""
+    squares = [architecture.shapes[role.linears[0]][1] ** 2 for role in architecture.roles]
+    return 4 * (sum(squares) + max(squares))
+
+
+def keeps_moments(quant: QuantSection) -> bool:
+    """Say whether a method rounds by second moments of the quantized stream."""
+    return bool({Reads.HESSIAN, Reads.BOTH_STREAMS} & set(method_of(quant).reads))
 
 
 def _block_bytes(architecture: Architecture, dtype: torch.dtype) -> int:

@@ -8,7 +8,7 @@ from faqbench.config import UserError
 from faqbench.models import Budget, Model, Room, architecture_of, decoding, load_model, open_stream, twin
 from faqbench.models.blocks import Shelf
 from faqbench.models.loading import fingerprint_weights
-from faqbench.models.memory import working_bytes
+from faqbench.models.memory import is_streamed, moment_bytes, streamed_bytes, working_bytes
 from faqbench.models.model import skeleton_of
 from faqbench.models.sources import byte_tokenizer, random_model
 from faqbench.models.tensors import Held
@@ -188,6 +188,23 @@ def test_the_budget_decides_whether_a_model_is_streamed(section):
 def test_a_budget_that_is_smaller_than_a_block_is_refused_with_both_numbers(section):
     with pytest.raises(UserError, match=r"^One block .* takes .* there are 0\.01 MB \(memory\.host_"):
         load_model(section("tiny-llama"), torch.float32, CPU, PlainProgress(), None, budget(10**4))
+
+
+def test_second_moments_count_for_the_methods_that_round_by_them(compose, section):
+    tiny = section("tiny-llama")
+    architecture = architecture_of(random_model(tiny.random).config.to_dict())
+    bare, kept = working_bytes(architecture, torch.float32), moment_bytes(architecture)
+    assert kept == 4 * (3 * 64**2 + 2 * 128**2)
+    budget = f"memory.host_gigabytes={(bare + kept - 1) / 1e9:.9f}"
+    cells = {name: compose("model=tiny-llama", f"quant={name}", budget) for name in ("rtn", "gptq")}
+    assert is_streamed(cells["rtn"])
+    with pytest.raises(UserError, match=r"^One block of this model takes"):
+        is_streamed(cells["gptq"])
+    enough = f"memory.host_gigabytes={(bare + kept) / 1e9:.9f}"
+    bytes_of = {
+        name: streamed_bytes(compose("model=tiny-llama", f"quant={name}", enough))[0] for name in cells
+    }
+    assert bytes_of["gptq"] - bytes_of["rtn"] == kept
 
 
 def test_tensors_of_another_model_are_not_taken(load):
