@@ -15,13 +15,13 @@ import pickle
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -46,6 +46,7 @@ from faqbench.config import Experiment, UserError, validate
 from faqbench.config.experiment import CheckpointSection
 
 VERSION_BASE = "1.3"
+T = TypeVar("T")
 AUTO = "auto"
 # Hydra looks for plug-ins below the folders of the path, in a launcher's processes too.
 sys.path.append(str(Path(__file__).parent / "plugins"))
@@ -316,23 +317,25 @@ class QuickComposer:
 
     def __call__(self, overrides: Sequence[str]) -> dict[str, Any]:
         """Compose one cell, without Hydra's own configuration, and resolve it."""
-        composition, values = self._composition(overrides)
-        if composition is not None:
-            try:
-                return composition.plain(values)
-            except OmegaConfBaseException:
-                pass  # Hydra words it below
-        return _plain(_compose(list(overrides)))
+        quick = self._quickly(overrides, _Composition.plain)
+        return _plain(_compose(list(overrides))) if quick is None else quick
 
     def whole(self, overrides: Sequence[str]) -> DictConfig:
         """Compose one cell with Hydra's own configuration."""
+        quick = self._quickly(overrides, _Composition.whole)
+        return _compose(list(overrides), with_hydra=True) if quick is None else quick
+
+    def _quickly(
+        self, overrides: Sequence[str], ask: Callable[[_Composition, Sequence[Override]], T]
+    ) -> T | None:
+        """Ask what is kept of the choices of groups; None leaves all to Hydra, which words mistakes."""
         composition, values = self._composition(overrides)
-        if composition is not None:
-            try:
-                return composition.whole(values)
-            except OmegaConfBaseException:
-                pass  # Hydra words it below
-        return _compose(list(overrides), with_hydra=True)
+        if composition is None:
+            return None
+        try:
+            return ask(composition, values)
+        except OmegaConfBaseException:
+            return None
 
     def _composition(self, overrides: Sequence[str]) -> tuple[_Composition | None, list[Override]]:
         """Compose the choices of groups, and what is Hydra's own, apart from the values of keys.

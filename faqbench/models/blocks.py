@@ -56,7 +56,6 @@ from faqbench.files import explain_os_error
 from faqbench.models.architecture import Architecture
 from faqbench.models.model import Model, Room
 from faqbench.models.prepared import prepared_input
-from faqbench.processes import give_back
 from faqbench.stages.cache import cache_root
 
 
@@ -93,8 +92,7 @@ def walk_blocks(passengers: Sequence[Passenger], advance: Callable[[], None] = l
                         if passenger.model is view:
                             passenger.work(index, block)
                 if view is views[-1]:
-                    if not view.is_resident:
-                        give_back()
+                    view.give_back()
                     advance()
         finally:
             for view in views:

@@ -127,7 +127,7 @@ def is_streamed(experiment: Experiment) -> bool:
     if architecture is None:
         return False
     budget = budget_of(experiment.memory, named_device(experiment.device))
-    kept = moment_bytes(architecture) if keeps_moments(experiment.quant) else 0
+    kept = moment_bytes(architecture, experiment.quant)
     return not budget.holds(architecture, getattr(torch, experiment.calibration.dtype), kept)
 
 
@@ -161,7 +161,7 @@ def streamed_bytes(experiment: Experiment) -> tuple[int, int] | None:
     working = working_bytes(architecture, dtype)
     room = budget_of(experiment.memory, named_device(experiment.device)).room(architecture, dtype)
     working += _block_bytes(architecture, dtype) * room.reads_ahead
-    working += moment_bytes(architecture) * keeps_moments(experiment.quant)
+    working += moment_bytes(architecture, experiment.quant)
     assert room.hidden_bytes is not None, "a budget is a number"
     return max(working, head * evaluated), room.hidden_bytes
 
@@ -198,15 +198,15 @@ def working_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
     return 2 * _block_bytes(architecture, dtype) + 4 * role
 
 
-def moment_bytes(architecture: Architecture) -> int:
-    """Return what rounding by second moments takes beside: each role's, and a factor of the largest."""
+def moment_bytes(architecture: Architecture, quant: QuantSection) -> int:
+    """Return what a method that rounds by second moments keeps beside a block; 0 for any other.
+
+    That is the moments of each role on the quantized stream, and a factor of the largest.
+    """
+    if method_of(quant).reads.isdisjoint({Reads.HESSIAN, Reads.BOTH_STREAMS}):
+        return 0
     squares = [architecture.shapes[role.linears[0]][1] ** 2 for role in architecture.roles]
     return 4 * (sum(squares) + max(squares))
-
-
-def keeps_moments(quant: QuantSection) -> bool:
-    """Say whether a method rounds by second moments of the quantized stream."""
-    return bool({Reads.HESSIAN, Reads.BOTH_STREAMS} & set(method_of(quant).reads))
 
 
 def _block_bytes(architecture: Architecture, dtype: torch.dtype) -> int:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from faqbench.models.architecture import Architecture
 from faqbench.models.tensors import ALL, Tensors
+from faqbench.processes import give_back
 
 Prepare = Callable[[Any, Architecture], None]
 _ROWS = 2**14  # of a table that are read together
@@ -170,6 +171,11 @@ class Model:
         self._emptied.clear()
         self._users.clear()
         self._shared.clear()
+
+    def give_back(self) -> None:
+        """Give what a streamed view's blocks left free back to the system; a resident one uses it again."""
+        if not self.is_resident:
+            give_back()
 
     def weight(self, name: str) -> Tensor:
         """Return a parameter's value in the model's dtype, by its full name."""

@@ -21,7 +21,6 @@ from faqbench.config import UserError
 from faqbench.config.experiment import QuantSection
 from faqbench.config.method import method_of
 from faqbench.models import Architecture, Model, Role, is_finite
-from faqbench.processes import give_back
 from faqbench.quantization.activations import ActivationStore, Observer, RoleStatistics
 from faqbench.quantization.folding import fold_block
 from faqbench.quantization.grid import Grid, QuantizedLinear
@@ -149,8 +148,7 @@ def _quantize_roles(
             except HessianError as error:
                 names = ", ".join(linears)
                 raise UserError(f"{names} in block {index} cannot be quantized: {error}.") from error
-            if not walk.model.is_resident:
-                give_back()
+            walk.model.give_back()
     return reports
 
 

@@ -174,9 +174,10 @@ class _Planning:
             for need in needs
             if need.is_due and need.entry not in self._made
         }
+        loads = bool(due) and not self._made
         self._made |= due.keys()
         seconds = estimator.overhead_seconds(computes=bool(due)) + sum(c.seconds for c in due.values())
-        if due and all(cell.status == "finished" for cell in self.cells.values()):
+        if loads:
             seconds += estimator.start_seconds(has_tasks=bool(experiment.evaluation.tasks))
         streamed = streamed_bytes(experiment)
         return PlannedCell(

@@ -193,7 +193,8 @@ def test_a_budget_that_is_smaller_than_a_block_is_refused_with_both_numbers(sect
 def test_second_moments_count_for_the_methods_that_round_by_them(compose, section):
     tiny = section("tiny-llama")
     architecture = architecture_of(random_model(tiny.random).config.to_dict())
-    bare, kept = working_bytes(architecture, torch.float32), moment_bytes(architecture)
+    gptq = compose("model=tiny-llama", "quant=gptq").quant
+    bare, kept = working_bytes(architecture, torch.float32), moment_bytes(architecture, gptq)
     assert kept == 4 * (3 * 64**2 + 2 * 128**2)
     budget = f"memory.host_gigabytes={(bare + kept - 1) / 1e9:.9f}"
     cells = {name: compose("model=tiny-llama", f"quant={name}", budget) for name in ("rtn", "gptq")}

@@ -1,6 +1,7 @@
 """Plans: what exists, what is due, who shares it; estimates that learn from records; peaks of memory."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,15 @@ def test_a_cell_of_cached_stages_is_not_thought_to_load_a_model(estimator, recor
     known = estimator([loaded, read])
     assert known.overhead_seconds(computes=True) == pytest.approx(1.0)
     assert known.overhead_seconds(computes=False) == pytest.approx(0.01)
+
+
+def test_the_first_cell_that_computes_anything_pays_for_starting(plan, run, monkeypatch, tmp_path):
+    run("quant=rtn", SCORED, "limit=2", "bits=3")
+    shutil.rmtree(tmp_path / "runs")  # its stages are in the cache
+    monkeypatch.setattr(Estimator, "start_seconds", lambda _, has_tasks: 1000.0)
+    cached, new, last = plan(*(["quant=rtn", SCORED, "limit=2", f"bits={b}"] for b in (3, 4, 5))).cells
+    assert cached.status == "new" and cached.n_due == 0
+    assert cached.seconds < 1000 <= new.seconds and last.seconds < 1000
 
 
 def test_records_of_this_hardware_are_preferred(estimator, record, cell):
