@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from faqbench.assets import packaged_data_place, packaged_model_place
+from faqbench.assets import packaged_data_key, packaged_model_key
 from faqbench.config import Experiment
 from faqbench.config.calibration import is_table
 from faqbench.config.experiment import ModelSection
@@ -56,8 +56,8 @@ def sources_of(
                 commit = _commit(experiment, name, kind, value)
                 facts_by_place[name] = {"commit": commit} if commit is not None else {}
             case "asset":
-                facts_by_place[name] = {"asset": packaged_model_place(value)[1]}
-    return {"packaged data": {"asset": packaged_data_place()[1]}} | facts_by_place
+                facts_by_place[name] = {"asset": packaged_model_key(value)}
+    return {"packaged data": {"asset": packaged_data_key()}} | facts_by_place
 
 
 def large_files(experiment: Experiment) -> dict[Path, Facts]:
@@ -103,9 +103,9 @@ def why_not_reusable(record: RunRecord, experiment: Experiment) -> str | None:
                 if now is not None and now != facts.get("commit", now):
                     return f"{name} is at commit {now[:10]} now, not {facts['commit'][:10]}"
             case "asset":
-                if not _same_json(facts.get("asset"), packaged_model_place(value)[1]):
+                if not _same_json(facts.get("asset"), packaged_model_key(value)):
                     return f"{name} is made by another recipe now"
-    if not _same_json(recorded.get("packaged data", {}).get("asset"), packaged_data_place()[1]):
+    if not _same_json(recorded.get("packaged data", {}).get("asset"), packaged_data_key()):
         return "the packaged texts and tasks are others now"
     return None
 

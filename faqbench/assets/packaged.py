@@ -259,19 +259,34 @@ def check_packaged_terms(name: str) -> None:
     check_terms(MODELS[name])
 
 
-def packaged_model_place(name: str) -> tuple[Path, dict[str, object]]:
-    """Return where a model's folder lies, or will once it is fetched, and what its content depends on.
+def packaged_model_place(name: str) -> Path:
+    """Return where a model's folder lies, or will once it is fetched.
 
     Raises:
         UserError: for an unknown name.
     """
     _require(name, "packaged model", model_names())
-    return place_of(MODELS[name]), MODELS[name].key()
+    return place_of(MODELS[name])
 
 
-def packaged_data_place() -> tuple[Path, dict[str, object]]:
-    """Return where benchmarks and texts lie, or will, and what their content depends on."""
-    return place_of(BENCHMARK_DATA), BENCHMARK_DATA.key()
+def packaged_model_key(name: str) -> dict[str, object]:
+    """Return what a model's content depends on.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    _require(name, "packaged model", model_names())
+    return MODELS[name].key()
+
+
+def packaged_data_place() -> Path:
+    """Return where benchmarks and texts lie, or will."""
+    return place_of(BENCHMARK_DATA)
+
+
+def packaged_data_key() -> dict[str, object]:
+    """Return what the content of benchmarks and texts depends on."""
+    return BENCHMARK_DATA.key()
 
 
 def packaged_dataset(name: str, progress: Progress) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
@@ -429,6 +430,10 @@ class Experiment(Section):
     def n_calibration_samples(self) -> int:
         """The number of calibration windows after the scenario has had its say."""
         return self.scenario.n_samples or self.calibration.n_samples
+
+    def as_yaml(self) -> str:
+        """Return the resolved configuration in the layout of `conf/`."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, width=100)
 
     def n_windows(self) -> int | None:
         """Windows of each perplexity protocol, `limit` applied; None is all of them."""

@@ -30,7 +30,7 @@ from typing import Literal
 
 import yaml
 
-from faqbench.assets import benchmark_data_origin, document_key, packaged_data_place, packaged_texts
+from faqbench.assets import benchmark_data_origin, document_key, packaged_data_key, packaged_texts
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.calibration import MAX_CHARACTERS, CalibrationSection, is_hub_set, is_table
 from faqbench.corpora.hub_set import hub_set, hub_set_names, hub_set_version, hub_texts, section_hub_set
@@ -208,7 +208,7 @@ def domain_names() -> list[str]:
 
 def domain_source(domain: str) -> dict[str, object]:
     """Return what decides the texts of a packaged domain, without reading them."""
-    return {"sources": list(_domains()[domain].sources), "data": packaged_data_place()[1]}
+    return {"sources": list(_domains()[domain].sources), "data": packaged_data_key()}
 
 
 def packaged_documents(domain: str, progress: Progress) -> dict[str, str]:

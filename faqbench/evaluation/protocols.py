@@ -77,8 +77,12 @@ class Protocol:
         return self.corpus if self.domain is None else f"{self.corpus}-{self.domain}"
 
 
-def resolve_protocol(name: str, experiment: Experiment) -> Protocol:
+def resolve_protocol(name: str, data: DataSection) -> Protocol:
     """Return the protocol with this name, after all checks that need no loading.
+
+    Args:
+        name: of the protocol.
+        data: the experiment's `data`, where a local copy of its text may be.
 
     Raises:
         UserError: for an unknown name or domain, a window that is too short, and a
@@ -87,7 +91,7 @@ def resolve_protocol(name: str, experiment: Experiment) -> Protocol:
     if name == f"c4-new-{_C4_WINDOW}":
         return Protocol(name=name, corpus="c4-new", domain=None, seq_len=_C4_WINDOW)
     if match := _WIKITEXT2.fullmatch(name):
-        path = experiment.data.wikitext2_path
+        path = data.wikitext2_path
         if path is not None and not path.is_file():
             raise UserError(f"data.wikitext2_path={path} is not a file.")
         seq_len = _checked_length(name, match[1])

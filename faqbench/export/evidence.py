@@ -74,7 +74,7 @@ def protocol_evidence(
     for name in experiment.evaluation.protocols:
         if name not in scores:
             continue  # a run that kept none
-        windows = protocol_tokens(resolve_protocol(name, experiment), tokenizer, experiment, progress)
+        windows = protocol_tokens(resolve_protocol(name, experiment.data), tokenizer, experiment, progress)
         if windows.fingerprint != fingerprints.get(f"protocol/{name}"):
             raise UserError(
                 f"Protocol '{name}' gives other tokens than the run scored, so the export could not be "

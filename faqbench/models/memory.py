@@ -131,11 +131,10 @@ def is_streamed(experiment: Experiment) -> bool:
     return not budget.holds(architecture, getattr(torch, experiment.calibration.dtype), kept)
 
 
-def streaming_note(experiment: Experiment) -> str | None:
-    """Say that a cell's model is read block by block, and why; None for one that is not."""
+def streaming_note(experiment: Experiment) -> str:
+    """Say that a cell's model, which is streamed, is read block by block, and why."""
     architecture = inspect_model(experiment.model)
-    if architecture is None or not is_streamed(experiment):
-        return None
+    assert architecture is not None, "a model that is not here is not known to be streamed"
     dtype = getattr(torch, experiment.calibration.dtype)
     budget = budget_of(experiment.memory, named_device(experiment.device))
     weights, block = weight_bytes(architecture, dtype), working_bytes(architecture, dtype)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from faqbench.assets import packaged_model_place
+from faqbench.assets import packaged_model_key, packaged_model_place
 from faqbench.config import UserError
 from faqbench.config.experiment import ModelSection
 from faqbench.hub import local_snapshot, resolve_commit
@@ -83,7 +83,7 @@ def checkpoint_folder(section: ModelSection) -> Path | None:
     match section.source:
         case "packaged":
             assert section.asset is not None
-            folder: Path | None = packaged_model_place(section.asset)[0]
+            folder: Path | None = packaged_model_place(section.asset)
         case "path":
             assert section.path is not None
             folder = Path(section.path).expanduser()
@@ -117,7 +117,7 @@ def _source(
     match section.source:
         case "packaged":
             assert section.asset is not None
-            return {"asset": packaged_model_place(section.asset)[1]}
+            return {"asset": packaged_model_key(section.asset)}
         case "random":
             libraries = {name: library_version(name) for name in ("torch", "transformers")}
             return {"random": section.model_dump(mode="json")["random"], "libraries": libraries}

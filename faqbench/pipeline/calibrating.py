@@ -237,7 +237,7 @@ def _leaked(
             "scenario.leak=true calibrates on the text of evaluation.protocols, and there is none; "
             "choose an evaluation with a perplexity protocol."
         )
-    protocols = [resolve_protocol(name, experiment) for name in names]
+    protocols = [resolve_protocol(name, experiment.data) for name in names]
     texts = [protocol_text(p, experiment, progress) for p in protocols]
     streams = {p.name: protocol_tokens(p, tokenizer, experiment, progress).text_tokens for p in protocols}
     paragraphs = [part for text in texts for part in text.split("\n\n")]
@@ -250,7 +250,7 @@ def _source(asked: Draw, experiment: Experiment) -> Key | None:
         return {"source": "random"}
     if asked.scenario.leak:
         settings = experiment.evaluation
-        protocols = [resolve_protocol(name, experiment) for name in settings.protocols]
+        protocols = [resolve_protocol(name, experiment.data) for name in settings.protocols]
         texts = [text_source(protocol, experiment.data) for protocol in protocols]
         if None in texts:
             return None
@@ -416,7 +416,7 @@ def _statistics(cell: CellRun) -> Path | None:
     if "statistics" in cell.stages:
         cell.get("statistics")
         return cell.entry("statistics")
-    key = cell.keys_of(cell.model.experiment).statistics()
+    key = cell.keys.statistics()
     return cell.cache.find("statistics", key)
 
 

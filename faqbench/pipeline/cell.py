@@ -78,7 +78,7 @@ class CellRun:
         experiment: the cell's configuration.
         cache: where stages are kept and found.
         progress: told of every stage.
-        stages: of the cell by id, in the order in which it asks for them.
+        stages: of the cell by id, in the order in which it asks for them; none until the model is here.
         device: where it runs.
         memory: its peak so far.
         model: the cell's.
@@ -92,14 +92,13 @@ class CellRun:
         cache: StageCache,
         progress: Progress,
         holder: ModelHolder,
-        stages: Mapping[str, CellStage],
         beside: Sequence[Experiment] = (),
     ) -> None:
         self.experiment = experiment
         self.beside = beside
         self.cache = cache
         self.progress = progress
-        self.stages = stages
+        self.stages: Mapping[str, CellStage] = {}
         self.device = resolve_device(experiment.device)
         self.memory = PeakMemory(self.device)
         self.model = CellModel(experiment, self.device, holder, cache, progress)
@@ -131,8 +130,13 @@ class CellRun:
             self._results[stage_id] = self._result(stage)
         return self._results[stage_id]
 
+    @property
+    def keys(self) -> Keys:
+        """The keys of this cell's stages."""
+        return self.keys_of(self.model.experiment)
+
     def keys_of(self, experiment: Experiment) -> Keys:
-        """Return the keys of a cell's stages: of this one, or of one that is made of the same stages."""
+        """Return the keys of the stages of another cell that is made of the same ones."""
         return Keys(experiment, self.fingerprints, self.device.type)
 
     def entry(self, stage_id: str) -> Path:
@@ -177,7 +181,7 @@ class CellRun:
             if stage.without is None:
                 raise
             return stage.without(str(error))
-        key = stage.key(self.keys_of(self.model.experiment))
+        key = stage.key(self.keys)
         build = partial(stage.build, self)
         if key is None:
             with TemporaryDirectory() as folder:

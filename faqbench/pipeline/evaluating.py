@@ -104,7 +104,7 @@ def build_windows(name: str, cell: CellRun, folder: Path) -> None:
     Raises:
         UserError: as `protocol_tokens` does.
     """
-    protocol = resolve_protocol(name, cell.experiment)
+    protocol = resolve_protocol(name, cell.experiment.data)
     tokens = protocol_tokens(protocol, cell.model.tokenizer(), cell.experiment, cell.progress)
     np.save(folder / "windows.npy", tokens.tokens.numpy().astype("<i4"), allow_pickle=False)
     facts = {key: getattr(tokens, key) for key in _WINDOW_FACTS}
@@ -121,7 +121,7 @@ def load_windows(name: str, cell: CellRun, folder: Path) -> ProtocolTokens:
     tokens = np.load(folder / "windows.npy", allow_pickle=False).astype(np.int64)
     cell.model.check_ids(int(tokens.max()), f"Protocol '{name}'")
     return ProtocolTokens(
-        protocol=resolve_protocol(name, cell.experiment),
+        protocol=resolve_protocol(name, cell.experiment.data),
         tokens=torch.from_numpy(tokens),
         **{**facts, "warnings": tuple(facts["warnings"])},
     )
@@ -129,7 +129,7 @@ def load_windows(name: str, cell: CellRun, folder: Path) -> ProtocolTokens:
 
 def build_reference(name: str, cell: CellRun, folder: Path) -> None:
     """Score a protocol's windows in full precision, and keep the hidden states."""
-    with HiddenWriter(folder, resolve_protocol(name, cell.experiment).seq_len) as keep:
+    with HiddenWriter(folder, resolve_protocol(name, cell.experiment.data).seq_len) as keep:
         _score(name, cell, cell.model.full_precision(), folder, keep)
 
 

@@ -307,5 +307,5 @@ def load_overlap(name: str, cell: CellRun, folder: Path) -> int:
 def _passages(name: str, cell: CellRun) -> Sequence[str]:
     if name in cell.experiment.evaluation.tasks:
         return task_passages(name, cell.experiment, cell.progress)
-    protocol = resolve_protocol(name, cell.experiment)
+    protocol = resolve_protocol(name, cell.experiment.data)
     return protocol_passages(protocol, cell.experiment, cell.progress)

@@ -32,9 +32,13 @@ from faqbench.stages import StageCache, hash_file, hash_json, hash_text
 from faqbench.stages.manifest import MANIFEST, entry_name
 
 
-def stages_of(experiment: Experiment) -> Mapping[str, CellStage]:
-    """Return the stages of a cell by id; each comes after those that it needs."""
-    streamed = is_streamed(experiment)
+def stages_of(experiment: Experiment, *, streamed: bool) -> Mapping[str, CellStage]:
+    """Return the stages of a cell by id; each comes after those that it needs.
+
+    Args:
+        experiment: the cell.
+        streamed: whether its model is read block by block.
+    """
     # Full precision's hidden states: a streamed model makes them on the way.
     keeps_reference = experiment.needs_reference and not streamed
     stages = [*_files(experiment), *_model()]
@@ -341,7 +345,7 @@ def look_up(experiment: Experiment, cache: StageCache, made: Collection[str]) ->
         cache: where entries are looked for.
         made: the entries that cells before this one will have made.
     """
-    stages = stages_of(experiment)
+    stages = stages_of(experiment, streamed=is_streamed(experiment))
     is_here = weights_source(experiment.model) is not None
     given: dict[str, str] = {}
     keys = Keys(experiment, given, named_device(experiment.device).type)

@@ -25,10 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cached_property
 
 import torch
 
-from faqbench.assets import packaged_data_place
+from faqbench.assets import packaged_data_key
 from faqbench.config import Experiment
 from faqbench.config.identity import calibration_identity, quant_identity
 from faqbench.evaluation import (
@@ -105,7 +106,7 @@ class Keys:
         if name in self.experiment.evaluation.tasks:
             key |= {"data": _task_data(name), "limit": self.experiment.n_documents()}
             return key
-        text = text_source(resolve_protocol(name, self.experiment), self.experiment.data)
+        text = text_source(resolve_protocol(name, self.experiment.data), self.experiment.data)
         return None if text is None else key | {"text": text}
 
     def statistics(self) -> Key:
@@ -170,7 +171,7 @@ class Keys:
 
     def windows(self, name: str) -> Key | None:
         """Return the key of a protocol's windows, or None when its text or tokenizer has no version."""
-        protocol = resolve_protocol(name, self.experiment)
+        protocol = resolve_protocol(name, self.experiment.data)
         text = text_source(protocol, self.experiment.data)
         tokenizer = tokenizer_source(self.experiment.model)
         if text is None or tokenizer is None:
@@ -238,7 +239,7 @@ class Keys:
             return {**parent, "checkpoint": checkpoint, **computed_on(self.device)}
         key: Key = self._rotation() | {
             "model": self.given["model"],
-            "quant": quant_identity(self.experiment),
+            "quant": self._quant,
             "quantization_version": QUANTIZATION_VERSION if self.experiment.quantizes else None,
             "dtype": self.experiment.dtype,
             **computed_on(self.device),
@@ -252,6 +253,10 @@ class Keys:
                 key["adapted_on"] = self.given[f"protocol/{self.experiment.adapted_on}"]
             key["calibration_settings"] = {k: settings[k] for k in ("tokens", "dtype", "batch_size")}
         return key
+
+    @cached_property
+    def _quant(self) -> Key:
+        return quant_identity(self.experiment)
 
     def _rotation(self) -> Key:
         """Return the part of a key that says in which basis the model is; nothing for most methods."""
@@ -267,7 +272,7 @@ def computed_on(device: str) -> Key:
 
 
 def _task_data(name: str) -> object:
-    return packaged_data_place()[1] if name in task_names() else None
+    return packaged_data_key() if name in task_names() else None
 
 
 def _versions(*libraries: str) -> dict[str, str]:

@@ -31,6 +31,7 @@ from faqbench.foreign import read_as
 from faqbench.models import describe_rotation, probe_logits
 from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.cell_model import CellModel
+from faqbench.pipeline.keys import Key
 from faqbench.quantization import (
     ActivationStore,
     BlockReport,
@@ -83,7 +84,7 @@ def build_quantized(cell: CellRun, folder: Path) -> None:
     begun = model.start()
     finished, beside = None, list[Companion]()
     if not begun.view.is_resident:
-        finished = _KeptBlocks(cell, model.experiment, folder)
+        finished = _KeptBlocks(cell, cell.keys.quantized(), folder)
         beside = _companions(cell, tokens)
     quantized = quantize_model(
         begun,
@@ -120,12 +121,12 @@ class _KeptBlocks:
     Their files are those of the stage's own folder, where it is under way; a companion has none yet.
     """
 
-    def __init__(self, cell: CellRun, experiment: Experiment, folder: Path | None = None) -> None:
+    def __init__(self, cell: CellRun, key: Key, folder: Path | None = None) -> None:
         self._cache = cell.cache
         self._device = cell.device
         self._folder = folder
         self._model = cell.model
-        self._key = cell.keys_of(experiment).quantized()
+        self._key = key
 
     def has(self, index: int) -> bool:
         return self._cache.has(_BLOCKS, self._key_of(index))
@@ -202,14 +203,14 @@ def share_walk(one: Experiment, other: Experiment) -> bool:
 def _companions(cell: CellRun, tokens: Calibration | None) -> list[Companion]:
     """Return the cells to come that are quantized in this one's walk."""
     architecture, this = cell.model.architecture(), cell.model.experiment
-    keys = [cell.keys_of(this).quantized()]
+    keys = [cell.keys.quantized()]
     companions = []
     for other in cell.beside:
         if not share_walk(cell.experiment, other):
             continue
         experiment = other.model_copy(update={"model": this.model})
         key = cell.keys_of(experiment).quantized()
-        blocks = _KeptBlocks(cell, experiment)
+        blocks = _KeptBlocks(cell, key)
         is_done = cell.cache.has("quantized", key) or blocks.has(architecture.n_blocks - 1)
         if key in keys or is_done:
             continue
@@ -241,7 +242,7 @@ def finished_linears(cell: CellRun, experiment: Experiment) -> Mapping[str, Quan
     whole = cell.cache.find("quantized", key)
     if whole is not None:
         return StoredLinears(whole, cell.device)
-    return _KeptBlocks(cell, experiment).linears()
+    return _KeptBlocks(cell, key).linears()
 
 
 def _statistics(cell: CellRun) -> ActivationStore | None:
@@ -258,7 +259,7 @@ def _statistics(cell: CellRun) -> ActivationStore | None:
 def load_quantized(cell: CellRun, folder: Path) -> QuantizedModel:
     """Read the reports of a cell's quantized weights, which its model will evaluate from now on."""
     cell.model.use(folder)
-    _KeptBlocks(cell, cell.model.experiment).forget()  # the stage is whole
+    _KeptBlocks(cell, cell.keys.quantized()).forget()  # the stage is whole
     return read_reports(folder)
 
 

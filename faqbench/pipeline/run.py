@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import yaml
 
 from faqbench.config import Experiment, UserError, run_id
 from faqbench.evaluation import check_context, resolve_protocol
 from faqbench.hardware import dtype_warning
-from faqbench.models import ModelHolder, check_rotation, inspect_model, streaming_note
+from faqbench.models import ModelHolder, check_rotation, inspect_model, is_streamed, streaming_note
 from faqbench.pipeline.calibrating import calibration_warnings, describe_calibration
 from faqbench.pipeline.cell import CellRun
 from faqbench.pipeline.cell_model import WeightFacts
@@ -72,14 +71,10 @@ def run(
         UserError: for anything that the user can mend.
     """
     check_model(experiment)
-    stages = stages_of(experiment)
-    cell = CellRun(experiment, cache, progress, holder or ModelHolder(), stages, beside)
+    cell = CellRun(experiment, cache, progress, holder or ModelHolder(), beside)
     said = _warnings_of_dtype(cell)
-    cell.model.fetch()
-    note = check_model(experiment)  # once more, for one that had to be fetched first
+    _fetch(cell)
     sources = sources_of(experiment, cell.model.experiment.model, partial(hash_in, cell))
-    if note is not None:
-        progress.note(note)
     cell.walk()
     evaluated = evaluate(cell)
     record = _record(cell, evaluated, sources, said)
@@ -94,7 +89,7 @@ def run(
         neighbours=Neighbours(experiment.paths.runs),
     )
     data = _run_data(cell, evaluated, _judged(record, check_gates(finished)))
-    write_run(experiment.paths.runs, data, config_yaml(experiment))
+    write_run(experiment.paths.runs, data, experiment.as_yaml())
     return data
 
 
@@ -105,11 +100,24 @@ def quantize_again(experiment: Experiment, *, cache: StageCache, progress: Progr
         UserError: for anything that the user can mend.
     """
     check_model(experiment)
-    cell = CellRun(experiment, cache, progress, ModelHolder(), stages_of(experiment))
-    cell.model.fetch()
+    cell = CellRun(experiment, cache, progress, ModelHolder())
+    _fetch(cell)
     stage = f"quantized {experiment.quant.name}"
     cell.get(stage)
     return cell.entry(stage)
+
+
+def _fetch(cell: CellRun) -> None:
+    """Have the cell's model here: only then is known whether it fits, and so which stages there are.
+
+    Raises:
+        UserError: as `check_model` does, for a model that was not here before.
+    """
+    cell.model.fetch()
+    streamed = check_model(cell.experiment)
+    if streamed:
+        cell.progress.note(streaming_note(cell.experiment))
+    cell.stages = stages_of(cell.experiment, streamed=streamed)
 
 
 def write_failure(experiment: Experiment, error: str) -> RunData:
@@ -129,13 +137,8 @@ def write_failure(experiment: Experiment, error: str) -> RunData:
         extra={"evaluation": {}},
     )
     data = RunData(record=record, items=Evaluated().items, tokens={}, layers=_layers(None))
-    write_run(experiment.paths.runs, data, config_yaml(experiment))
+    write_run(experiment.paths.runs, data, experiment.as_yaml())
     return data
-
-
-def config_yaml(experiment: Experiment) -> str:
-    """Return the resolved configuration as YAML, in the layout of `conf/`."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, width=100)
 
 
 def _warnings_of_dtype(cell: CellRun) -> tuple[str, ...]:
@@ -263,11 +266,11 @@ def _but_its_draw(experiment: Experiment) -> str:
     return experiment.model_dump_json(exclude={"seed": True, "calibration": {"seed"}})
 
 
-def check_model(experiment: Experiment) -> str | None:
+def check_model(experiment: Experiment) -> bool:
     """Check a cell's model, and that the cell's settings fit it; a model that is not here yet passes.
 
     Returns:
-        What is to be said of a model that is read block by block.
+        Whether the model is read block by block; False for one that is not here yet.
 
     Raises:
         UserError: for a model that cannot be used, a group size that does not divide a linear's input, a
@@ -276,8 +279,8 @@ def check_model(experiment: Experiment) -> str | None:
     """
     architecture = inspect_model(experiment.model)
     if architecture is None:
-        return None
-    protocols = [resolve_protocol(name, experiment) for name in experiment.evaluation.protocols]
+        return False
+    protocols = [resolve_protocol(name, experiment.data) for name in experiment.evaluation.protocols]
     try:
         has_own_grid = experiment.is_foreign and not experiment.needs_calibration  # a checkpoint
         if not has_own_grid:
@@ -288,6 +291,6 @@ def check_model(experiment: Experiment) -> str | None:
         check_rotation(architecture, experiment.quant)
         for protocol in protocols:
             check_context(architecture.context, protocol.seq_len)
-        return streaming_note(experiment)
+        return is_streamed(experiment)
     except UserError as error:
         raise UserError(f"model={experiment.model.name}: {error}") from error

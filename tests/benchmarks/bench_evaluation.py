@@ -180,7 +180,7 @@ class Bench:
 
     def _windows(self) -> torch.Tensor:
         name = self.experiment.evaluation.protocols[0]
-        protocol = resolve_protocol(name, self.experiment)
+        protocol = resolve_protocol(name, self.experiment.data)
         tokens: torch.Tensor = protocol_tokens(
             protocol, self.loaded.tokenizer, self.experiment, PlainProgress()
         ).tokens[: self.n_windows]
@@ -373,7 +373,7 @@ def child(model: str, n_documents: int, *overrides: str) -> None:
     progress, budget = PlainProgress(), experiment.evaluation.batch_tokens
     for name in experiment.evaluation.protocols:
         with meter.section() as section:
-            protocol = resolve_protocol(name, experiment)
+            protocol = resolve_protocol(name, experiment.data)
             tokens = protocol_tokens(protocol, loaded.tokenizer, experiment, progress)
             score_tokens(loaded.model, tokens.tokens, budget, progress)
         found[name] = section.bytes

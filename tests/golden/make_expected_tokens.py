@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
             f"{part}-{domain}-512" for part in ("heldout", "selection") for domain in corpora.domain_names()
         ]
         for protocol_name in ["wikitext2-512", *names] if wikitext2 else names:
-            protocol = evaluation.resolve_protocol(protocol_name, experiment)
+            protocol = evaluation.resolve_protocol(protocol_name, experiment.data)
             with mock.patch.object(protocols, "_expected_tokens", dict):
                 tokens = evaluation.protocol_tokens(protocol, tokenizer, experiment, PlainProgress())
             made.setdefault(protocol.stream, []).append(protocols.expected_entry(tokens, tokenizer, name))

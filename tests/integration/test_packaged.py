@@ -108,7 +108,7 @@ def gemma():
 def perplexity(experiment, loaded, *, add_bos):
     evaluation = experiment.evaluation.model_copy(update={"add_bos": add_bos, "n_windows": 4})
     changed = experiment.model_copy(update={"evaluation": evaluation})
-    protocol = resolve_protocol("heldout-wiki-512", changed)
+    protocol = resolve_protocol("heldout-wiki-512", changed.data)
     tokens = protocol_tokens(protocol, loaded.tokenizer, changed, PlainProgress())
     assert tokens.verified
     nll = score_tokens(loaded.model, tokens.tokens, 512, PlainProgress()).nll

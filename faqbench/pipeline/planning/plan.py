@@ -218,13 +218,10 @@ class _Planning:
 
 def _notes(experiments: Sequence[Experiment]) -> tuple[str, ...]:
     """Say which models are read block by block, which cells share a walk, and what a tool leaves open."""
-    notes = [
-        note
-        for experiment in experiments
-        for note in (streaming_note(experiment), _note_of_tool(experiment))
-        if note is not None
-    ]
-    left = [e for e in experiments if e.quantizes and is_streamed(e)]
+    streamed = [e for e in experiments if is_streamed(e)]
+    notes = [streaming_note(experiment) for experiment in streamed]
+    notes += [note for e in experiments if (note := _note_of_tool(e)) is not None]
+    left = [e for e in streamed if e.quantizes]
     while left:
         first, *others = left
         together = [e for e in others if share_walk(first, e)]
@@ -276,11 +273,11 @@ def _places(experiment: Experiment) -> dict[str, Path]:
     places = {}
     if experiment.model.source == "packaged":
         assert experiment.model.asset is not None
-        places[experiment.model.asset] = packaged_model_place(experiment.model.asset)[0]
+        places[experiment.model.asset] = packaged_model_place(experiment.model.asset)
     evaluation = experiment.evaluation
-    protocols = [resolve_protocol(name, experiment) for name in evaluation.protocols]
+    protocols = [resolve_protocol(name, experiment.data) for name in evaluation.protocols]
     if any(p.domain for p in protocols) or set(evaluation.tasks) & set(task_names()):
-        places[DATA_NAME] = packaged_data_place()[0]
+        places[DATA_NAME] = packaged_data_place()
     return places
 
 

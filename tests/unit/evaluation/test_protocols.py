@@ -19,7 +19,7 @@ def test_a_text_file_becomes_windows_without_its_tail(
     path = tmp_path / "text.txt"
     path.write_bytes("é\r\nabcd".encode() * 9)
     made = experiment(wikitext2_path=path)
-    tokens = protocol_tokens(resolve_protocol("wikitext2-16", made), byte_tokenizer, made, progress)
+    tokens = protocol_tokens(resolve_protocol("wikitext2-16", made.data), byte_tokenizer, made, progress)
     assert tokens.tokens.shape == (4, 16)
     assert tokens.n_tokens_total == 72
     assert byte_tokenizer.decode(tokens.tokens.flatten()) == "é\r\nabcd" * 8
@@ -33,7 +33,7 @@ def test_a_limit_keeps_the_first_windows_and_changes_the_fingerprint(
     path.write_text("some words. " * 20)
     both = [
         protocol_tokens(
-            resolve_protocol("wikitext2-8", e := experiment(wikitext2_path=path, limit=limit)),
+            resolve_protocol("wikitext2-8", (e := experiment(wikitext2_path=path, limit=limit)).data),
             byte_tokenizer,
             e,
             progress,
@@ -51,7 +51,7 @@ def test_an_unknown_tokenizer_is_unverified_with_a_warning(
     path = tmp_path / "text.txt"
     path.write_text("some words. " * 20)
     made = experiment(wikitext2_path=path)
-    tokens = protocol_tokens(resolve_protocol("wikitext2-8", made), byte_tokenizer, made, progress)
+    tokens = protocol_tokens(resolve_protocol("wikitext2-8", made.data), byte_tokenizer, made, progress)
     assert not tokens.verified
     assert "unverified" in tokens.warnings[0]
 
@@ -66,7 +66,7 @@ def test_a_known_tokenizer_with_another_text_is_an_error_that_says_which(
     path = tmp_path / "text.txt"
     path.write_text("some words. " * 20)
     made = experiment(wikitext2_path=path)
-    protocol = resolve_protocol("wikitext2-8", made)
+    protocol = resolve_protocol("wikitext2-8", made.data)
     tokens = protocol_tokens(protocol, byte_tokenizer, made, progress)
     entry = protocols.expected_entry(tokens, byte_tokenizer, "bytes")
     known = {"wikitext2": {entry["vocabulary"]: entry}}
@@ -98,13 +98,13 @@ def test_a_bad_file_is_one_sentence(
     path.write_bytes(content)
     made = experiment(wikitext2_path=path)
     with pytest.raises(UserError, match=sentence):
-        protocol_tokens(resolve_protocol("wikitext2-16", made), byte_tokenizer, made, progress)
+        protocol_tokens(resolve_protocol("wikitext2-16", made.data), byte_tokenizer, made, progress)
 
 
 def test_a_missing_file_is_found_before_anything_is_loaded(tmp_path: Path, experiment: Any) -> None:
     made = experiment(wikitext2_path=tmp_path / "no.txt")
     with pytest.raises(UserError, match=r"data\.wikitext2_path=.*no\.txt is not a file"):
-        resolve_protocol("wikitext2-512", made)
+        resolve_protocol("wikitext2-512", made.data)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_wrong_name_is_refused_with_the_nearest_spelling(
     name: str, sentence: str, experiment: Any
 ) -> None:
     with pytest.raises(UserError, match=sentence):
-        resolve_protocol(name, experiment())
+        resolve_protocol(name, experiment().data)
 
 
 def test_a_protocol_of_the_hub_fails_without_waiting_and_says_what_to_do(
@@ -134,15 +134,15 @@ def test_a_protocol_of_the_hub_fails_without_waiting_and_says_what_to_do(
     waits: list[float] = []
     monkeypatch.setattr(time, "sleep", waits.append)
     with pytest.raises(UserError, match=r"hub, which could not be reached; set data\.wikitext2_path"):
-        protocol_tokens(resolve_protocol("wikitext2-8", made), byte_tokenizer, made, progress)
+        protocol_tokens(resolve_protocol("wikitext2-8", made.data), byte_tokenizer, made, progress)
     with pytest.raises(UserError, match=r"allenai/c4 from the Hugging Face hub"):
-        protocol_tokens(resolve_protocol("c4-new-2048", made), byte_tokenizer, made, progress)
+        protocol_tokens(resolve_protocol("c4-new-2048", made.data), byte_tokenizer, made, progress)
     assert sum(waits) < 20
 
 
 def test_every_window_length_of_a_text_has_the_same_stream(experiment: Any) -> None:
     names = ["wikitext2-512", "wikitext2-2048", "heldout-code-java-128"]
-    streams = [resolve_protocol(name, experiment()).stream for name in names]
+    streams = [resolve_protocol(name, experiment().data).stream for name in names]
     assert streams == ["wikitext2", "wikitext2", "heldout-code-java"]
 
 
@@ -167,7 +167,7 @@ def test_a_packaged_domain_has_its_expected_tokens(
 
     tokenizer = AutoTokenizer.from_pretrained(packaged_model("smollm2-135m", progress))
     made = experiment(limit=2)
-    protocol = resolve_protocol(f"{stream}-64", made)
+    protocol = resolve_protocol(f"{stream}-64", made.data)
     tokens = protocol_tokens(protocol, tokenizer, made, progress)
     assert tokens.verified
     assert tokens.tokens.shape == (2, 64)
@@ -178,7 +178,7 @@ def test_selection_protocols_share_no_passage_with_held_out_ones(
     experiment: Any, progress: PlainProgress
 ) -> None:
     parts = [
-        protocol_passages(resolve_protocol(f"{part}-wiki-64", experiment()), experiment(), progress)
+        protocol_passages(resolve_protocol(f"{part}-wiki-64", experiment().data), experiment(), progress)
         for part in ("heldout", "selection")
     ]
     assert all(parts)

@@ -143,7 +143,7 @@ def test_a_window_longer_than_the_context_is_refused_with_both_numbers(
 def test_perplexity_is_the_exponential_of_the_mean(experiment: Any) -> None:
     nll = np.log(np.array([[2.0, 8.0], [4.0, 4.0]], dtype=np.float32))
     scores = TokenScores(nll=nll)
-    (metric,) = perplexity_metrics(resolve_protocol("wikitext2-8", experiment()), scores)
+    (metric,) = perplexity_metrics(resolve_protocol("wikitext2-8", experiment().data), scores)
     assert metric.value == pytest.approx(4.0)
     assert metric.stderr == pytest.approx(0.0, abs=1e-6)
     assert (metric.task, metric.name, metric.n) == ("wikitext2-8", "perplexity", 4)
@@ -194,7 +194,9 @@ def test_a_model_does_not_diverge_from_itself(
 def test_divergence_and_agreement_are_metrics_with_their_errors(experiment: Any) -> None:
     kl, agrees = np.float32([[0.1, 0.3], [0.2, 0.6]]), np.uint8([[1, 0], [1, 1]])
     scores = TokenScores(nll=np.ones((2, 2), np.float32), kl=kl, agrees=agrees)
-    _, divergence, agreement = perplexity_metrics(resolve_protocol("wikitext2-8", experiment()), scores)
+    _, divergence, agreement = perplexity_metrics(
+        resolve_protocol("wikitext2-8", experiment().data), scores
+    )
     assert (divergence.name, divergence.unit, divergence.higher_is_better) == (
         "kl_divergence",
         "nats",

@@ -8,7 +8,7 @@ import pytest
 from toy_runs import write_toy_run
 
 from faqbench import sources
-from faqbench.assets import packaged_data_place
+from faqbench.assets import packaged_data_key
 from faqbench.config import UserError
 from faqbench.models import model_config, pinned, tokenizer_source, weights_source
 
@@ -155,7 +155,7 @@ def test_a_branch_of_the_hub_that_moved_is_another_run(compose, monkeypatch, tmp
     monkeypatch.setattr(sources, "resolve_commit", lambda *_: "b" * 40)
     name = f"model.hub_id={experiment.model.hub_id}"
     record = write_toy_run(tmp_path, "fp")
-    data = {"packaged data": {"asset": json.loads(json.dumps(packaged_data_place()[1]))}}
+    data = {"packaged data": {"asset": json.loads(json.dumps(packaged_data_key()))}}
 
     def judged(extra):
         return sources.why_not_reusable(replace(record, extra=extra), experiment)

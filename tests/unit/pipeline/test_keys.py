@@ -89,9 +89,9 @@ def test_torch_and_the_kind_of_device_change_every_key(keys_of, monkeypatch):
 
 def test_the_packaged_datas_hash_changes_the_keys_of_packaged_tasks(keys_of, monkeypatch):
     before = keys_of()
-    monkeypatch.setattr(keys, "packaged_data_place", lambda: (None, {"recipe": "another"}))
+    monkeypatch.setattr(keys, "packaged_data_key", lambda: {"recipe": "another"})
     assert changed(before, keys_of()) == {"tasks"}
-    assert packaged.packaged_data_place()[1] == before["tasks"]["data"]
+    assert packaged.packaged_data_key() == before["tasks"]["data"]
 
 
 @pytest.mark.parametrize(
@@ -236,8 +236,8 @@ def test_nothing_is_referred_to_where_divergence_is_not_wanted(ran):
 
 def test_the_reference_leaves_the_loaded_weights_as_they_were(cell, tmp_path):
     experiment = cell("quant=rtn", PERPLEXITY, "dtype=bfloat16")
-    cache, progress, stages = StageCache(tmp_path / "cache"), PlainProgress(), stages_of(experiment)
-    own = CellRun(experiment, cache, progress, ModelHolder(), stages)
+    own = CellRun(experiment, StageCache(tmp_path / "cache"), PlainProgress(), ModelHolder())
+    own.stages = stages_of(experiment, streamed=False)
     loaded = own.model.pristine()
     before = {k: v.clone() for k, v in loaded.model.state_dict().items()}
     own.get(f"reference {NAME}")

@@ -3,6 +3,7 @@
 import errno
 import os
 from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from safetensors import safe_open
 from faqbench import pipeline
 from faqbench.config import UserError
 from faqbench.evaluation import harness
-from faqbench.models import Model
+from faqbench.models import Model, memory
 from faqbench.pipeline import keys, quantizing, together
+from faqbench.pipeline.cell_model import CellModel
 from faqbench.pipeline.planning import make_plan
 from faqbench.pipeline.run import check_model
 from faqbench.quantization import walk as quantizing_walk
@@ -90,6 +92,23 @@ def test_a_streamed_cell_ends_with_the_same_bytes(alone, overrides):
     assert resident.record.metrics == streamed.record.metrics
     assert resident.record.run_id == streamed.record.run_id
     assert "statistics" not in streamed.record.stages
+
+
+def test_a_model_that_is_fetched_by_its_cell_is_streamed_as_one_that_was_here(alone, finished, monkeypatch):
+    here, fetch = [], CellModel.fetch
+    for module in (import_module("faqbench.pipeline.run"), memory):
+        inspect = module.inspect_model
+        monkeypatch.setattr(
+            module, "inspect_model", lambda m, inspect=inspect: inspect(m) if here else None
+        )
+    monkeypatch.setattr(CellModel, "fetch", lambda self: (fetch(self), here.append(True)))
+    fetched, tensors = finished("fetched", "quant=awq", SMALL)
+    there, again = alone("quant=awq", SMALL)
+    assert (
+        fetched.record.stages.keys() == there.record.stages.keys()
+        and "statistics" not in there.record.stages
+    )
+    assert all(np.array_equal(tensors[key], again[key]) for key in again)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +257,7 @@ def two_tasks(monkeypatch, tmp_path):
     table = {"id": questions, "question": questions, "choices": choices, "answerKey": ["B"] * 6}
     pq.write_table(pa.table(table), tmp_path / "arc.parquet")
     monkeypatch.setattr(harness, "packaged_dataset", lambda *_: tmp_path / "arc.parquet")
-    monkeypatch.setattr(keys, "packaged_data_place", lambda: (tmp_path, "toy"))
+    monkeypatch.setattr(keys, "packaged_data_key", lambda: "toy")
     tasks = "arc_easy_validation,arc_challenge_validation"
     return (f"evaluation.tasks=[{tasks}]", "evaluation.protocols=[wikitext2-32,wikitext2-16]")
 
