@@ -79,15 +79,21 @@ def _clause(widths: str, comparisons: Sequence[Comparison]) -> str:
     for c in comparisons:
         methods.setdefault(c.a.short_name, []).append(c)
     sign = 1 if comparisons[0].column.higher_is_better else -1
-    name = max(methods, key=lambda m: sign * fmean(difference(c)[0] for c in methods[m]))
+    better = {m: sum(c.is_significant and c.a_is_better for c in cs) for m, cs in methods.items()}
+    by_value = sorted(
+        methods, key=lambda m: sign * fmean(difference(c)[0] for c in methods[m]), reverse=True
+    )
+    name = next((m for m in by_value if better[m]), by_value[0])
     leading = methods[name]
     baseline = leading[0].b.short_name
-    better = {m: sum(c.is_significant and c.a_is_better for c in cs) for m, cs in methods.items()}
     if better[name]:
         many = len(leading) > 1
         others = [m for m, n in better.items() if n and m != name][:_MOST_TIES]
         also = [f"{m} in {better[m]}" if many else m for m in others]
-        ending = f" ({'' if many else 'so is '}{formatting.listing(also)})" if also else ""
+        asides = [f"{'' if many else 'so is '}{formatting.listing(also)}"] if also else []
+        if name != by_value[0]:
+            asides.append(f"{by_value[0]}, {_range(methods[by_value[0]])}, is not shown to be")
+        ending = f" ({'; '.join(asides)})" if asides else ""
         settings = f" in {better[name]} of {len(leading)} settings" if many else ""
         return f"{where} {name} is better{settings}, {_range(leading)}{ending}"
     if any(c.is_of_one_draw and c.stands and c.a_is_better for c in leading):

@@ -55,6 +55,25 @@ def test_the_headline_names_the_best_method_of_each_width_as_far_as_it_is_shown(
     assert sentence.endswith("(perplexity on heldout-wiki-512, against AWQ).")
 
 
+def test_a_larger_difference_that_is_not_shown_hides_none_that_is(study):
+    analysis, _ = analysed(study)
+    column = telling_column(analysis)
+
+    def judged(contest, c):
+        at_three = contest.bits == "3" and c.column == column and not c.refused
+        if not at_three:
+            return contest, c
+        steady = c.a.short_name == "QEP-AWQ"
+        effect, p = (-0.05, 0.001) if steady else (-0.2, 0.3)
+        return contest, dataclasses.replace(c, effect=effect, p_holm=p, n_draws=3)
+
+    judgements = tuple(judged(*pair) for pair in analysis.main.comparisons)
+    main = dataclasses.replace(analysis.main, comparisons=judgements)
+    sentence = headline(dataclasses.replace(analysis, main=main))
+    assert sentence.startswith("At 3 bits QEP-AWQ is better, \N{MINUS SIGN}4.9\N{NO-BREAK SPACE}% (RTN, ")
+    assert "is not shown to be);" in sentence
+
+
 def test_one_calibration_set_makes_no_claim_in_the_headline(quickstart_runs):
     sentence = headline(analysed(quickstart_runs)[0])
     assert "which decides nothing" in sentence or "no method is shown to be better" in sentence
