@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.section import Margin
 from faqbench.report import facts
-from faqbench.report.columns import Column, is_variant
+from faqbench.report.columns import Column, in_words, is_variant
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Panel, fits
@@ -27,24 +27,26 @@ class Contest:
 
     Attributes:
         setting: keys and values that the rows share and that differ between contests.
+        widths: of the rows, as in `3` or `W4A8`.
         rows: indices into the panel's rows.
         baseline: index of the row that the others are compared with; None without such a method.
     """
 
     setting: dict[str, str]
+    widths: str
     rows: tuple[int, ...]
     baseline: int | None
 
     @property
-    def bits(self) -> str:
-        """Bits of this contest."""
-        return self.setting.get("quant.bits", "?")
-
-    @property
     def label(self) -> str:
         """The setting in words."""
-        rest = [f"{facts.key_label(k)}={v}" for k, v in self.setting.items() if k != "quant.bits"]
-        return ", ".join([f"{self.bits} bits", *rest])
+        return ", ".join([in_words(self.widths), *(f"{facts.key_label(k)}={v}" for k, v in self.rest)])
+
+    @property
+    def rest(self) -> list[tuple[str, str]]:
+        """Keys and values of the setting that the widths do not say."""
+        said = {"quant.bits"} | ({"activations"} if self.widths.startswith("W") else set())
+        return [(k, v) for k, v in self.setting.items() if k not in said]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +183,7 @@ def _contests(panel: Panel, baseline: str | None) -> list[Contest]:
         contests.append(
             Contest(
                 setting={k: v for k, v in named.items() if v is not None},
+                widths=panel.rows[rows[0]].widths,
                 rows=tuple(rows),
                 baseline=_baseline_of(panel, rows, baseline),
             )

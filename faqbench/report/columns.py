@@ -76,6 +76,16 @@ class Row:
         return f"W{self.bits}{activations}"
 
     @property
+    def widths_in_words(self) -> str:
+        """The same in words, as in "3 bits" or "W4A8"; nothing for the baseline."""
+        return in_words(self.widths) if self.widths else ""
+
+    @property
+    def heading(self) -> str:
+        """The name, with the widths in words."""
+        return ", ".join(filter(None, (self.name, self.widths_in_words)))
+
+    @property
     def name(self) -> str:
         """The method as papers write it, with all shown keys, without bits."""
         return self._named(self.shown)
@@ -88,6 +98,11 @@ class Row:
     def _named(self, keys: dict[str, str]) -> str:
         words = [f"{facts.key_label(key)}={value}" for key, value in keys.items()]
         return " ".join([facts.display_method(self.method), *words])
+
+
+def in_words(widths: str) -> str:
+    """Return widths as a sentence names them: "3 bits", or "W4A8" as it is."""
+    return widths if widths.startswith("W") else f"{widths} bits"
 
 
 def is_variant(key: str) -> bool:

@@ -15,7 +15,7 @@ from statistics import fmean
 from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import TIED, Analysis, Contest
-from faqbench.report.columns import Column, Row, estimate_cell, is_variant, metric_heading
+from faqbench.report.columns import Column, Row, estimate_cell, in_words, is_variant, metric_heading
 from faqbench.report.comparisons import Comparison, churn_of
 from faqbench.report.difference_tables import difference, difference_unit
 from faqbench.report.evidence import EvidenceStore
@@ -45,16 +45,6 @@ def telling_pairs(analysis: Analysis) -> list[_Pair]:
     return [(k, c) for k, c in analysis.main.comparisons if c.column == column and not c.refused]
 
 
-def widths_of(analysis: Analysis, contest: Contest) -> str:
-    """Return the bits at which a contest is held, as in `3` or `W4A8`."""
-    return analysis.panel.rows[contest.rows[0]].widths
-
-
-def at_widths(widths: str) -> str:
-    """Return where a claim holds, as in "at 3 bits" or "at W4A8"."""
-    return f"at {widths}" if widths.startswith("W") else f"at {widths} bits"
-
-
 def headline(analysis: Analysis) -> str:
     """Return the verdict in one sentence."""
     panel, column = analysis.panel, telling_column(analysis)
@@ -63,7 +53,7 @@ def headline(analysis: Analysis) -> str:
         return f"Nothing of {panel.model} can be compared here yet."
     by_widths: dict[str, list[Comparison]] = {}
     for contest, c in pairs:
-        by_widths.setdefault(widths_of(analysis, contest), []).append(c)
+        by_widths.setdefault(contest.widths, []).append(c)
     shown = sorted(by_widths)[:_MOST_WIDTHS]
     clauses = [_clause(widths, by_widths[widths]) for widths in shown]
     baseline = facts.display_method(analysis.baseline or "")
@@ -74,7 +64,7 @@ def headline(analysis: Analysis) -> str:
 
 def _clause(widths: str, comparisons: Sequence[Comparison]) -> str:
     """Say who leads at one width, in how many of the settings that is shown, and by how much."""
-    where = at_widths(widths)
+    where = f"at {in_words(widths)}"
     methods: dict[str, list[Comparison]] = {}
     for c in comparisons:
         methods.setdefault(c.a.short_name, []).append(c)

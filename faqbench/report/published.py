@@ -155,7 +155,7 @@ def _our_cell(ours: Sequence[tuple[Row, Column]]) -> TableCell:
     for row, column in ours:
         value = estimate_cell(column, column.estimate(row)).text
         unit = " %" if column.is_percent else ""
-        place = row.name if row.bits is None else f"{row.name}, {row.bits} bits"
+        place = row.heading
         texts.append(f"{value}{unit} ({place}, {column.label})")
     text = "; ".join(texts)
     return TableCell(text=text, raw=text, href=ours[0][0].runs[0].run_id)

@@ -153,8 +153,8 @@ def _names(rows: Sequence[Row], keys: Sequence[tuple[str, str, str]]) -> tuple[s
     """Return the runs' names: the methods, with the keys that differ where the methods do not."""
     names = []
     for row in rows:
-        bits = "" if row.bits is None else f", {row.bits} bits"
-        names.append(f"{facts.display_method(row.method)}{bits}")
+        method = facts.display_method(row.method)
+        names.append(", ".join(filter(None, (method, row.widths_in_words))))
     if names[0] != names[1]:
         return names[0], names[1]
     told = [k for k, *_ in keys if k != "quant.name"][:_MOST_KEYS_IN_A_NAME]

@@ -79,7 +79,7 @@ def shared_facts(runs: Sequence[RunRecord]) -> Shared:
 
 def run_section(run: RunRecord, row: Row, store: EvidenceStore, shared: Shared) -> RunSection:
     """Return a run's section."""
-    heading = row.name if row.bits is None else f"{row.name}, {row.bits} bits"
+    heading = row.heading
     if row.is_calibrated:
         heading += f", seed {facts.seed(run)}"
     prints = {f"fingerprint {k}": v[:16] for k, v in run.fingerprints.items()}

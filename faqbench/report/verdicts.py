@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import BEST, Analysis, Contest, best_of
-from faqbench.report.columns import Column
+from faqbench.report.columns import Column, in_words
 from faqbench.report.comparisons import EQUAL, Comparison
 from faqbench.report.difference_tables import (
     detectable,
@@ -59,8 +59,10 @@ def question(analysis: Analysis) -> str:
     names = list(dict.fromkeys(facts.display_method(r.method) for r in panel.rows if not r.is_baseline))
     if not names:
         return f"How good is {panel.model} before it is quantized?"
-    bits = sorted({c.bits for c in analysis.contests}, key=lambda b: (len(b), b))
-    where = f"at {formatting.listing(bits)} bits"
+    widths = sorted({c.widths for c in analysis.contests}, key=lambda w: (w.startswith("W"), len(w), w))
+    bits = [w for w in widths if not w.startswith("W")]
+    places = [in_words(formatting.listing(bits))] if bits else []
+    where = f"at {formatting.listing([*places, *widths[len(bits) :]])}"
     if len(names) == 1:
         return f"What does {names[0]} cost {panel.model} {where}?"
     asked = f"Which of {formatting.listing(names)} should quantize {panel.model} {where}"

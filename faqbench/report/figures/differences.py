@@ -71,7 +71,7 @@ def _plot(axes: Axes, pairs: list[_Pair], *, several: bool) -> None:
     for y, (contest, c) in enumerate(pairs):
         value, low, high = difference(c)
         paint = style.color(c.a.method)
-        setting = f", {setting_label(contest.setting)}" if several else ""
+        setting = f", {setting_label(contest)}" if several else ""
         where = f" · {c.column.label}" if several_columns else ""
         names.append(style.label(f"{c.a.short_name}{setting}{where}", 42))
         if y and contest is not pairs[y - 1][0]:

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from faqbench.report import facts
-from faqbench.report.columns import Row, is_variant
+from faqbench.report.analysis import Contest
+from faqbench.report.columns import Row, in_words, is_variant
 from faqbench.report.figures import style
 from faqbench.report.panels import Panel, fits
 from faqbench.tables import Table, text_table
@@ -207,14 +208,13 @@ def facets(panel: Panel) -> list[Facet]:
 def row_label(row: Row, longest: int = 38) -> str:
     """Return a row's name for an axis: the method, what makes it a variant or a setting, its bits."""
     words = [facts.display_method(row.method), *(key_words(k, v) for k, v in row.shown.items())]
-    bits = "" if row.bits is None else f", {row.bits} bits"
+    bits = f", {row.widths_in_words}" if row.widths else ""
     return f"{style.label(' '.join(words), longest - len(bits))}{bits}"
 
 
-def setting_label(setting: dict[str, str]) -> str:
+def setting_label(contest: Contest) -> str:
     """Return a contest's setting in few words: the bits, then values that speak for themselves."""
-    rest = [key_words(k, v) for k, v in setting.items() if k != "quant.bits"]
-    return ", ".join([f"{setting.get('quant.bits', '?')} bits", *rest])
+    return ", ".join([in_words(contest.widths), *(key_words(k, v) for k, v in contest.rest)])
 
 
 def representatives(rows: Sequence[Row], most: int, per_method: int = 3) -> list[Row]:

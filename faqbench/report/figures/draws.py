@@ -91,9 +91,8 @@ def _data_row(row: Row, column: Column) -> tuple[str, ...]:
     draws = _draws(row, [column])[0]
     scale, decimals = metric_scale(column)
     values = [scale * value for _, value in draws]
-    bits = "" if row.bits is None else f", {row.bits} bits"
     return (
-        f"{row.name}{bits}",
+        row.heading,
         column.label,
         str(len(draws)),
         estimate_cell(column, column.estimate(row)).text,

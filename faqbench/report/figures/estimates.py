@@ -156,7 +156,7 @@ def _data_rows(panel: Panel, columns: Sequence[Column]) -> tuple[tuple[str, ...]
             estimate = column.estimate(row)
             if estimate is not None:
                 cell = estimate_cell(column, estimate)
-                bits = formatting.NONE if row.bits is None else str(row.bits)
+                bits = row.widths or formatting.NONE
                 error = cell.error or formatting.NONE
                 rows.append((row.name, bits, column.label, cell.text, error))
     return tuple(rows)
@@ -164,9 +164,7 @@ def _data_rows(panel: Panel, columns: Sequence[Column]) -> tuple[tuple[str, ...]
 
 def _extremes(panel: Panel, column: Column) -> str:
     rows = sorted(measured(panel.rows, column), key=lambda pair: pair[1].value)
-    ends = [
-        f"{estimate_cell(column, e).text} ({row.name}, {row.bits} bits)" for row, e in (rows[0], rows[-1])
-    ]
+    ends = [f"{estimate_cell(column, e).text} ({row.heading})" for row, e in (rows[0], rows[-1])]
     name = metric_unit(column).partition(",")[0]
     return f"{name} on {column.task} of {panel.model} from {ends[0]} to {ends[1]}"
 

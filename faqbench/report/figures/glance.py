@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from faqbench import formatting
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis
+from faqbench.report.columns import in_words
 from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference, difference_unit, in_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing, how_many
-from faqbench.report.glance import telling_pairs, widths_of
+from faqbench.report.glance import telling_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +31,7 @@ def draw_glance(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     pairs = [(k, c) for k, c in telling_pairs(analysis) if math.isfinite(c.low)]
     by_widths: dict[str, _Series] = {}
     for contest, c in pairs:
-        series = by_widths.setdefault(widths_of(analysis, contest), {})
+        series = by_widths.setdefault(contest.widths, {})
         series.setdefault(c.a.short_name, []).append(c)
     if not by_widths:
         return None
@@ -59,7 +60,7 @@ def draw_glance(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         header=("bits", "setting", "method", "difference", "low", "high", "verdict"),
         rows=tuple(
             (
-                widths_of(analysis, contest),
+                contest.widths,
                 contest.label,
                 c.a.short_name,
                 *(formatting.signed(x, 2) for x in difference(c)),
@@ -133,5 +134,4 @@ def _words(width: str, series: _Series) -> str:
         for name, points in series.items()
         if all(c.is_significant for c in points)
     ]
-    where = width if width.startswith("W") else f"{width} bits"
-    return f"At {where} {', '.join(firm) or 'nothing'} in all settings"
+    return f"At {in_words(width)} {', '.join(firm) or 'nothing'} in all settings"

@@ -18,6 +18,7 @@ from faqbench.report.evidence import EvidenceStore
 from faqbench.report.glance import best_table, headline, telling_column
 from faqbench.report.panels import build_panels
 from faqbench.report.published import _entries, _sources, _verdict, measured_beside, published_table
+from faqbench.report.verdicts import question
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def analysed(runs):
 def test_the_headline_names_the_best_method_of_each_width_as_far_as_it_is_shown(study):
     analysis, _ = analysed(study)
     found = {c.a.short_name: c for k, c in analysis.main.comparisons
-             if k.bits == "3" and c.column == telling_column(analysis)}  # fmt: skip
+             if k.widths == "3" and c.column == telling_column(analysis)}  # fmt: skip
     sentence = headline(analysis)
     assert sentence.startswith("At 3 bits") and "; at 4 bits" in sentence
     assert found["QEP-AWQ"].is_significant == ("At 3 bits QEP-AWQ is better" in sentence)
@@ -60,7 +61,7 @@ def test_a_larger_difference_that_is_not_shown_hides_none_that_is(study):
     column = telling_column(analysis)
 
     def judged(contest, c):
-        at_three = contest.bits == "3" and c.column == column and not c.refused
+        at_three = contest.widths == "3" and c.column == column and not c.refused
         if not at_three:
             return contest, c
         steady = c.a.short_name == "QEP-AWQ"
@@ -104,6 +105,8 @@ def test_widths_of_weights_and_activations_are_rows_of_their_own(make_run, tmp_p
     analysis, store = analysed(tmp_path)
     table = best_table(analysis, store, "best")
     assert {row[0].text for row in table.rows} == {"4", "W4A4"}
+    assert {contest.label for contest in analysis.contests} == {"4 bits, activations=full", "W4A4"}
+    assert question(analysis).endswith("at 4 bits and W4A4?")
     assert "Flips" not in "".join(table.notes)  # nothing was answered, so nothing could flip
 
 
