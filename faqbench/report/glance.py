@@ -80,7 +80,8 @@ def _clause(widths: str, comparisons: Sequence[Comparison]) -> str:
         many = len(leading) > 1
         others = [m for m, n in better.items() if n and m != name][:_MOST_TIES]
         also = [f"{m} in {better[m]}" if many else m for m in others]
-        asides = [f"{'' if many else 'so is '}{formatting.listing(also)}"] if also else []
+        verb = "" if many else "so are " if len(also) > 1 else "so is "
+        asides = [verb + formatting.listing(also)] if also else []
         if name != by_value[0]:
             asides.append(f"{by_value[0]}, {_range(methods[by_value[0]])}, is not shown to be")
         ending = f" ({'; '.join(asides)})" if asides else ""
