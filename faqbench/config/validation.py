@@ -58,6 +58,7 @@ def _check_combination(experiment: Experiment) -> None:
     _check_correction(quant.correction)
     if experiment.method.owns("correction"):
         _check_held_out(quant.correction, experiment.n_calibration_samples)
+        _check_left_to_rounding(quant, experiment.method)
     _check_activations(quant)
     _check_rotation(quant)
     check_calibration(experiment.calibration, experiment.scenario)
@@ -208,6 +209,17 @@ def _check_correction(correction: CorrectionSection) -> None:
         raise UserError(
             f"quant.correction.strength is given for {', '.join(correction.strength) or 'no role'}, "
             f"but quant.correction.roles lists {', '.join(roles) or 'none'}: name each of them once."
+        )
+
+
+def _check_left_to_rounding(quant: QuantSection, method: Method) -> None:
+    """Refuse GPTAQ where a correction has made up for all that GPTAQ would: it would be GPTQ to the bit."""
+    strengths = {quant.correction.strength_of(role) for role in get_args(RoleName)}
+    if method["round"].name == "gptaq" and strengths == {1.0}:
+        raise UserError(
+            f"quant.round=gptaq finds nothing to make up for: quant.correct={method['correct'].name} at "
+            "quant.correction.strength=1 does so for every role. Take quant.round=gptq, which is the same "
+            "then, or a strength below 1."
         )
 
 

@@ -122,6 +122,15 @@ def test_qronos_beside_a_correction_is_refused(compose):
         compose("model=tiny-llama", "quant=qronos", "quant.correct=qep")
 
 
+def test_gptaq_beside_a_correction_that_leaves_it_nothing_is_refused(compose):
+    loaq = ("model=tiny-llama", "quant=loaq-gptq", "quant.round=gptaq", "quant.correction.strength=1")
+    roles = "quant.correction.roles=[qkv,o,gate_up,down]"
+    with pytest.raises(UserError, match=r"nothing to make up for: quant\.correct=loaq.*quant\.round=gptq"):
+        compose(*loaq, roles)
+    assert compose(*loaq, "quant.correction.roles=[qkv,o,gate_up]").quant.round == "gptaq"
+    assert compose(*loaq, roles, "quant.correction.strength=0.9").quant.round == "gptaq"
+
+
 @pytest.mark.parametrize(
     ("override", "named"),
     [

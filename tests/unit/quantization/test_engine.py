@@ -193,9 +193,12 @@ def test_gptaq_at_zero_is_gptq_on_statistics_taken_role_by_role(quantized, overr
 
 
 def test_what_a_correction_has_made_up_for_is_not_made_up_for_again(quantized):
-    everything = "quant.correction={strength: 1.0, roles: [qkv, o, gate_up, down]}"
-    assert quantized("qep-gptq", everything, "quant.round=gptaq").same_as(quantized("qep-gptq", everything))
-    half = everything.replace("1.0", "0.5")
+    but_down = "quant.correction={strength: 1.0, roles: [qkv, o, gate_up]}"  # with down, too, it is refused
+    gptaq, gptq = quantized("qep-gptq", but_down, "quant.round=gptaq"), quantized("qep-gptq", but_down)
+    corrected = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj")
+    assert all(gptaq.same_as(gptq, f"layers.0.{name}") for name in corrected)
+    assert not gptaq.same_as(gptq, "layers.0.mlp.down_proj")
+    half = "quant.correction={strength: 0.5, roles: [qkv, o, gate_up, down]}"
     assert not quantized("qep-gptq", half, "quant.round=gptaq").same_as(quantized("qep-gptq", half))
 
 
