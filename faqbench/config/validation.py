@@ -216,10 +216,11 @@ def _check_left_to_rounding(quant: QuantSection, method: Method) -> None:
     """Refuse GPTAQ where a correction has made up for all that GPTAQ would: it would be GPTQ to the bit."""
     strengths = {quant.correction.strength_of(role) for role in get_args(RoleName)}
     if method["round"].name == "gptaq" and strengths == {1.0}:
+        same = "foem" if quant.gptaq.beta else "gptq"
         raise UserError(
             f"quant.round=gptaq finds nothing to make up for: quant.correct={method['correct'].name} at "
-            "quant.correction.strength=1 does so for every role. Take quant.round=gptq, which is the same "
-            "then, or a strength below 1."
+            "quant.correction.strength=1 does so for every role. Take "
+            f"quant.round={same}, which is the same then, or a strength below 1."
         )
 
 

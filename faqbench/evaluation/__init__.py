@@ -2,7 +2,7 @@
 
 The pipeline asks for one protocol or one task at a time, so that each is cached by itself:
 
-    protocol = resolve_protocol("wikitext2-512", experiment.data)        text and window length, checked
+    protocol = resolve_protocol("wikitext2-512", experiment.data)   text and window length, checked
     tokens = protocol_tokens(protocol, tokenizer, experiment, progress)    [n_windows, seq_len]
     scores = score_tokens(model, tokens.tokens, batch_tokens, progress)    each [n_windows, seq_len - 1]
     metrics = perplexity_metrics(protocol, scores)

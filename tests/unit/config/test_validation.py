@@ -127,6 +127,8 @@ def test_gptaq_beside_a_correction_that_leaves_it_nothing_is_refused(compose):
     roles = "quant.correction.roles=[qkv,o,gate_up,down]"
     with pytest.raises(UserError, match=r"nothing to make up for: quant\.correct=loaq.*quant\.round=gptq"):
         compose(*loaq, roles)
+    with pytest.raises(UserError, match=r"Take quant\.round=foem, which is the same"):
+        compose(*loaq, roles, "quant.gptaq.beta=0.2")
     assert compose(*loaq, "quant.correction.roles=[qkv,o,gate_up]").quant.round == "gptaq"
     assert compose(*loaq, roles, "quant.correction.strength=0.9").quant.round == "gptaq"
 
