@@ -3,11 +3,14 @@
     python tests/benchmarks/bench_quantization.py                          # SmolLM2-135M
     python tests/benchmarks/bench_quantization.py --windows 8 --blocks 3   # about three minutes
     python tests/benchmarks/bench_quantization.py --model tiny-qwen3 model.random.hidden_size=4096 ...
+    python tests/benchmarks/bench_quantization.py --learned 200 --blocks 2 --repeats 1
     pytest -m benchmark tests/benchmarks/bench_quantization.py -s          # a tiny model, seconds
 
 Times are medians of `--repeats` runs, methods taken in turn so that a busy machine hits all alike. The
 module objective is timed once on three blocks, at the largest number of windows, and scaled up.
 `--blocks` keeps the first blocks of the model: every cost below is proportional to their number.
+`--learned` times the methods that learn a block instead, by so many steps of eight windows: the share of
+that time which is forward and backward, and the memory that the process took beside the model.
 """
 
 from __future__ import annotations
@@ -19,18 +22,21 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import Experiment
 from faqbench.hardware import resolve_device
-from faqbench.models import Architecture, LoadedModel, load_model
+from faqbench.models import LoadedModel, Model, load_model
+from faqbench.models.model import skeleton_of
 from faqbench.pipeline.calibrating import calibration_set
+from faqbench.pipeline.environment import peak_memory_bytes, start_peak_memory
 from faqbench.quantization import (
     ActivationStore,
     Calibration,
@@ -38,6 +44,7 @@ from faqbench.quantization import (
     observe,
     quantize_model,
     reads_store,
+    refine,
 )
 from faqbench.quantization.method import scale_statistic
 from faqbench.quantization.module_loss import search_module_scale
@@ -47,6 +54,8 @@ from faqbench.quantization.streams import Streams
 from faqbench.stages import PlainProgress, StageCache
 
 N_MODULE_BLOCKS = 3
+LEARNED = ("signround", "lrquant")
+N_LEARNED_FROM = 8  # windows, all in every step
 
 
 @dataclasses.dataclass
@@ -167,13 +176,13 @@ def load(model: str, n_blocks: int | None, *overrides: str) -> LoadedModel:
     if n_blocks is None:
         return loaded
 
-    def cut(module: nn.Module, architecture: Architecture) -> None:
-        owner = module.get_submodule(architecture.blocks.rpartition(".")[0])
-        owner.layers = owner.layers[:n_blocks]
-        module.config.num_hidden_layers = n_blocks
-
-    view = loaded.view.view(prepare=cut)
-    view.architecture = dataclasses.replace(loaded.architecture, n_blocks=n_blocks)
+    whole = loaded.view
+    skeleton = skeleton_of(whole.module)
+    owner = skeleton.get_submodule(whole.architecture.blocks.rpartition(".")[0])
+    owner.layers = owner.layers[:n_blocks]
+    skeleton.config.num_hidden_layers = n_blocks
+    architecture = dataclasses.replace(whole.architecture, n_blocks=n_blocks)
+    view = Model(skeleton, architecture, whole.tensors, whole.dtypes, whole.device)
     return dataclasses.replace(loaded, view=view)
 
 
@@ -236,6 +245,66 @@ def methods(bench: Bench) -> list[Row]:
     return rows
 
 
+def learned(model: str, n_blocks: int, n_steps: int, *overrides: str) -> list[Row]:
+    """Time methods that learn a block, and say where the time went and what memory it took."""
+    loaded = load(model, n_blocks, *overrides)
+    rows: list[Row] = []
+    for preset in LEARNED:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(loaded, model, overrides, N_LEARNED_FROM, 1, Path(folder))
+            watch = Stopwatch()
+            before = psutil.Process().memory_info().rss
+            start_peak_memory(torch.device("cpu"))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(refine._Loss, "parts", watch.timed(refine._Loss.parts))
+                patch.setattr(torch.Tensor, "backward", watch.timed(torch.Tensor.backward))
+                seconds = bench.quantize(
+                    f"quant={preset}",
+                    f"quant.refinement.steps={n_steps}",
+                    f"quant.refinement.windows={N_LEARNED_FROM}",
+                    f"quant.refinement.batch={N_LEARNED_FROM}",
+                    "quant.refinement.patience=null",
+                )
+            gigabytes = (peak_memory_bytes(torch.device("cpu")) - before) / 1e9
+        title = f"{preset}, {n_steps} steps of {N_LEARNED_FROM} windows"
+        share = watch.seconds / seconds
+        rows += [
+            (f"{title}, a block", seconds / n_blocks, "its forward and backward", share, "≥ 0.7x"),
+            (f"{title}, GB of memory", gigabytes, "2 GB", gigabytes / 2, "≤ 1x"),
+        ]
+    show(rows, f"{model}, {n_blocks} blocks, {torch.get_num_threads()} threads")
+    return rows
+
+
+class Stopwatch:
+    """Adds up the seconds of what it was laid around."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, its time taken."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return call
+
+
+def show(rows: Sequence[Row], title: str) -> None:
+    """Print the table."""
+    table = Table(title=title)
+    for header in ("what", "seconds", "against", "ratio", "wanted"):
+        table.add_column(header, justify="right" if header in ("seconds", "ratio") else "left")
+    for what, seconds, against, ratio, wanted in rows:
+        table.add_row(what, f"{seconds:.2f}", against, f"{ratio:.2f}x", wanted)
+    Console(width=110).print(table)
+
+
 def run(
     model: str, windows: Sequence[int], n_blocks: int | None, repeats: int, *overrides: str
 ) -> list[Row]:
@@ -256,15 +325,8 @@ def run(
         for n, s in gram_seconds.items()
     ]
     rows += last
-    table = Table(
-        title=f"{model}, {len(loaded.architecture.block_modules(loaded.model))} blocks, "
-        f"{torch.get_num_threads()} threads, medians of {repeats}"
-    )
-    for header in ("what", "seconds", "against", "ratio", "wanted"):
-        table.add_column(header, justify="right" if header in ("seconds", "ratio") else "left")
-    for what, seconds, against, ratio, wanted in rows:
-        table.add_row(what, f"{seconds:.2f}", against, f"{ratio:.2f}x", wanted)
-    Console(width=110).print(table)
+    n_blocks_timed = len(loaded.architecture.block_modules(loaded.model))
+    show(rows, f"{model}, {n_blocks_timed} blocks, {torch.get_num_threads()} threads, medians of {repeats}")
     return rows
 
 
@@ -276,12 +338,24 @@ def test_every_row_of_the_table_is_a_positive_time():
     assert all(seconds > 0 and ratio > 0 for _, seconds, _, ratio, _ in rows)
 
 
+@pytest.mark.benchmark
+def test_a_learned_block_states_its_time_and_its_memory():
+    torch.set_num_threads(1)
+    rows = learned("tiny-llama", 1, 2, "calibration.seq_len=64", "group_size=32")
+    assert len(rows) == 2 * len(LEARNED)
+    assert all(seconds > 0 for what, seconds, *_ in rows if "GB" not in what)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--windows", type=int, nargs="+", default=[8, 32, 128])
     parser.add_argument("--blocks", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--learned", type=int, metavar="STEPS", help="time what learns a block, alone")
     parser.add_argument("overrides", nargs="*", help="of the configuration, as model.random.seed=1")
     given = parser.parse_args()
+    if given.learned is not None:
+        learned(given.model, given.blocks or 1, given.learned, "bits=3", *given.overrides)
+        raise SystemExit
     run(given.model, given.windows, given.blocks, given.repeats, "bits=3", *given.overrides)
