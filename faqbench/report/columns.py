@@ -64,16 +64,12 @@ class Row:
     @property
     def bits(self) -> int | None:
         """Bits per code; None for the baseline."""
-        text = self.keys.get("quant.bits", "")
-        return int(text) if text.isdigit() else None
+        return facts.weight_bits(self.keys)
 
     @property
     def widths(self) -> str:
         """Bits of weights, or of weights and activations as `W4A8`; nothing for the baseline."""
-        activations = facts.activation_widths(self.runs[0])
-        if self.bits is None or activations is None:
-            return str(self.bits or "")
-        return f"W{self.bits}{activations}"
+        return facts.widths(self.runs[0], self.keys)
 
     @property
     def widths_in_words(self) -> str:

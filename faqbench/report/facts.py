@@ -136,6 +136,23 @@ def activation_widths(record: RunRecord) -> str | None:
     return "".join(f"{letter}{bits}" for letter, bits in widths if bits is not None) or None
 
 
+def weight_bits(keys: Mapping[str, str]) -> int | None:
+    """Return the bits per code among the keys that decide a result; None where nothing is quantized."""
+    text = keys.get("quant.bits", "")
+    return int(text) if text.isdigit() else None
+
+
+def widths(record: RunRecord, keys: Mapping[str, str]) -> str:
+    """Return the bits of weights, or of weights and activations as `W4A8`; nothing where both are whole.
+
+    Args:
+        record: a run.
+        keys: those that decide its result.
+    """
+    bits, activations = weight_bits(keys), activation_widths(record)
+    return str(bits or "") if bits is None or activations is None else f"W{bits}{activations}"
+
+
 def activation_keys(record: RunRecord) -> dict[str, str]:
     """Return what a row's keys say of activations: `activations` itself, and the grid where there is one.
 

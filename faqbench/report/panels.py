@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
-from faqbench.report.columns import PRINT, Column, Kind, Row, build_columns, is_variant
+from faqbench.report.columns import PRINT, Column, Kind, Row, build_columns, in_words, is_variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,8 @@ def without_repeats(records: Sequence[RunRecord]) -> tuple[list[RunRecord], list
 def _repeated(runs: Sequence[RunRecord]) -> tuple[str, str]:
     first = runs[0]
     names = [facts.display_method(facts.method_name(first))]
-    if not facts.is_baseline(first):
-        names.append(f"{facts.config_value(first.config, 'quant.bits')} bits")
+    widths = facts.widths(first, facts.deciding_keys(first))
+    names += [in_words(widths)] if widths else []
     names += [f"seed {facts.seed(first)}"] if facts.is_calibrated(first) else []
     return (
         formatting.listing([r.run_id for r in runs]),

@@ -240,8 +240,8 @@ def summary_table(records: Sequence[RunRecord]) -> Table:
         if record.status != "finished":
             error = record.error_line
             name = facts.display_method(facts.method_name(record))
-            bits = "" if facts.is_baseline(record) else facts.config_value(record.config, "quant.bits")
-            rows.append({"method": name, "bits": bits or "", "gates": f"failed: {error}"})
+            widths = facts.widths(record, facts.deciding_keys(record))
+            rows.append({"method": name, "bits": widths, "gates": f"failed: {error}"})
     last = ["bits/weight", "time", "gates"]
     keys = list(dict.fromkeys(k for row in rows for k in row if k not in last)) + last
     return Table.of([{k: row.get(k, "") for k in keys} for row in rows])

@@ -11,7 +11,7 @@ from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
 from faqbench.report.analysis import Analysis
-from faqbench.report.columns import Column, Row, metric_scale, metric_unit
+from faqbench.report.columns import Column, Row, in_words, metric_scale, metric_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import estimates, style
 from faqbench.report.figures.drawing import Drawing, how_many
@@ -55,20 +55,22 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     points = [] if column is None else _points(panel, column)
     if column is None or len({round(p.tokens, 2) for p in points}) < 2:
         return None
-    there = sorted({p.row.bits for p in points if p.row.bits})
-    bits = there[:_MOST_BITS]
+    there = [w for _, w in sorted({(p.row.bits, p.row.widths) for p in points if p.row.bits})]
+    widths = there[:_MOST_BITS]
     kinds = [(by, words) for by, words in _KINDS if any(math.isfinite(p.by(by)) for p in points)]
     dots = len(points) <= _MOST_DOTS
-    figure, all_axes = style.new_figure(style.WIDTH, 2.7 * len(bits), len(bits), len(kinds), sharex="col")
+    figure, all_axes = style.new_figure(
+        style.WIDTH, 2.7 * len(widths), len(widths), len(kinds), sharex="col"
+    )
     for i, axes in enumerate(all_axes):
-        n_bits, (by, words) = bits[i // len(kinds)], kinds[i % len(kinds)]
-        of_bits = [p for p in points if p.row.bits == n_bits]
-        _plot(axes, panel, column, of_bits, by, n_bits, dots=dots)
+        width, (by, words) = widths[i // len(kinds)], kinds[i % len(kinds)]
+        of_width = [p for p in points if p.row.widths == width]
+        _plot(axes, panel, column, of_width, by, width, dots=dots)
         if i % len(kinds):
             axes.set_ylim(all_axes[i - 1].get_ylim())
             axes.set_yticklabels([])
         else:
-            axes.set_ylabel(f"{style.label(column.label)}\n{metric_unit(column)}, {n_bits} bits")
+            axes.set_ylabel(f"{style.label(column.label)}\n{metric_unit(column)}, {in_words(width)}")
         if i < len(kinds):
             _name_scenarios(axes, points, by)
         if i >= len(all_axes) - len(kinds):
@@ -80,7 +82,7 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         + " line joins a method's scenario means; the further right, the less the calibration set "
         "resembles the reference. The flatter a line, the less the method minds. Horizontal: methods "
         "that read no calibration data, and full precision, dashed."
-        + how_many(len(bits), len(there), "bit-widths"),
+        + how_many(len(widths), len(there), "bit-widths"),
         alt=_alt(points, column),
         header=(
             "method",
@@ -128,7 +130,7 @@ def bias_distance(run: RunRecord) -> Mapping[str, Any] | None:
 
 
 def _plot(
-    axes: Axes, panel: Panel, column: Column, points: list[Point], by: str, bits: int, *, dots: bool
+    axes: Axes, panel: Panel, column: Column, points: list[Point], by: str, width: str, *, dots: bool
 ) -> None:
     """Draw one bit-width over one distance: runs as dots, their means by scenario as lines."""
     scale, _ = metric_scale(column)
@@ -159,17 +161,17 @@ def _plot(
     if not column.is_percent and estimates.spans_decades(values):
         axes.set_yscale("log")
         style.plain_log_ticks(axes, "y")
-    _draw_uncalibrated(axes, panel, column, bits, values)
+    _draw_uncalibrated(axes, panel, column, width, values)
     axes.margins(x=0.08)
 
 
-def _draw_uncalibrated(axes: Axes, panel: Panel, column: Column, bits: int, values: list[float]) -> None:
+def _draw_uncalibrated(axes: Axes, panel: Panel, column: Column, width: str, values: list[float]) -> None:
     """Draw who reads no calibration data as a line across, or name it where it is far away."""
     scale, decimals = metric_scale(column)
     reach = max(values) - min(values)
     for row in panel.rows:
         estimate = column.estimate(row)
-        if estimate is None or row.is_calibrated or row.bits not in (bits, None):
+        if estimate is None or row.is_calibrated or row.widths not in (width, ""):
             continue
         value, name = estimate.value * scale, row.short_name
         if min(values) - reach <= value <= max(values) + reach:
@@ -236,7 +238,7 @@ def _data_row(p: Point, column: Column) -> tuple[str, ...]:
     value = formatting.number(p.value * scale, decimals)
     return (
         p.row.short_name,
-        str(p.row.bits),
+        p.row.widths,
         p.scenario,
         p.seed,
         formatting.number(p.tokens, 3),
@@ -247,8 +249,10 @@ def _data_row(p: Point, column: Column) -> tuple[str, ...]:
 
 def _alt(points: list[Point], column: Column) -> str:
     words = []
-    for name in dict.fromkeys(f"{_series(p.row)} at {p.row.bits} bits" for p in points):
-        named = [p for p in points if f"{_series(p.row)} at {p.row.bits} bits" == name]
+    of_name: dict[str, list[Point]] = {}
+    for point in points:
+        of_name.setdefault(f"{_series(point.row)} at {point.row.widths_in_words}", []).append(point)
+    for name, named in of_name.items():
         near, far = min(named, key=lambda p: p.tokens), max(named, key=lambda p: p.tokens)
         scale, decimals = metric_scale(column)
         words.append(f"{name} from {near.value * scale:,.{decimals}f} to {far.value * scale:,.{decimals}f}")

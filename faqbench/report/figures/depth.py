@@ -56,8 +56,7 @@ def draw_depth(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
         Line(name=row.short_name, method=row.method, curves=curves, is_drawn=row in kept)
         for row, curves in there
     ]
-    where = ", ".join(w for w in (f"{facet.fewest_bits} bits", facet.title) if w)
-    return draw_curves(lines, f"At {where}, means over calibration draws")
+    return draw_curves(lines, f"At {facet.where}, means over calibration draws")
 
 
 def draw_curves(lines: Sequence[Line], where: str) -> Drawing | None:
@@ -146,9 +145,8 @@ def draw_linears(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
     first = next((pair for pair in measured if pair[0].method == analysis.baseline), measured[0])
     rivals = [p for p in measured if p[0] is not first[0] and p[1].keys() == first[1].keys()]
     rivals.sort(key=lambda pair: _quality(analysis, pair[0]))
-    where = ", ".join(w for w in (f"{facet.fewest_bits} bits", facet.title) if w)
     chosen = [(row.short_name, errors) for row, errors in (first, *rivals[:1])]
-    return draw_maps(chosen, f"at {where}, mean over calibration draws,")
+    return draw_maps(chosen, f"at {facet.where}, mean over calibration draws,")
 
 
 def draw_maps(chosen: Sequence[tuple[str, LinearErrors]], where: str) -> Drawing:

@@ -186,6 +186,12 @@ class Facet:
         """The bit-width at which methods differ most."""
         return min((row.bits for row in self.rows if row.bits), default=None)
 
+    @property
+    def where(self) -> str:
+        """The fewest bits and the setting, in words."""
+        widths = next((row.widths_in_words for row in self.at(self.fewest_bits)), "")
+        return ", ".join(filter(None, (widths, self.title)))
+
     def at(self, bits: int | None) -> list[Row]:
         """Return the rows of one bit-width."""
         return [row for row in self.rows if row.bits == bits]

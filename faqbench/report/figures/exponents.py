@@ -55,10 +55,9 @@ def draw_exponents(analysis: Analysis, store: EvidenceStore) -> Drawing | None:
     all_axes[-2].set_xlabel("alpha")
     all_axes[-1].set_xlabel("largest over smallest scale")
     style.add_legend(figure, all_axes)
-    where = ", ".join(w for w in (f"{facet.fewest_bits} bits", facet.title) if w)
     return Drawing(
         figure=figure,
-        caption=f"At {where}, one count per decoder block, role and calibration draw. Alpha 0 leaves "
+        caption=f"At {facet.where}, one count per decoder block, role and calibration draw. Alpha 0 leaves "
         "a role unscaled; a wide range of scales favours few channels."
         + how_many(len(shown), len(there), "methods"),
         alt="Median alpha: "
@@ -173,9 +172,9 @@ def _groups(rows: tuple[Row, ...], column: Column) -> dict[str, _Group]:
         if None in place or not _value(column, row) < MOST_DRAWN:
             continue
         others = {k: v for k, v in row.shown.items() if k not in _KEYS}
-        key = (row.method, str(row.bits), *others.values())
+        key = (row.method, row.widths, *others.values())
         words = [f"{facts.key_label(k)}={v}" for k, v in others.items()]
-        names[key] = ", ".join([facts.display_method(row.method), f"{row.bits} bits", *words])
+        names[key] = ", ".join([facts.display_method(row.method), row.widths_in_words, *words])
         groups.setdefault(key, {})[float(place[0] or 0), float(place[1] or 0)] = row
     return {
         names[key]: group
@@ -192,7 +191,7 @@ def _value(column: Column, row: Row) -> float:
 def _reference(analysis: Analysis, column: Column) -> str:
     scale, decimals = metric_scale(column)
     exponents = [
-        f"{row.name} at {row.bits} bits has {_value(column, row) * scale:,.{decimals}f}. "
+        f"{row.name} at {row.widths_in_words} has {_value(column, row) * scale:,.{decimals}f}. "
         for row in analysis.panel.rows
         if row.method == "awq" and math.isfinite(_value(column, row))
     ]

@@ -223,11 +223,11 @@ def draw_cost(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         "stage found in the cache costs this run only its check: the first run that needed it paid "
         "for it." + how_many(len(rows), len(there), "rows"),
         alt="Seconds by method: "
-        + ", ".join(f"{_name(r)} {formatting.seconds(t)}" for r, t in zip(rows, left, strict=True))
+        + ", ".join(f"{r.heading} {formatting.seconds(t)}" for r, t in zip(rows, left, strict=True))
         + ".",
         header=("method", *stages, "peak memory"),
         rows=tuple(
-            (_name(row), *(_stage_text(row, stage) for stage in stages), formatting.n_bytes(_memory(row)))
+            (row.heading, *(_stage_text(row, stage) for stage in stages), formatting.n_bytes(_memory(row)))
             for row in there
         ),
     )
@@ -248,7 +248,3 @@ def _stage_text(row: Row, stage: str) -> str:
         return formatting.NONE
     cached = " (cached)" if all(timing.cached for timing in timings) else ""
     return formatting.seconds(_seconds(row, stage)) + cached
-
-
-def _name(row: Row) -> str:
-    return row.name if row.bits is None else f"{row.name}, {row.bits} bits"

@@ -12,7 +12,7 @@ from faqbench.report.analysis import BEST, TIED, analyse, resolve_baseline
 from faqbench.report.comparisons import compare_rows
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.facts import as_text, display_method, repeat_command
-from faqbench.report.panels import build_panels
+from faqbench.report.panels import build_panels, without_repeats
 from faqbench.report.selection import select_runs
 from faqbench.report.verdicts import verdicts
 from faqbench.tables import escape_markdown, escape_tex
@@ -228,6 +228,12 @@ def test_the_terminal_table_has_equal_keys_and_shows_failures_last(make_run, tmp
     assert rows[2]["gates"] == "failed: out of memory"
 
 
+def test_a_failed_run_of_w4a4_is_no_failed_run_of_four_bit_weights(make_run, tmp_path):
+    failure = {"status": "failed", "error": "out of memory", "quant__activations": {"bits": 4}}
+    make_run(tmp_path, "awq", 4, **failure)
+    assert [row["bits"] for row in summary_table(find_runs(tmp_path)[0]).texts()] == ["W4A4"]
+
+
 def test_the_command_that_repeats_a_run_is_safe_in_a_shell(make_run, tmp_path):
     record = make_run(tmp_path, "a b; rm -rf /")
     assert "'quant=a b; rm -rf /'" in repeat_command(record, {})
@@ -288,6 +294,13 @@ def test_two_checkpoints_under_one_name_are_two_panels_and_never_paired(make_run
         analysis = analyse(panel, EvidenceStore(tmp_path), "awq")
         pairs = {(c.a.runs[0].run_id, c.b.runs[0].run_id) for _, c in analysis.main.comparisons}
         assert pairs == {(f"{letter}-faq", f"{letter}-awq")}
+
+
+def test_runs_of_one_draw_are_named_with_the_bits_of_both_operands(make_run, tmp_path):
+    for run_id in ("a", "b"):
+        make_run(tmp_path, "awq", 4, run_id=run_id, quant__activations={"bits": 4})
+    _, ((_, sentence),) = without_repeats(find_runs(tmp_path)[0])
+    assert "(AWQ, W4A4, seed 0)" in sentence
 
 
 def test_runs_of_one_draw_are_named_and_none_of_them_is_shown(make_run, tmp_path, capsys):

@@ -94,6 +94,28 @@ def test_the_bias_plot_has_a_point_per_run_with_both_distances(figures):
     assert min(far) > max(near)
 
 
+def test_the_bias_plot_does_not_put_w4a4_among_four_bit_weights(make_run, tmp_path):
+    for scenario in ("matched", "code-only"):
+        make_run(tmp_path, "awq", 4, scenario=scenario)
+        run_id = f"awq-w4a4-{scenario}"
+        make_run(tmp_path, "awq", 4, run_id=run_id, scenario=scenario, quant__activations={"bits": 4})
+    drawing = drawn(tmp_path)["bias"]
+    assert [row[1] for row in drawing.rows].count("W4A4") == 2
+    assert [axes.get_ylabel().rpartition(", ")[2] for axes in drawing.figure.axes if axes.get_ylabel()] == [
+        "4 bits",
+        "W4A4",
+    ]
+
+
+@pytest.mark.parametrize("name", ["depth", "linears", "cost"])
+def test_plots_of_w4a4_alone_name_it(make_run, tmp_path, name):
+    for method in ("rtn", "awq"):
+        make_run(tmp_path, method, 4, quant__activations={"bits": 4})
+    drawing = drawn(tmp_path)[name]
+    words = drawing.caption + "".join(row[0] for row in drawing.rows)
+    assert "W4A4" in words and "4 bits" not in words
+
+
 def test_the_surface_has_a_number_for_every_window_and_gamma(figures):
     places = {row[1:3] for row in figures["surface"].rows}
     assert places >= {("1", "0.7"), ("1", "0.9"), ("2", "0.7"), ("2", "0.9")}
