@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.section import Margin
 from faqbench.report import facts
-from faqbench.report.columns import Column, in_words, is_variant
+from faqbench.report.columns import Column, in_words, is_variant, said_by
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Panel, fits
@@ -45,8 +45,7 @@ class Contest:
     @property
     def rest(self) -> list[tuple[str, str]]:
         """Keys and values of the setting that the widths do not say."""
-        said = {"quant.bits"} | ({"activations"} if self.widths.startswith("W") else set())
-        return [(k, v) for k, v in self.setting.items() if k not in said]
+        return [(k, v) for k, v in self.setting.items() if k not in said_by(self.widths)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,7 +79,8 @@ class Row:
     @property
     def heading(self) -> str:
         """The name, with the widths in words."""
-        return ", ".join(filter(None, (self.name, self.widths_in_words)))
+        name = self._named({k: v for k, v in self.shown.items() if k not in said_by(self.widths)})
+        return ", ".join(filter(None, (name, self.widths_in_words)))
 
     @property
     def name(self) -> str:
@@ -99,6 +100,11 @@ class Row:
 def in_words(widths: str) -> str:
     """Return widths as a sentence names them: "3 bits", or "W4A8" as it is."""
     return widths if widths.startswith("W") else f"{widths} bits"
+
+
+def said_by(widths: str) -> frozenset[str]:
+    """Return the keys whose values stand in widths."""
+    return frozenset(("quant.bits", "activations") if widths.startswith("W") else ("quant.bits",))
 
 
 def is_variant(key: str) -> bool:

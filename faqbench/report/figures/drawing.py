@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from faqbench.report import facts
 from faqbench.report.analysis import Contest
-from faqbench.report.columns import Row, in_words, is_variant
+from faqbench.report.columns import Row, in_words, is_variant, said_by
 from faqbench.report.figures import style
 from faqbench.report.panels import Panel, fits
 from faqbench.tables import Table, text_table
@@ -174,12 +174,17 @@ class Facet:
     """The rows of one setting, full precision left out.
 
     Attributes:
-        title: the values that make the setting; empty for the only one.
+        setting: the keys and values that make it; none for the only one.
         rows: those that compete there.
     """
 
-    title: str
+    setting: tuple[tuple[str, str], ...]
     rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """The values that make the setting, in words; empty for the only one."""
+        return ", ".join(key_words(key, value) for key, value in self.setting)
 
     @property
     def fewest_bits(self) -> int | None:
@@ -189,8 +194,9 @@ class Facet:
     @property
     def where(self) -> str:
         """The fewest bits and the setting, in words."""
-        widths = next((row.widths_in_words for row in self.at(self.fewest_bits)), "")
-        return ", ".join(filter(None, (widths, self.title)))
+        widths = next((row.widths for row in self.at(self.fewest_bits)), "")
+        rest = [key_words(k, v) for k, v in self.setting if k not in said_by(widths)]
+        return ", ".join(([in_words(widths)] if widths else []) + rest)
 
     def at(self, bits: int | None) -> list[Row]:
         """Return the rows of one bit-width."""
@@ -206,14 +212,15 @@ def facets(panel: Panel) -> list[Facet]:
     all_facets = []
     for setting in full:
         fitting = [r for r in rows if fits(tuple(r.keys.get(k) for k in keys), setting)]
-        named = [(k, v) for k, v in zip(keys, setting, strict=True) if v]
-        all_facets.append(Facet(title=", ".join(key_words(k, v) for k, v in named), rows=tuple(fitting)))
+        named = tuple((k, v) for k, v in zip(keys, setting, strict=True) if v)
+        all_facets.append(Facet(setting=named, rows=tuple(fitting)))
     return all_facets
 
 
 def row_label(row: Row, longest: int = 38) -> str:
     """Return a row's name for an axis: the method, what makes it a variant or a setting, its bits."""
-    words = [facts.display_method(row.method), *(key_words(k, v) for k, v in row.shown.items())]
+    shown = {k: v for k, v in row.shown.items() if k not in said_by(row.widths)}
+    words = [facts.display_method(row.method), *(key_words(k, v) for k, v in shown.items())]
     bits = f", {row.widths_in_words}" if row.widths else ""
     return f"{style.label(' '.join(words), longest - len(bits))}{bits}"
 

@@ -116,6 +116,16 @@ def test_plots_of_w4a4_alone_name_it(make_run, tmp_path, name):
     assert "W4A4" in words and "4 bits" not in words
 
 
+def test_activations_are_named_once(make_run, tmp_path):
+    for method in ("rtn", "awq"):
+        make_run(tmp_path, method, 4)
+        make_run(tmp_path, method, 4, run_id=f"{method}-w4a4", quant__activations={"bits": 4})
+    figures = drawn(tmp_path)
+    names = {row[0] for row in figures["cost"].rows}
+    assert {"AWQ, W4A4", "AWQ activations=full, 4 bits"} <= names
+    assert figures["depth"].caption.startswith("At W4A4, means")
+
+
 def test_the_surface_has_a_number_for_every_window_and_gamma(figures):
     places = {row[1:3] for row in figures["surface"].rows}
     assert places >= {("1", "0.7"), ("1", "0.9"), ("2", "0.7"), ("2", "0.9")}
