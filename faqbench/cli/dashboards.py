@@ -113,7 +113,7 @@ def _running(run_id: str, log: ProgressLog) -> Status:
     if not log.samples:
         return _plain(run_id, "running", "starting")
     last = log.samples[-1]
-    detail = last.stage or "between stages"
+    detail = last.activity or "between two activities"
     if last.total > 1:
         detail += f" {last.done}/{last.total}"
     silent = time.time() - log.modified
@@ -231,7 +231,7 @@ def sync(arguments: list[str]) -> int:
     records = _records(runs, words, keys)
     sections = [_section(record.config.get("tracking") or {}, keys) for record in records]
     shown = []
-    with progress.stage("sync", len(records)) as advance:
+    with progress.activity("sync", len(records)) as advance:
         for record, section in zip(records, sections, strict=True):
             try:
                 data = read_run(runs / record.run_id)

@@ -112,7 +112,7 @@ def _rows(chosen: HubSet, progress: Progress) -> Any:
     bars_were_off = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        with hub_or_local_copies(), progress.stage(f"read {chosen.name}", 1) as advance:
+        with hub_or_local_copies(), progress.activity(f"read {chosen.name}", 1) as advance:
             loaded = datasets.load_dataset(
                 chosen.path,
                 chosen.config,

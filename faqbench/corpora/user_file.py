@@ -200,7 +200,7 @@ def _parquet(name: str, column: str, most: int, progress: Progress) -> Iterator[
             if columns.count(column) > 1:
                 raise UserError(f"The file '{name}' has {columns.count(column)} columns '{column}'.")
             n_rows = _rows_at_once(name, file.metadata, column, most)
-            with progress.stage(f"read {path.name}", file.metadata.num_rows) as advance:
+            with progress.activity(f"read {path.name}", file.metadata.num_rows) as advance:
                 for batch in file.iter_batches(batch_size=n_rows, columns=[column]):
                     yield from batch.column(0).to_pylist()
                     advance(len(batch))

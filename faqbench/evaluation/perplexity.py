@@ -199,7 +199,7 @@ def score_tokens(
             "KL divergence needs a model whose logits are its output head's; this one does more: set "
             "evaluation.kl=false."
         )
-    with progress.stage(title, len(tokens)) as advance:
+    with progress.activity(title, len(tokens)) as advance:
         if not in_parts:
             return _score_whole(model, tokens, advance)
         views = [model if view is None else view]

@@ -270,7 +270,7 @@ def protocol_tokens(
     """
     bos = bos_of(tokenizer, "evaluation.add_bos") if experiment.evaluation.add_bos else None
     width = protocol.seq_len - (bos is not None)
-    with progress.stage(f"{protocol.name}: tokenise", 1) as advance:
+    with progress.activity(f"{protocol.name}: tokenise", 1) as advance:
         text = protocol_text(protocol, experiment, progress)
         stream = torch.tensor(encode(tokenizer, text), dtype=torch.int64)
         advance()

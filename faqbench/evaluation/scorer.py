@@ -151,14 +151,14 @@ class Scorer(HFLM):  # type: ignore[misc]
         packs = pack(asked, self._batch_tokens)
         self.facts.scorers["packed"] = None
         self.facts.n_tokens += sum(p.n_nodes for p in packs)
-        with self._progress.stage(self._title, len(asked)) as advance:
+        with self._progress.activity(self._title, len(asked)) as advance:
             sums, greedy = self._asked_of.score(asked, packs, advance)
         return list(zip(sums.tolist(), greedy.tolist(), strict=True))
 
     @contextmanager
     def _by_hflm(self, reason: str, n_requests: int) -> Iterator[None]:
         self.facts.scorers[f"hflm ({reason})"] = None
-        with self._progress.stage(self._title, n_requests) as advance:
+        with self._progress.activity(self._title, n_requests) as advance:
             yield
             advance(n_requests)
 

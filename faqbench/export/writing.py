@@ -295,7 +295,7 @@ def _write_weights(
 ) -> tuple[_Sizes, dict[str, str]]:
     """Write all tensors, add probes to the evidence, and return sizes and each linear's weight's hash."""
     sizes, hashes = _Sizes(), dict[str, str]()
-    with progress.stage("export", len(model.names)) as advance:
+    with progress.activity("export", len(model.names)) as advance:
         for name, part in model.parts():
             sink.add(name, part)
             sizes = sizes.with_part(part)

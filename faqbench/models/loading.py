@@ -99,7 +99,7 @@ def load_model(
         UserError: when the weights cannot be had or are not what the config asks for, their
             architecture is not supported, or one block of them does not fit the budget.
     """
-    with progress.stage(f"load {section.name}", 1) as advance:
+    with progress.activity(f"load {section.name}", 1) as advance:
         warnings: tuple[str, ...] = ()
         if section.source == "random":
             inspect_model(section)

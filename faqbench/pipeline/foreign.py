@@ -151,7 +151,7 @@ def build_external(cell: CellRun, folder: Path) -> None:
     }
     (work / "request.json").write_text(json.dumps(request))
     command = [_python(environment), "-P", str(driver_of(experiment)), str(work / "request.json")]
-    with cell.progress.stage(f"run {quant.name}", 1) as advance:
+    with cell.progress.activity(f"run {quant.name}", 1) as advance:
         start = time.perf_counter()
         code, peak = _run(command, folder / "log.txt", work)
         seconds = time.perf_counter() - start
@@ -190,7 +190,7 @@ def build_reports(cell: CellRun, folder: Path) -> None:
     """
     parent = cell.model.pristine()
     packed = cell.model.packed()
-    with cell.progress.stage("compare with the parent", 1) as advance:
+    with cell.progress.activity("compare with the parent", 1) as advance:
         linears = report_packed(packed, parent.view.tensors, parent.architecture)
         advance()
     if not linears:
@@ -269,7 +269,7 @@ def _environment(cell: CellRun) -> Path:
 def _install(cell: CellRun, folder: Path, requirements: list[str]) -> None:
     log = folder.with_suffix(".log")
     named = ", ".join(requirements)
-    with cell.progress.stage(f"install {named}", 1) as advance, atomic_directory(folder) as new:
+    with cell.progress.activity(f"install {named}", 1) as advance, atomic_directory(folder) as new:
         # An environment may be moved, the scripts in it may not: of these none is used.
         pip = [_python(new), "-m", "pip"]
         steps = [[sys.executable, "-m", "venv", str(new)], [*pip, "install", "--no-compile", *requirements]]

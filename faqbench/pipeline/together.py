@@ -156,7 +156,7 @@ class _Walk:
                 *self._probes.values(),
                 *self._tasks.values(),
             ]
-            with cell.progress.stage(title, scored.view.architecture.n_blocks) as advance:
+            with cell.progress.activity(title, scored.view.architecture.n_blocks) as advance:
                 answer(questions, advance, head=scored.view, beside=list(self._looks.values()))
         seconds = time.perf_counter() - start
         writers = [

@@ -238,7 +238,7 @@ def observe(
         progress: one step per block.
     """
     n_blocks = loaded.architecture.n_blocks
-    with progress.stage("activation statistics", n_blocks) as advance:
+    with progress.activity("activation statistics", n_blocks) as advance:
         stream = open_stream(loaded.view, tokens, batch_size)
         observing = _Observing(loaded.view, stream, select, folder)
         walk_blocks([observing], advance)
@@ -368,7 +368,7 @@ def observe_means(
         folder: an empty folder.
         progress: one step per block.
     """
-    with progress.stage("reference activations", loaded.architecture.n_blocks) as advance:
+    with progress.activity("reference activations", loaded.architecture.n_blocks) as advance:
         stream = open_stream(loaded.view, tokens, batch_size)
         averaging = _Averaging(loaded.view, stream, select)
         walk_blocks([averaging], advance)

@@ -90,7 +90,7 @@ def quantize_model(
     quantizing = Quantizing(loaded, quant, grids, store, calibration, keep, finished, observer)
     passengers += [quantizing, *(_Companion(loaded, one, observer) for one in beside)]
     others = f" and {len(beside)} more" if beside else ""
-    with progress.stage(f"quantize {quant.name}{others}", loaded.architecture.n_blocks) as advance:
+    with progress.activity(f"quantize {quant.name}{others}", loaded.architecture.n_blocks) as advance:
         walk_blocks(passengers, advance)
     return quantizing.result()
 

@@ -8,7 +8,7 @@ it once and nobody sees half of it. An entry that does not match its manifest is
 and recomputed. The time stamp of an entry's folder says when it was last used; `inventory` lists, checks
 and evicts entries, and never one that a running cell holds.
 
-What a long stage tells its user is a protocol of one method, with an implementation of plain lines here;
+What a long activity tells its user is a protocol of one method, with an implementation of plain lines here;
 the command line supplies a rich one on a terminal. Stages never print.
 """
 
@@ -35,7 +35,7 @@ _log = logging.getLogger("faqbench")
 
 
 class Advance(Protocol):
-    """Called by a stage after each finished step."""
+    """Called by an activity after each finished step."""
 
     def __call__(self, steps: int = 1) -> None:
         """Say that so many more steps are done."""
@@ -43,11 +43,11 @@ class Advance(Protocol):
 
 
 class Progress(Protocol):
-    """Shows stages as they run; every stage is one context."""
+    """Shows activities as they run, such as loading a model; each is one context."""
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
-        """Announce a stage of `total` steps and yield the function that advances it."""
+    def activity(self, title: str, total: int) -> Iterator[Advance]:
+        """Announce an activity of `total` steps and yield the function that advances it."""
         ...
 
     def note(self, text: str) -> None:
@@ -56,14 +56,14 @@ class Progress(Protocol):
 
 
 class PlainProgress:
-    """One log line when a stage ends, and one every `interval_seconds` with an estimate of the rest."""
+    """One log line when an activity ends, and one every `interval_seconds` with an estimate of the rest."""
 
     def __init__(self, interval_seconds: float = 30.0) -> None:
         self._interval_seconds = interval_seconds
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
-        """See `Progress.stage`."""
+    def activity(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.activity`."""
         start = shown = time.monotonic()
         done = 0
 

@@ -1,7 +1,7 @@
-"""Live metrics of a cell: its stage, seconds and memory, while it runs and without touching it.
+"""Live metrics of a cell: its activity, seconds and memory, while it runs and without touching it.
 
     the cell's process                       the follower's process, one for all cells of a sweep
-    stage(), advance() -> counters           python -m faqbench.tracking.follower
+    activity(), advance() -> counters        python -m faqbench.tracking.follower
     a thread -> runs/_progress/<id>.jsonl -> reads its lines and shows them
     record written, log(data) -> "done"   -> shows the record in the same run
     goes on with the next cell               goes on with the next cell
@@ -103,8 +103,8 @@ def followed(
 
 
 @dataclass
-class RunningStage:
-    """A stage under way and its steps."""
+class RunningActivity:
+    """What is under way, and its steps."""
 
     title: str
     done: int
@@ -116,18 +116,18 @@ class WatchedProgress:
 
     def __init__(self, inner: Progress) -> None:
         self._inner = inner
-        self.stages: list[RunningStage] = []
+        self.activities: list[RunningActivity] = []
         self.changed = threading.Event()
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Advance]:
-        """See `Progress.stage`."""
+    def activity(self, title: str, total: int) -> Iterator[Advance]:
+        """See `Progress.activity`."""
         raise_if_interrupted()
-        running = RunningStage(title=title, done=0, total=total)
-        self.stages.append(running)
+        running = RunningActivity(title=title, done=0, total=total)
+        self.activities.append(running)
         self.changed.set()
         try:
-            with self._inner.stage(title, total) as inner:
+            with self._inner.activity(title, total) as inner:
 
                 def advance(steps: int = 1) -> None:
                     raise_if_interrupted()
@@ -136,7 +136,7 @@ class WatchedProgress:
 
                 yield advance
         finally:
-            self.stages.remove(running)
+            self.activities.remove(running)
             self.changed.set()
 
     def note(self, text: str) -> None:
@@ -145,7 +145,7 @@ class WatchedProgress:
 
 
 class _Sampler:
-    """A thread that writes a sample at every change of stage, and now and then."""
+    """A thread that writes a sample at every change of activity, and now and then."""
 
     def __init__(self, watched: WatchedProgress, writer: ProgressWriter) -> None:
         self._watched = watched
@@ -175,13 +175,13 @@ class _Sampler:
             self._watched.changed.wait(max(_SHORTEST_INTERVAL, age / _SAMPLES_PER_AGE))
 
     def _sample(self) -> ProgressSample:
-        stages = list(self._watched.stages)
-        stage = stages[-1] if stages else RunningStage(title="", done=0, total=0)
+        under_way = list(self._watched.activities)
+        activity = under_way[-1] if under_way else RunningActivity(title="", done=0, total=0)
         return ProgressSample(
             seconds=round(time.monotonic() - self._start, 2),
-            stage=stage.title,
-            done=stage.done,
-            total=stage.total,
+            activity=activity.title,
+            done=activity.done,
+            total=activity.total,
             memory_bytes=self._process.memory_info().rss,
             device_bytes=_device_bytes(),
         )

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, Field, TypeAdapter, ValidationError
 
 from faqbench.foreign import is_name, parse_json, read_file, visible
 from faqbench.records.run_record import Amount, Count, Text, first_fault
@@ -35,7 +35,8 @@ class ProgressSample:
 
     Attributes:
         seconds: since the cell began.
-        stage: the innermost stage under way; empty between stages.
+        activity: the innermost under way; empty between two. Files written before 2026-11-29 call it
+            `stage`.
         done: its finished steps.
         total: all its steps.
         memory_bytes: the process's resident set.
@@ -43,7 +44,7 @@ class ProgressSample:
     """
 
     seconds: Amount
-    stage: Text
+    activity: Annotated[Text, Field(validation_alias=AliasChoices("activity", "stage"))]
     done: Count
     total: Count
     memory_bytes: Count

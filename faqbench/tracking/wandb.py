@@ -3,7 +3,7 @@
     run        id from the run id, `resume="allow"`; group = sweep; job_type baseline, cell or report
     config     the configuration, nested, and the record's fingerprints
     summary    as in `view`
-    history    live/seconds, live/memory_bytes, live/done_frac, live/stage over `live/seconds`;
+    history    live/seconds, live/memory_bytes, live/done_frac, live/activity over `live/seconds`;
                blocks/<curve> over `block`
     tables     tables/metrics, tables/linears, tables/comparison
     images     plots/<name>
@@ -161,7 +161,7 @@ class WandbRun:
         done = sample.done / sample.total if sample.total else 0.0
         values = {
             "live/seconds": sample.seconds,
-            "live/stage": sample.stage,
+            "live/activity": sample.activity,
             "live/done_frac": done,
             "live/memory_bytes": sample.memory_bytes,
             "live/device_bytes": sample.device_bytes,

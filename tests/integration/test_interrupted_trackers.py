@@ -219,7 +219,7 @@ def test_a_cell_is_one_offline_run_with_live_samples_and_nothing_is_said_of_it(f
     records = logged(workplace.runs)
     (record,), _ = find_runs(workplace.runs)
     assert only(records, "run")[0]["run_id"] == record.run_id
-    stages = {row["live/stage"] for row in history_of(records) if "live/stage" in row}
+    stages = {row["live/activity"] for row in history_of(records) if "live/activity" in row}
     assert any("quantize" in stage for stage in stages)
     summary = summary_of(records)
     assert summary["eval/wikitext2-64/perplexity"] == record.metrics[0].value
@@ -257,7 +257,7 @@ def test_ctrl_c_ends_the_cell_and_its_follower_cleanly(forks, workplace):
 
     def quantizes():
         logs, _ = find_progress(workplace.runs)
-        return any("quantize" in s.stage for log in logs for s in log.samples)
+        return any("quantize" in s.activity for log in logs for s in log.samples)
 
     process.until(quantizes)
     os.kill(process.pid, signal.SIGINT)

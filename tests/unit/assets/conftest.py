@@ -18,12 +18,12 @@ from faqbench.stages import PlainProgress, hash_file
 class Notes(PlainProgress):
     """A progress that remembers what it was told."""
 
-    stages: list[str] = field(default_factory=list)
+    activities: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @contextmanager
-    def stage(self, title: str, total: int) -> Iterator[Callable[..., None]]:
-        self.stages.append(title)
+    def activity(self, title: str, total: int) -> Iterator[Callable[..., None]]:
+        self.activities.append(title)
         yield lambda steps=1: None
 
     def note(self, text: str) -> None:

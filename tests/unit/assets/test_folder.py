@@ -45,9 +45,9 @@ def test_the_folder_holds_what_was_built_and_nothing_else_is_left(asset, cache, 
 def test_a_second_call_needs_neither_pip_nor_a_build(asset, cache, progress, monkeypatch):
     prepared(asset, progress)
     monkeypatch.setenv("PIP_FIND_LINKS", "/nonexistent")
-    progress.stages.clear()
+    progress.activities.clear()
     prepared(dataclasses.replace(asset, build=None), progress)
-    assert progress.stages == []
+    assert progress.activities == []
 
 
 @pytest.mark.parametrize("damage", ["change a byte", "truncate", "remove", "break the manifest"])
@@ -108,7 +108,7 @@ def test_what_a_killed_process_left_behind_is_removed(asset, cache, progress):
 def test_too_little_disk_space_is_one_sentence_before_any_download(asset, cache, progress):
     with pytest.raises(UserError, match="the disk is full; free some space or set FAQBENCH_CACHE"):
         prepared(dataclasses.replace(asset, n_bytes=1 << 60), progress)
-    assert progress.stages == []
+    assert progress.activities == []
 
 
 def test_a_cache_below_a_file_is_one_sentence(asset, tmp_path, progress, monkeypatch):
@@ -167,7 +167,7 @@ def test_terms_of_use_are_shown_and_nothing_is_fetched_before_they_are_accepted(
     bound = dataclasses.replace(asset, terms="Toys come under the Toy Terms")
     with pytest.raises(UserError, match=r"Toy Terms.*faqbench fetch toy accept_terms=true"):
         prepared(bound, progress)
-    assert progress.stages == [] and not list((cache / "assets").glob("*.downloads"))
+    assert progress.activities == [] and not list((cache / "assets").glob("*.downloads"))
     prepared(bound, progress, accept_terms=True)
     assert "Toys come under the Toy Terms" in progress.notes[0]
 
@@ -184,7 +184,7 @@ def test_pip_brings_a_wheel_without_its_dependencies_whatever_python_it_asks_for
     path = obtain(wheel, tmp_path / "got", progress)
     assert path.name == "toy_asset-1.0-py3-none-any.whl"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    assert progress.stages == [f"download toy-asset==1.0 ({path.stat().st_size} B)"]
+    assert progress.activities == [f"download toy-asset==1.0 ({path.stat().st_size} B)"]
 
 
 def test_a_verified_wheel_is_not_downloaded_again(wheel, index, tmp_path, progress):

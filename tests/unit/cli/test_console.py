@@ -36,19 +36,19 @@ def progress():
     return RichProgress(Console(file=stream, force_terminal=True, width=80)), stream
 
 
-def test_nested_stages_each_leave_their_line():
+def test_nested_activities_each_leave_their_line():
     bars, stream = progress()
-    with bars.stage("outer", 1) as outer, bars.stage("inner", 2) as inner:
+    with bars.activity("outer", 1) as outer, bars.activity("inner", 2) as inner:
         inner(2)
         outer()
     assert "outer" in stream.getvalue() and "inner" in stream.getvalue()
 
 
-def test_a_stage_that_fails_stops_the_bars_and_another_can_follow():
+def test_an_activity_that_fails_stops_the_bars_and_another_can_follow():
     bars, stream = progress()
-    with pytest.raises(RuntimeError), bars.stage("first", 1):
+    with pytest.raises(RuntimeError), bars.activity("first", 1):
         raise RuntimeError
-    with bars.stage("second", 1) as advance:
+    with bars.activity("second", 1) as advance:
         advance()
     assert "second" in stream.getvalue()
 
@@ -115,7 +115,7 @@ def test_the_level_reaches_child_processes_and_ends_with_the_command(monkeypatch
 def said(capsys, level):
     with verbosity(level):
         progress = console_progress()
-        with progress.stage("quantize", 2) as advance:
+        with progress.activity("quantize", 2) as advance:
             advance(2)
         progress.note("a note")
         logging.getLogger("faqbench").warning("a warning")
@@ -128,13 +128,13 @@ def test_quiet_says_warnings_alone(capsys):
     assert text == "a warning\n"
 
 
-def test_normal_says_when_a_stage_is_done(capsys):
+def test_normal_says_when_an_activity_is_done(capsys):
     progress, text = said(capsys, "normal")
     assert isinstance(progress, PlainProgress)
     assert "quantize: done in" in text and "a note" in text and "begins" not in text
 
 
-def test_verbose_says_when_a_stage_begins_and_what_memory_is_held(capsys):
+def test_verbose_says_when_an_activity_begins_and_what_memory_is_held(capsys):
     progress, text = said(capsys, "verbose")
     assert isinstance(progress, VerboseProgress)
     assert "quantize: begins, 2 steps, memory" in text and "quantize: done in" in text

@@ -230,7 +230,7 @@ def lines(caplog, monkeypatch):
 
 
 def test_a_stage_ends_with_one_line(lines):
-    with PlainProgress().stage("count", 2) as advance:
+    with PlainProgress().activity("count", 2) as advance:
         advance()
         advance()
     (line,) = lines()
@@ -238,7 +238,7 @@ def test_a_stage_ends_with_one_line(lines):
 
 
 def test_a_slow_stage_says_how_far_it_is_and_what_is_left(lines):
-    with PlainProgress(interval_seconds=0).stage("count", 4) as advance:
+    with PlainProgress(interval_seconds=0).activity("count", 4) as advance:
         advance(3)
         advance()
     assert lines()[0].startswith("count: 3/4, about ")
@@ -246,7 +246,7 @@ def test_a_slow_stage_says_how_far_it_is_and_what_is_left(lines):
 
 
 def test_a_stage_that_fails_says_nothing_of_being_done(lines):
-    with pytest.raises(RuntimeError), PlainProgress().stage("count", 1):
+    with pytest.raises(RuntimeError), PlainProgress().activity("count", 1):
         raise RuntimeError
     assert lines() == []
 

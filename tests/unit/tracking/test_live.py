@@ -56,8 +56,8 @@ def has_samples(runs, experiment):
     return len(read_progress(runs, run_id(experiment)).samples) >= 3
 
 
-def stages_seen(runs, experiment):
-    return {sample.stage for sample in read_progress(runs, run_id(experiment)).samples}
+def activities_seen(runs, experiment):
+    return {sample.activity for sample in read_progress(runs, run_id(experiment)).samples}
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_followed_cells_are_a_run_each_with_its_samples_and_its_record(tmp_path,
     cells = [experiment_in(tmp_path, f"bits={bits}") for bits in (3, 4)]
     for experiment in cells:
         with live(experiment, PlainProgress()) as progress:
-            with progress.stage("quantize", 4) as advance:
+            with progress.activity("quantize", 4) as advance:
                 advance(3)
                 assert wait_for(partial(has_samples, tmp_path, experiment))
             tracker(experiment.tracking, tmp_path).log(record_of(experiment))
@@ -80,7 +80,7 @@ def test_followed_cells_are_a_run_each_with_its_samples_and_its_record(tmp_path,
         records = logged(tmp_path, run_id(experiment))
         samples = [row for row in history_of(records) if "live/seconds" in row]
         assert len(samples) == len(read_progress(tmp_path, run_id(experiment)).samples) >= 3
-        assert ("quantize", 0.75) in {(row["live/stage"], row["live/done_frac"]) for row in samples}
+        assert ("quantize", 0.75) in {(row["live/activity"], row["live/done_frac"]) for row in samples}
         assert all(row["live/memory_bytes"] > 1e6 for row in samples)
         assert summary_of(records)["status"] == "finished"
         assert [e["exit_code"] for e in only(records, "exit")] == [0]
@@ -232,8 +232,8 @@ def test_without_tracking_the_samples_are_written_and_no_process_starts(tmp_path
     started = []
     monkeypatch.setattr("subprocess.Popen", started.append)
     experiment = experiment_in(tmp_path, "tracking=none")
-    with live(experiment, PlainProgress()) as progress, progress.stage("load", 1):
-        assert wait_for(lambda: "load" in stages_seen(tmp_path, experiment))
+    with live(experiment, PlainProgress()) as progress, progress.activity("load", 1):
+        assert wait_for(lambda: "load" in activities_seen(tmp_path, experiment))
     log = read_progress(tmp_path, run_id(experiment))
     assert not started and log.end == "ended" and log.pid == os.getpid()
 
@@ -241,12 +241,12 @@ def test_without_tracking_the_samples_are_written_and_no_process_starts(tmp_path
 def test_a_folder_that_cannot_be_written_leaves_the_cell_alone(tmp_path):
     (tmp_path / "runs").write_text("a file, not a folder")
     experiment = experiment_in(tmp_path / "runs", "tracking=none")
-    with live(experiment, PlainProgress()) as progress, progress.stage("load", 2) as advance:
+    with live(experiment, PlainProgress()) as progress, progress.activity("load", 2) as advance:
         advance()
     assert (tmp_path / "runs").read_text() == "a file, not a folder"
 
 
-def test_stages_are_passed_on_and_counted_while_they_run():
+def test_activities_are_passed_on_and_counted_while_they_run():
     seen = []
 
     class Inner(PlainProgress):
@@ -254,20 +254,31 @@ def test_stages_are_passed_on_and_counted_while_they_run():
             seen.append(text)
 
     watched = WatchedProgress(Inner())
-    with watched.stage("outer", 2) as outer, watched.stage("inner", 3) as inner:
+    with watched.activity("outer", 2) as outer, watched.activity("inner", 3) as inner:
         outer()
         inner(2)
-        assert [(s.title, s.done, s.total) for s in watched.stages] == [("outer", 1, 2), ("inner", 2, 3)]
+        assert [(s.title, s.done, s.total) for s in watched.activities] == [
+            ("outer", 1, 2),
+            ("inner", 2, 3),
+        ]
     watched.note("hello")
-    assert seen == ["hello"] and not watched.stages
+    assert seen == ["hello"] and not watched.activities
+
+
+def test_a_file_of_an_earlier_version_is_still_read(tmp_path):
+    path = progress_path(tmp_path, "r")
+    path.parent.mkdir()
+    sample = '{"seconds": 1.0, "stage": "load", "done": 0, "total": 1, "memory_bytes": 5}'
+    path.write_text(f'{{"pid": 1}}\n{sample}\n')
+    assert [s.activity for s in read_progress(tmp_path, "r").samples] == ["load"]
 
 
 def test_a_torn_progress_file_says_what_it_can_and_a_foreign_one_why_not(tmp_path):
     writer = ProgressWriter(tmp_path, "r", "g")
-    writer.add(ProgressSample(seconds=1.0, stage="load", done=0, total=1, memory_bytes=5))
+    writer.add(ProgressSample(seconds=1.0, activity="load", done=0, total=1, memory_bytes=5))
     path = progress_path(tmp_path, "r")
     with path.open("a") as file:
-        file.write('{"seconds": 2.0, "stage": "lo')
+        file.write('{"seconds": 2.0, "activity": "lo')
     log = read_progress(tmp_path, "r")
     writer.end("ended")
     assert [s.seconds for s in log.samples] == [1.0] and log.end is None and log.is_alive

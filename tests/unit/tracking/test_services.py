@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     write_toy_run(runs, "faq")
     writer = ProgressWriter(runs, FAQ, "g")
     for i in range(3):
-        writer.add(ProgressSample(seconds=i, stage="quantize", done=i, total=4, memory_bytes=10**9))
+        writer.add(ProgressSample(seconds=i, activity="quantize", done=i, total=4, memory_bytes=10**9))
     writer.end("ended")
     return runs
 

@@ -30,8 +30,10 @@ def runs(tmp_path_factory):
     write_toy_run(folder, "fp", run_id=FP)
     write_toy_run(folder, "faq")
     writer = ProgressWriter(folder, FAQ, "g")
-    for i, stage in enumerate(("load", "quantize", "evaluate")):
-        writer.add(ProgressSample(seconds=i + 0.5, stage=stage, done=i, total=4, memory_bytes=10**9 + i))
+    for i, activity in enumerate(("load", "quantize", "evaluate")):
+        writer.add(
+            ProgressSample(seconds=i + 0.5, activity=activity, done=i, total=4, memory_bytes=10**9 + i)
+        )
     writer.end("ended")
     for name in (FP, FAQ):
         Tracker(SECTION, folder).log(read_run(folder / name))
@@ -61,7 +63,7 @@ def test_the_configuration_is_nested_and_has_the_fingerprints(records):
 
 def test_live_samples_are_history_over_seconds(records):
     history = [row for row in history_of(records) if "live/seconds" in row]
-    assert [row["live/stage"] for row in history] == ["load", "quantize", "evaluate"]
+    assert [row["live/activity"] for row in history] == ["load", "quantize", "evaluate"]
     assert [row["live/done_frac"] for row in history] == [0, 0.25, 0.5]
     axes = {m.get("glob_name"): m.get("step_metric") for m in only(records, "metric")}
     assert axes["live/*"] == "live/seconds" and axes["blocks/*"] == "block"
