@@ -13,7 +13,7 @@ To add a value: write its function of tensors in a file of `faqbench/quantizatio
 stage's values below, and a preset that uses it to `conf/quant/`. What a function is given:
 
     rotate    none: `models.rotation` makes another view of the model that was loaded
-    scale     (current, later, role, quant) -> statistic    mean|x| [in] of this block, and the
+    scale     (current, later, role, quant) -> importance    mean|x| [in] of this block, and the
               `quantization.preview.Later` of what comes after it; or,
               for a value that reads extremes, (largest, weights, quant) -> scale [in]    of max|x| [in]
     clip      (weight, gram, grid, input_scale, quant) -> limit [out, n_groups]; gram None unless read
@@ -142,14 +142,14 @@ SCALE = _stage(
         label="AWQ",
         reads=frozenset({Reads.MEANS, Reads.GRAM}),
         options=_SEARCH,
-        call="faqbench.quantization.preview:current_statistic",
+        call="faqbench.quantization.preview:current_importance",
     ),
     StageValue(
         name="faq",
         label="FAQ",
         reads=frozenset({Reads.MEANS, Reads.LATER_MEANS, Reads.GRAM}),
         options={**_SEARCH, **_PREVIEW},
-        call="faqbench.quantization.preview:blended_statistic",
+        call="faqbench.quantization.preview:blended_importance",
     ),
     StageValue(
         name="smoothquant",

@@ -6,10 +6,10 @@ that may be rotated before (`models.rotation`) and whose activations may be quan
 
     reproducible.py sums and factorisations that no number of threads changes
     grid.py         codes, scales and zero points: what a quantized weight is
-    preview.py      FAQ's statistic: this block's activations with those of later blocks or linears
+    preview.py      FAQ's importance: this block's activations with those of later blocks or linears
     activation_grid.py  the grid of a linear's input
-    scale.py        AWQ's search over scales made of a statistic, through the Gram matrix; SmoothQuant's
-                    and LAE's scales, in closed form
+    scale.py        AWQ's search over scales made of channels' importance, through the Gram matrix;
+                    SmoothQuant's and LAE's scales, in closed form
     module_loss.py  the reference's objective for the same search, on every token or on a sample of them
     clip.py         searches for shrunken ranges: AWQ's, and the closest
     activations.py  what the stages know of the activations: mean|x| and Gram matrix per block and role

@@ -29,7 +29,7 @@ from faqbench.quantization.method import (
     RoleResult,
     call_of,
     quantize_role,
-    scale_statistic,
+    scale_importance,
     searches_scale,
     static_range,
 )
@@ -275,21 +275,21 @@ def _known(
     search = quantized if corrects(quant) else full
     if not reads_inputs(quant):
         return RoleInput()
-    statistic = objective = None
+    importance = objective = None
     if searches_scale(quant):
         assert search is not None
         later = Later()
         if walk.ahead is not None:
             drift = () if walk.streams is None else walk.streams.drift
             later = walk.ahead.later(role, index, drift)
-        statistic = scale_statistic(role, search.mean_abs, later, walk.architecture, quant)
+        importance = scale_importance(role, search.mean_abs, later, walk.architecture, quant)
         if walk.streams is not None:
             objective = walk.streams.objective(role)
     return RoleInput(
         search=search,
         hessian=None if quantized is None else quantized.gram,
         cross=gathered.cross,
-        statistic=statistic,
+        importance=importance,
         objective=objective,
     )
 

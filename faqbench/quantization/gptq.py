@@ -180,8 +180,8 @@ def _carried(
         return []
     size = problem.hessian.diagonal().mean()  # which `upper` leaves out
 
-    def towards_later(statistic: Tensor) -> Tensor:
-        return ((statistic / size) @ upper.T).triu(1) @ upper
+    def towards_later(moment: Tensor) -> Tensor:
+        return ((moment / size) @ upper.T).triu(1) @ upper
 
     moved = alignment.alpha * towards_later(problem.cross)
     if not alignment.original:

@@ -47,14 +47,14 @@ class RoleInput:
         search: statistics that the scale and clip searches measure their loss with.
         hessian: [in_features, in_features] on the quantized stream, for clips and roundings that read it.
         cross: `RoundInput.cross` of the unscaled input, for roundings that read both streams.
-        statistic: [in_features] that the scales are made of; None leaves the role unscaled.
+        importance: [in_features] that the scales are made of; None leaves the role unscaled.
         objective: what the scale search measures instead of the Gram loss; None for the Gram loss.
     """
 
     search: RoleStatistics | None = None
     hessian: Tensor | None = None
     cross: Tensor | None = None
-    statistic: Tensor | None = None
+    importance: Tensor | None = None
     objective: ModuleObjective | None = None
 
 
@@ -143,14 +143,14 @@ def _choose_scale(
         assert known.search is not None
         input_scale = call_of(scale)(known.search.largest, list(weights.values()), quant)
         return ScaleChoice(alpha=None, input_scale=input_scale)
-    if known.statistic is None:
+    if known.importance is None:
         return ScaleChoice(alpha=None, input_scale=None)
     alphas = _alphas(quant)
     if known.objective is not None:
-        return search_module_scale(known.objective, weights, grids, known.statistic, alphas)
+        return search_module_scale(known.objective, weights, grids, known.importance, alphas)
     assert known.search is not None
     return search_scale(
-        list(weights.values()), list(grids.values()), known.statistic, known.search.gram, alphas
+        list(weights.values()), list(grids.values()), known.importance, known.search.gram, alphas
     )
 
 
@@ -246,7 +246,7 @@ def _round_input(known: RoleInput, input_scale: Tensor | None, reads: frozenset[
     return RoundInput(gram=gram, hessian=hessian, cross=cross)
 
 
-def scale_statistic(
+def scale_importance(
     role: Role, current: Tensor, later: Later, architecture: Architecture, quant: QuantSection
 ) -> Tensor | None:
     """Return the vector [in_features] that a role's scales are made of, or None to leave it unscaled.
@@ -261,10 +261,10 @@ def scale_statistic(
     scale = method_of(quant)["scale"]
     if not searches_scale(quant) or skipped_scale(role, architecture, quant) is not None:
         return None
-    statistic: Tensor = call_of(scale)(current, later, role, quant)
+    importance: Tensor = call_of(scale)(current, later, role, quant)
     if role.name == "o" and architecture.is_grouped_query:
-        return _shared_by_kv_head(statistic, architecture)
-    return statistic
+        return _shared_by_kv_head(importance, architecture)
+    return importance
 
 
 def skipped_scale(role: Role, architecture: Architecture, quant: QuantSection) -> str | None:
@@ -294,7 +294,7 @@ def relative_errors(weight: Tensor, stand_ins: Sequence[Tensor], gram: Tensor) -
 
 
 def searches_scale(quant: QuantSection) -> bool:
-    """Say whether scales are powers of a statistic, and not in closed form or none."""
+    """Say whether scales are powers of an importance, and not in closed form or none."""
     return Reads.MEANS in method_of(quant)["scale"].reads
 
 
@@ -308,10 +308,10 @@ def _alphas(quant: QuantSection) -> list[float]:
     return alpha_grid(quant.search.n_grid) if fixed is None else [fixed]
 
 
-def _shared_by_kv_head(statistic: Tensor, architecture: Architecture) -> Tensor:
-    """Average o's statistic over the query heads that share a value head, and repeat it for each."""
+def _shared_by_kv_head(importance: Tensor, architecture: Architecture) -> Tensor:
+    """Average o's importance over the query heads that share a value head, and repeat it for each."""
     shape = (architecture.n_kv_heads, -1, architecture.head_dim)
-    heads = statistic.view(shape)
+    heads = importance.view(shape)
     return heads.mean(dim=1, keepdim=True).expand_as(heads).reshape(-1)
 
 

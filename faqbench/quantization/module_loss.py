@@ -38,7 +38,7 @@ from torch.func import functional_call
 from faqbench.models import BlockStream, Call, Role
 from faqbench.quantization.grid import Grid, fake_quantize
 from faqbench.quantization.reproducible import total
-from faqbench.quantization.scale import ScaleChoice, first_smallest, scale_from_statistic
+from faqbench.quantization.scale import ScaleChoice, first_smallest, scale_from_importance
 
 # How the sampled search narrows down its candidates.
 _N_STARTS = 3
@@ -126,7 +126,7 @@ def search_module_scale(
     objective: ModuleObjective,
     weights: Mapping[str, Tensor],
     grids: Mapping[str, Grid],
-    statistic: Tensor,
+    importance: Tensor,
     alphas: Sequence[float],
 ) -> ScaleChoice:
     """Choose the exponent with the smallest error of the inspected module's output.
@@ -135,12 +135,12 @@ def search_module_scale(
         objective: the module and its inputs.
         weights: of each linear, [out_features, in_features].
         grids: the grid that each weight will be rounded to.
-        statistic: [in_features], non-negative.
+        importance: [in_features], non-negative.
         alphas: candidate exponents, in increasing order; empty means no scaling, one means fixed.
     """
     if not alphas:
         return ScaleChoice(alpha=None, input_scale=None)
-    scales = [scale_from_statistic(statistic, alpha) for alpha in alphas]
+    scales = [scale_from_importance(importance, alpha) for alpha in alphas]
     best = 0
     if len(alphas) > 1:
         best = first_smallest(objective.losses(weights, grids, scales))

@@ -1,4 +1,4 @@
-"""FAQ's statistic: a blend of this block's activations with a preview of the blocks after it.
+"""FAQ's importance: a blend of this block's activations with a preview of the blocks after it.
 
 Legend: a_i [in] mean|x| of one role's input in block i; J the window; gamma the preview factor.
 
@@ -118,8 +118,8 @@ class Later:
     errors: Sequence[float] = ()
 
 
-def current_statistic(current: Tensor, later: Later, role: Role, quant: QuantSection) -> Tensor:
-    """Return AWQ's statistic [in_features] of one role: mean|x| of this block and nothing else.
+def current_importance(current: Tensor, later: Later, role: Role, quant: QuantSection) -> Tensor:
+    """Return AWQ's importance [in_features] of one role: mean|x| of this block and nothing else.
 
     The value `scale=awq` of the table in `config/method.py`.
     """
@@ -127,17 +127,17 @@ def current_statistic(current: Tensor, later: Later, role: Role, quant: QuantSec
     return current
 
 
-def blended_statistic(current: Tensor, later: Later, role: Role, quant: QuantSection) -> Tensor:
-    """Return FAQ's statistic [in_features] of one role, AWQ's for a role that `preview.roles` leaves out.
+def blended_importance(current: Tensor, later: Later, role: Role, quant: QuantSection) -> Tensor:
+    """Return FAQ's importance [in_features] of one role, AWQ's for a role that `preview.roles` leaves out.
 
     The value `scale=faq` of the table in `config/method.py`.
     """
     previews = quant.preview.roles == "all" or role.residual
-    return preview_statistic(current, later, quant.preview) if previews else current
+    return preview_importance(current, later, quant.preview) if previews else current
 
 
-def preview_statistic(current: Tensor, later: Later, preview: PreviewSection) -> Tensor:
-    """Return FAQ's statistic f [in_features] of one role of one block.
+def preview_importance(current: Tensor, later: Later, preview: PreviewSection) -> Tensor:
+    """Return FAQ's importance f [in_features] of one role of one block.
 
     Args:
         current: [in_features], mean|x| of this block.
@@ -157,14 +157,14 @@ def preview_statistic(current: Tensor, later: Later, preview: PreviewSection) ->
     return FUSES[preview.fuse](current, blend, preview.gamma)
 
 
-def pull_back(statistic: Tensor, weight: Tensor) -> Tensor:
-    """Return what a statistic of a linear's outputs says of its inputs, a |W| / out_features.
+def pull_back(importance: Tensor, weight: Tensor) -> Tensor:
+    """Return what the importance of a linear's outputs says of its inputs, a |W| / out_features.
 
     Args:
-        statistic: [out_features], non-negative.
+        importance: [out_features], non-negative.
         weight: [out_features, in_features].
     """
-    return statistic.float() @ weight.float().abs() / len(weight)
+    return importance.float() @ weight.float().abs() / len(weight)
 
 
 def _rescaled(vector: Tensor, size: Tensor, target: Tensor) -> Tensor:
@@ -231,7 +231,7 @@ class Lookahead:
         return [(n // len(roles), roles[n % len(roles)]) for n in range(start + 1, end + 1)]
 
     def _brought_back(self, vector: Tensor, reader: tuple[int, Role], to: tuple[int, Role]) -> Tensor:
-        """Bring a statistic of one role's input back to that of an earlier one, linear by linear."""
+        """Bring the importance of one role's input back to that of an earlier one, linear by linear."""
         architecture = self._model.architecture
         roles = architecture.roles
         first = _step(architecture, *to)
@@ -240,7 +240,7 @@ class Lookahead:
         return vector
 
     def _through(self, vector: Tensor, role: Role, block: int) -> Tensor:
-        """Bring a statistic of the next role's input back to this role's input."""
+        """Bring the importance of the next role's input back to this role's input."""
         architecture = self._model.architecture
         weight = self._weight(block, role.feeds.linear)[role.feeds.cut]
         if len(vector) != len(weight):  # o's input: a value head serves several query heads

@@ -1,7 +1,7 @@
 """AWQ's search for per-input-channel scales, in weight space, and scales in closed form.
 
-Legend: W [out, in] the weight of one of the linears that share an input; a [in] an activation
-statistic; G [in, in] = X'X / n_tokens; s [in] scales; Q rounding to the grid; E = Q(W s)/s - W.
+Legend: W [out, in] the weight of one of the linears that share an input; a [in] the importance of its
+channels; G [in, in] = X'X / n_tokens; s [in] scales; Q rounding to the grid; E = Q(W s)/s - W.
 
     for alpha in {0, 1/n, ..., (n-1)/n}:   s = clamp(a^alpha, 1e-4);  s /= sqrt(max(s) min(s))
                                            loss = sum over the linears of tr(E G E'),
@@ -189,20 +189,20 @@ def alpha_grid(n_grid: int) -> list[float]:
     return [i / n_grid for i in range(n_grid)]
 
 
-def scale_from_statistic(statistic: Tensor, alpha: float) -> Tensor:
-    """Return the normalised scales s [in_features] of a statistic at one exponent.
+def scale_from_importance(importance: Tensor, alpha: float) -> Tensor:
+    """Return the normalised scales s [in_features] of an importance at one exponent.
 
     The square root is taken factor by factor, so that max·min cannot underflow; channels that were
     never active get the smallest scale.
     """
-    s = statistic.float().pow(alpha).clamp_(min=MIN_SCALE)
+    s = importance.float().pow(alpha).clamp_(min=MIN_SCALE)
     return s / (s.max().sqrt() * s.min().sqrt())
 
 
 def search_scale(
     weights: Sequence[Tensor],
     grids: Sequence[Grid],
-    statistic: Tensor,
+    importance: Tensor,
     gram: Tensor,
     alphas: Sequence[float],
 ) -> ScaleChoice:
@@ -211,21 +211,21 @@ def search_scale(
     Args:
         weights: of each linear, [out_features, in_features].
         grids: the grid that each weight will be rounded to.
-        statistic: [in_features], non-negative: AWQ's mean|x| or FAQ's blend.
+        importance: [in_features], non-negative: AWQ's mean|x| or FAQ's blend.
         gram: [in_features, in_features] of the input, unscaled.
         alphas: candidate exponents, in increasing order; empty means no scaling, one means fixed.
     """
     if not alphas:
         return ScaleChoice(alpha=None, input_scale=None)
     if len(alphas) == 1:
-        return ScaleChoice(alpha=alphas[0], input_scale=scale_from_statistic(statistic, alphas[0]))
+        return ScaleChoice(alpha=alphas[0], input_scale=scale_from_importance(importance, alphas[0]))
 
     fast = has_fast_bfloat16(gram.device)
     ranked = contenders(
         _RowLosses(
             weights=weights,
             grids=grids,
-            input_scales=[scale_from_statistic(statistic, alpha) for alpha in alphas],
+            input_scales=[scale_from_importance(importance, alpha) for alpha in alphas],
             half=halve(gram, torch.bfloat16 if fast else torch.float32),
         ),
         len(alphas),
@@ -239,11 +239,11 @@ def search_scale(
         half = halve(gram)
         losses = []
         for alpha in candidates:
-            s = scale_from_statistic(statistic, alpha)
+            s = scale_from_importance(importance, alpha)
             pairs = zip(weights, grids, strict=True)
             losses.append(sum(gram_loss(weight, s, half, grid) for weight, grid in pairs))
         best = candidates[first_smallest(losses)]
-    return ScaleChoice(alpha=best, input_scale=scale_from_statistic(statistic, best))
+    return ScaleChoice(alpha=best, input_scale=scale_from_importance(importance, best))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ from faqbench.quantization import (
     reads_store,
     refine,
 )
-from faqbench.quantization.method import scale_statistic
+from faqbench.quantization.method import scale_importance
 from faqbench.quantization.module_loss import search_module_scale
 from faqbench.quantization.preview import Later
 from faqbench.quantization.scale import alpha_grid, search_scale
@@ -142,16 +142,16 @@ class Bench:
             streams.arrive(block, block)
             for role in architecture.roles:
                 mean_abs, gram = known[role.name].mean_abs, known[role.name].gram
-                statistic = scale_statistic(role, mean_abs, Later(), architecture, quant)
-                if statistic is None:
+                importance = scale_importance(role, mean_abs, Later(), architecture, quant)
+                if importance is None:
                     continue
                 weights = {n: block.get_submodule(n).weight.float().clone() for n in role.linears}
                 on = {n: grids[f"{architecture.blocks}.{index}.{n}"] for n in role.linears}
                 objective = streams.objective(role)
                 if objective is None:
-                    search_scale(list(weights.values()), list(on.values()), statistic, gram, alphas)
+                    search_scale(list(weights.values()), list(on.values()), importance, gram, alphas)
                 else:
-                    search_module_scale(objective, weights, on, statistic, alphas)
+                    search_module_scale(objective, weights, on, importance, alphas)
             self._wait()
             times.append(time.perf_counter() - start)
             streams.release()

@@ -129,8 +129,8 @@ def test_awq_chooses_the_peers_scales(seed):
     grid = Grid(bits=3, group_size=64, symmetric=False)
     (first, x), (second, _) = fixed(seed), fixed(seed + 10)
     alphas = [i / 20 for i in range(21)]
-    gram, statistic = x.T @ x / len(x), x.abs().mean(0)
-    ours = search_scale([first, second], [grid, grid], statistic, gram, alphas)
+    gram, importance = x.T @ x / len(x), x.abs().mean(0)
+    ours = search_scale([first, second], [grid, grid], importance, gram, alphas)
 
     parent = Parent(first, second)
     for linear in parent.linears:

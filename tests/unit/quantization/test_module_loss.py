@@ -11,7 +11,7 @@ from faqbench.quantization import Calibration, assign_grids
 from faqbench.quantization.grid import fake_quantize
 from faqbench.quantization.module_loss import ModuleObjective
 from faqbench.quantization.reproducible import halve
-from faqbench.quantization.scale import contenders, first_smallest, gram_loss, scale_from_statistic
+from faqbench.quantization.scale import contenders, first_smallest, gram_loss, scale_from_importance
 from faqbench.quantization.streams import Streams
 
 ALPHAS = [0.0, 0.25, 0.5, 0.75, 0.95]
@@ -28,7 +28,7 @@ class Problem:
         self.grids = {n: grids[f"model.layers.0.{n}"] for n in self.role.linears}
         self.weights = {n: self.block.get_submodule(n).weight.float().clone() for n in self.role.linears}
         self.statistics = store.block(0)[role]
-        self.scales = [scale_from_statistic(self.statistics.mean_abs, a) for a in ALPHAS]
+        self.scales = [scale_from_importance(self.statistics.mean_abs, a) for a in ALPHAS]
         self.tokens = tokens
 
     @torch.inference_mode()
@@ -234,7 +234,7 @@ def attention_problem(load, observed, compose):
     block = loaded.architecture.block_modules(loaded.model)[0]
     weights = {n: block.get_submodule(n).weight.float().clone() for n in role.linears}
     mean_abs = observed(loaded).mean_abs(0, "qkv")
-    scales = [scale_from_statistic(mean_abs, alpha) for alpha in EXPONENTS]
+    scales = [scale_from_importance(mean_abs, alpha) for alpha in EXPONENTS]
     return weights, {n: grids[f"model.layers.0.{n}"] for n in role.linears}, scales
 
 

@@ -187,9 +187,9 @@ def test_a_correction_factors_alike_on_any_number_of_threads(with_threads, hessi
 
 
 def test_a_search_chooses_alike_on_any_number_of_threads(with_threads, hessian):
-    weight, statistic = numbers(1024, 512, seed=3), numbers(512, seed=4).abs()
+    weight, importance = numbers(1024, 512, seed=3), numbers(512, seed=4).abs()
 
     def search():
-        return search_scale([weight], [GRID], statistic, hessian, [0.0, 0.3, 0.6, 0.9]).alpha
+        return search_scale([weight], [GRID], importance, hessian, [0.0, 0.3, 0.6, 0.9]).alpha
 
     assert all_equal(with_threads(search))

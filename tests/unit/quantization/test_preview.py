@@ -1,4 +1,4 @@
-"""FAQ's statistic against METHODS.md's formula in numpy, and each source of it against preview.py's."""
+"""FAQ's importance against METHODS.md's formula in numpy, and each source of it against preview.py's."""
 
 from itertools import product
 
@@ -8,7 +8,7 @@ import torch
 
 from faqbench.quantization import assign_grids
 from faqbench.quantization.grid import fake_quantize
-from faqbench.quantization.preview import Later, Lookahead, n_window_cuts, preview_statistic, pull_back
+from faqbench.quantization.preview import Later, Lookahead, n_window_cuts, preview_importance, pull_back
 
 WEIGHTS = {
     "uniform": lambda j, e: 1.0,
@@ -46,32 +46,32 @@ def test_every_combination_of_options_is_its_formula(vectors, options, weights, 
     blend = sum(wj * a * size(current) / size(a) for wj, a in zip(w, later, strict=True))
     expected = FUSES[fuse](current, blend, 0.6)
     settings = options(window=3, gamma=0.6, weights=weights, norm=norm, fuse=fuse)
-    found = preview_statistic(vectors[0], Later(vectors=vectors[1:], errors=ERRORS), settings)
+    found = preview_importance(vectors[0], Later(vectors=vectors[1:], errors=ERRORS), settings)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
 
 
 def test_without_later_blocks_the_statistic_is_the_blocks_own_to_the_bit(vectors, options):
-    assert torch.equal(preview_statistic(vectors[0], Later(), options()), vectors[0])
+    assert torch.equal(preview_importance(vectors[0], Later(), options()), vectors[0])
 
 
 @pytest.mark.parametrize("changes", [{"window": 0}, {"gamma": 1.0}])
 @pytest.mark.parametrize("fuse", FUSES)
 def test_a_preview_that_is_off_returns_the_blocks_own_to_the_bit(vectors, options, changes, fuse):
     settings = options(fuse=fuse, norm="mean", **changes)
-    assert torch.equal(preview_statistic(vectors[0], Later(vectors=vectors[1:]), settings), vectors[0])
+    assert torch.equal(preview_importance(vectors[0], Later(vectors=vectors[1:]), settings), vectors[0])
 
 
 def test_only_the_window_is_read(vectors, options):
     settings = options(window=2, gamma=0.5)
-    short = preview_statistic(vectors[0], Later(vectors=vectors[1:3]), settings)
-    assert torch.equal(preview_statistic(vectors[0], Later(vectors=vectors[1:]), settings), short)
+    short = preview_importance(vectors[0], Later(vectors=vectors[1:3]), settings)
+    assert torch.equal(preview_importance(vectors[0], Later(vectors=vectors[1:]), settings), short)
 
 
 @pytest.mark.parametrize(("norm", "fuse"), list(product(NORMS, ["convex", "geometric"])))
 def test_blending_a_vector_with_itself_gives_it_back(vectors, options, norm, fuse):
     settings = options(window=3, gamma=0.4, norm=norm, fuse=fuse)
     torch.testing.assert_close(
-        preview_statistic(vectors[0], Later(vectors=[vectors[0]] * 3), settings), vectors[0]
+        preview_importance(vectors[0], Later(vectors=[vectors[0]] * 3), settings), vectors[0]
     )
 
 
@@ -80,8 +80,8 @@ def test_with_a_norm_the_size_of_later_blocks_does_not_matter(vectors, options, 
     settings = options(window=3, gamma=0.5, norm=norm)
     larger = [v * 1000 for v in vectors[1:]]
     torch.testing.assert_close(
-        preview_statistic(vectors[0], Later(vectors=larger), settings),
-        preview_statistic(vectors[0], Later(vectors=vectors[1:]), settings),
+        preview_importance(vectors[0], Later(vectors=larger), settings),
+        preview_importance(vectors[0], Later(vectors=vectors[1:]), settings),
     )
 
 
@@ -90,7 +90,7 @@ def test_blocks_that_are_never_active_give_a_finite_statistic(vectors, options, 
     settings = options(window=2, gamma=0.5, norm=norm, fuse=fuse)
     zeros = torch.zeros(16)
     for current, later in ((zeros, vectors[1:]), (vectors[0], [zeros, zeros]), (zeros, [zeros])):
-        found = preview_statistic(current, Later(vectors=later), settings)
+        found = preview_importance(current, Later(vectors=later), settings)
         assert found.isfinite().all() and (found >= 0).all()
 
 
@@ -98,8 +98,8 @@ def test_where_nothing_errs_the_errors_weigh_all_alike(vectors, options):
     settings = options(window=3, gamma=0.5)
     later = Later(vectors=vectors[1:], errors=(0.0, 0.0, 0.0))
     torch.testing.assert_close(
-        preview_statistic(vectors[0], later, settings.model_copy(update={"weights": "error"})),
-        preview_statistic(vectors[0], later, settings),
+        preview_importance(vectors[0], later, settings.model_copy(update={"weights": "error"})),
+        preview_importance(vectors[0], later, settings),
     )
 
 
@@ -128,14 +128,14 @@ def look(load, observed, compose):
     return make
 
 
-def mean_over_outputs(statistic, weight):
+def mean_over_outputs(importance, weight):
     """The formula, one input channel at a time."""
-    return torch.stack([(statistic * weight[:, c].abs()).mean() for c in range(weight.shape[1])])
+    return torch.stack([(importance * weight[:, c].abs()).mean() for c in range(weight.shape[1])])
 
 
-def per_value_head(statistic):
+def per_value_head(importance):
     """o reads 4 query heads of width 16; heads 0 and 1 share the first of the 2 value heads."""
-    first, second, third, fourth = statistic.split(16)
+    first, second, third, fourth = importance.split(16)
     return torch.cat([(first + second) / 2, (third + fourth) / 2])
 
 

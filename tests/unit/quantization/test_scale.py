@@ -12,7 +12,7 @@ from faqbench.quantization.scale import (
     alpha_grid,
     first_smallest,
     gram_loss,
-    scale_from_statistic,
+    scale_from_importance,
     search_scale,
 )
 
@@ -29,11 +29,11 @@ class Problem:
         self.x = torch.randn(n_tokens, in_features, generator=generator) * size
         self.weights = [torch.randn(n, in_features, generator=generator) for n in rows]
         self.gram = self.x.T @ self.x / n_tokens
-        self.statistic = self.x.abs().mean(dim=0)
+        self.importance = self.x.abs().mean(dim=0)
 
     def search(self, alphas=ALPHAS, grid=GRID):
         grids = [grid] * len(self.weights)
-        return search_scale(self.weights, grids, self.statistic, self.gram, alphas)
+        return search_scale(self.weights, grids, self.importance, self.gram, alphas)
 
 
 def naive_round(w, bits, width):
@@ -75,7 +75,7 @@ def test_the_chosen_exponent_is_that_of_a_loop_over_tokens_and_candidates(seed):
 @given(st.integers(0, 2**20), st.floats(0.0, 1.0))
 def test_the_gram_loss_is_the_token_forward_loss(seed, alpha):
     problem = Problem(seed)
-    s = scale_from_statistic(problem.statistic, alpha)
+    s = scale_from_importance(problem.importance, alpha)
     weight = problem.weights[0]
     stand_in = fake_quantize(weight * s, GRID) / s
     x = problem.x.double()
@@ -115,12 +115,12 @@ def test_losses_of_rows_come_in_the_order_of_the_rows_whatever_their_grids():
     problem = Problem(0)
     half = halve(problem.gram)
     coarse = Grid(bits=2, group_size=32, symmetric=False)
-    scales = [scale_from_statistic(problem.statistic, alpha) for alpha in ALPHAS]
+    scales = [scale_from_importance(problem.importance, alpha) for alpha in ALPHAS]
     losses = scale._RowLosses(weights=problem.weights, grids=[GRID, coarse], input_scales=scales, half=half)
     rows = torch.tensor([30, 2, 25, 7])  # the first weight has 24
     got = losses([4, 11], rows)
     for line, alpha in zip(got, (ALPHAS[4], ALPHAS[11]), strict=True):
-        s = scale_from_statistic(problem.statistic, alpha)
+        s = scale_from_importance(problem.importance, alpha)
         wanted = [
             gram_loss(problem.weights[row >= 24][row % 24, None], s, half, [GRID, coarse][row >= 24])
             for row in rows.tolist()
@@ -142,27 +142,27 @@ def test_one_candidate_is_taken_without_a_search():
     problem = Problem(0)
     choice = problem.search(alphas=[0.35])
     assert choice.alpha == 0.35
-    assert torch.equal(choice.input_scale, scale_from_statistic(problem.statistic, 0.35))
+    assert torch.equal(choice.input_scale, scale_from_importance(problem.importance, 0.35))
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_ties_go_to_the_smallest_exponent(monkeypatch, fast):
     monkeypatch.setattr(scale, "has_fast_bfloat16", lambda device: fast)
     problem = Problem(0)
-    problem.statistic = torch.ones_like(problem.statistic)
+    problem.importance = torch.ones_like(problem.importance)
     assert problem.search().alpha == 0.0
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 2.0**100, width=32), min_size=2, max_size=20), st.sampled_from(ALPHAS))
 def test_scales_are_finite_positive_and_centred_for_any_statistic(values, alpha):
-    s = scale_from_statistic(torch.tensor(values), alpha)
+    s = scale_from_importance(torch.tensor(values), alpha)
     assert s.isfinite().all() and (s > 0).all()
     assert float(s.max()) * float(s.min()) == pytest.approx(1.0, rel=1e-3)
 
 
 def test_exponent_zero_scales_nothing_even_where_channels_are_dead():
-    assert torch.equal(scale_from_statistic(torch.tensor([0.0, 1.0, 50.0]), 0.0), torch.ones(3))
+    assert torch.equal(scale_from_importance(torch.tensor([0.0, 1.0, 50.0]), 0.0), torch.ones(3))
 
 
 @settings(max_examples=10, deadline=None)
@@ -202,6 +202,6 @@ def test_ranking_never_changes_the_chosen_exponent(seed, bits):
     half = halve(problem.gram)
     whole = []
     for alpha in ALPHAS:
-        s = scale_from_statistic(problem.statistic, alpha)
+        s = scale_from_importance(problem.importance, alpha)
         whole.append(sum(gram_loss(w, s, half, grid) for w in problem.weights))
     assert problem.search(grid=grid).alpha == ALPHAS[first_smallest(whole)]
