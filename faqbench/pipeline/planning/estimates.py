@@ -1,8 +1,9 @@
 """What stages cost: the median of earlier records of the same model and hardware, else a measured rate.
 
-Costs grow with a stage's work (tokens, documents), so a record is of use for other amounts of it too.
-Without any, the model's shape says how much there is to do, and `rate.py` how fast this machine does it;
-for a device that this machine lacks, a data-centre GPU's usual rate stands in.
+Costs grow with a stage's work (tokens, the operations of a method), so a record is of use for other amounts
+of it too, for other tasks and for other methods. Without any, the model's shape says how much there is to
+do, and `rate.py` how fast this machine does it; for a device that this machine lacks, a data-centre GPU's
+usual rate stands in.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ _DOCUMENTS_OF_A_TASK = 1_500
 # model's classes; importing lm-eval; building one task; tokenising a protocol's text; writing a record.
 _IMPORTING, _IMPORTING_TASKS, _BUILDING_A_TASK, _TOKENISING, _RECORDING = (600.0, 160.0, 30.0, 200.0, 120.0)
 _SEARCHING = 1.3  # what a search takes of memory beside its products
+_CLIPPING, _POWERS = (
+    400.0,
+    2000.0,
+)  # operations' worth of trying a limit on a weight; of powers of its error
+_BETWEEN = 1e9  # operations' worth of what is interpreted between two blocks
 _ROUNDING = 1200.0  # operations' worth of a weight's way to the grid and back, mostly memory
 _ROUNDING_AND_BACK = 600.0  # the same where gradients go back through it
 _STEPS_PER_CHECK = 10  # of a learned block, on all windows that it is learned from
@@ -53,7 +59,7 @@ class StageCost:
 @dataclass(frozen=True, kw_only=True)
 class _Observation:
     seconds_per_work: float
-    bytes_per_work: float
+    bytes_per_size: float
 
 
 class Estimator:
@@ -116,13 +122,13 @@ class Estimator:
         seen = self._seen.get((kind, title)) or [
             o for (k, _), all_seen in self._seen.items() if k == kind for o in all_seen
         ]
-        work = _work(kind, title, config)
-        if seen:
-            return StageCost(
-                seconds=work * median(o.seconds_per_work for o in seen),
-                n_bytes=work * median(o.bytes_per_work for o in seen),
-            )
-        return self._by_shape(kind, title, config)
+        if not seen:
+            return self._by_shape(kind, title, config)
+        work, size = self._amounts(kind, title, config)
+        return StageCost(
+            seconds=work * median(o.seconds_per_work for o in seen),
+            n_bytes=size * median(o.bytes_per_size for o in seen),
+        )
 
     @property
     def is_blind(self) -> bool:
@@ -206,15 +212,27 @@ class Estimator:
             if not use["cached"]:
                 computes = True
                 kind = use["entry"].partition("/")[0]
-                work = _work(kind, use["title"], record.config)
+                work, size = self._amounts(kind, use["title"], record.config)
                 self._seen[kind, use["title"]].append(
                     _Observation(
-                        seconds_per_work=use["seconds"] / work, bytes_per_work=use["n_bytes"] / work
+                        seconds_per_work=use["seconds"] / work, bytes_per_size=use["n_bytes"] / size
                     )
                 )
         self._overheads[computes].append(max(0.0, record.seconds - spent))
         self._peaks[method].append(record.peak_memory_bytes)
         self.n_records += 1
+
+    def _amounts(self, kind: str, title: str, config: Mapping[str, Any]) -> tuple[float, float]:
+        """Return what a stage's seconds and what its bytes grow with, whichever its title."""
+        work = _work(kind, title, config)
+        if kind == "quantized" and self._shape is not None:
+            size = _bytes_of_shape(self._shape, kind, title, config)
+            return _quantizing(self._shape, config) + _BETWEEN * self._shape.n_blocks, size
+        if kind in ("perplexity", "reference"):
+            work *= _seq_len(title)
+        elif kind == "tasks":
+            work *= _tokens_per_document(title, config)
+        return work, work
 
     def _by_shape(self, kind: str, title: str, config: Mapping[str, Any]) -> StageCost:
         if self._shape is None:
@@ -341,8 +359,9 @@ def _quantizing(shape: ModelShape, config: Mapping[str, Any]) -> float:
     if Reads.MEANS in method["scale"].reads:
         operations += quant["search"]["n_grid"] * products
     if not method["clip"].is_idle:
-        section, steps = ("mse", "steps") if method.owns("mse") else ("search", "clip_steps")
-        operations += quant[section][steps] * shape.n_block_weights * 400.0
+        tried = quant["mse"]["steps"] * _POWERS if method.owns("mse") else 0.0
+        tried = tried or quant["search"]["clip_steps"] * _CLIPPING
+        operations += tried * shape.n_block_weights
     if Reads.BLOCKS in method.reads:
         window = float(config["calibration"]["seq_len"])
         operations += _learning(shape, quant["refinement"], tokens / window, window)

@@ -199,6 +199,44 @@ def test_an_estimate_is_the_median_of_records_scaled_to_the_work(estimator, reco
     assert known.n_records == 3 and known.overhead_seconds(computes=True) == pytest.approx(1.0)
 
 
+def test_a_record_tells_of_other_methods_and_settings_by_their_operations(estimator, ran, cell):
+    """GPTQ's stage was once thought to take what AWQ's did, and 1,000 steps what 10 did."""
+    methods = ("rtn", "awq", "gptq", "gptaq", "faq-plus", "lrquant")
+    by_shape = estimator([])
+
+    def seconds(known, method, *overrides):
+        config = cell(f"quant={method}", *overrides).model_dump(mode="json")
+        return known.stage("quantized", method, config).seconds
+
+    for method in methods:
+        record = observed(ran(f"quant={method}").record, "quantized", method, 10.0)
+        assert seconds(estimator([record]), method) == pytest.approx(10.0)
+    awq = estimator([observed(ran("quant=awq").record, "quantized", "awq", 10.0)])
+    order = sorted(methods, key=lambda m: seconds(by_shape, m))
+    assert sorted(methods, key=lambda m: seconds(awq, m)) == order
+    many = "calibration.n_samples=4096"
+    assert seconds(awq, "gptaq", many) > 10 * seconds(awq, "gptaq", "calibration.n_samples=8")
+    steps = [seconds(awq, "lrquant", f"quant.refinement.steps={n}") for n in (1_000, 10_000)]
+    assert steps[1] == pytest.approx(10 * steps[0], rel=0.1)
+
+
+def test_a_record_tells_of_longer_windows_and_of_other_tasks(estimator, record, cell):
+    config = cell("quant=rtn", SCORED, "limit=2").model_dump(mode="json")
+    windows = estimator([observed(record, "perplexity", "wikitext2-64", 2.0)])
+    assert windows.stage("perplexity", "wikitext2-256", config).seconds == pytest.approx(8.0)
+    tasks = estimator([observed(record, "tasks", "arc_challenge_validation", 6.0)])
+    assert tasks.stage("tasks", "boolq_validation", config).seconds == pytest.approx(16.0)
+
+
+def test_a_quantized_model_is_thought_as_large_as_its_bits_say(estimator, ran, cell):
+    known = estimator([observed(ran("quant=rtn", "bits=4").record, "quantized", "rtn", 1.0)])
+    sizes = [
+        known.stage("quantized", "awq", cell("quant=awq", f"bits={b}").model_dump(mode="json")).n_bytes
+        for b in (2, 4, 8)
+    ]
+    assert sizes == pytest.approx([500, 1000, 2000])
+
+
 def test_a_cell_of_cached_stages_is_not_thought_to_load_a_model(estimator, record):
     loaded = observed(record, "perplexity", "wikitext2-64", 2.0)
     cached = {**loaded.extra["stage_keys"][0], "cached": True}
@@ -222,8 +260,8 @@ def test_records_of_this_hardware_are_preferred(estimator, record, cell):
     here = observed(record, "perplexity", "wikitext2-64", 2.0)
     there = dataclasses.replace(here, environment={"device_name": "other"}, seconds=9.0)
     there = observed(there, "perplexity", "wikitext2-64", 8.0)
-    assert estimator([here, there]).stage("perplexity", "", config).seconds == pytest.approx(2.0)
-    assert estimator([there]).stage("perplexity", "", config).seconds == pytest.approx(8.0)
+    assert estimator([here, there]).stage("perplexity", "a-64", config).seconds == pytest.approx(2.0)
+    assert estimator([there]).stage("perplexity", "a-64", config).seconds == pytest.approx(8.0)
 
 
 def test_other_models_and_failed_runs_teach_nothing(estimator, record):
