@@ -219,7 +219,11 @@ def _rest(contest: ContestOfDecision, decision: Decision) -> str:
         return f"about {formatting.count(n_more, 'more draw')} would, if mean and spread stay"
     noun = formatting.count(look.n_items, _noun(decision))
     margin = shown_margin(look.items_margin, decision.unit)
-    return f"no number of draws would, since {noun} alone leave {margin}"
+    room = max(abs(look.mean), (decision.margin or 0.0) - abs(look.mean))
+    more = (
+        f"; more than {math.ceil(look.n_items * (look.items_margin / room) ** 2):,} could" if room else ""
+    )
+    return f"no number of draws would, since {noun} alone leave {margin}{more}"
 
 
 def _beaten(decision: Decision) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import zlib
 
 import numpy as np
@@ -144,6 +145,9 @@ def test_windows_that_cannot_be_more_end_a_question_that_draws_cannot_decide(toy
     decision = toy("faq < awq", "evaluation.n_windows=10", **arms)
     assert [(x.n_draws, x.n_items) for x in decision.contests[0].looks] == [(5, 10), (5, 15)]
     assert not decision.is_over and "no number of draws would" in decision.answer
+    look = decision.contests[0].looks[-1]
+    (asked,) = re.findall(r"; more than ([0-9]+) could\.", decision.answer)
+    assert look.items_margin * (15 / int(asked)) ** 0.5 <= abs(look.mean) < look.items_margin
     assert decision.notes == ("The 15 windows dominate the interval, and there are no more.",)
     capped = toy("faq < awq", "evaluation.n_windows=10", "limit=10", **arms)
     assert {look.n_items for look in capped.contests[0].looks} == {10}
