@@ -44,12 +44,14 @@ class Row:
             run was made of.
         runs: one per calibration draw, in the order of their seeds.
         shown: the keys among them that differ within the panel, bits left out.
+        usual: what most rows of its method have of those keys; names leave it out.
     """
 
     method: str
     keys: dict[str, str]
     runs: tuple[RunRecord, ...]
     shown: dict[str, str] = field(default_factory=dict)
+    usual: dict[str, str] = field(default_factory=dict)
 
     @property
     def is_baseline(self) -> bool:
@@ -77,20 +79,25 @@ class Row:
         return in_words(self.widths) if self.widths else ""
 
     @property
+    def named(self) -> dict[str, str]:
+        """What names say of the shown keys; it tells rows of one method apart as well as all of them."""
+        return {k: v for k, v in self.shown.items() if self.usual.get(k) != v}
+
+    @property
     def heading(self) -> str:
         """The name, with the widths in words."""
-        name = self._named({k: v for k, v in self.shown.items() if k not in said_by(self.widths)})
+        name = self._named({k: v for k, v in self.named.items() if k not in said_by(self.widths)})
         return ", ".join(filter(None, (name, self.widths_in_words)))
 
     @property
     def name(self) -> str:
-        """The method as papers write it, with all shown keys, without bits."""
-        return self._named(self.shown)
+        """The method as papers write it, with what makes it another than most, without bits."""
+        return self._named(self.named)
 
     @property
     def short_name(self) -> str:
         """The method with only the keys that make it a variant, those of the setting left out."""
-        return self._named({k: v for k, v in self.shown.items() if is_variant(k)})
+        return self._named({k: v for k, v in self.named.items() if is_variant(k)})
 
     def _named(self, keys: dict[str, str]) -> str:
         words = [f"{facts.key_label(key)}={value}" for key, value in keys.items()]

@@ -8,7 +8,9 @@ contradict each other or say the same twice; `without_repeats` names both and ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from faqbench import formatting
@@ -96,7 +98,11 @@ def _panel(model: str, records: Sequence[tuple[RunRecord, dict[str, str]]]) -> P
         for first, prints in runs_of_row[:1]
     ]
     shown_keys = _shown_keys(rows)
-    rows = [replace(r, shown={k: r.keys[k] for k in shown_keys if k in r.keys}) for r in rows]
+    usual = _usual(rows, shown_keys)
+    rows = [
+        replace(r, shown={k: r.keys[k] for k in shown_keys if k in r.keys}, usual=usual[r.method])
+        for r in rows
+    ]
     rows.sort(
         key=lambda r: (
             not r.is_baseline,
@@ -140,6 +146,17 @@ def _shown_keys(rows: Sequence[Row]) -> tuple[str, ...]:
             patterns.add(partition)
             chosen.append(key)
     return tuple(sorted(chosen, key=list(dict.fromkeys(k for r in rows for k in r.keys)).index))
+
+
+def _usual(rows: Sequence[Row], shown_keys: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return, by method, the values that more of its rows have than any other value of a variant's key."""
+    usual: dict[str, dict[str, str]] = {row.method: {} for row in rows}
+    for method, key in itertools.product(usual, filter(is_variant, shown_keys)):
+        counts = Counter(row.keys[key] for row in rows if row.method == method and key in row.keys)
+        ranks = counts.most_common(2)
+        if len(ranks) == 2 and ranks[0][1] > ranks[1][1]:
+            usual[method][key] = ranks[0][0]
+    return usual
 
 
 def _peers(rows: Sequence[Row], key: str) -> list[list[Row]]:

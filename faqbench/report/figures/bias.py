@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from faqbench import formatting
 from faqbench.records import RunRecord
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST_BITS = 3
+_DRAWS_APART = 0.05  # of Jensen-Shannon divergence; draws of one scenario lie within 0.02
 _MOST_DOTS = 900  # beyond, the dots of a map hide each other, and weigh more than the rest of the page
 # Scenarios nearer to each other than this part of the axis would be named on top of each other.
 _CLOSE_FRAC = 0.08
@@ -53,7 +56,7 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     panel = analysis.panel
     column = next(iter(panel.columns), None)
     points = [] if column is None else _points(panel, column)
-    if column is None or len({round(p.tokens, 2) for p in points}) < 2:
+    if column is None or not _have_biases(points):
         return None
     there = [w for _, w in sorted({(p.row.bits, p.row.widths) for p in points if p.row.bits})]
     widths = there[:_MOST_BITS]
@@ -95,6 +98,12 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
         ),
         rows=tuple(_data_row(p, column) for p in points),
     )
+
+
+def _have_biases(points: Sequence[Point]) -> bool:
+    """Say whether calibration sets differ by more than draws of one scenario do."""
+    tokens = [p.tokens for p in points]
+    return len({p.scenario for p in points}) > 1 or (bool(tokens) and np.ptp(tokens) > _DRAWS_APART)
 
 
 def _points(panel: Panel, column: Column) -> list[Point]:

@@ -219,7 +219,7 @@ def facets(panel: Panel) -> list[Facet]:
 
 def row_label(row: Row, longest: int = 38) -> str:
     """Return a row's name for an axis: the method, what makes it a variant or a setting, its bits."""
-    shown = {k: v for k, v in row.shown.items() if k not in said_by(row.widths)}
+    shown = {k: v for k, v in row.named.items() if k not in said_by(row.widths)}
     words = [facts.display_method(row.method), *(key_words(k, v) for k, v in shown.items())]
     bits = f", {row.widths_in_words}" if row.widths else ""
     return f"{style.label(' '.join(words), longest - len(bits))}{bits}"

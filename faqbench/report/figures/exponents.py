@@ -171,7 +171,7 @@ def _groups(rows: tuple[Row, ...], column: Column) -> dict[str, _Group]:
         place = [row.keys.get(key) for key in _KEYS]
         if None in place or not _value(column, row) < MOST_DRAWN:
             continue
-        others = {k: v for k, v in row.shown.items() if k not in _KEYS}
+        others = {k: v for k, v in row.named.items() if k not in _KEYS}
         key = (row.method, row.widths, *others.values())
         words = [f"{facts.key_label(k)}={v}" for k, v in others.items()]
         names[key] = ", ".join([facts.display_method(row.method), row.widths_in_words, *words])

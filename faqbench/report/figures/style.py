@@ -124,8 +124,11 @@ def plain_log_ticks(axes: Axes, axis: str) -> None:
     target.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.10g}"))
 
 
+_LEGEND_ROW, _LEGEND_ROWS = 0.22, 2  # inches of a row, and how many a figure's height has room for
+
+
 def add_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
-    """Put one legend of all axes above a figure; none where the rows are named already."""
+    """Put one legend of all axes above a figure, which a long one makes taller; none for one name."""
     handles_by_label: dict[str, Any] = {}
     for axes in all_axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -137,6 +140,7 @@ def add_legend(figure: Figure, all_axes: Sequence[Axes]) -> None:
     room = round(13 * figure.get_figwidth())
     columns = len(names) if sum(widths) <= room else max(1, room // max(widths))
     n_rows = -(-len(names) // columns)
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * max(0, n_rows - _LEGEND_ROWS))
     # Legends are filled column by column, and read row by row.
     places = [r * columns + c for c in range(columns) for r in range(n_rows)]
     names = [names[i] for i in places if i < len(names)]

@@ -1,6 +1,7 @@
 """Every plot: drawn where there is something to show, left out where there is not, data included."""
 
 import re
+import shutil
 
 import pytest
 
@@ -9,7 +10,14 @@ from faqbench.records import find_runs
 from faqbench.report.analysis import analyse
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import FIGURES, draw_figures, style
-from faqbench.report.figures.drawing import facets, representatives, to_inline, to_png, to_svg
+from faqbench.report.figures.drawing import (
+    drawing_rules,
+    facets,
+    representatives,
+    to_inline,
+    to_png,
+    to_svg,
+)
 from faqbench.report.panels import build_panels
 
 
@@ -105,6 +113,42 @@ def test_the_bias_plot_does_not_put_w4a4_among_four_bit_weights(make_run, tmp_pa
         "4 bits",
         "W4A4",
     ]
+
+
+def test_draws_of_one_scenario_are_no_biases(make_run, tmp_path):
+    for seed in (0, 1, 2):
+        make_run(tmp_path, "awq", 4, seed)
+    assert "bias" not in drawn(tmp_path)
+
+
+def test_a_legend_of_many_names_leaves_the_axes_their_room(make_run, tmp_path):
+    for scenario in ("matched", "code-only"):
+        for i, gamma in enumerate((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)):
+            run_id = f"faq-{scenario}-{i}"
+            preview = {"window": 3, "gamma": gamma, "roles": "residual"}
+            search = {"n_grid": 20 + i, "loss": "a-loss-of-a-long-name"}
+            options = {"quant__preview": preview, "quant__search": search}
+            make_run(tmp_path, "faq", 4, run_id=run_id, scenario=scenario, **options)
+    figure = drawn(tmp_path)["bias"].figure
+    with drawing_rules():
+        figure.draw_without_rendering()
+    assert min(axes.get_position().height * figure.get_figheight() for axes in figure.axes[:2]) > 0.9
+
+
+def test_names_say_what_is_unlike_most_rows_of_a_method(make_run, tmp_path):
+    """Three previews beside the usual one were once all called 'norm=none weights=uni…'."""
+    usual = {"window": 3, "gamma": 0.85, "roles": "all", "norm": "none", "weights": "uniform"}
+    for i, more in enumerate(({}, {"norm": "mean"}, {"weights": "error"}, {"roles": "residual"})):
+        make_run(tmp_path, "faq", 4, run_id=f"faq-{i}", quant__preview=usual | more)
+    make_run(tmp_path, "awq", 4)
+    names = {row.heading for row in analysis_of(tmp_path).panel.rows}
+    faq = {"FAQ", "FAQ norm=mean", "FAQ weights=error", "FAQ roles=residual"}
+    assert names == {"AWQ, 4 bits", *(f"{name}, 4 bits" for name in faq)}
+    for i in (1, 2, 3):
+        shutil.rmtree(tmp_path / f"faq-{i}")
+    make_run(tmp_path, "faq", 4, run_id="faq-4", quant__preview=usual | {"gamma": 0.5})
+    names = {row.heading for row in analysis_of(tmp_path).panel.rows}
+    assert {"FAQ gamma=0.5, 4 bits", "FAQ gamma=0.85, 4 bits"} <= names  # neither is usual
 
 
 @pytest.mark.parametrize("name", ["depth", "linears", "cost"])
