@@ -362,7 +362,10 @@ def _advice(inquiry: Inquiry) -> Iterator[str]:
 
 
 def _settings(inquiry: Inquiry) -> list[str]:
-    return [o for o in inquiry.flags.overrides if not o.startswith(("paths.", "hydra", "tracking"))]
+    """Return what all arms were asked with, and the dtype, which another machine would choose otherwise."""
+    dropped = ("paths.", "hydra", "tracking", "dtype=")
+    kept = [o for o in inquiry.flags.overrides if not o.startswith(dropped)]
+    return [*kept, f"dtype={inquiry.experiments[0].dtype}"]
 
 
 def _print_look(decision: Decision, seen: Collection[tuple[str, str]]) -> None:

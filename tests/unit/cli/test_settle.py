@@ -120,6 +120,14 @@ def test_a_difference_below_the_margin_is_one_that_is_small(toy):
     assert "better than awq, though by less than the margin of ±9.00\N{NO-BREAK SPACE}%" in decision.answer
 
 
+def test_a_decision_tells_the_dtype_that_its_machine_chose(toy):
+    """A decision of an AVX2 machine was once asked again in bfloat16 on another, whose draws are others."""
+    arms = {"faq": (-0.1, 0.01, 0.01, 50), "awq": (0, 0.01, 0.01, 50)}
+    assert toy("faq < awq", "tracking=none", **arms).settings[-1] in ("dtype=float32", "dtype=bfloat16")
+    (asked,) = [s for s in toy("faq < awq", "dtype=float16", **arms).settings if "dtype" in s]
+    assert asked == "dtype=float16"
+
+
 def test_the_budget_ends_an_open_question_and_a_larger_one_goes_on(toy):
     arms = {"faq": (-0.005, 0.1, 1e-3, 50), "awq": (0, 0.1, 1e-3, 50)}
     decision = toy("faq < awq", "max_draws=7", **arms)
