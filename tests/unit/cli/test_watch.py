@@ -22,7 +22,7 @@ def runs(tmp_path):
     write_toy_run(tmp_path, "awq", run_id="broken", status="failed", error="first\nout of memory")
     for name in ("going", "gone", "ended"):
         writer = ProgressWriter(tmp_path, name, "study")
-        sample = {"seconds": 12.0, "stage": "evaluate", "done": 3, "total": 40}
+        sample = {"seconds": 12.0, "activity": "evaluate", "done": 3, "total": 40}
         writer.add(ProgressSample(**sample, memory_bytes=1_500_000_000))
         if name == "ended":
             writer.end("stopped")

@@ -15,6 +15,7 @@ from faqbench.records import Gate, find_runs
 from faqbench.report import ReportRequest, answer, facts, reproductions, write_report
 from faqbench.report.analysis import analyse
 from faqbench.report.evidence import EvidenceStore
+from faqbench.report.figures.glance import _limit
 from faqbench.report.glance import best_table, headline, telling_column, telling_pairs
 from faqbench.report.panels import build_panels
 from faqbench.report.published import _entries, _sources, _verdict, measured_beside, published_table
@@ -92,6 +93,13 @@ def test_one_calibration_set_makes_no_claim_in_the_headline(quickstart_runs):
     sentence = headline(analysed(quickstart_runs)[0])
     assert "which decides nothing" in sentence or "no method is shown to be better" in sentence
     assert "is better" not in sentence
+
+
+@pytest.mark.parametrize("others", [[], [(-80.0, -81.0, -79.0)]])
+def test_an_interval_that_is_drawn_is_drawn_whole(others):
+    """One beyond the first limit, and on the axis since another reaches there, was once cut."""
+    near, further = (-25.0, -27.0, -23.0), (-28.0, -31.0, -26.0)
+    assert 31.0 < _limit([near, further, *others]) < 40.0
 
 
 def test_full_precision_alone_has_nothing_to_compare(make_run, tmp_path):
