@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -85,8 +86,7 @@ def _in_order(all_series: list[_Series]) -> list[str]:
 
 def _plot(axes: Axes, rows: list[list[Comparison]]) -> None:
     """Draw a row per method: the differences from the baseline, one per setting."""
-    ends = [x for cs in rows for c in cs for x in difference(c) if abs(difference(c)[0]) <= _FAR]
-    limit = 1.12 * max((abs(x) for x in ends), default=_FAR)
+    limit = _limit([difference(c) for cs in rows for c in cs])
     for y, points_of_row in enumerate(rows):
         beyond = [difference(c)[0] for c in points_of_row if abs(difference(c)[0]) > limit]
         if beyond:
@@ -113,6 +113,21 @@ def _plot(axes: Axes, rows: list[list[Comparison]]) -> None:
     if margin is not None:
         axes.axvspan(-margin, margin, color=style.RULE, alpha=0.6, zorder=0.2, linewidth=0)
     axes.axvline(0, color=style.QUIET, linewidth=1.0, zorder=1.5)
+
+
+def _limit(differences: Sequence[tuple[float, float, float]]) -> float:
+    """Return how far the axis goes either way: beyond the intervals of all differences that lie on it.
+
+    Args:
+        differences: each with the ends of its interval. Those beyond `_FAR` lie on it where the others
+            bring it there.
+    """
+    reached = [max(map(abs, d)) for d in differences if abs(d[0]) <= _FAR]
+    limit = 1.12 * max(reached, default=_FAR)
+    for value, low, high in sorted(differences, key=lambda d: abs(d[0])):
+        if abs(value) <= limit:
+            limit = max(limit, 1.04 * abs(low), 1.04 * abs(high))
+    return limit
 
 
 def _write_beyond(axes: Axes, y: float, value: float, limit: float, paint: str) -> None:
