@@ -45,7 +45,7 @@ from faqbench.interrupts import (
     received,
     signals_end_it,
 )
-from faqbench.records import RunData, RunRecord, claimed, read_record, read_run, stop_sweep
+from faqbench.records import RunData, RunRecord, claimed, drop_dead_claim, read_record, read_run, stop_sweep
 from faqbench.sources import reusable_record
 from faqbench.stages import Progress, StageCache
 
@@ -184,7 +184,7 @@ def attempt_in_a_process(experiment: Experiment, estimate: Mapping[str, float] |
             env=os.environ | {"PYTHONPATH": _import_path()},
             text=True,
         )
-    with _ending_with_this(child), followed(experiment, child.pid):
+    with _ending_with_this(child, experiment), followed(experiment, child.pid):
         cell = {
             "experiment": experiment.model_dump(mode="json"),
             "estimate": estimate,
@@ -208,8 +208,8 @@ def record_stamp(experiment: Experiment) -> int | None:
 
 
 @contextmanager
-def _ending_with_this(child: subprocess.Popen[str]) -> Iterator[None]:
-    """Let no child outlive what interrupts this process."""
+def _ending_with_this(child: subprocess.Popen[str], experiment: Experiment) -> Iterator[None]:
+    """Let no child outlive what interrupts this process, nor the claim of one that had to be killed."""
     try:
         yield
     except BaseException:
@@ -218,6 +218,7 @@ def _ending_with_this(child: subprocess.Popen[str]) -> Iterator[None]:
             child.wait(_SECONDS_TO_FINISH)
         child.kill()
         child.wait()
+        drop_dead_claim(experiment.paths.runs, run_id(experiment))
         raise
 
 

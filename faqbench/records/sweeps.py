@@ -139,9 +139,13 @@ def claimed(runs: Path, run_id: str, wait: Callable[[str], None]) -> Iterator[bo
     """
     path = runs / _FOLDER / run_id
     with ExitStack() as held:
-        with explain_os_error("claim the cell", path, _REMEDY):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            waited = held.enter_context(locked(path, "", wait))
+        try:
+            with explain_os_error("claim the cell", path, _REMEDY):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                waited = held.enter_context(locked(path, "", wait))
+        except BaseException:  # an interrupt may come between the file and its lock
+            drop_dead_claim(runs, run_id)
+            raise
         try:
             yield waited
         finally:
@@ -154,14 +158,31 @@ def find_dead_claims(runs: Path) -> list[str]:
     folder = runs / _FOLDER
     dead = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        with suppress(OSError):
-            handle = os.open(path, os.O_RDWR)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                dead.append(path.name)
-            finally:
-                os.close(handle)
+        with suppress(OSError), _held_by_nobody(path):
+            dead.append(path.name)
     return dead
+
+
+def drop_dead_claim(runs: Path, run_id: str) -> None:
+    """Forget a claim that no process holds, and leave one that is held."""
+    path = runs / _FOLDER / run_id
+    with suppress(OSError), _held_by_nobody(path):
+        path.unlink()
+
+
+@contextmanager
+def _held_by_nobody(path: Path) -> Iterator[None]:
+    """Hold a claim's lock meanwhile.
+
+    Raises:
+        OSError: when there is no claim, and when a process holds it.
+    """
+    handle = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def drop_claim(runs: Path, run_id: str) -> None:

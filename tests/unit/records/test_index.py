@@ -314,6 +314,26 @@ def test_claims_to_different_cells_do_not_wait(tmp_path, holder):
         assert not waited
 
 
+def test_an_interrupt_between_a_claim_and_its_lock_leaves_no_claim(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("faqbench.processes._write_holder", interrupted)
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path, "cell", pytest.fail):
+        pytest.fail("the claim was never held")
+    assert list((tmp_path / "_sweeps" / "running").iterdir()) == []
+
+
+def test_an_interrupt_while_another_holds_a_claim_leaves_it_the_others(tmp_path):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with claimed(tmp_path, "cell", pytest.fail):
+        with pytest.raises(KeyboardInterrupt), claimed(tmp_path, "cell", interrupted):
+            pytest.fail("the claim was never held")
+        assert [p.name for p in (tmp_path / "_sweeps" / "running").iterdir()] == ["cell"]
+
+
 def test_only_the_claim_of_a_killed_process_is_dead(tmp_path, holder):
     assert find_dead_claims(tmp_path) == []
     holder.kill()
