@@ -5,12 +5,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from faqbench.cli import workers
+from faqbench.cli import attempt, workers
 from faqbench.cli.composing import compose_cells, is_search, parse_flags
 from faqbench.cli.launching import check_launcher, in_order
 from faqbench.cli.workers import (
@@ -217,3 +218,17 @@ def test_a_limit_of_memory_is_an_error_inside_the_process_and_can_be_lifted():
         [sys.executable, "-c", LIMIT], capture_output=True, text=True, check=True, timeout=1800
     )
     assert done.stdout == "600000000\n"
+
+
+def test_the_claim_of_a_cell_that_had_to_be_killed_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempt, "_SECONDS_TO_FINISH", 0.1)
+    monkeypatch.setattr(attempt, "run_id", lambda _: "cell")
+    claim = tmp_path / "_sweeps" / "running" / "cell"
+    claim.parent.mkdir(parents=True)
+    claim.touch()
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
+    child = subprocess.Popen([sys.executable, "-c", deaf], text=True)
+    experiment = SimpleNamespace(paths=SimpleNamespace(runs=tmp_path))
+    with pytest.raises(KeyboardInterrupt), attempt._ending_with_this(child, experiment):
+        raise KeyboardInterrupt
+    assert child.poll() is not None and not claim.exists()
