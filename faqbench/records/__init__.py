@@ -45,7 +45,6 @@ from faqbench.records.store import (
 from faqbench.records.sweeps import (
     claimed,
     clear_sweep,
-    drop_claim,
     drop_dead_claim,
     find_dead_claims,
     is_stopped,
@@ -72,7 +71,6 @@ __all__ = [
     "clear_sweep",
     "compact_run",
     "differences",
-    "drop_claim",
     "drop_dead_claim",
     "find_dead_claims",
     "find_decisions",

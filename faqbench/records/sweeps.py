@@ -183,9 +183,3 @@ def _held_by_nobody(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def drop_claim(runs: Path, run_id: str) -> None:
-    """Forget the claim of a process that was killed."""
-    with suppress(OSError):
-        (runs / _FOLDER / run_id).unlink()

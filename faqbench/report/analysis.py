@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.section import Margin
 from faqbench.report import facts
-from faqbench.report.columns import Column, in_words, is_variant, said_by
+from faqbench.report.columns import Column, beside, in_words, is_variant
 from faqbench.report.comparisons import Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Panel, fits
@@ -45,7 +45,7 @@ class Contest:
     @property
     def rest(self) -> list[tuple[str, str]]:
         """Keys and values of the setting that the widths do not say."""
-        return [(k, v) for k, v in self.setting.items() if k not in said_by(self.widths)]
+        return beside(self.widths, self.setting.items())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ another fingerprint is another column, since such numbers must never be read aga
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -86,7 +86,7 @@ class Row:
     @property
     def heading(self) -> str:
         """The name, with the widths in words."""
-        name = self._named({k: v for k, v in self.named.items() if k not in said_by(self.widths)})
+        name = self._named(dict(beside(self.widths, self.named.items())))
         return ", ".join(filter(None, (name, self.widths_in_words)))
 
     @property
@@ -109,9 +109,10 @@ def in_words(widths: str) -> str:
     return widths if widths.startswith("W") else f"{widths} bits"
 
 
-def said_by(widths: str) -> frozenset[str]:
-    """Return the keys whose values stand in widths."""
-    return frozenset(("quant.bits", "activations") if widths.startswith("W") else ("quant.bits",))
+def beside(widths: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the keys and values that do not stand in widths."""
+    said = ("quant.bits", "activations") if widths.startswith("W") else ("quant.bits",)
+    return [(key, value) for key, value in pairs if key not in said]
 
 
 def is_variant(key: str) -> bool:

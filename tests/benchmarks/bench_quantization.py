@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_quantization.py                          # SmolLM2-135M
     python tests/benchmarks/bench_quantization.py --windows 8 --blocks 3   # about three minutes
     python tests/benchmarks/bench_quantization.py --model tiny-qwen3 model.random.hidden_size=4096 ...
-    python tests/benchmarks/bench_quantization.py --learned 200 --blocks 2 --repeats 1
+    python tests/benchmarks/bench_quantization.py --learned 200 --blocks 2
     pytest -m benchmark tests/benchmarks/bench_quantization.py -s          # a tiny model, seconds
 
 Times are medians of `--repeats` runs, methods taken in turn so that a busy machine hits all alike. The
@@ -36,7 +36,7 @@ from faqbench.hardware import resolve_device
 from faqbench.models import LoadedModel, Model, load_model
 from faqbench.models.model import skeleton_of
 from faqbench.pipeline.calibrating import calibration_set
-from faqbench.pipeline.environment import peak_memory_bytes, start_peak_memory
+from faqbench.pipeline.environment import PeakMemory
 from faqbench.quantization import (
     ActivationStore,
     Calibration,
@@ -253,9 +253,8 @@ def learned(model: str, n_blocks: int, n_steps: int, *overrides: str) -> list[Ro
         with tempfile.TemporaryDirectory() as folder:
             bench = Bench(loaded, model, overrides, N_LEARNED_FROM, 1, Path(folder))
             watch = Stopwatch()
-            before = psutil.Process().memory_info().rss
-            start_peak_memory(torch.device("cpu"))
-            with pytest.MonkeyPatch.context() as patch:
+            memory, before = PeakMemory(torch.device("cpu")), psutil.Process().memory_info().rss
+            with pytest.MonkeyPatch.context() as patch, memory.section() as section:
                 patch.setattr(refine._Loss, "parts", watch.timed(refine._Loss.parts))
                 patch.setattr(torch.Tensor, "backward", watch.timed(torch.Tensor.backward))
                 seconds = bench.quantize(
@@ -265,7 +264,7 @@ def learned(model: str, n_blocks: int, n_steps: int, *overrides: str) -> list[Ro
                     f"quant.refinement.batch={N_LEARNED_FROM}",
                     "quant.refinement.patience=null",
                 )
-            gigabytes = (peak_memory_bytes(torch.device("cpu")) - before) / 1e9
+            gigabytes = (section.bytes - before) / 1e9
         title = f"{preset}, {n_steps} steps of {N_LEARNED_FROM} windows"
         share = watch.seconds / seconds
         rows += [

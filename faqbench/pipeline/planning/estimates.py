@@ -189,12 +189,9 @@ class Estimator:
         if self._shape is None:
             return 0
         evaluation = config["evaluation"]
-        n_tokens = sum(_work("perplexity", p, config) * _seq_len(p) for p in evaluation["protocols"])
         n_models = 2 if evaluation["kl"] and config["quant"]["round"] != "none" else 1
-        scored = n_models * n_tokens
-        scored += sum(
-            _work("tasks", t, config) * _tokens_per_document(t, config) for t in evaluation["tasks"]
-        )
+        scored = n_models * sum(_work("perplexity", p, config) for p in evaluation["protocols"])
+        scored += sum(_work("tasks", t, config) for t in evaluation["tasks"])
         n_bytes = getattr(torch, self._dtype).itemsize
         return max(self._stream_bytes(config), int(n_bytes * scored * self._shape.hidden_size))
 
@@ -228,10 +225,6 @@ class Estimator:
         if kind == "quantized" and self._shape is not None:
             size = _bytes_of_shape(self._shape, kind, title, config)
             return _quantizing(self._shape, config) + _BETWEEN * self._shape.n_blocks, size
-        if kind in ("perplexity", "reference"):
-            work *= _seq_len(title)
-        elif kind == "tasks":
-            work *= _tokens_per_document(title, config)
         return work, work
 
     def _by_shape(self, kind: str, title: str, config: Mapping[str, Any]) -> StageCost:
@@ -263,7 +256,7 @@ def _usual_gpu(shape: ModelShape) -> MachineRate:
 
 
 def _work(kind: str, title: str, config: Mapping[str, Any]) -> float:
-    """Return the amount of a stage's work: tokens, windows, documents, or one."""
+    """Return the amount of a stage's work: its tokens, or one."""
     evaluation, limit = config["evaluation"], config["limit"]
     if kind in ("means", "calibration") and title == "reference":
         return float(config["calibration"]["n_reference"] * config["calibration"]["seq_len"])
@@ -273,10 +266,12 @@ def _work(kind: str, title: str, config: Mapping[str, Any]) -> float:
         return float(n_samples * calibration["seq_len"])
     if kind in ("perplexity", "reference"):
         caps = [float(n) for n in (evaluation["n_windows"], limit) if n is not None]
-        return min([*caps, max(1.0, _tokens_of_a_text(title, config) / _seq_len(title))])
+        whole = max(1.0, _tokens_of_a_text(title, config) / _seq_len(title))
+        return min([*caps, whole]) * _seq_len(title)
     if kind == "tasks":
         caps = [n for n in (evaluation["n_documents"], limit) if n is not None]
-        return float(min(caps)) if caps else float(_DOCUMENTS_OF_A_TASK)
+        n_documents = float(min(caps, default=_DOCUMENTS_OF_A_TASK))
+        return n_documents * _tokens_per_document(title, config)
     return 1.0
 
 
@@ -297,10 +292,9 @@ def _seconds_of_shape(
     if kind in ("perplexity", "reference"):
         # Divergence takes the full precision model's logits as well.
         n_heads = 2.5 if kind == "perplexity" and config["evaluation"]["kl"] else 1.0
-        return work * _seq_len(title) * (forward + n_heads * rate.head_seconds)
+        return work * (forward + n_heads * rate.head_seconds)
     if kind == "tasks":
-        tokens = work * _tokens_per_document(title, config)
-        return tokens * forward + rate.python_seconds * _BUILDING_A_TASK
+        return work * forward + rate.python_seconds * _BUILDING_A_TASK
     if kind == "quantized":
         counted = _quantizing(shape, config)
         return _SEARCHING * counted / operations + rate.python_seconds * shape.n_blocks
@@ -314,7 +308,7 @@ def _bytes_of_shape(shape: ModelShape, kind: str, title: str, config: Mapping[st
         return 4.0 * shape.n_blocks * shape.n_gram_elements
     if kind in ("perplexity", "reference"):
         hidden = 2.0 * shape.hidden_size if kind == "reference" else 0.0
-        return work * _seq_len(title) * (4.0 + hidden)
+        return work * (4.0 + hidden)
     if kind == "means":
         return 4.0 * shape.n_blocks * sum(w for w, _ in shape.linears.values())
     if kind == "quantized":

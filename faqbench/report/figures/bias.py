@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
@@ -103,7 +101,10 @@ def draw_bias(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 def _have_biases(points: Sequence[Point]) -> bool:
     """Say whether calibration sets differ by more than draws of one scenario do."""
     tokens = [p.tokens for p in points]
-    return len({p.scenario for p in points}) > 1 or (bool(tokens) and np.ptp(tokens) > _DRAWS_APART)
+    return (
+        len({p.scenario for p in points}) > 1
+        or max(tokens, default=0.0) - min(tokens, default=0.0) > _DRAWS_APART
+    )
 
 
 def _points(panel: Panel, column: Column) -> list[Point]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from faqbench.report import facts
 from faqbench.report.analysis import Contest
-from faqbench.report.columns import Row, in_words, is_variant, said_by
+from faqbench.report.columns import Row, beside, in_words, is_variant
 from faqbench.report.figures import style
 from faqbench.report.panels import Panel, fits
 from faqbench.tables import Table, text_table
@@ -195,7 +195,7 @@ class Facet:
     def where(self) -> str:
         """The fewest bits and the setting, in words."""
         widths = next((row.widths for row in self.at(self.fewest_bits)), "")
-        rest = [key_words(k, v) for k, v in self.setting if k not in said_by(widths)]
+        rest = [key_words(k, v) for k, v in beside(widths, self.setting)]
         return ", ".join(([in_words(widths)] if widths else []) + rest)
 
     def at(self, bits: int | None) -> list[Row]:
@@ -219,8 +219,8 @@ def facets(panel: Panel) -> list[Facet]:
 
 def row_label(row: Row, longest: int = 38) -> str:
     """Return a row's name for an axis: the method, what makes it a variant or a setting, its bits."""
-    shown = {k: v for k, v in row.named.items() if k not in said_by(row.widths)}
-    words = [facts.display_method(row.method), *(key_words(k, v) for k, v in shown.items())]
+    named = beside(row.widths, row.named.items())
+    words = [facts.display_method(row.method), *(key_words(k, v) for k, v in named)]
     bits = f", {row.widths_in_words}" if row.widths else ""
     return f"{style.label(' '.join(words), longest - len(bits))}{bits}"
 

@@ -19,7 +19,7 @@ from faqbench.records import (
     claimed,
     clear_sweep,
     differences,
-    drop_claim,
+    drop_dead_claim,
     find_dead_claims,
     find_heads,
     find_runs,
@@ -339,7 +339,7 @@ def test_only_the_claim_of_a_killed_process_is_dead(tmp_path, holder):
     holder.kill()
     holder.wait()
     assert find_dead_claims(tmp_path) == ["cell"]
-    drop_claim(tmp_path, "cell")
+    drop_dead_claim(tmp_path, "cell")
     assert find_dead_claims(tmp_path) == []
 
 

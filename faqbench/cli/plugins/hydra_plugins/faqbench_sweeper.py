@@ -28,7 +28,7 @@ from faqbench.cli.launching import Sweep, check_to_run, in_order, sentence, why_
 from faqbench.cli.workers import kind_of, n_workers
 from faqbench.config import UserError, run_id
 from faqbench.interrupts import must_pass
-from faqbench.records import clear_sweep, drop_claim, find_dead_claims, is_stopped, write_sweep
+from faqbench.records import clear_sweep, drop_dead_claim, find_dead_claims, is_stopped, write_sweep
 from faqbench.sources import reusable_record
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class CellSweeper(Sweeper):
             left = [c for c in left if record_stamp(c.experiment) == stamps[run_id(c.experiment)]]
             killed = set(find_dead_claims(runs)) & {run_id(c.experiment) for c in left}
             for claim in killed:
-                drop_claim(runs, claim)
+                drop_dead_claim(runs, claim)
             console_progress().note(f"The launcher's processes broke: {sentence(broken)}")
             is_isolated = "isolate=process" in extra
             if kind_of(self._config.hydra.launcher) not in _ENDS_WITH_ITS_JOBS or (
