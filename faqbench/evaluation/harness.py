@@ -40,7 +40,7 @@ from faqbench.evaluation.results import (
 from faqbench.hub import hub_errors, hub_or_local_copies
 from faqbench.stages import Progress
 
-HARNESS_VERSION = 6
+HARNESS_VERSION = 7
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}  # lm-eval's own
 
 

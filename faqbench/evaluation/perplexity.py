@@ -146,7 +146,7 @@ class HiddenStates:
         return hidden if self.rotate is None else self.rotate(hidden)
 
 
-SCORER_VERSION = 4
+SCORER_VERSION = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

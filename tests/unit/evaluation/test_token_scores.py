@@ -105,18 +105,32 @@ def test_logits_never_exceed_their_budget(
 ) -> None:
     budget = 20 * 4 * 258
     monkeypatch.setattr(head, "_HEAD_BYTES", {"cpu": budget})
-    rows: list[int] = []
-    places: set[int] = set()
+    sizes: list[int] = []
 
-    def product(hidden: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-        rows.append(out.numel())
-        places.add(out.data_ptr())
-        return out.copy_(hidden @ weight)
+    def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        logits = rows @ weight.T
+        sizes.append(logits.numel())
+        return logits
 
-    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(head, "_product", product)
     score_tokens(tiny_llama, windows(8, 64), 512, progress)
-    assert max(rows) * 4 <= budget and len(places) == 1
-    assert sum(rows) == 8 * 63 * 258
+    checked, *scored = sizes  # the split of the model is checked on a few tokens first
+    assert checked == 8 * 258
+    assert max(scored) * 4 <= budget
+    assert sum(scored) == 8 * 63 * 258
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_heads_product_is_as_exact_as_its_dtype(dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(n, 192, generator=draw).to(dtype) for n in (37, 500))
+    wanted = rows.double() @ weight.double().T
+    with torch.no_grad():
+        found = head._product(rows, weight)
+    assert found.dtype == dtype
+    assert (found - wanted).abs().max() <= 4 * torch.finfo(dtype).eps * wanted.abs().max()
+    assert torch.allclose(head._product(rows, weight.requires_grad_()), found, rtol=1e-2, atol=1e-3)
+    assert head._product(rows, weight).requires_grad
 
 
 def test_bfloat16_scores_are_float32_log_softmaxes(tiny_llama: Any, progress: PlainProgress) -> None:
