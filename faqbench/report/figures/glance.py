@@ -45,6 +45,7 @@ def draw_glance(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     for i, (axes, width) in enumerate(zip(all_axes, widths, strict=True)):
         _plot(axes, [by_widths[width].get(name, []) for name in shown])
         style.name_rows(axes, [style.label(n, 26) if i == 0 else "" for n in shown])
+        axes.set_ylim(len(shown) - 0.1, -0.6)  # room for what is written below the last row
         axes.set_title(width if width.startswith("W") else f"{width} bits")
         side = "right" if column.higher_is_better else "left"
         axes.set_xlabel(f"{difference_unit(column)}, {side} is better")
@@ -90,7 +91,7 @@ def _plot(axes: Axes, rows: list[list[Comparison]]) -> None:
     for y, points_of_row in enumerate(rows):
         beyond = [difference(c)[0] for c in points_of_row if abs(difference(c)[0]) > limit]
         if beyond:
-            aside = 0.42 if len(beyond) < len(points_of_row) else 0.0  # not on top of those that are drawn
+            aside = 0.5 if len(beyond) < len(points_of_row) else 0.0  # not on top of those that are drawn
             paint = style.color(points_of_row[0].a.method)
             _write_beyond(axes, y + aside, max(beyond, key=abs), limit, paint)
         for i, c in enumerate(points_of_row):
