@@ -197,24 +197,25 @@ class Settling:
             )
             for contest in contests
         ]
-        if self._n_before and max(n for _, n in differences) == self._n_before:
+        if self._n_before and max(paired.n for paired in differences) == self._n_before:
             self._can_grow, self._n_growths = False, self._n_growths - 1
             self._n_items, self._n_before = self._n_before, 0
             return  # there were no more of them
         self._n_before = 0
         names = [arm.name for arm in self.inquiry.arms]
         seen = set()
-        for contest, (responses, n_items) in zip(contests, differences, strict=True):
-            if not self._draws_differ(contest) and contest.looks and contest.looks[-1][1] == n_items:
+        for contest, paired in zip(contests, differences, strict=True):
+            if not self._draws_differ(contest) and contest.looks and contest.looks[-1][1] == paired.n:
                 continue  # nothing new
             seen.add((names[contest.a], names[contest.b]))
             look = look_at(
-                responses,
+                paired.differences,
                 alpha=self.inquiry.contest_alpha,
                 draws_differ=self._draws_differ(contest),
                 n_growths=self._n_growths,
+                weights=paired.weights,
             )
-            contest.looks.append((look, n_items))
+            contest.looks.append((look, paired.n))
             contest.verdict = look.verdict(self.inquiry.margin or 0.0)
         self._drop_beaten()
         decision = self.decision()

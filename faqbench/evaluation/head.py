@@ -25,7 +25,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -229,7 +228,8 @@ def _product(rows: Tensor, weight: Tensor) -> Tensor:
     those of all: 0.4 of the time for a head's shape with AMD's AVX512, 0.75 with AVX2 alone.
     """
     is_on_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    libraries = (torch.backends.mkl, torch.backends.mkldnn)
+    has_both = all(library.is_available() for library in libraries)
     if not (is_on_cpu and has_both) or torch.is_grad_enabled():  # the product has no gradient
         return functional.linear(rows, weight)
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")

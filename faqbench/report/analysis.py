@@ -57,7 +57,7 @@ class Family:
         comparisons: everyone against the baseline of their contest.
         marks: (row, column) -> BEST, when significantly better than every rival, or TIED, when
             it is the best or cannot be told from the best; nothing where a rival was seen on one
-            calibration set alone.
+            calibration set alone, or beats on the draws that both have what is best on those that all have.
     """
 
     columns: tuple[Column, ...]
@@ -196,8 +196,10 @@ def _narrower(other: tuple[str | None, ...], setting: tuple[str | None, ...]) ->
 
 def _baseline_of(panel: Panel, rows: list[int], baseline: str | None) -> int | None:
     baselines = [i for i in rows if panel.rows[i].method == baseline]
-    full = [i for i, row in enumerate(panel.rows) if row.is_baseline and row.method == baseline]
-    return next(iter(baselines + full), None)
+    full = panel.full_precision(panel.rows[rows[0]])
+    if not baselines and full is not None and full.method == baseline:
+        return panel.rows.index(full)
+    return next(iter(baselines), None)
 
 
 def _both(panel: Panel, a: int, b: int, column: Column) -> bool:
@@ -205,8 +207,17 @@ def _both(panel: Panel, a: int, b: int, column: Column) -> bool:
 
 
 def best_of(panel: Panel, contest: Contest, column: Column) -> int | None:
-    """Return the row with the best value of a contest of at least two; significance aside."""
-    values = {i: e.value for i in contest.rows if (e := column.estimate(panel.rows[i]))}
+    """Return the row with the best value of a contest of at least two; significance aside.
+
+    Rows are ranked on the calibration draws that all of them have, where there are such: another set of
+    draws has another mean.
+    """
+    rows = {i: panel.rows[i] for i in contest.rows if column.estimate(panel.rows[i])}
+    draws = [{facts.seed(run) for run in row.runs} for row in rows.values() if row.is_calibrated]
+    shared = set.intersection(*draws) if draws else set()
+    if shared:
+        rows = {i: row.on_draws(shared) if row.is_calibrated else row for i, row in rows.items()}
+    values = {i: e.value for i, row in rows.items() if (e := column.estimate(row))}
     if len(values) < 2:
         return None
     sign = -1 if column.higher_is_better else 1
@@ -226,7 +237,10 @@ def _marks(
             if best is None:
                 continue
             rivals = {r: judged[r, best, c] for r in contest.rows if (r, best, c) in judged}
-            if any(v.refused or v.is_of_one_draw for v in rivals.values()):
+            if any(
+                v.refused or v.is_of_one_draw or (v.is_significant and v.a_is_better)
+                for v in rivals.values()
+            ):
                 continue
             ties = [row for row, v in rivals.items() if not v.is_significant]
             marks[best, c] = BEST if not ties and marks.get((best, c)) != TIED else TIED

@@ -7,8 +7,9 @@ another fingerprint is another column, since such numbers must never be read aga
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Literal
 
 from faqbench import formatting
@@ -52,6 +53,10 @@ class Row:
     runs: tuple[RunRecord, ...]
     shown: dict[str, str] = field(default_factory=dict)
     usual: dict[str, str] = field(default_factory=dict)
+
+    def on_draws(self, seeds: Collection[str]) -> Row:
+        """Return the row with only the runs of some calibration draws."""
+        return replace(self, runs=tuple(run for run in self.runs if facts.seed(run) in seeds))
 
     @property
     def is_baseline(self) -> bool:
@@ -147,7 +152,9 @@ class Column:
         """A name that tells it from every other column of its panel."""
         if self.kind == "mean_acc":
             return f"mean of {len(self.parts)} tasks"
-        ending = f" {self.metric}" if self.kind == "other" else _ENDINGS.get(self.kind, "")
+        # lm-eval's perplexities of words and of bytes are two columns of one task.
+        is_plain = self.kind != "other" and (self.kind != "perplexity" or self.metric == "perplexity")
+        ending = _ENDINGS.get(self.kind, "") if is_plain else f" {self.metric}"
         mark = f" [{(self.fingerprint or 'unknown')[:6]}]" if self.ambiguous else ""
         return f"{self.task}{ending}{mark}"
 
@@ -173,21 +180,15 @@ class Column:
         """Return the mean over the row's draws; its error keeps the shared items' part whole.
 
         With D draws: stderr^2 = mean(stderr^2) + variance between draws / D, since every draw is
-        scored on the same items.
+        scored on the same items. A mean over tasks is one within each draw, which moves all its tasks.
         """
-        if self.kind == "mean_acc":
-            parts = [part.estimate(row) for part in self.parts]
-            estimates = [p for p in parts if p is not None]
-            if len(estimates) < len(self.parts):
-                return None
-            error = math.sqrt(sum(p.stderr**2 for p in estimates)) / len(estimates)
-            mean = sum(p.value for p in estimates) / len(estimates)
-            return Estimate(value=mean, stderr=error, n_draws=min(p.n_draws for p in estimates))
-        metrics = [m for run in row.runs if (m := self.metric_of(run)) and m.value is not None]
-        if not metrics:
+        parts = self.parts or (self,)
+        per_run = [[part.metric_of(run) for part in parts] for run in row.runs]
+        whole = [found for run in per_run if len(found := _with_values(run)) == len(parts)]
+        if not whole:
             return None
-        values = [m.value for m in metrics if m.value is not None]
-        errors = [math.nan if m.stderr is None else m.stderr for m in metrics]
+        values = [fmean(value for value, _ in run) for run in whole]
+        errors = [math.hypot(*(stderr for _, stderr in run)) / len(run) for run in whole]
         n = len(values)
         mean = sum(values) / n
         if not math.isfinite(mean):
@@ -196,6 +197,15 @@ class Column:
         between = math.hypot(*(v - mean for v in values)) / math.sqrt(max(n - 1, 1))
         error = math.hypot(*errors, between) / math.sqrt(n)
         return Estimate(value=mean, stderr=error, n_draws=n)
+
+
+def _with_values(metrics: Iterable[Metric | None]) -> list[tuple[float, float]]:
+    """Return the value and the standard error, NaN where it has none, of the metrics that have a value."""
+    return [
+        (m.value, math.nan if m.stderr is None else m.stderr)
+        for m in metrics
+        if m is not None and m.value is not None
+    ]
 
 
 def fingerprint_of(run: RunRecord, metric: Metric) -> str | None:
@@ -302,5 +312,5 @@ def metric_heading(column: Column) -> Heading:
         return Heading(
             text=task, sub=f"{column.metric} {arrow}", has_error=True, csv=f"{task} {column.metric}"
         )
-    name = f"{column.label} {column.metric}" if task == column.label else f"{task} {column.metric}"
+    name = task if task.endswith(column.metric) else f"{task} {column.metric}"
     return Heading(text=task, sub=f"{metric_unit(column)} {arrow}", has_error=True, csv=name)

@@ -26,15 +26,15 @@ from faqbench.report import facts
 from faqbench.report.columns import Column, Row, build_columns
 from faqbench.report.evidence import Array, EvidenceStore
 from faqbench.statistics import (
+    Error,
+    Student,
     accuracy_difference,
     aggregate_draws,
     block_length_for,
-    equivalence_p,
     holm,
+    item_weights,
     mean_accuracy_difference,
     mean_difference,
-    unseen_p,
-    with_draw_variance,
 )
 
 LEVEL = 0.05
@@ -78,7 +78,7 @@ class Comparison:
         stderr: its standard error.
         p_value: two-sided, before correction.
         p_holm: after Holm's correction over its table; NaN until corrected.
-        degrees: of freedom of the standard error; infinite where it is a normal one.
+        error: by whose sources equality is judged, and what would be found; None until compared.
         margin: within which the rows count as equal, in the unit of the effect; NaN when none was stated.
         p_equal: of the two one-sided tests against the margin, before correction; NaN without one.
         p_equal_holm: after Holm's correction over its table.
@@ -100,7 +100,7 @@ class Comparison:
     stderr: float = math.nan
     p_value: float = math.nan
     p_holm: float = math.nan
-    degrees: float = math.nan
+    error: Error | None = None
     margin: float = math.nan
     p_equal: float = math.nan
     p_equal_holm: float = math.nan
@@ -204,11 +204,9 @@ def margin_on(column: Column, margin: Margin | None) -> float:
 
 def _equality(comparison: Comparison) -> float:
     """Return the p-value of "within the margin"."""
-    if math.isnan(comparison.margin) or math.isnan(comparison.stderr):
+    if comparison.error is None or math.isnan(comparison.margin) or math.isnan(comparison.stderr):
         return math.nan
-    if comparison.churn is not None and not (comparison.churn.n_lost or comparison.churn.n_gained):
-        return unseen_p(comparison.n, comparison.margin)
-    return equivalence_p(comparison.effect, comparison.stderr, comparison.degrees, comparison.margin)
+    return comparison.error.equivalence_p(comparison.effect, comparison.margin)
 
 
 def churn_of(store: EvidenceStore, a: Row, b: Row, column: Column) -> Churn | None:
@@ -234,23 +232,18 @@ def _churn(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Churn:
 def _with_earlier_draws(store: EvidenceStore, comparison: Comparison) -> Comparison:
     """Widen a single draw's interval by what earlier runs know of the spread between draws."""
     earlier = store.earlier.spread(comparison.a, comparison.b, comparison.column)
-    if earlier is None or not math.isfinite(comparison.stderr):
+    if earlier is None or comparison.error is None or not math.isfinite(comparison.stderr):
         return comparison
-    n = (
-        comparison.n
-        if comparison.column.array is None
-        else math.ceil(comparison.n / block_length_for(comparison.n))
-    )
-    widened = with_draw_variance(
-        comparison.effect, comparison.stderr, n - 1, earlier.variance, earlier.degrees
-    )
+    draw = Student(stderr=math.sqrt(earlier.variance), degrees=earlier.degrees)
+    error = comparison.error.beside(draw)
+    low, high = error.interval(comparison.effect)
     return replace(
         comparison,
-        low=widened.low,
-        high=widened.high,
-        stderr=widened.stderr,
-        p_value=widened.p_value,
-        degrees=widened.degrees,
+        low=low,
+        high=high,
+        stderr=math.hypot(comparison.stderr, draw.stderr),
+        p_value=error.p_value(comparison.effect),
+        error=error,
         n_earlier=earlier.n_draws,
         earlier=earlier.folder,
     )
@@ -323,11 +316,26 @@ def _items(store: EvidenceStore, run: RunRecord, column: Column) -> tuple[Array,
     return items
 
 
-def paired_differences(store: EvidenceStore, a: Row, b: Row, column: Column) -> Array:
-    """Return A - B on every draw that the rows share and every item, [n_draws, n_items].
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Paired:
+    """A - B on every draw that two rows share and every item.
 
     Windows are taken in blocks, since neighbours may depend on each other; items of several tasks are
     weighted so that their plain mean is the unweighted mean over tasks.
+
+    Attributes:
+        differences: [n_draws, n_items].
+        weights: [n_items] what an item that is right or wrong counts; None for blocks of windows.
+        n: windows, not their blocks, or documents that every run scored.
+    """
+
+    differences: Array
+    weights: Array | None
+    n: int
+
+
+def paired_differences(store: EvidenceStore, a: Row, b: Row, column: Column) -> Paired:
+    """Return what two rows' draws and items tell of their difference.
 
     Raises:
         RefusalError: when the rows cannot be paired.
@@ -346,17 +354,14 @@ class PairedStore:
 
     def differences(
         self, a: Sequence[RunRecord], b: Sequence[RunRecord], *, kind: str, task: str
-    ) -> tuple[Array, int]:
-        """Return A - B on one metric and the draws that both have, as `paired_differences` does.
+    ) -> Paired:
+        """Return A - B on one metric and the draws that both have.
 
         Args:
             a: draws of one method.
             b: of the other.
             kind: of the column.
             task: of the column; empty for a mean over tasks.
-
-        Returns:
-            The differences, and how many windows, not their blocks, or documents every run scored.
 
         Raises:
             UserError: when a run lacks the metric, or they cannot be paired.
@@ -377,12 +382,9 @@ class PairedStore:
         if column is None:
             raise UserError(f"{pair} have no {kind.replace('_', ' ')} {task}".rstrip() + ".")
         try:
-            paired = paired_differences(self._store, row_a, row_b, column)
-            is_of_windows = column.array is not None
-            n = len(_windows(self._store, a[0], column)) if is_of_windows else paired.shape[1]
+            return paired_differences(self._store, row_a, row_b, column)
         except RefusalError as reason:
             raise UserError(f"{pair} cannot be paired: {reason}.") from reason
-        return paired, n
 
 
 def _compare_windows(
@@ -395,6 +397,7 @@ def _compare_windows(
     if len(arrays) == 1:
         # The logarithm of the ratio is the mean difference of the windows, in any unit.
         result = mean_difference(*arrays[0], rng=_generator(empty))
+        degrees = math.ceil(n_windows / result.block_length) - 1
         return replace(
             empty,
             effect=result.difference,
@@ -402,11 +405,11 @@ def _compare_windows(
             high=result.high,
             stderr=result.stderr,
             p_value=result.p_value,
-            degrees=math.ceil(n_windows / result.block_length) - 1,
+            error=Error((Student(stderr=result.stderr, degrees=degrees),)),
             n=n_windows,
             n_draws=1,
         )
-    return _over_draws(empty, _in_blocks(differences), n_windows)
+    return _over_draws(empty, _in_blocks(differences))
 
 
 def _losses_of(store: EvidenceStore, a: RunRecord, b: RunRecord, column: Column) -> tuple[Array, Array]:
@@ -425,11 +428,13 @@ def _window_differences(arrays: Sequence[tuple[Array, Array]]) -> Array:
     return np.stack([a[:, 0] - b[:, 0] for a, b in arrays])
 
 
-def _in_blocks(differences: Array) -> Array:
+def _in_blocks(differences: Array) -> Paired:
+    """Return the sums of neighbouring windows, scaled so that their plain mean is that of all windows."""
     n_windows = differences.shape[1]
     n_blocks = max(2, n_windows // block_length_for(n_windows))
     blocks = np.array_split(differences, n_blocks, axis=1)
-    return np.stack([b.mean(axis=1) for b in blocks], axis=1)
+    sums = np.stack([b.sum(axis=1) for b in blocks], axis=1)
+    return Paired(differences=sums * n_blocks / n_windows, weights=None, n=n_windows)
 
 
 def _compare_accuracy(
@@ -437,7 +442,6 @@ def _compare_accuracy(
 ) -> Comparison:
     """Compare two rows by their items, in one draw or over several."""
     per_draw = [_tasks_of(store, *pair, empty.column) for pair in pairs]
-    n_items = sum(len(x) for x, _ in per_draw[0])
     if len(pairs) == 1:
         rng = _generator(empty)
         if len(per_draw[0]) == 1:
@@ -451,12 +455,12 @@ def _compare_accuracy(
             high=result.high,
             stderr=result.stderr,
             p_value=result.p_value,
-            degrees=math.inf,
+            error=result.error,
             churn=_churn(per_draw),
-            n=n_items,
+            n=result.n,
             n_draws=1,
         )
-    difference = _over_draws(empty, _item_differences(per_draw), n_items)
+    difference = _over_draws(empty, _item_differences(per_draw))
     return replace(difference, churn=_churn(per_draw))
 
 
@@ -466,12 +470,12 @@ def _tasks_of(
     return [_paired_items(store, a, b, task) for task in column.parts or (column,)]
 
 
-def _item_differences(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Array:
+def _item_differences(per_draw: Sequence[Sequence[tuple[Array, Array]]]) -> Paired:
     if len({tuple(len(x) for x, _ in draw) for draw in per_draw}) > 1:
         raise RefusalError("different numbers of items between draws")
-    n_items, n_tasks = sum(len(x) for x, _ in per_draw[0]), len(per_draw[0])
-    rows = [np.concatenate([(x - y) * n_items / (len(x) * n_tasks) for x, y in draw]) for draw in per_draw]
-    return np.stack(rows)
+    weights = item_weights([len(x) for x, _ in per_draw[0]])
+    rows = [np.concatenate([x - y for x, y in draw]) for draw in per_draw]
+    return Paired(differences=np.stack(rows) * weights, weights=weights, n=len(weights))
 
 
 def _paired_items(store: EvidenceStore, a: RunRecord, b: RunRecord, task: Column) -> tuple[Array, Array]:
@@ -482,9 +486,9 @@ def _paired_items(store: EvidenceStore, a: RunRecord, b: RunRecord, task: Column
     return values_a, values_b
 
 
-def _over_draws(empty: Comparison, differences: Array, n: int) -> Comparison:
+def _over_draws(empty: Comparison, paired: Paired) -> Comparison:
     try:
-        summary = aggregate_draws(differences)
+        summary = aggregate_draws(paired.differences, weights=paired.weights)
     except ValueError as error:
         raise RefusalError(str(error)) from error
     share = summary.draw_variance / summary.n_draws / summary.stderr**2 if summary.stderr else 0.0
@@ -495,8 +499,8 @@ def _over_draws(empty: Comparison, differences: Array, n: int) -> Comparison:
         high=summary.high,
         stderr=summary.stderr,
         p_value=summary.p_value,
-        degrees=summary.degrees,
-        n=n,
+        error=summary.error,
+        n=paired.n,
         n_draws=summary.n_draws,
         draw_share=min(share, 1.0),
     )

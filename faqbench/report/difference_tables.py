@@ -10,7 +10,7 @@ from faqbench.report.analysis import Analysis, Family
 from faqbench.report.columns import Column, Row
 from faqbench.report.comparisons import Churn, Comparison, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
-from faqbench.statistics import detectable_from_stderr, percent_of_log
+from faqbench.statistics import percent_of_log
 from faqbench.tables import Heading, Table, TableCell, text_cell
 
 _MARGIN = (
@@ -189,7 +189,7 @@ def in_unit(c: Comparison, effect: float) -> float:
 
 def detectable(c: Comparison) -> float:
     """Return the smallest difference that this comparison would show, before any correction."""
-    return in_unit(c, detectable_from_stderr(c.stderr))
+    return math.nan if c.error is None else in_unit(c, c.error.detectable())
 
 
 def with_unit(c: Comparison, value: float) -> str:

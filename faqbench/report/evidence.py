@@ -216,6 +216,9 @@ class EarlierDraws:
         is_paired = a.is_calibrated and b.is_calibrated
         for (setting_a, seed_a), value_a in values_a.items():
             for (setting_b, seed_b), value_b in values_b.items():
+                # Two variants of a method are one family: a pair is counted once, and none with itself.
+                if setting_a == setting_b or (setting_b, setting_a) in settings:
+                    continue
                 if seed_a == seed_b or not is_paired:
                     settings[setting_a, setting_b].append(value_a - value_b)
         enough = [x for x in settings.values() if len(x) >= _FEWEST_DRAWS]

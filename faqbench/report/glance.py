@@ -14,12 +14,13 @@ from statistics import fmean
 
 from faqbench import formatting
 from faqbench.report import facts
-from faqbench.report.analysis import TIED, Analysis, Contest
+from faqbench.report.analysis import TIED, Analysis, Contest, best_of
 from faqbench.report.columns import Column, Row, estimate_cell, in_words, is_variant, metric_heading
 from faqbench.report.comparisons import Comparison, churn_of
 from faqbench.report.difference_tables import difference, difference_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures.drawing import key_words
+from faqbench.report.panels import Panel
 from faqbench.report.verdicts import measure
 from faqbench.tables import Heading, Table, TableCell, text_cell
 
@@ -90,7 +91,9 @@ def _clause(widths: str, comparisons: Sequence[Comparison]) -> str:
     if any(c.is_of_one_draw and c.stands and c.a_is_better for c in leading):
         return f"{where} {name} is ahead on one calibration set, {_range(leading)}, which decides nothing"
     if all(c.is_equal for c in comparisons):
-        return f"{where} every method equals {baseline} within the margin"
+        of_one = any(c.is_of_one_draw for c in comparisons)
+        aside = ", for some on one calibration set alone" if of_one else ""
+        return f"{where} every method equals {baseline} within the margin{aside}"
     return f"{where} no method is shown to be better"
 
 
@@ -108,12 +111,13 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
     best = {} if column is None else _best_rows(analysis, column)
     if column is None or not best:
         return None
-    full = next((row for row in panel.rows if row.is_baseline), None)
+    full_of = {row.name: panel.full_precision(row) for row, _ in best.values()}
+    full_rows = list({f.name: f for f in full_of.values() if f is not None}.values())
     accuracy = next(iter(panel.of_kind("mean_acc") or panel.of_kind("acc")), None)
     divergence = next((c for c in panel.fidelity if c.kind == "kl" and c.task == column.task), None)
     shown = [c for c in dict.fromkeys((column, divergence, accuracy)) if c is not None]
-    rows = [*([(full, "")] if full else []), *best.values()]
-    flips = "Flips: the items that full precision answers otherwise. " if full and accuracy else ""
+    rows = [*((full, "") for full in full_rows), *best.values()]
+    flips = "Flips: the items that full precision answers otherwise. " if full_rows and accuracy else ""
     return Table(
         name=name,
         caption="Best recipe per bit-width",
@@ -121,7 +125,7 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
             Heading(text="bits"),
             Heading(text="best recipe", numeric=False),
             *(metric_heading(c) for c in shown),
-            *([FLIPS] if full and accuracy else []),
+            *([FLIPS] if full_rows and accuracy else []),
             Heading(text="not told from it", numeric=False),
         ),
         rows=tuple(
@@ -129,7 +133,7 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
                 text_cell(row.widths or formatting.NONE),
                 _recipe_cell(row),
                 *(replace(estimate_cell(c, c.estimate(row)), error="") for c in shown),
-                *([_flips_cell(store, row, full, accuracy)] if full and accuracy else []),
+                *([_flips_cell(store, row, panel, accuracy)] if full_rows and accuracy else []),
                 text_cell(ties),
             )
             for row, ties in rows
@@ -147,7 +151,9 @@ def _best_rows(analysis: Analysis, column: Column) -> dict[str, tuple[Row, str]]
         values = {i: e.value for i in contest.rows if (e := column.estimate(rows[i]))}
         if not values:
             continue
-        first = min(values, key=lambda i: sign * values[i])
+        first = best_of(analysis.panel, contest, column)
+        if first is None:
+            first = next(iter(values))
         widths = rows[first].widths
         held = best.get(widths)
         estimate = column.estimate(held[0]) if held else None
@@ -155,7 +161,7 @@ def _best_rows(analysis: Analysis, column: Column) -> dict[str, tuple[Row, str]]
             continue
         marks = {i: analysis.main.marks.get((i, index)) for i in values}
         if marks[first] is None:
-            ties = "one calibration set each" if len(values) > 1 else ""
+            ties = "not to be said" if len(values) > 1 else ""
         else:
             ties = _names([rows[i].short_name for i in values if i != first and marks[i] == TIED])
         best[widths] = (rows[first], ties)
@@ -175,8 +181,9 @@ def _recipe_cell(row: Row) -> TableCell:
     return TableCell(text=text, raw=row.name, method=row.method, href=row.runs[0].run_id)
 
 
-def _flips_cell(store: EvidenceStore, row: Row, full: Row, accuracy: Column) -> TableCell:
-    churn = None if row is full else churn_of(store, row, full, accuracy)
+def _flips_cell(store: EvidenceStore, row: Row, panel: Panel, accuracy: Column) -> TableCell:
+    full = None if row.is_baseline else panel.full_precision(row)
+    churn = None if full is None else churn_of(store, row, full, accuracy)
     if churn is None:
         return TableCell(text=formatting.NONE)
     text = formatting.percent(churn.lost + churn.gained, 1)

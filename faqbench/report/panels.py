@@ -34,6 +34,19 @@ class Panel:
         """Return the main columns of some kinds."""
         return [c for c in self.columns if c.kind in kinds]
 
+    def full_precision(self, row: Row) -> Row | None:
+        """Return the full precision that a row is measured against; None without such a run.
+
+        It has the row's dtype, and the row's evaluation where there is one of it.
+        """
+        keys = [k for k in self.shown_keys if not is_variant(k)]
+        for told in (keys, [k for k in keys if not k.startswith("evaluation.")]):
+            wanted = tuple(row.keys.get(k) for k in told)
+            for full in self.rows:
+                if full.is_baseline and fits(tuple(full.keys.get(k) for k in told), wanted):
+                    return full
+        return None
+
 
 def build_panels(records: Sequence[RunRecord]) -> list[Panel]:
     """Return one panel per model, in the order of their names."""

@@ -85,11 +85,12 @@ def fidelity_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table
 
 def _churns(panel: Panel, store: EvidenceStore) -> list[Churn | None]:
     """Return per row the items of all tasks that changed against full precision."""
-    full = next((row for row in panel.rows if row.is_baseline), None)
     tasks = panel.of_kind("mean_acc") or panel.of_kind("acc")
-    if full is None or not tasks:
-        return [None] * len(panel.rows)
-    return [None if r is full else churn_of(store, r, full, tasks[0]) for r in panel.rows]
+    full_rows = [None if row.is_baseline else panel.full_precision(row) for row in panel.rows]
+    return [
+        churn_of(store, row, full, tasks[0]) if full is not None and tasks else None
+        for row, full in zip(panel.rows, full_rows, strict=True)
+    ]
 
 
 def further_table(analysis: Analysis, name: str) -> Table | None:

@@ -10,7 +10,7 @@ that both runs share, and finds what unpaired tests miss.
                     accuracy.mcnemar, accuracy.accuracy_difference (paired bootstrap)
                     accuracy.mean_accuracy_difference (unweighted over several tasks)
     a whole table   claims.holm
-    equality        claims.equivalence_p (two one-sided tests against a margin)
+    equality        errors.Error (two one-sided tests against a margin; what would be found)
     several draws   draws.aggregate_draws (variance split into draw, item and residual)
     while it runs   sequential.look_at (an interval that may be looked at after every draw)
     before a run    claims.detectable_…: the smallest difference that a given n can show
@@ -24,18 +24,13 @@ from faqbench.statistics.accuracy import (
     McNemar,
     accuracy_difference,
     accuracy_with_stderr,
+    item_weights,
     mcnemar,
     mean_accuracy_difference,
 )
-from faqbench.statistics.claims import (
-    detectable_accuracy_difference,
-    detectable_difference,
-    detectable_from_stderr,
-    equivalence_p,
-    holm,
-    unseen_p,
-)
-from faqbench.statistics.draws import DrawSummary, WidenedDraw, aggregate_draws, with_draw_variance
+from faqbench.statistics.claims import detectable_accuracy_difference, detectable_difference, holm
+from faqbench.statistics.draws import DrawSummary, aggregate_draws
+from faqbench.statistics.errors import Error, Items, Student
 from faqbench.statistics.sequential import Look, Verdict, draws_needed, fewest_draws, look_at
 from faqbench.statistics.windows import (
     WindowDifference,
@@ -50,10 +45,12 @@ from faqbench.statistics.windows import (
 __all__ = [
     "AccuracyDifference",
     "DrawSummary",
+    "Error",
+    "Items",
     "Look",
     "McNemar",
+    "Student",
     "Verdict",
-    "WidenedDraw",
     "WindowDifference",
     "accuracy_difference",
     "accuracy_with_stderr",
@@ -61,12 +58,11 @@ __all__ = [
     "block_length_for",
     "detectable_accuracy_difference",
     "detectable_difference",
-    "detectable_from_stderr",
     "draws_needed",
-    "equivalence_p",
     "exp",
     "fewest_draws",
     "holm",
+    "item_weights",
     "look_at",
     "mcnemar",
     "mean_accuracy_difference",
@@ -74,6 +70,4 @@ __all__ = [
     "mean_with_stderr",
     "percent_of_log",
     "perplexity_with_stderr",
-    "unseen_p",
-    "with_draw_variance",
 ]

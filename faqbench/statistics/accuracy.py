@@ -4,16 +4,20 @@ The test is McNemar's in its exact form: of the items that exactly one run gets 
 equally likely to be the one, so the smaller count is binomial with p = 1/2. The interval is a
 paired bootstrap: items are resampled with both answers kept together. Resampling n items from k
 distinct differences is one multinomial draw, so ten thousand resamples cost milliseconds at any n.
+A task of which no item tells the runs apart has no resampled error; its part of the interval is the exact
+bound for an event never seen. Means over tasks are tested by their items' error (`errors.Items`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+from faqbench.statistics.errors import Error, Items
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,7 +40,8 @@ class AccuracyDifference:
         low: lower end of the interval.
         high: its upper end.
         stderr: bootstrap standard error of the difference.
-        p_value: exact McNemar for one task of right-or-wrong items; normal for means over tasks.
+        p_value: exact McNemar for one task of right-or-wrong items; of `error` for means over tasks.
+        error: of the items, by which equality is judged.
         n: items compared.
     """
 
@@ -45,6 +50,7 @@ class AccuracyDifference:
     high: float
     stderr: float
     p_value: float
+    error: Error
     n: int
 
 
@@ -78,22 +84,11 @@ def accuracy_difference(
     n_resamples: int = 10_000,
     confidence: float = 0.95,
 ) -> AccuracyDifference:
-    """Compare two runs on one task: paired bootstrap interval, exact McNemar p-value.
-
-    When no item tells the runs apart the bootstrap would give an interval of no width; then it is
-    the exact bound for an event never seen in n items, in both directions.
-    """
+    """Compare two runs on one task: paired bootstrap interval, exact McNemar p-value."""
     result = mean_accuracy_difference(
         [(correct_a, correct_b)], rng=rng, n_resamples=n_resamples, confidence=confidence
     )
-    return AccuracyDifference(
-        difference=result.difference,
-        low=result.low,
-        high=result.high,
-        stderr=result.stderr,
-        p_value=mcnemar(correct_a, correct_b).p_value,
-        n=result.n,
-    )
+    return replace(result, p_value=mcnemar(correct_a, correct_b).p_value)
 
 
 def mean_accuracy_difference(
@@ -111,27 +106,30 @@ def mean_accuracy_difference(
         n_resamples: bootstrap resamples.
         confidence: of the interval.
     """
-    from scipy.special import ndtr
-
     differences = [_differences(a, b) for a, b in tasks]
-    n_items = sum(len(d) for d in differences)
     means = [_resampled_means(d, n_resamples, rng) for d in differences]
     resampled = np.mean(means, axis=0)
     estimate = float(np.mean([d.mean() for d in differences]))
-    stderr = float(resampled.std())
     tail = (1 - confidence) / 2
-    if stderr == 0.0:
-        low, high = estimate, estimate
-        if not any(d.any() for d in differences):
-            unseen = 1 - tail ** (1 / n_items)
-            low, high = -unseen, unseen
-        p_value = 1.0 if estimate == 0.0 else 0.0
-    else:
-        low, high = (float(q) for q in np.quantile(resampled, [tail, 1 - tail]))
-        p_value = float(2 * ndtr(-abs(estimate) / stderr))
+    low, high = (float(q) for q in np.quantile(resampled, [tail, 1 - tail]))
+    unseen = math.hypot(*(1 - tail ** (1 / len(d)) for d in differences if not d.any())) / len(tasks)
+    weights = item_weights([len(d) for d in differences])
+    error = Error((Items(np.concatenate(differences) * weights, weights),))
     return AccuracyDifference(
-        difference=estimate, low=low, high=high, stderr=stderr, p_value=p_value, n=n_items
+        difference=estimate,
+        low=estimate - math.hypot(estimate - low, unseen),
+        high=estimate + math.hypot(high - estimate, unseen),
+        stderr=float(resampled.std()),
+        p_value=error.p_value(estimate),
+        error=error,
+        n=len(weights),
     )
+
+
+def item_weights(n_items: Sequence[int]) -> Array:
+    """Return what each item of several tasks counts, so that their plain mean is the mean over tasks."""
+    n, n_tasks = sum(n_items), len(n_items)
+    return np.repeat([n / (k * n_tasks) for k in n_items], n_items)
 
 
 def _differences(correct_a: Array, correct_b: Array) -> Array:

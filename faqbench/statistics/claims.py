@@ -5,11 +5,6 @@ some look significant by chance. Holm (1979) multiplies the smallest p-value by 
 so on, which keeps the chance of *any* false claim in the table below 5 % whatever the dependence between
 the comparisons. No corrected value is smaller than one of a smaller p-value, and none is larger than 1.
 
-Equality within a margin: two one-sided tests. That a difference d lies within (-m, m) is shown by
-rejecting both d <= -m and d >= m, each at the level alpha, so the p-value is the larger of the two;
-equivalently, the interval of confidence 1 - 2 alpha lies within the margin. Nothing is shown by a
-difference that is merely not significant. Reference: Schuirmann 1987 (TOST).
-
 Before a run: the smallest difference that so many items or windows can show. "Show" means: a two-sided
 test at level `alpha` finds it with probability `power`. A report quotes these numbers beside every
 difference that it calls not decidable, so that "no difference" is never read where "too few items" is
@@ -32,32 +27,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def equivalence_p(effect: float, stderr: float, degrees: float, margin: float) -> float:
-    """Return the p-value of "the difference is within the margin".
-
-    Args:
-        effect: the estimated difference.
-        stderr: its standard error.
-        degrees: Student's degrees of freedom; infinite for a normal estimate.
-        margin: above 0, in the unit of the effect.
-    """
-    from scipy.special import ndtr, stdtr
-
-    if stderr == 0.0:
-        return 0.0 if abs(effect) < margin else 1.0
-    nearer_end = (abs(effect) - margin) / stderr
-    return float(ndtr(nearer_end) if math.isinf(degrees) else stdtr(degrees, nearer_end))
-
-
-def unseen_p(n: int, margin: float) -> float:
-    """Return the p-value of the same for n items of which none tells two runs apart.
-
-    If they differed on a fraction of at least `margin` of all items, n items would hide it with a
-    probability of at most (1 - margin)^n.
-    """
-    return max(1.0 - margin, 0.0) ** n
-
-
 def detectable_difference(
     n: int, difference_sd: float, *, alpha: float = 0.05, power: float = 0.8
 ) -> float:
@@ -73,13 +42,6 @@ def detectable_difference(
 
     effect = TTestPower().solve_power(nobs=n, alpha=alpha, power=power)
     return float(effect) * difference_sd
-
-
-def detectable_from_stderr(stderr: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
-    """Return the smallest difference that an estimate with this standard error shows."""
-    from scipy.special import ndtri
-
-    return float(ndtri(1 - alpha / 2) + ndtri(power)) * stderr
 
 
 def detectable_accuracy_difference(

@@ -20,8 +20,9 @@ with probability alpha at most. The m that are not rejected are those closer to 
 infinite while q >= 1 + n g: at alpha = 0.05 nothing is decided before the fifth draw.
 
 The windows are the same in every draw, so their share of the error stays however many draws are added. It
-is Student's margin of the items' means over draws, at the level alpha / 2^(k+1) after the windows were made
-more k times; these levels add up to alpha. The sources are independent, so their margins add as errors do,
+is Student's margin of the items' means over draws, for right-or-wrong items no less than their exact one
+(`errors.Items`), at the level alpha / 2^(k+1) after the windows were made more k times; these levels add up
+to alpha. The sources are independent, so their margins add as errors do,
 margin^2 = draws_margin^2 + items_margin^2 (Zou and Donner 2008, their "method of variance estimates
 recovery"), and that the sum keeps alpha is shown by simulation: `tests/benchmarks/bench_settle.py`, which
 also compares this rule with group-sequential ones. These save up to a seventh of the draws, but hold only
@@ -38,6 +39,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+
+from faqbench.statistics.draws import items_source
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Verdict = Literal["lower", "higher", "equivalent", "undecided"]
@@ -113,7 +116,9 @@ class Look:
         return "equivalent" if is_inside else "undecided"
 
 
-def look_at(responses: Array, *, alpha: float, draws_differ: bool, n_growths: int = 0) -> Look:
+def look_at(
+    responses: Array, *, alpha: float, draws_differ: bool, n_growths: int = 0, weights: Array | None = None
+) -> Look:
     """Return what paired differences tell.
 
     Args:
@@ -121,23 +126,22 @@ def look_at(responses: Array, *, alpha: float, draws_differ: bool, n_growths: in
         alpha: probability that some look's interval misses the truth.
         draws_differ: whether either method reads calibration data; else the one draw is all there are.
         n_growths: how often items were added before, on the strength of earlier looks.
+        weights: [n_items] of items that are right or wrong, see `Items`; None for other responses.
 
     Raises:
         ValueError: for fewer than two items, or values that are not finite.
     """
-    from scipy.special import stdtrit
-
     y = np.asarray(responses, dtype=np.float64)
     if y.ndim != 2 or y.shape[1] < 2 or not np.isfinite(y).all():
         raise ValueError(f"expected finite [n_draws, n_items >= 2], not shape {y.shape}")
     n_draws, n_items = y.shape
     draw_sd = float(y.mean(axis=1).std(ddof=1)) if n_draws > 1 else math.nan
-    quantile = float(stdtrit(n_items - 1, 1 - alpha / 2 ** (n_growths + 2)))
+    items_margin = max(items_source(y, weights).margins(alpha / 2 ** (n_growths + 2)))
     return Look(
         mean=float(y.mean()),
         draw_sd=draw_sd if draws_differ else 0.0,
         draws_margin=float(draws_margin(n_draws, draw_sd, alpha)) if draws_differ else 0.0,
-        items_margin=quantile * float(y.mean(axis=0).std(ddof=1)) / math.sqrt(n_items),
+        items_margin=items_margin,
         n_draws=n_draws,
         n_items=n_items,
     )

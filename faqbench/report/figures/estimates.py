@@ -8,7 +8,7 @@ bits are on the x axis and each method is a line.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -122,10 +122,11 @@ def measured(rows: Sequence[Row], column: Column) -> list[tuple[Row, Estimate]]:
     return [(row, e) for row, e in estimates if e is not None and e.value < MOST_DRAWN]
 
 
-def baseline_value(panel: Panel, column: Column) -> float | None:
-    """Return full precision's number, in the unit of the plot."""
-    estimates = [column.estimate(row) for row in panel.rows if row.is_baseline]
-    return next((e.value * metric_scale(column)[0] for e in estimates if e is not None), None)
+def baseline_value(panel: Panel, rows: Iterable[Row], column: Column) -> float | None:
+    """Return the number of full precision, in the unit of the plot; None where rows have others each."""
+    full_rows = {f.name: f for row in rows if (f := panel.full_precision(row)) is not None}
+    values = {e.value for f in full_rows.values() if (e := column.estimate(f)) is not None}
+    return values.pop() * metric_scale(column)[0] if len(values) == 1 else None
 
 
 def half_width(estimate: Estimate, scale: float) -> float:
@@ -140,7 +141,7 @@ def spans_decades(values: Sequence[float]) -> bool:
 
 def _is_log(panel: Panel, column: Column) -> bool:
     values = [e.value for _, e in measured(panel.rows, column)]
-    base = baseline_value(panel, column)
+    base = baseline_value(panel, panel.rows, column)
     values += [] if base is None else [base]
     return not column.is_percent and spans_decades(values)
 
@@ -195,7 +196,7 @@ def _plot_dots(axes: Axes, panel: Panel, facet: Facet, column: Column, *, label_
                 ha="center",
                 fontsize=8,
             )
-    _draw_baseline(axes, panel, column, vertical=True)
+    _draw_baseline(axes, panel, facet, column, vertical=True)
     style.name_rows(axes, [style.label(row.short_name, 30) for row, _ in rows])
     if log:
         style.plain_log_ticks(axes, "x")
@@ -225,7 +226,7 @@ def _plot_lines(axes: Axes, panel: Panel, facet: Facet, column: Column, *, label
             elinewidth=1.2,
             label=style.label(name),
         )
-    _draw_baseline(axes, panel, column, vertical=False)
+    _draw_baseline(axes, panel, facet, column, vertical=False)
     axes.set_xticks(sorted({row.bits for row, _ in measured(facet.rows, column) if row.bits}))
     axes.set_xlabel("bits")
     axes.grid(visible=False, axis="x")
@@ -235,8 +236,8 @@ def _plot_lines(axes: Axes, panel: Panel, facet: Facet, column: Column, *, label
     return sum(len(points) for name, points in there.items() if name not in lines)
 
 
-def _draw_baseline(axes: Axes, panel: Panel, column: Column, *, vertical: bool) -> None:
-    value = baseline_value(panel, column)
+def _draw_baseline(axes: Axes, panel: Panel, facet: Facet, column: Column, *, vertical: bool) -> None:
+    value = baseline_value(panel, facet.rows, column)
     if value is None or not math.isfinite(value):
         return
     draw = axes.axvline if vertical else axes.axhline

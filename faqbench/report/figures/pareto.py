@@ -98,7 +98,7 @@ def front_of(points: Points, column: Column) -> Points:
 
 def plot_front(axes: Axes, panel: Panel, column: Column, points: Points) -> None:
     """Draw the points, their front with its methods' names, and full precision as a dashed line."""
-    base = estimates.baseline_value(panel, column)
+    base = estimates.baseline_value(panel, [row for *_, row, _ in points], column)
     values = [y for _, y, *_ in points] + ([] if base is None else [base])
     if not column.is_percent and estimates.spans_decades(values):
         axes.set_yscale("log")

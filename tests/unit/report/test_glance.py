@@ -10,6 +10,7 @@ import yaml
 
 from faqbench.cli.composing import conf_dir
 from faqbench.config.identity import deciding_config
+from faqbench.config.section import parse_margin
 from faqbench.formatting import MINUS, NONE
 from faqbench.records import Gate, find_runs
 from faqbench.report import ReportRequest, answer, facts, reproductions, write_report
@@ -261,3 +262,14 @@ def test_nothing_stands_beside_the_published_values_of_other_models(make_run, tm
     panels = build_panels(find_runs(tmp_path)[0])
     assert measured_beside(panels) is None
     assert {row[7].text for row in published_table(panels).rows} == {NONE}
+
+
+def test_the_headline_calls_nothing_equal_that_one_calibration_set_alone_shows(make_run, tmp_path):
+    for method in ("awq", "faq"):
+        make_run(tmp_path, method)
+    (panel,) = build_panels(find_runs(tmp_path)[0])
+    analysis = analyse(panel, EvidenceStore(tmp_path), "awq", parse_margin("900%"))
+    pairs = telling_pairs(analysis)
+    assert pairs[0][1].is_equal and pairs[0][1].is_of_one_draw
+    sentence = headline(analysis)
+    assert "equals" not in sentence or "on one calibration set alone" in sentence

@@ -3,11 +3,12 @@
 import csv
 import math
 import re
+import statistics
 
 import pytest
 
 from faqbench.cli import main
-from faqbench.records import read_items
+from faqbench.records import find_runs, read_items
 from faqbench.report import ReportRequest, answer, run_evidence, write_report
 from faqbench.report.evidence import EarlierDraws
 from faqbench.report.panels import build_panels
@@ -116,6 +117,28 @@ def test_only_draws_of_the_same_model_bits_and_family_count(make_run, tmp_path):
     assert EarlierDraws(runs).spread(faq, awq, panel.columns[0]) is None
 
 
+def test_two_variants_of_a_method_have_the_spread_of_their_own_pairs(make_run, tmp_path):
+    for seed in range(5):
+        for window in (2, 3):
+            make_run(
+                tmp_path / "runs",
+                "faq",
+                3,
+                seed,
+                run_id=f"{window}-{seed}",
+                added_loss=0.1 * window * (seed % 2),
+                quant__preview={"window": window, "gamma": 0.85, "roles": "residual"},
+            )
+    (panel,) = build_panels(find_runs(tmp_path / "runs")[0])
+    a, b = panel.rows
+    differences = [
+        math.log(x.metrics[0].value / y.metrics[0].value) for x, y in zip(a.runs, b.runs, strict=True)
+    ]
+    spread = EarlierDraws(tmp_path / "runs").spread(a, b, panel.columns[0])
+    assert spread.degrees == 4
+    assert spread.variance == pytest.approx(statistics.variance(differences))
+
+
 @pytest.fixture(scope="module")
 def runs(make_run, tmp_path_factory):
     """Full precision, RTN, and three draws of AWQ and FAQ; none of them states a margin."""
@@ -148,7 +171,7 @@ def test_no_margin_calls_nothing_equal_and_the_report_says_that_none_was_stated(
 
 def test_a_wide_margin_makes_equal_what_a_narrow_one_leaves_undecided(differences, tmp_path):
     narrow = {(r["method"], r["measured on"]): r for r in differences(margin="0.001% 0.001pt")}
-    wide = {(r["method"], r["measured on"]): r for r in differences(margin="60% 60pt")}
+    wide = {(r["method"], r["measured on"]): r for r in differences(margin="600% 60pt")}
     undecided = [key for key, row in narrow.items() if row["verdict"] == "not decidable"]
     assert undecided and all(wide[key]["verdict"] == "equal within the margin" for key in undecided)
     better = [key for key, row in narrow.items() if row["verdict"] in ("better", "worse")]

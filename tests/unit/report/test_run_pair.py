@@ -143,31 +143,32 @@ def test_the_mean_of_paired_differences_is_the_difference_of_the_metrics(
     draws, kind, task, metric, n_items
 ):
     runs, faq, awq = draws
-    found, n = PairedStore(runs).differences(faq, awq, kind=kind, task=task)
+    paired = PairedStore(runs).differences(faq, awq, kind=kind, task=task)
     expected = [
         a.metric(task, metric).value - b.metric(task, metric).value for a, b in zip(faq, awq, strict=False)
     ]
-    assert n == n_items and found.shape[0] == 2
-    assert found.mean(axis=1) == pytest.approx(expected, rel=0.05, abs=2e-3)
+    assert paired.n == n_items and len(paired.differences) == 2
+    assert (paired.weights is None) == (kind != "acc")
+    assert paired.differences.mean(axis=1) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 def test_perplexities_are_compared_by_their_logarithms(draws):
     runs, faq, awq = draws
-    found, _ = PairedStore(runs).differences(faq, awq, kind="perplexity", task=PROTOCOL)
+    paired = PairedStore(runs).differences(faq, awq, kind="perplexity", task=PROTOCOL)
     pairs = [
         (a.metric(PROTOCOL, "perplexity"), b.metric(PROTOCOL, "perplexity"))
         for a, b in zip(faq, awq, strict=False)
     ]
     expected = [math.log(a.value / b.value) for a, b in pairs]
-    assert found.mean(axis=1) == pytest.approx(expected, abs=5e-3)
+    assert paired.differences.mean(axis=1) == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_mean_over_tasks_weighs_tasks_alike(draws):
     runs, faq, awq = draws
-    found, n = PairedStore(runs).differences(faq, awq, kind="mean_acc", task="")
+    paired = PairedStore(runs).differences(faq, awq, kind="mean_acc", task="")
     means = [sum(r.metric(t, "acc").value for t in TASKS) / len(TASKS) for r in (faq[0], awq[0])]
-    assert n == 100 * len(TASKS)
-    assert found[0].mean() == pytest.approx(means[0] - means[1])
+    assert paired.n == 100 * len(TASKS)
+    assert paired.differences[0].mean() == pytest.approx(means[0] - means[1])
 
 
 def test_runs_without_the_metric_or_on_other_texts_are_refused(draws, make_run, tmp_path):

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 
 from faqbench.statistics import (
+    Error,
+    Student,
     accuracy_difference,
     accuracy_with_stderr,
     aggregate_draws,
     block_length_for,
     detectable_accuracy_difference,
     detectable_difference,
-    detectable_from_stderr,
     holm,
     mcnemar,
     mean_accuracy_difference,
     mean_difference,
     mean_with_stderr,
     perplexity_with_stderr,
-    with_draw_variance,
 )
 
 
@@ -302,7 +302,7 @@ def test_the_interval_over_draws_covers_the_truth_in_about_95_percent(draw_sd, i
 def test_the_detectable_difference_shrinks_with_the_root_of_n():
     few, many = detectable_difference(100, 1.0), detectable_difference(400, 1.0)
     assert few / many == pytest.approx(2.0, rel=0.01)
-    assert few == pytest.approx(detectable_from_stderr(0.1), rel=0.02)
+    assert few == pytest.approx(Error((Student(stderr=0.1, degrees=99),)).detectable(), rel=1e-4)
 
 
 def test_the_detectable_accuracy_difference_is_found_in_four_of_five_simulations():
@@ -333,11 +333,3 @@ def test_a_perplexity_is_what_its_logarithm_says_and_infinite_beyond_what_record
     assert math.isinf(value) and math.isnan(stderr)
     ratio = mean_difference(np.full((4, 2), 2000.0), np.full((4, 2), 1.0), rng=rng())
     assert ratio.difference == 1999.0 and math.isinf(ratio.ratio[0])
-
-
-def test_the_variance_between_draws_widens_a_single_draws_interval():
-    alone = with_draw_variance(0.1, 0.01, 10, 0.0, 4)
-    wider = with_draw_variance(0.1, 0.01, 10, 0.02**2, 4)
-    assert wider.stderr == pytest.approx(math.hypot(0.01, 0.02))
-    assert wider.low < alone.low < 0.1 < alone.high < wider.high
-    assert wider.p_value > alone.p_value
