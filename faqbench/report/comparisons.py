@@ -429,12 +429,16 @@ def _window_differences(arrays: Sequence[tuple[Array, Array]]) -> Array:
 
 
 def _in_blocks(differences: Array) -> Paired:
-    """Return the sums of neighbouring windows, scaled so that their plain mean is that of all windows."""
+    """Return means of neighbouring windows whose plain mean is that of all windows.
+
+    Blocks differ in length by a window; the longer ones' distances from the mean count so much more.
+    """
     n_windows = differences.shape[1]
     n_blocks = max(2, n_windows // block_length_for(n_windows))
     blocks = np.array_split(differences, n_blocks, axis=1)
-    sums = np.stack([b.sum(axis=1) for b in blocks], axis=1)
-    return Paired(differences=sums * n_blocks / n_windows, weights=None, n=n_windows)
+    means, whole = np.stack([b.mean(axis=1) for b in blocks], axis=1), differences.mean(axis=1)[:, None]
+    length = np.array([b.shape[1] for b in blocks]) * n_blocks / n_windows
+    return Paired(differences=whole + (means - whole) * length, weights=None, n=n_windows)
 
 
 def _compare_accuracy(

@@ -161,7 +161,9 @@ def _best_rows(analysis: Analysis, column: Column) -> dict[str, tuple[Row, str]]
             continue
         marks = {i: analysis.main.marks.get((i, index)) for i in values}
         if marks[first] is None:
-            ties = "not to be said" if len(values) > 1 else ""
+            of_one = any(rows[i].is_calibrated and len(rows[i].runs) == 1 for i in values)
+            unsaid = "one calibration set each" if of_one else "cannot be said"
+            ties = unsaid if len(values) > 1 else ""
         else:
             ties = _names([rows[i].short_name for i in values if i != first and marks[i] == TIED])
         best[widths] = (rows[first], ties)
