@@ -63,7 +63,8 @@ class Items:
 
     A plain standard error takes few items that differ for certainty: with none it is 0, with one of 500 the
     first item makes "equal" surer than none did. So the shares of items that went either way are bounded
-    exactly (Clopper and Pearson 1934), with Student's margin where that is larger.
+    exactly (Clopper and Pearson 1934), with Student's margin where that is larger. Means over draws are
+    parts of an item: they count as k items of size v, with the same sum and the same sum of squares.
 
     Args:
         differences: [n_items] of weight times -1, 0 or 1, or means of these over draws.
@@ -76,32 +77,40 @@ class Items:
         parts = np.asarray(differences, dtype=np.float64) / weights
         self._n = counts.astype(np.float64)
         self._share = sizes * counts / len(parts)
-        self._up = np.bincount(group, np.maximum(parts, 0.0))
-        self._down = np.bincount(group, np.maximum(-parts, 0.0))
-        spread = float(np.std(differences, ddof=1)) if len(parts) > 1 else math.nan
+        self._up, self._down = (_counted(np.maximum(side, 0.0), group) for side in (parts, -parts))
+        spread = float(np.std(differences, ddof=1)) if len(parts) > 1 else 0.0
         self._student = Student(stderr=spread / math.sqrt(len(parts)), degrees=max(len(parts) - 1.0, 1.0))
 
     def margins(self, tail: float) -> tuple[float, float]:
         """Return either side's bound."""
-        (low_up, high_up), (low_down, high_down) = (self._bounds(x, tail) for x in (self._up, self._down))
-        up, down = self._up / self._n, self._down / self._n
-        above = np.hypot(high_up - up, down - low_down) * self._share
-        below = np.hypot(up - low_up, high_down - down) * self._share
-        plain = 0.0 if math.isnan(self._student.stderr) else self._student.margins(tail)[0]
-        return max(math.hypot(*below), plain), max(math.hypot(*above), plain)
+        (less_up, more_up), (less_down, more_down) = (
+            self._beside(*side, tail) for side in (self._up, self._down)
+        )
+        below, above = np.hypot(less_up, more_down), np.hypot(more_up, less_down)
+        plain, _ = self._student.margins(tail)
+        return max(math.hypot(*below * self._share), plain), max(math.hypot(*above * self._share), plain)
 
     @property
     def stderr(self) -> float:
         """The normal standard error with the same interval of 95 %."""
         return max(self.margins(0.025)) / _quantile(math.inf, 0.975)
 
-    def _bounds(self, seen: Array, tail: float) -> tuple[Array, Array]:
+    def _beside(self, count: Array, size: Array, tail: float) -> tuple[Array, Array]:
+        """Return how far below and above its estimate the share of a side may lie."""
         from scipy.special import betaincinv
 
-        rest = self._n - seen
-        low = np.where(seen > 0, betaincinv(np.maximum(seen, 1e-9), rest + 1, tail), 0.0)
-        high = np.where(rest > 0, betaincinv(seen + 1, np.maximum(rest, 1e-9), 1 - tail), 1.0)
-        return low, high
+        rest = self._n - count
+        low = np.where(count > 0, betaincinv(np.maximum(count, 1e-9), rest + 1, tail), 0.0)
+        high = np.where(rest > 0, betaincinv(count + 1, np.maximum(rest, 1e-9), 1 - tail), 1.0)
+        share = count / self._n
+        return size * (share - low), size * (high - share)
+
+
+def _counted(parts: Array, group: Array) -> tuple[Array, Array]:
+    """Return, by group, as how many items of which size parts of items count; no parts are of size 1."""
+    total, squares = np.bincount(group, parts), np.bincount(group, parts**2)
+    size = np.where(total > 0, squares / np.where(total > 0, total, 1.0), 1.0)
+    return total / size, size
 
 
 @dataclass(frozen=True)

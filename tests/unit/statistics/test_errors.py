@@ -117,3 +117,11 @@ def test_one_more_source_widens_the_interval():
     assert wider.stderr == pytest.approx(math.hypot(0.01, 0.02))
     assert wider.interval(0.1)[0] < alone.interval(0.1)[0] < alone.interval(0.1)[1] < wider.interval(0.1)[1]
     assert wider.p_value(0.1) > alone.p_value(0.1)
+
+
+def test_items_over_draws_have_the_error_of_their_means():
+    """Items that differ in some draws have about Student's margin, not that of whole items."""
+    random = np.random.default_rng(0)
+    y = (random.random((5, 800)) < 0.1).astype(float) - (random.random((5, 800)) < 0.1)
+    plain = y.mean(axis=0).std(ddof=1) / math.sqrt(800) * scipy.stats.t.ppf(0.975, 799)
+    assert max(Items(y.mean(axis=0), np.ones(800)).margins(0.025)) == pytest.approx(plain, rel=0.05)
