@@ -11,6 +11,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -109,6 +110,9 @@ class Table:
         return [dict(zip(heads, (c.whole_text for c in row), strict=True)) for row in self.rows]
 
 
+_NUMBER = re.compile(r"[-+]?[0-9]+([.][0-9]+)?(e[-+]?[0-9]+)?")
+
+
 @lru_cache(maxsize=200_000)  # the same few numbers and words stand in the sections of all runs
 def text_cell(text: str) -> TableCell:
     """Return a cell of plain text."""
@@ -135,9 +139,18 @@ def text_table(
     return Table(
         caption=caption,
         headings=tuple(Heading(text=h, numeric=i >= n_names) for i, h in enumerate(heads)),
-        rows=tuple(tuple(map(text_cell, row)) for row in rows),
+        rows=tuple(tuple(map(_cell_of_text, row)) for row in rows),
         shown=shown,
     )
+
+
+@lru_cache(maxsize=200_000)
+def _cell_of_text(text: str) -> TableCell:
+    """Return a cell of text, which files hold as a number where it is one."""
+    plain = text.replace(formatting.MINUS, "-").replace(",", "")
+    if not _NUMBER.fullmatch(plain):
+        return text_cell(text)
+    return TableCell(text=text, raw=int(plain) if plain.isdecimal() else float(plain))
 
 
 _TEX = {

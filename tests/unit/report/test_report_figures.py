@@ -1,5 +1,6 @@
 """Every plot: drawn where there is something to show, left out where there is not, data included."""
 
+import csv
 import re
 import shutil
 
@@ -7,6 +8,7 @@ import pytest
 
 from faqbench.config.method import STAGES
 from faqbench.records import find_runs
+from faqbench.report import ReportRequest, write_report
 from faqbench.report.analysis import analyse
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import FIGURES, draw_figures, style
@@ -237,3 +239,12 @@ def test_hostile_names_are_text_in_a_drawing(make_run, tmp_path):
     for _, _, drawing in draw_figures(analysis, EvidenceStore(tmp_path), names):
         assert "<script" not in to_svg(drawing)
         assert to_png(drawing).startswith(b"\x89PNG")
+
+
+def test_a_figures_data_are_numbers_in_its_file(make_run, tmp_path):
+    for method in ("awq", "rtn"):
+        make_run(tmp_path / "runs", method)
+    request = ReportRequest(runs=tmp_path / "runs", reports=tmp_path, name="all", baseline="rtn")
+    with (write_report(request).folder / "figures" / "glance.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["low"]) < float(row["difference"]) < float(row["high"]) < 0
