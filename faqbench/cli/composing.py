@@ -30,7 +30,6 @@ from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import faqbench
 from faqbench.cli.refusals import (
     CONFIG_NAME,
     check_choices,
@@ -44,19 +43,13 @@ from faqbench.cli.refusals import (
 )
 from faqbench.config import Experiment, UserError, validate
 from faqbench.config.experiment import CheckpointSection
+from faqbench.config.section import conf_dir
 
 VERSION_BASE = "1.3"
 T = TypeVar("T")
 AUTO = "auto"
 # Hydra looks for plug-ins below the folders of the path, in a launcher's processes too.
 sys.path.append(str(Path(__file__).parent / "plugins"))
-
-
-def conf_dir() -> Path:
-    """Return the folder of yamls: inside an installed package, or beside it in a source tree."""
-    package = Path(faqbench.__file__).parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 @dataclass(frozen=True, kw_only=True)

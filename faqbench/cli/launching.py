@@ -19,11 +19,11 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from faqbench.cli.composing import VERSION_BASE, Cell, composer, conf_dir, first_choices
+from faqbench.cli.composing import VERSION_BASE, Cell, composer, first_choices
 from faqbench.cli.refusals import CONFIG_NAME
 from faqbench.config import Experiment, UserError
 from faqbench.config.identity import calibration_identity
-from faqbench.config.section import DType
+from faqbench.config.section import DType, conf_dir
 from faqbench.records import finished_record
 from faqbench.stages import hash_json
 

@@ -1,4 +1,4 @@
-"""What sections of the configuration are made of, a margin, and the one exception that a user sees.
+"""What sections of a configuration are made of, presets, a margin, and the one exception that a user sees.
 
 A margin, within which two methods count as equal, is stated before anything is measured. A difference
 that no test finds may still be large, so "no significant difference" is no equality. Equality is a claim
@@ -12,10 +12,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 
@@ -26,6 +28,35 @@ class UserError(ValueError):
     the key, the value, what is allowed and the nearest spelling, or with what was missing and what
     to do about it.
     """
+
+
+def conf_dir() -> Path:
+    """Return the folder of yamls: inside an installed package, or beside it in a source tree."""
+    package = Path(__file__).parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def preset(group: str, name: str) -> dict[str, Any]:
+    """Return what a choice of a group sets, its defaults among the group's files included.
+
+    Values are as written: `${bits}` stays that. A choice that has no file here sets nothing.
+    """
+    file = conf_dir() / group / f"{name}.yaml"
+    if not re.fullmatch(r"[\w./-]+", name) or ".." in name or not file.is_file():
+        return {}
+    own: dict[str, Any] = yaml.safe_load(file.read_text()) or {}
+    settings: dict[str, Any] = {}
+    for choice in own.pop("defaults", ["_self_"]):
+        more = own if choice == "_self_" else preset(group, choice) if isinstance(choice, str) else {}
+        settings = _merged(settings, more)
+    return settings
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    both = below.keys() & above.keys()
+    nested = {k for k in both if isinstance(below[k], Mapping) and isinstance(above[k], Mapping)}
+    return {**below, **above, **{k: _merged(below[k], above[k]) for k in nested}}
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:

@@ -160,7 +160,7 @@ def build_content(request: ReportRequest, selection: Selection) -> ReportContent
         published_is_close=is_published(panels),
         reproduced=measured_beside(panels),
         failed=tuple(
-            (run.run_id, (run.error or "no error was kept").strip(), facts.repeat_command(run, {}))
+            (run.run_id, (run.error or "no error was kept").strip(), facts.repeat_command(run))
             for run in selection.failed
         ),
         missing=selection.missing,

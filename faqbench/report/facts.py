@@ -6,18 +6,20 @@ Records are read leniently: a key that an older or foreign record lacks is simpl
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from faqbench.config.identity import deciding_config
 from faqbench.config.method import LABELS
-from faqbench.config.section import Margin, parse_margin
+from faqbench.config.section import Margin, parse_margin, preset
 from faqbench.records import RunRecord, truncated_requests
 
 # Of the setting of a comparison: a draw is one of several, a name says nothing that other keys do not.
 _NOT_OF_SETTING = {"calibration.seed"}
-_REPEATING = ("quant", "calibration", "quant.preview")  # sections with keys that knobs are named after
+_PLAIN = re.compile(r"[A-Za-z_/][\w./@+-]*(:[\w./@+-]+)?")  # what Hydra reads as text without quotes
+_NO_TEXT = {"null", "true", "false", "inf", "nan"}
 _ADDED_LATER = {"model", "tokenizer"}  # fingerprints that records did not always have
 
 
@@ -245,26 +247,70 @@ def grid_kind(record: RunRecord) -> str:
     return f"symmetric ({spread.replace('_', ' ')})"
 
 
-def repeat_command(record: RunRecord, varying: Mapping[str, str]) -> str:
-    """Return the command that repeats a run, the keys that vary within the report included.
+def repeat_command(record: RunRecord) -> str:
+    """Return the command that repeats a run: its presets, and every key that decides the result otherwise.
 
-    `config.yaml` in the run's folder remains the exact statement.
+    `config.yaml` in the run's folder says the same whole.
     """
-    keys = ["model", "quant", "evaluation"]
-    if not is_baseline(record):
-        keys += ["bits", "group_size", "symmetric"]
+    config = record.config
+    knobs = ["bits", "group_size", "symmetric"] if record.method.quantizes else []
+    knobs += ["window", "gamma"] if record.method.owns("preview") else []
+    knobs += ["seed"] if is_calibrated(record) else []
+    words = {k: config_value(config, k) for k in ("model", "quant", "evaluation", *knobs, "limit", "dtype")}
+    if config_value(config, "quant.round") == "external":
+        words["quant"] = f"external/{words['quant']}"
     if is_calibrated(record):
-        keys += ["scenario", "calibration.domain", "calibration.n_samples", "calibration.seq_len"]
-        keys += ["window", "gamma"] if record.method.owns("preview") else []
-        keys += ["seed"]
-    activations = record.identity["quant"].get("activations", {})
-    keys += [f"quant.activations.{leaf}" for leaf in activations]
-    keys += ["limit", "dtype"]
-    spelled = {k: config_value(record.config, k) for k in keys}
-    if config_value(record.config, "quant.round") == "external":
-        spelled["quant"] = f"external/{spelled['quant']}"
-    repeated = {*keys, "activations", *(f"{section}.{k}" for k in keys for section in _REPEATING)}
-    extra = {k: v for k, v in varying.items() if k not in repeated}
-    words = [f"{k}={v}" for k, v in {**spelled, **extra}.items() if v is not None]
-    words = [w for w in words if w not in {"limit=null", "scenario=matched"} and ".name=" not in w]
-    return shlex.join(["python", "-m", "faqbench", *words])
+        words["scenario"] = config_value(config, "scenario")
+    for group, keys in deciding_config(config).items():
+        if isinstance(keys, Mapping) and group != "data":
+            chosen = "wiki" if group == "calibration" else str(words.get(group))
+            words |= _unlike(preset(group, chosen), keys, config, f"{group}.")
+    words |= {f"data.{k}": as_text(v) for k, v in deciding_config(config)["data"].items()}
+    usual = {"limit": None, "scenario": "matched"}
+    spelled = [f"{k}={v}" for k, v in words.items() if v is not None and (k not in usual or v != usual[k])]
+    return shlex.join(["python", "-m", "faqbench", *spelled])
+
+
+def _unlike(
+    settings: Mapping[str, Any], keys: Mapping[str, Any], config: Mapping[str, Any], place: str
+) -> dict[str, str | None]:
+    """Return the deciding keys of a section that are not as its preset says, as Hydra spells them.
+
+    Args:
+        settings: of the preset, in which `${key}` is what the configuration has there.
+        keys: those that decide the result, by which the section's values are read.
+        config: the whole configuration.
+        place: the section's dotted name, with a dot.
+    """
+    section: Any = config
+    for part in place.split(".")[:-1]:
+        section = section[part]
+    unlike: dict[str, str | None] = {}
+    for key in keys:
+        value, usual = section.get(key), settings.get(key)
+        follows = isinstance(usual, str) and usual.startswith("${")
+        if follows:
+            usual = _at(config, str(usual)[2:-1])
+        if isinstance(value, Mapping) and isinstance(usual, Mapping) and isinstance(keys[key], Mapping):
+            unlike |= _unlike(usual, keys[key], config, f"{place}{key}.")
+        elif value != usual and key != "name":
+            unlike[f"{place}{key}"] = _for_hydra(value)
+    return unlike
+
+
+def _at(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _for_hydra(value: object) -> str:
+    """Return a value in the grammar of Hydra's command line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_for_hydra(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_for_hydra, value)) + "]"
+    if isinstance(value, str) and (value.lower() in _NO_TEXT or not _PLAIN.fullmatch(value)):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return as_text(value)

@@ -124,7 +124,7 @@ def write_pair(pair: RunPair, runs: Path, target: Path) -> None:
         pair=pair,
         tables=pair_tables(pair),
         figures=_figures(pair, EvidenceStore(runs)),
-        commands=[repeat_command(row.runs[0], row.shown) for row in (pair.a, pair.b)],
+        commands=[repeat_command(row.runs[0]) for row in (pair.a, pair.b)],
     )
     with explain_os_error("write the comparison", target, _REMEDY):
         atomic_write(target, page.encode())

@@ -86,7 +86,7 @@ def run_section(run: RunRecord, row: Row, store: EvidenceStore, shared: Shared) 
     return RunSection(
         run_id=run.run_id,
         heading=heading,
-        command=facts.repeat_command(run, row.shown),
+        command=facts.repeat_command(run),
         siblings=tuple((facts.seed(r), r.run_id) for r in row.runs if r is not run),
         facts=_facts(run),
         metrics=text_table(

@@ -9,11 +9,11 @@ that both runs share, and finds what unpaired tests miss.
     two runs        windows.mean_difference (block bootstrap; of perplexities its `ratio`)
                     accuracy.mcnemar, accuracy.accuracy_difference (paired bootstrap)
                     accuracy.mean_accuracy_difference (unweighted over several tasks)
-    a whole table   claims.holm
+    a whole table   errors.holm
     equality        errors.Error (two one-sided tests against a margin; what would be found)
     several draws   draws.aggregate_draws (variance split into draw, item and residual)
     while it runs   sequential.look_at (an interval that may be looked at after every draw)
-    before a run    claims.detectable_…: the smallest difference that a given n can show
+    before a run    errors.detectable_…: the smallest difference that a given n can show
 
 Arrays in, frozen values out; every random function takes its Generator. numpy is imported at once,
 scipy.stats and statsmodels (about a second each) only inside the functions that need them.
@@ -28,9 +28,15 @@ from faqbench.statistics.accuracy import (
     mcnemar,
     mean_accuracy_difference,
 )
-from faqbench.statistics.claims import detectable_accuracy_difference, detectable_difference, holm
 from faqbench.statistics.draws import DrawSummary, aggregate_draws
-from faqbench.statistics.errors import Error, Items, Student
+from faqbench.statistics.errors import (
+    Error,
+    Items,
+    Student,
+    detectable_accuracy_difference,
+    detectable_difference,
+    holm,
+)
 from faqbench.statistics.sequential import Look, Verdict, draws_needed, fewest_draws, look_at
 from faqbench.statistics.windows import (
     WindowDifference,

@@ -1,15 +1,20 @@
 """Every yaml below conf/ composes and keeps the house's rules: scenarios, W&B's sweep."""
 
+import dataclasses
 import re
+import shlex
 from math import prod
 
 import pytest
 import yaml
+from toy_runs import write_toy_run
 
-from faqbench.cli.composing import compose_cells, conf_dir, parse_flags
+from faqbench.cli.composing import compose_cells, parse_flags
 from faqbench.config import run_id
+from faqbench.config.section import conf_dir
 from faqbench.models import load_tokenizer
 from faqbench.pipeline.calibrating import calibration_set
+from faqbench.report.facts import repeat_command
 from faqbench.stages import PlainProgress, StageCache
 
 CHOICES = sorted(
@@ -204,3 +209,32 @@ def test_every_scenario_draws_other_tokens_of_real_text(compose, tmp_path):
         assert drawn.tokens.shape == (experiment.n_calibration_samples, 512)
         found[scenario] = drawn.fingerprint
     assert len(set(found.values())) == len(SCENARIOS)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["quant=fp"],
+        ["quant=rtn", "bits=4", "group_size=-1", "symmetric=true", "quant.symmetric_grid=half_range"],
+        ["quant=faq", "window=2", "gamma=0.9", "quant.search.n_grid=5", "seed=3", "limit=10"],
+        ["quant=faq-plus", "scenario=code-only", "calibration.n_samples=16", "evaluation.tasks=[]"],
+        ["quant=gptq", "calibration.domain=books", "evaluation.protocols=[heldout-medicine-64]"],
+        ["quant=awq", "calibration.mixture={wiki: 0.7, code: 0.3}", "evaluation=paper", "group_size=32"],
+        ["quant=w4a4-quarot", "quant.activations.kv_bits=4", "quant.skip=['*.down_proj']"],
+        ["quant=signround", "quant.refinement.steps=7", "dtype=bfloat16", "evaluation.n_windows=7"],
+        ["quant=loaq-awq", "scenario=shuffled-tokens", "evaluation.num_fewshot=2"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_the_command_that_repeats_a_run_composes_the_same_run(overrides, tmp_path):
+    def composed(words):
+        (experiment,) = compose_cells(parse_flags(tuple(words))).experiments
+        return experiment
+
+    asked = composed(["model=tiny-llama", "dtype=float32", *overrides])
+    record = dataclasses.replace(write_toy_run(tmp_path, "rtn"), config=asked.model_dump(mode="json"))
+    words = shlex.split(repeat_command(record))
+    assert words[:3] == ["python", "-m", "faqbench"]
+    again = composed(words[3:])
+    assert run_id(again) == run_id(asked)
+    assert len(words) < 24

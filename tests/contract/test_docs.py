@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from faqbench.cli import VERBS, verb_function
-from faqbench.cli.composing import conf_dir
+from faqbench.config.section import conf_dir
 
 README = Path(__file__).parents[2] / "README.md"
 PRESETS = sorted(p.stem for p in conf_dir().glob("quant/*.yaml") if not p.name.startswith("_"))

@@ -5,8 +5,8 @@ from importlib import resources
 import pytest
 import yaml
 
-from faqbench.cli.composing import conf_dir
 from faqbench.config import run_id
+from faqbench.config.section import conf_dir
 from faqbench.records import read_run
 
 EXPERIMENTS = sorted(conf_dir().glob("experiment/*.yaml"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from faqbench.cli.composing import conf_dir
 from faqbench.config import UserError
+from faqbench.config.section import conf_dir
 from faqbench.models import architecture_of, open_stream
 
 EACH_FAMILY = ["tiny-llama", "tiny-mistral", "tiny-qwen2", "tiny-qwen3", "tiny-gemma3", "tiny-phi3"]

@@ -8,9 +8,8 @@ import re
 import pytest
 import yaml
 
-from faqbench.cli.composing import conf_dir
 from faqbench.config.identity import deciding_config
-from faqbench.config.section import parse_margin
+from faqbench.config.section import conf_dir, parse_margin
 from faqbench.formatting import MINUS, NONE
 from faqbench.records import Gate, find_runs
 from faqbench.report import ReportRequest, answer, facts, reproductions, write_report

@@ -240,13 +240,13 @@ def test_a_failed_run_of_w4a4_is_no_failed_run_of_four_bit_weights(make_run, tmp
 
 def test_the_command_that_repeats_a_run_is_safe_in_a_shell(make_run, tmp_path):
     record = make_run(tmp_path, "a b; rm -rf /")
-    assert "'quant=a b; rm -rf /'" in repeat_command(record, {})
+    assert "'quant=a b; rm -rf /'" in repeat_command(record)
 
 
 def test_the_command_that_repeats_another_tools_run_names_its_recipe(make_run, tmp_path):
     record = make_run(tmp_path, "autoround")
     record.config["quant"]["round"] = "external"
-    assert " quant=external/autoround " in repeat_command(record, {})
+    assert " quant=external/autoround " in repeat_command(record)
 
 
 @pytest.mark.parametrize(
