@@ -80,6 +80,15 @@ class KeysOfRuns(Keys):
 
     runs: Path = Path("runs")
 
+    def check_runs(self) -> None:
+        """Refuse a folder of runs that was typed and is not there.
+
+        Raises:
+            UserError: for such a folder.
+        """
+        if "runs" in self.model_fields_set and not self.runs.is_dir():
+            raise UserError(f"There is no folder {self.runs}; runs=FOLDER names another.")
+
 
 class KeysOfSelection(KeysOfRuns):
     """The keys of every verb that is about several runs.

@@ -21,7 +21,7 @@ from faqbench.cli.results import find_record
 from faqbench.config import UserError, check_tracking, did_you_mean
 from faqbench.config.experiment import TrackingSection
 from faqbench.foreign import is_name
-from faqbench.records import RunRecord, find_heads, read_run, read_sweep
+from faqbench.records import RunRecord, find_heads, read_run, read_sweep, sweep_names
 from faqbench.report import ReportRequest, answer, select_runs
 from faqbench.tracking import ProgressLog, find_progress, tracker
 from faqbench.tracking.wandb import publish
@@ -141,15 +141,13 @@ def _cells(runs: Path, name: str | None) -> tuple[str, list[str] | None]:
     """
     if not runs.is_dir():
         raise UserError(f"There is no folder {runs}; runs=FOLDER names another.")
-    paths = [path for path in (runs / "_sweeps").glob("*.json") if is_name(path.stem)]
-    paths.sort(key=lambda p: p.lstat().st_mtime)
+    names = sweep_names(runs)
     if name is None:
-        name = paths[-1].stem if paths else None
+        name = names[-1] if names else None
     if name is None:
         return "all runs", None
     run_ids = read_sweep(runs, name)
     if run_ids is None:
-        names = [path.stem for path in paths]
         raise UserError(f"There is no sweep '{name}' in {runs}.{did_you_mean(name, names)}")
     return name, run_ids
 

@@ -30,6 +30,8 @@ from faqbench.records import (
     find_runs,
     is_packed,
     read_run,
+    read_sweep,
+    sweep_names,
     write_pack,
     write_sweep,
 )
@@ -253,6 +255,13 @@ def compact(arguments: list[str]) -> int:
     if keys.into is None:
         raise UserError("compact needs into=FOLDER, such as into=runs/study.")
     runs, into, name = keys.runs, keys.into, keys.name
+    keys.check_runs()
+    if (
+        name is not None
+        and read_sweep(runs, name) is None
+        and (near := did_you_mean(name, sweep_names(runs)))
+    ):
+        raise UserError(f"There is no sweep '{name}' in {runs}.{near}")
     if into.resolve() == runs.resolve():
         raise UserError(f"into={into} is the folder of runs itself; whole runs are not replaced.")
     if name is not None and not is_name(name):
@@ -271,8 +280,9 @@ def compact(arguments: list[str]) -> int:
         write_sweep(into, name, list(copies))
     _say_where_models_lie(selection.finished)
     size = sum(path.stat().st_size for path in into.rglob("*") if path.is_file())
-    n_runs = len(copies)
-    print(f"{n_runs} runs copied; {into} holds {n_bytes(size)} ({n_bytes(size / n_runs)} a run)")
+    n_runs = len(find_heads(into)[0])
+    a_run = f"{n_bytes(size / n_runs)} a run"
+    print(f"{len(copies)} runs copied; {into} holds {count(n_runs, 'run')}: {n_bytes(size)} ({a_run})")
     return 0
 
 
@@ -330,6 +340,8 @@ def rm(arguments: list[str]) -> int:
     if keys.restore is not None:
         return _restore(runs, keys.restore)
     names = [find_name(runs, word) for word in words]
+    if is_selective and not keys.select:
+        raise UserError("rm select= says nothing of the runs to remove; say which, as in select=quant=rtn.")
     if is_selective:
         names += _selected(runs, keys.select)
     if not names and not is_selective:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ from typing import Annotated, Literal
 from faqbench.cli.arguments import Keys, between, read_arguments, whole
 from faqbench.cli.composing import Command, all_overrides, compose_cells, parse_flags
 from faqbench.config import Experiment, UserError, did_you_mean
-from faqbench.config.identity import identity
+from faqbench.config.identity import deciding_config, identity
 from faqbench.config.section import parse_margin
 from faqbench.statistics import fewest_draws
 
@@ -38,6 +40,12 @@ _OURS = {
     "calibration.seed": "its draws are seeds 0, 1, 2, and so on",
     "rerun": "it goes on with the runs that are there; `faqbench rm RUN` removes one",
 }
+
+# What arms may have otherwise: names, and how statistics are taken of one and the same draw.
+_NOT_OF_TEXTS = {
+    "evaluation.name", "scenario.name", "calibration.seed", "calibration.tokens", "calibration.dtype",
+    "calibration.batch_size",
+}  # fmt: skip
 
 
 class Terms(Keys):
@@ -180,6 +188,7 @@ def read_inquiry(arguments: Sequence[str]) -> Inquiry:
     _check_overrides(flags.overrides)
     firsts = tuple(_compose(flags, arm.overrides, range(1)).experiments[0] for arm in arms)
     _check_different(arms, firsts)
+    _check_pairs(arms, firsts)
     metric = _metric(terms.metric, firsts[0])
     inquiry = Inquiry(
         text=" ".join(questions[0].split()),
@@ -276,6 +285,30 @@ def _check_different(arms: Sequence[Arm], experiments: Sequence[Experiment]) -> 
                 f"{arm_of[key]} and {arm.name} are the same configuration; there is no question."
             )
         arm_of[key] = arm.name
+
+
+def _check_pairs(arms: Sequence[Arm], experiments: Sequence[Experiment]) -> None:
+    """Refuse arms that no draw could pair: evaluated or calibrated on other texts, or kept elsewhere."""
+    told = [_texts_of(experiment) for experiment in experiments]
+    for a, b in itertools.combinations(range(len(arms)), 2):
+        for key in sorted(told[a].keys() & told[b].keys()):
+            value, other = told[a][key], told[b][key]
+            if value != other:
+                raise UserError(
+                    f"{arms[a].name} and {arms[b].name} cannot be paired: {key} is {value} in one and "
+                    f"{other} in the other; set it outside of the parentheses, for all arms."
+                )
+
+
+def _texts_of(experiment: Experiment) -> dict[str, str]:
+    """Return the keys by which draws are found and paired, and their values as text."""
+    deciding = deciding_config(experiment.model_dump(mode="json"))
+    told = {"paths.runs": str(experiment.paths.runs)}
+    for section in ("evaluation", "calibration", "scenario"):
+        if section == "evaluation" or experiment.needs_calibration:
+            keys = {f"{section}.{k}": json.dumps(v) for k, v in deciding[section].items()}
+            told |= {k: v for k, v in keys.items() if k not in _NOT_OF_TEXTS}
+    return told
 
 
 def _metric(name: str | None, experiment: Experiment) -> JudgedMetric:

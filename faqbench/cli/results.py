@@ -12,7 +12,7 @@ from faqbench.cli.console import print_damaged, print_table, print_text
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.foreign import is_name
 from faqbench.formatting import n_bytes, seconds
-from faqbench.records import RunRecord, find_heads, read_record, run_folders
+from faqbench.records import RunRecord, find_heads, read_record, read_sweep, run_folders, sweep_names
 from faqbench.report import (
     ReportRequest,
     pair_runs,
@@ -303,9 +303,17 @@ class ReportKeys(KeysOfSelection):
 def report(arguments: list[str]) -> int:
     """Rebuild a report from runs/ alone: name=… select=… baseline=… title=… runs=… reports=…."""
     _, keys = read_arguments("report", arguments, ReportKeys)
+    runs = _runs(keys)
+    keys.check_runs()
+    near = did_you_mean(keys.name, [*sweep_names(runs), *sorted(p.name for p in runs.glob("[!._]*/_pack"))])
+    if near and runs == keys.runs and read_sweep(runs, keys.name) is None and not keys.select:
+        raise UserError(
+            f"There is no sweep '{keys.name}' in {runs}.{near} A report over all runs takes a name that is "
+            "unlike theirs, or none."
+        )
     paths = write_report(
         ReportRequest(
-            runs=_runs(keys),
+            runs=runs,
             reports=keys.reports,
             name=keys.name,
             select=keys.select,

@@ -52,6 +52,7 @@ from faqbench.records.sweeps import (
     noted_cells,
     read_sweep,
     stop_sweep,
+    sweep_names,
     write_sweep,
 )
 
@@ -92,6 +93,7 @@ __all__ = [
     "run_folders",
     "same_model",
     "stop_sweep",
+    "sweep_names",
     "truncated_requests",
     "write_decision",
     "write_pack",

@@ -42,6 +42,12 @@ def write_sweep(runs: Path, name: str, run_ids: Sequence[str]) -> None:
         atomic_write(target, json.dumps({"name": name, "run_ids": list(run_ids)}, indent=1).encode())
 
 
+def sweep_names(runs: Path) -> list[str]:
+    """Return the names of a folder's sweeps, the latest last."""
+    paths = [path for path in (runs / "_sweeps").glob("*.json") if is_name(path.stem)]
+    return [path.stem for path in sorted(paths, key=lambda p: p.lstat().st_mtime)]
+
+
 def read_sweep(runs: Path, name: str) -> list[str] | None:
     """Return the run ids of a named sweep, or None when there is no such sweep.
 

@@ -254,6 +254,15 @@ def refusal(capsys, monkeypatch, tmp_path):
         (["fqa < awq", *QUESTION_SETTING], "Did you mean 'faq'?"),
         (["awq < awq", *QUESTION_SETTING], "awq and awq are the same configuration; there is no question."),
         (["awq(bits=3) < awq", *QUESTION_SETTING], "awq(bits=3) and awq are the same configuration"),
+        (
+            ["faq(limit=1) < awq", *QUESTION_SETTING],
+            "faq(limit=1) and awq cannot be paired: evaluation.n_",
+        ),
+        (
+            ["faq(calibration.n_samples=3) < awq", *QUESTION_SETTING],
+            "cannot be paired: calibration.n_samples is 3 in one and",
+        ),
+        (["faq(paths.runs=x) < awq", *QUESTION_SETTING], "cannot be paired: paths.runs is x in one and"),
         (["faq(quant=awq) < awq"], "settle takes no quant=: the question names the arms."),
         ([*ASKED, "seed=0,1"], "settle takes no seed=: its draws are seeds 0, 1, 2, and so on."),
         ([*ASKED, "rerun=true"], "settle takes no rerun="),

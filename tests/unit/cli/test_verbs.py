@@ -20,6 +20,7 @@ from faqbench.records import (
     StageTiming,
     run_folders,
     write_run,
+    write_sweep,
 )
 
 
@@ -117,7 +118,9 @@ def test_show_prints_metrics_stages_gates_and_warnings(runs, capsys):
         (["report", "nmae=x"], "Did you mean 'name'?"),
         (["compact"], "compact needs into=FOLDER"),
         (["compact", "into=runs"], "is the folder of runs itself"),
-        (["compact", "into=x", "runs=nowhere"], "There is no finished run to copy in nowhere"),
+        (["compact", "into=x", "runs=nowhere"], "There is no folder nowhere; runs=FOLDER names another"),
+        (["report", "runs=nowhere"], "There is no folder nowhere; runs=FOLDER names another"),
+        (["rm", "select="], "rm select= says nothing of the runs to remove"),
         (["sync", "mode=of"], "mode=of is not allowed: auto, online, offline"),
         (["fetch", "gemma-270m"], "Unknown asset 'gemma-270m'. Did you mean 'gemma3-270m'?"),
         (["fetch", "accept_terms=maybe"], "accept_terms=maybe is not allowed: true or false"),
@@ -133,6 +136,17 @@ def test_a_mistake_is_one_sentence_on_standard_error_and_exit_code_2(runs, capsy
     assert captured.out == ""
     assert captured.err.startswith("faqbench: ") and expected in captured.err
     assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "verb", [["report", "reports=written"], ["compact", "into=written"]], ids=lambda v: v[0]
+)
+def test_a_misspelt_sweep_is_no_name_for_all_runs(runs, verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_sweep(runs, "nightly", [])
+    assert main([*verb, f"runs={runs}", "name=nigthly"]) == 2
+    assert "There is no sweep 'nigthly'" in capsys.readouterr().err
+    assert not Path("written").exists()
 
 
 def test_sync_of_nothing_says_so(tmp_path, capsys):
@@ -165,7 +179,7 @@ def test_compact_copies_finished_runs_and_the_report_finds_them_by_name(
 ):
     monkeypatch.chdir(tmp_path)
     assert main(["compact", "into=runs/study", "name=all"]) == 0
-    assert "2 runs copied; runs/study holds 1." in capsys.readouterr().out
+    assert "2 runs copied; runs/study holds 2 runs: 1." in capsys.readouterr().out
     (runs / "toy-fp-0123456789" / "record.json").unlink()
     assert main(["report", "name=study"]) == 0
     assert "over 2 runs: reports/study/index.html" in capsys.readouterr().out
