@@ -282,9 +282,7 @@ def _unlike(
         config: the whole configuration.
         place: the section's dotted name, with a dot.
     """
-    section: Any = config
-    for part in place.split(".")[:-1]:
-        section = section[part]
+    section = _at(config, place[:-1]) or {}
     unlike: dict[str, str | None] = {}
     for key in keys:
         value, usual = section.get(key), settings.get(key)
