@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,7 +38,8 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "conf"
 
 
-def preset(group: str, name: str) -> dict[str, Any]:
+@cache
+def preset(group: str, name: str) -> Mapping[str, Any]:
     """Return what a choice of a group sets, its defaults among the group's files included.
 
     Values are as written: `${bits}` stays that. A choice that has no file here sets nothing.
@@ -46,7 +48,7 @@ def preset(group: str, name: str) -> dict[str, Any]:
     if not re.fullmatch(r"[\w./-]+", name) or ".." in name or not file.is_file():
         return {}
     own: dict[str, Any] = yaml.safe_load(file.read_text()) or {}
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = {}
     for choice in own.pop("defaults", ["_self_"]):
         more = own if choice == "_self_" else preset(group, choice) if isinstance(choice, str) else {}
         settings = _merged(settings, more)
