@@ -306,13 +306,26 @@ def _windows(store: EvidenceStore, run: RunRecord, column: Column) -> Array:
         raise RefusalError(f"{run.run_id} kept no {what} of {column.label}")
     if not np.isfinite(windows).all():
         raise RefusalError(f"{run.run_id} has a value of {column.label} that is not finite")
+    _check_against_record(run, column, float(windows.mean()), what)
     return windows
+
+
+def _check_against_record(run: RunRecord, column: Column, mean: float, what: str) -> None:
+    """Refuse windows or items that are not those of the record's number, as after a copied file."""
+    metric = column.metric_of(run)
+    if metric is None or metric.value is None or not math.isfinite(metric.value):
+        return
+    stated = math.log(metric.value) if column.kind == "perplexity" else metric.value
+    if not math.isclose(mean, stated, rel_tol=1e-3, abs_tol=1e-3):
+        raise RefusalError(f"the {what} of {run.run_id} are not those of its record's {column.label}")
 
 
 def _items(store: EvidenceStore, run: RunRecord, column: Column) -> tuple[Array, Array]:
     items = store.of(run.run_id).items.get((column.task, column.metric))
     if items is None:
         raise RefusalError(f"{run.run_id} kept no items of {column.task}")
+    if len(items[1]):
+        _check_against_record(run, column, float(items[1].mean()), "items")
     return items
 
 

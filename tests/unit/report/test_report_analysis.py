@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 import statistics
 
 import pytest
@@ -449,3 +450,13 @@ def test_a_differences_effect_is_that_of_the_numbers_shown_whatever_the_blocks(m
         for a, b in zip(found.a.runs, found.b.runs, strict=True)
     ]
     assert found.effect == pytest.approx(statistics.fmean(per_draw), abs=1e-6)
+
+
+def test_a_run_with_the_tokens_of_another_is_not_paired(make_run, tmp_path):
+    a, b, other = (make_run(tmp_path, method) for method in ("awq", "faq", "rtn"))
+    shutil.copy(tmp_path / other.run_id / "tokens.npz", tmp_path / a.run_id / "tokens.npz")
+    panel = panel_of(tmp_path)
+    rows = {row.method: row for row in panel.rows}
+    found = compare_rows(EvidenceStore(tmp_path), rows["awq"], rows["faq"], panel.columns[0])
+    assert f"the token losses of {a.run_id} are not those of its record's" in found.refused
+    assert b.run_id not in found.refused
