@@ -5,7 +5,7 @@ pydantic checks types, ranges and unknown keys; `_check_combination` the rules t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,9 +14,11 @@ from pydantic_core import ErrorDetails
 
 from faqbench.config.calibration import check_calibration
 from faqbench.config.experiment import (
+    CheckpointSection,
     CorrectionSection,
     Experiment,
     LinearOverride,
+    ModelSection,
     QuantSection,
     RoleName,
     TrackingSection,
@@ -50,8 +52,9 @@ def _check_combination(experiment: Experiment) -> None:
     """Refuse keys that are allowed one by one and not together."""
     quant, model = experiment.quant, experiment.model
     _check_group_size("group_size", quant.group_size)
+    _check_doubles(experiment)
     _check_stages(experiment.method)
-    _check_foreign(quant, experiment.method)
+    _check_foreign(experiment)
     _check_refinement(quant, experiment.method)
     _check_adaptation(experiment)
     _check_grid(quant)
@@ -74,6 +77,33 @@ def _check_combination(experiment: Experiment) -> None:
     needed = {"packaged": "asset", "hub": "hub_id", "path": "path", "random": "random"}[model.source]
     if not getattr(model, needed):
         raise UserError(f"model.source={model.source} needs model.{needed}, which is not set.")
+    if model.source == "random" and model.tokenizer is None:
+        raise UserError(
+            "model.tokenizer=null is the model's own, and a model of random weights has none: set "
+            "model.tokenizer=bytes, a hub id or a folder."
+        )
+
+
+def _check_doubles(experiment: Experiment) -> None:
+    """Refuse what is named twice where once says all."""
+    quant, evaluation = experiment.quant, experiment.evaluation
+    lists: Mapping[str, tuple[str, Sequence[object]]] = {
+        "evaluation.protocols": ("a protocol", evaluation.protocols),
+        "evaluation.tasks": ("a task", evaluation.tasks),
+        "scenario.allow_overlap": ("a pattern", experiment.scenario.allow_overlap),
+        "presearch.domains": ("a domain", experiment.presearch.domains or ()),
+        "tracking.tags": ("a tag", experiment.tracking.tags),
+        "quant.skip": ("a pattern", quant.skip),
+        "quant.external.requirements": ("a package", quant.external.requirements),
+        "quant.correction.roles": ("a role", quant.correction.roles),
+        "quant.rotation.places": ("a place", quant.rotation.places),
+        "quant.activations.targets": ("a role", quant.activations.targets),
+    }
+    grids = [("a value", values) for grid in experiment.presearch.grids for _, values in grid]
+    for key, (kind, names) in [*lists.items(), *(("presearch.grids", grid) for grid in grids)]:
+        double = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if double is not None:
+            raise UserError(f"{key}={spelled(names)} names {kind} twice: {double}.")
 
 
 def check_tracking(tracking: TrackingSection) -> None:
@@ -114,8 +144,9 @@ def _check_stages(method: Method) -> None:
         )
 
 
-def _check_foreign(quant: QuantSection, method: Method) -> None:
+def _check_foreign(experiment: Experiment) -> None:
     """Check what another tool makes, or has made: nothing of a method of ours is left to do."""
+    quant, method = experiment.quant, experiment.method
     if not method.is_foreign:
         return
     busy = [f"quant.{s}={v.name}" for s, v in method.values.items() if s != "round" and not v.is_idle]
@@ -126,13 +157,8 @@ def _check_foreign(quant: QuantSection, method: Method) -> None:
             f"quant.round={quant.round} takes weights as another tool quantizes them, so nothing is left "
             f"to do for {' and '.join(busy)}."
         )
-    place = quant.checkpoint
-    if quant.round == "checkpoint" and (place.path is None) == (place.hub_id is None):
-        both = "both are set" if place.path is not None else "neither is set"
-        raise UserError(
-            "quant=checkpoint evaluates a quantized checkpoint beside its full precision parent, so it "
-            f"needs model.path=FOLDER or model.hub_id=NAME, with model.parent=MODEL, and {both}."
-        )
+    if quant.round == "checkpoint":
+        _check_checkpoint(quant.checkpoint, experiment.model)
     if quant.round != "external":
         return
     if quant.external.driver is None:
@@ -146,6 +172,21 @@ def _check_foreign(quant: QuantSection, method: Method) -> None:
                 f"quant.external.requirements has {requirement}, which names no version, so that the same "
                 f"recipe would give other weights another day; pin it, as in {requirement}==1.0."
             )
+
+
+def _check_checkpoint(place: CheckpointSection, model: ModelSection) -> None:
+    """Check that a checkpoint is named in one way; without a parent its name still is the model's."""
+    if (place.path is None) != (place.hub_id is None):
+        return
+    lack = "both are set" if place.path is not None else "neither is set"
+    if place.path is None and model.path is not None:
+        lack = f"model.path={model.path} has no model.parent beside it"
+    elif place.path is None and model.hub_id is not None:
+        lack = f"model.hub_id={model.hub_id} has no model.parent beside it"
+    raise UserError(
+        "quant=checkpoint evaluates a quantized checkpoint beside its full precision parent, so it "
+        f"needs model.path=FOLDER or model.hub_id=NAME, with model.parent=MODEL, and {lack}."
+    )
 
 
 def _check_refinement(quant: QuantSection, method: Method) -> None:
@@ -203,8 +244,6 @@ def _check_override(override: LinearOverride) -> None:
 
 def _check_correction(correction: CorrectionSection) -> None:
     roles = correction.roles
-    if len(set(roles)) < len(roles):
-        raise UserError(f"quant.correction.roles={list(roles)} names a role twice.")
     if isinstance(correction.strength, dict) and set(correction.strength) != set(roles):
         raise UserError(
             f"quant.correction.strength is given for {', '.join(correction.strength) or 'no role'}, "
@@ -234,8 +273,6 @@ def _check_held_out(correction: CorrectionSection, n_samples: int) -> None:
 
 def _check_rotation(quant: QuantSection) -> None:
     places = quant.rotation.places
-    if len(set(places)) < len(places):
-        raise UserError(f"quant.rotation.places={list(places)} names a place twice.")
     if quant.rotate != "none" and "R3" in places and quant.activations.key_bits is None:
         raise UserError(
             "quant.rotation.places has R3, which changes nothing while keys are left as they are: set "
@@ -248,8 +285,6 @@ def _check_rotation(quant: QuantSection) -> None:
 def _check_activations(quant: QuantSection) -> None:
     """Refuse activations' grids that nothing here computes."""
     activations, method = quant.activations, method_of(quant)
-    if len(set(activations.targets)) < len(activations.targets):
-        raise UserError(f"quant.activations.targets={list(activations.targets)} names a role twice.")
     if activations.bmm and activations.bits is None:
         raise UserError(
             "quant.activations.bmm=true puts the operands of attention on the grid of linears' inputs, and "
@@ -356,6 +391,8 @@ def _sentence(error: ErrorDetails) -> str:
             f"{key}={value} is not allowed: a name of at most 80 letters, digits and . _ + - that begins "
             "with a letter or digit."
         )
+    if "error" in error.get("ctx", {}):  # what a check of ours raised, in words of its own
+        return f"{key}={value}: {error['ctx']['error']}."
     return f"{key}={value} is not allowed: {_wanted(error, key, value)}."
 
 

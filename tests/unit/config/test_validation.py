@@ -199,6 +199,38 @@ def test_a_group_size_of_an_override_is_positive_or_one_per_row_too(change, grou
     assert "group_size" in mistake(change("quant.overrides", [override]))
 
 
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("evaluation.protocols", ["heldout-wiki-512", "wikitext2-512", "heldout-wiki-512"]),
+        ("evaluation.tasks", ["boolq_validation", "boolq_validation"]),
+        ("scenario.allow_overlap", ["*", "*"]),
+        ("presearch.domains", ["wiki", "wiki"]),
+        ("tracking.tags", ["a", "a"]),
+        ("quant.skip", ["*.down_proj", "*.down_proj"]),
+        ("quant.correction.roles", ["o", "o"]),
+    ],
+)
+def test_what_is_named_twice_is_refused(change, key, names):
+    text = mistake(change(key, names))
+    assert text.startswith(f"{key}=[{names[0]},") and text.endswith(f" twice: {names[0]}.")
+
+
+def test_a_value_that_a_presearch_would_try_twice_is_refused(plain):
+    raw = copy.deepcopy(plain)
+    raw["presearch"]["grids"][0]["window"] = [1, 2, 1]
+    assert mistake(raw) == "presearch.grids=[1,2,1] names a value twice: 1."
+
+
+def test_what_a_check_of_ours_says_is_said_without_pydantics_words(change):
+    text = mistake(change("report.margin", "1furlong"))
+    assert text.startswith("report.margin=1furlong: margin '1furlong' is not allowed; write 1%,")
+
+
+def test_a_random_model_has_no_tokenizer_of_its_own(change):
+    assert "set model.tokenizer=bytes" in mistake(change("model.tokenizer", None))
+
+
 def test_stages_without_rounding_are_refused(change):
     assert "quant.round=none" in mistake(change("quant.round", "none"))
 
