@@ -20,6 +20,7 @@ def presearch(arguments: list[str]) -> int:
     is stopped resumes. It ends with a table of the finalists and writes below paths.presearch: all trials,
     the evidence, and a dated preset that `--config-dir` makes a choice of quant.
     """
+    from faqbench.corpora import check_domain
     from faqbench.pipeline import check_models
     from faqbench.presearch import search, write_search
     from faqbench.presearch.trials import verdict
@@ -29,6 +30,8 @@ def presearch(arguments: list[str]) -> int:
     if request.is_sweep:
         raise UserError("presearch sweeps by itself: give it one model and one setting, without -m.")
     (experiment,) = request.experiments
+    for domain in experiment.presearch.domains or ():
+        check_domain(domain, "presearch.domains")
     check_models([experiment])
     progress = console_progress()
     for note in dtype_notes([experiment]):

@@ -23,6 +23,7 @@ corpus too: a .txt file, whose paragraphs, separated by blank lines, are the tex
 from faqbench.corpora.corpus import (
     Corpus,
     Part,
+    check_domain,
     corpus_source,
     domain_names,
     domain_source,
@@ -35,6 +36,7 @@ from faqbench.corpora.hub_set import hub_set_names
 __all__ = [
     "Corpus",
     "Part",
+    "check_domain",
     "corpus_source",
     "domain_names",
     "domain_source",

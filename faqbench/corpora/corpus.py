@@ -34,7 +34,7 @@ from faqbench.assets import benchmark_data_origin, document_key, packaged_data_k
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.calibration import MAX_CHARACTERS, CalibrationSection, is_hub_set, is_table
 from faqbench.corpora.hub_set import hub_set, hub_set_names, hub_set_version, hub_texts, section_hub_set
-from faqbench.corpora.user_file import Texts, is_text_file, read_table_file, read_text_file
+from faqbench.corpora.user_file import Texts, is_text_file, read_table_file, read_text_file, regular_file
 from faqbench.stages import Progress, file_version, hash_json, hash_text
 
 
@@ -108,6 +108,26 @@ def read_corpus(domain: str, part: Part, calibration: CalibrationSection, progre
     )
 
 
+def check_domain(domain: str, key: str) -> None:
+    """Check that a domain is known, or its file there, without reading any text; the hub is not asked.
+
+    Args:
+        domain: as `read_corpus` takes it.
+        key: that names it, for the message.
+
+    Raises:
+        UserError: for an unknown domain, and a file that is missing or no regular file.
+    """
+    if is_hub_set(domain) or domain in (*domain_names(), *hub_set_names()):
+        return
+    if not (is_table(domain) or is_text_file(domain)):
+        raise UserError(f"{key}: {_unknown(domain)}")
+    try:
+        regular_file(domain)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
 def corpus_source(domain: str, calibration: CalibrationSection) -> dict[str, object] | None:
     """Return what decides the texts of a domain, without reading them; None where it has no version.
 
@@ -144,8 +164,12 @@ def _packaged(domain: str, progress: Progress) -> Mapping[str, str]:
     """Return the texts of a packaged domain with their keys."""
     if domain in domain_names():
         return packaged_documents(domain, progress)
+    raise UserError(_unknown(domain))
+
+
+def _unknown(domain: str) -> str:
     names = [*domain_names(), *hub_set_names()]
-    raise UserError(
+    return (
         f"Unknown domain '{domain}'.{did_you_mean(domain, names)} Known: {', '.join(domain_names())}; "
         f"from the hub {', '.join(hub_set_names())} or hub:OWNER/NAME; or the path of a .txt, .jsonl "
         "or .parquet file."

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from faqbench.config import Experiment, UserError, run_id
+from faqbench.corpora import check_domain
 from faqbench.evaluation import check_context, resolve_protocol
 from faqbench.hardware import dtype_warning
 from faqbench.models import ModelHolder, check_rotation, inspect_model, is_streamed, streaming_note
@@ -247,19 +248,38 @@ def _layers(quantized: QuantizedModel | None) -> pd.DataFrame:
 
 
 def check_models(experiments: Iterable[Experiment]) -> None:
-    """Check the models of several cells; of those that differ in their draw alone, one.
+    """Check the models and the domains of several cells; of those that differ in their draw alone, one.
 
     Raises:
         UserError: all mistakes, each once.
     """
     mistakes: dict[str, None] = {}
     for experiment in {_but_its_draw(experiment): experiment for experiment in experiments}.values():
-        try:
-            check_model(experiment)
-        except UserError as error:
-            mistakes[str(error)] = None
+        for check in (_check_domains, check_model):
+            try:
+                check(experiment)
+            except UserError as error:
+                mistakes[str(error)] = None
     if mistakes:
         raise UserError("\n  ".join(mistakes))
+
+
+def _check_domains(experiment: Experiment) -> None:
+    """Check the domains that a cell is calibrated on; none is read where no stage reads activations.
+
+    Raises:
+        UserError: with the key that names a domain which there is not.
+    """
+    if not experiment.needs_calibration:
+        return
+    calibration, scenario = experiment.calibration, experiment.scenario
+    if calibration.mixture is None:
+        check_domain(calibration.domain, "calibration.domain")
+    if scenario.domain is not None:
+        check_domain(scenario.domain, "scenario.domain")
+    for key, mixture in (("calibration", calibration.mixture), ("scenario", scenario.mixture)):
+        for domain in mixture or ():
+            check_domain(domain, f"{key}.mixture")
 
 
 def _but_its_draw(experiment: Experiment) -> str:
@@ -277,10 +297,10 @@ def check_model(experiment: Experiment) -> bool:
             pattern that matches no linear, a correction or a rotation that does not suit the family,
             a protocol of windows that are longer than the model's context, and a budget that no block fits.
     """
+    protocols = [resolve_protocol(name, experiment.data) for name in experiment.evaluation.protocols]
     architecture = inspect_model(experiment.model)
     if architecture is None:
         return False
-    protocols = [resolve_protocol(name, experiment.data) for name in experiment.evaluation.protocols]
     try:
         has_own_grid = experiment.is_foreign and not experiment.needs_calibration  # a checkpoint
         if not has_own_grid:
