@@ -68,8 +68,8 @@ def inspect_model(section: ModelSection) -> Architecture | None:
             _inspected[state] = _inspect(folder, section)
         return _inspected[state]
     except UserError as error:
-        reason = str(error).rstrip(".")
-        raise UserError(f"model={section.name} could not be loaded: {reason}.") from error
+        reason = str(error) if str(error).endswith("?") else f"{str(error).rstrip('.')}."
+        raise UserError(f"model={section.name} could not be loaded: {reason}") from error
 
 
 def listed(names: Iterable[str]) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from faqbench.assets import packaged_model_key, packaged_model_place
-from faqbench.config import UserError
+from faqbench.config import UserError, did_you_mean
 from faqbench.config.experiment import ModelSection
 from faqbench.hub import local_snapshot, resolve_commit
 from faqbench.models.tensors import CONFIG, index_file, read_config, weight_files
@@ -167,6 +167,12 @@ _SIZES = (
 )  # fmt: skip
 
 
+# What needs no look into transformers, whose import takes seconds.
+_EVERY_MODELS = {
+    *_SIZES, "model_type", "seed", "num_key_value_heads", "max_position_embeddings", "tie_word_embeddings",
+}  # fmt: skip
+
+
 def random_model(settings: Mapping[str, object]) -> Any:
     """Return a causal language model whose weights are drawn from a seed.
 
@@ -188,12 +194,26 @@ def random_config(settings: Mapping[str, object]) -> Mapping[str, Any]:
     """Return the fields of a random model's configuration, those that are left to transformers included.
 
     Raises:
-        UserError: as `random_model` does.
+        UserError: as `random_model` does, and for fields that transformers would keep and not read.
     """
+    if not settings.keys() <= _EVERY_MODELS:
+        _check_fields(settings)
     if all(isinstance(settings.get(size), int) for size in _SIZES):
         return settings  # complete, so that transformers need not be asked
     fields: dict[str, Any] = _config(settings).to_dict()
     return fields
+
+
+def _check_fields(settings: Mapping[str, object]) -> None:
+    config = _config(settings)
+    known = type(config)().to_dict()
+    for name in config.to_dict():
+        if name in settings and name not in known:
+            hint = did_you_mean(name, [k for k in known if not k.startswith("_")])
+            raise UserError(
+                f"model.random.{name}={settings[name]} is nothing that transformers reads for "
+                f"model_type={settings['model_type']}.{hint}"
+            )
 
 
 def _config(settings: Mapping[str, object]) -> Any:
