@@ -37,8 +37,9 @@ from faqbench.cli.refusals import (
     check_is_single,
     choices_of_glob,
     explained,
-    flags_parser,
+    first_choice,
     is_group,
+    read_flags,
     search_path_override,
 )
 from faqbench.config import Experiment, UserError, validate
@@ -48,6 +49,10 @@ from faqbench.config.section import conf_dir
 VERSION_BASE = "1.3"
 T = TypeVar("T")
 AUTO = "auto"
+# What is meant by keys beside `model.parent`.
+_MEANT = {"model.parent": "model"} | {
+    f"model.{key}": f"quant.checkpoint.{key}" for key in ("path", "hub_id", "revision")
+}
 # Hydra looks for plug-ins below the folders of the path, in a launcher's processes too.
 sys.path.append(str(Path(__file__).parent / "plugins"))
 
@@ -96,9 +101,9 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
     """Split Hydra's own flags from the overrides.
 
     Raises:
-        UserError: for a flag that would not be followed.
+        UserError: for a flag that is none, or that would not be followed.
     """
-    flags = flags_parser().parse_args(list(arguments))
+    flags = read_flags(arguments)
     check_flags(flags)
     return flags
 
@@ -116,9 +121,9 @@ def compose_cells(flags: argparse.Namespace) -> Command:
         UserError: all mistakes of all cells, each once.
     """
     overrides = all_overrides(flags)
-    with composer(), explained(overrides):
+    with _named_as_typed(flags.overrides), composer(), explained(overrides):
         parsed = _parse(overrides)
-        guess = [_first_choice(o) for o in parsed]
+        guess = [first_choice(o) for o in parsed]
         check_choices(_parse(guess))
         compose_quickly = QuickComposer()
         first = compose_quickly.whole(guess)
@@ -141,7 +146,7 @@ def compose_cells(flags: argparse.Namespace) -> Command:
 
 def first_choices(overrides: Sequence[str]) -> list[str]:
     """Return the overrides of a sweep with the first choice of each, those of its first cell."""
-    return [_first_choice(o) for o in _parse(overrides)]
+    return [first_choice(o) for o in _parse(overrides)]
 
 
 def is_search(hydra_config: Any) -> bool:
@@ -185,10 +190,25 @@ def _as_parent(overrides: Sequence[str]) -> list[str]:
     """
     if not any(line.startswith("model.parent=") for line in overrides):
         return list(overrides)
-    named = {"model.parent": "model"}
-    named |= {f"model.{key}": f"quant.checkpoint.{key}" for key in ("path", "hub_id", "revision")}
     parts = [line.partition("=") for line in overrides]
-    return [f"{named.get(key, key)}{equals}{value}" for key, equals, value in parts]
+    return [f"{_MEANT.get(key, key)}{equals}{value}" for key, equals, value in parts]
+
+
+@contextmanager
+def _named_as_typed(overrides: Sequence[str]) -> Iterator[None]:
+    """Name keys in a mistake as they were typed, where `_as_parent` gave them other names."""
+    try:
+        yield
+    except UserError as error:
+        keys = {line.partition("=")[0] for line in overrides}
+        if "model.parent" not in keys:
+            raise
+        text = str(error)
+        for typed, meant in _MEANT.items():
+            end = "(?==)" if typed == "model.parent" else r"(?!\w)"
+            if meant not in keys:
+                text = re.sub(rf"(?<![\w./]){re.escape(meant)}{end}", typed, text)
+        raise UserError(text) from error
 
 
 def to_experiment(config: DictConfig) -> Experiment:
@@ -528,15 +548,6 @@ def _parse(lines: Sequence[str]) -> list[Override]:
 
 def _compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     return compose(CONFIG_NAME, overrides=overrides, return_hydra_config=with_hydra)
-
-
-def _first_choice(override: Override) -> str:
-    if not override.is_sweep_override():
-        return str(override.input_line)
-    if override.is_interval_sweep():  # a searching sweeper's
-        interval: Any = override.value()
-        return f"{override.get_key_element()}={interval.start}"
-    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
 def _check_one_experiment(overrides: Sequence[Override]) -> None:

@@ -121,10 +121,10 @@ def _shared(experiment: Experiment) -> tuple[str, str]:
 
 
 def check_launcher(config: DictConfig) -> None:
-    """Refuse a launcher whose extra is not installed.
+    """Refuse a launcher whose extra is not installed, and one that would start no process.
 
     Raises:
-        UserError: with the command that installs it.
+        UserError: with the command that installs it, or the number that is meant.
     """
     module = str(config.launcher.get("_target_", "not.installed")).rpartition(".")[0]
     name = config.runtime.choices.get("hydra/launcher")
@@ -136,6 +136,10 @@ def check_launcher(config: DictConfig) -> None:
         extra = _EXTRAS.get(name)
         remedy = f"pip install 'faqbench[{extra}]'" if extra else f"install {module.split('.')[1]}"
         raise UserError(f"hydra/launcher={name} is not installed; {remedy}.")
+    if config.launcher.get("n_jobs") == 0:
+        raise UserError(
+            "hydra.launcher.n_jobs=0 is not allowed: how many cells run at once, or -1 for one per core."
+        )
 
 
 def show(arguments: Sequence[str], task: Task) -> None:

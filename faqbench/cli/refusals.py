@@ -18,6 +18,7 @@ from typing import Any
 import hydra
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import (
     ConfigCompositionException,
@@ -26,7 +27,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from faqbench.config import Experiment, UserError, did_you_mean
 
@@ -37,13 +38,47 @@ _NOT_FOLLOWED = {
     "config_path": ("--config-path", _OWN_YAML),
     "experimental_rerun": ("--experimental-rerun", "rerun=true repeats a cell"),
 }
+_USUAL_FLAGS = "-m, --cfg job, --config-dir FOLDER, --help, -q and -v"
 _ONLY_SHOWN = {"package": "--package", "resolve": "--resolve"}
+_OPEN = ("model.random.", "quant.external.options.")  # to keys that no yaml of ours lists
 _LIST_OF_CHOICES = re.compile(r"hydra/(?!launcher$|sweeper$)")  # of these Hydra takes several
 
 
-def flags_parser() -> argparse.ArgumentParser:
+def read_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Split Hydra's own flags from overrides.
+
+    Raises:
+        UserError: for a flag that is none of Hydra's, or whose value is none of its choices.
+    """
+    parser = _flags_parser()
+    try:
+        flags, others = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise UserError(_bad_flag(parser, error)) from error
+    for word in others:
+        if word.startswith("-"):
+            names = [name for action in parser._actions for name in action.option_strings]
+            hint = did_you_mean(word.partition("=")[0], [n for n in names if n.startswith("--")])
+            raise UserError(f"{word} is not a flag; usual ones are {_USUAL_FLAGS}.{hint}")
+    if others:
+        raise UserError(f"{others[0]} stands apart from other overrides; write flags before or after all.")
+    return flags
+
+
+def _bad_flag(parser: argparse.ArgumentParser, error: argparse.ArgumentError) -> str:
+    """Say which choices a flag has, or what argparse says where it has none."""
+    action = next((a for a in parser._actions if "/".join(a.option_strings) == error.argument_name), None)
+    given = error.message.split("'")[1] if error.message.startswith("invalid choice: '") else None
+    if action is None or given is None:
+        return f"{error.argument_name}: {error.message}."
+    choices = list(action.choices or ())
+    flag = next(name for name in action.option_strings if name.startswith("--"))
+    return f"{flag} {given} is not allowed: {', '.join(choices)}.{did_you_mean(given, choices)}"
+
+
+def _flags_parser() -> argparse.ArgumentParser:
     """Return what splits Hydra's own flags from overrides; what they mean is Hydra's to say."""
-    parser = argparse.ArgumentParser(add_help=False, description="Hydra")
+    parser = argparse.ArgumentParser(add_help=False, description="Hydra", exit_on_error=False)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--version", action="version", version=f"Hydra {hydra.__version__}")
     for names in (
@@ -153,7 +188,9 @@ def explained(overrides: Sequence[str]) -> Iterator[None]:
         raise UserError(_unreadable(str(error.override))) from error
     except ConfigCompositionException as error:
         raise UserError(_bad_override(error, overrides)) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except OmegaConfBaseException as error:
+        raise UserError(_bad_reference(error, overrides)) from error
+    except (HydraException, ValueError) as error:
         # Hydra raises a plain ValueError too, as for model=null.
         raise UserError(_one_line(error)) from error
 
@@ -201,35 +238,66 @@ def _missing_choice(error: MissingConfigException) -> str:
 
 def _bad_override(error: HydraException, overrides: Sequence[str]) -> str:
     text = str(error)
+    if text.startswith("Error merging override "):
+        line = text.splitlines()[0].removeprefix("Error merging override ").strip("'")
+        return f"{line} is not allowed: {_first_line(error.__cause__ or error)}."
     key = text.split("'")[1] if text.startswith("Could not override '") else None
-    if key is None:
-        return _one_line(error)
-    if key.startswith("hydra."):
-        return _unknown_key_of_hydra(key, overrides) or _one_line(error)
-    section: Any = Experiment
-    for part in key.split("."):
-        fields = list(getattr(section, "model_fields", {}))
-        if part not in fields:
-            return _unknown_key(key, part, fields)
-        section = section.model_fields[part].annotation
-    return _one_line(error)
+    return (key and _unknown_key(key, overrides)) or _one_line(error)
 
 
-def _unknown_key_of_hydra(key: str, overrides: Sequence[str]) -> str | None:
-    """Say which keys there are, of the launcher and the sweeper that the command line chooses."""
-    choices = [line for line in overrides if options_of(line.lstrip("+").partition("=")[0])]
-    config = compose(CONFIG_NAME, overrides=choices, return_hydra_config=True)
-    node: Any = OmegaConf.to_container(config, resolve=False)
+def _unknown_key(key: str, overrides: Sequence[str]) -> str | None:
+    """Say which keys there are, in the groups that the command line chooses; None where it is one."""
+    node: Any = _of_choices(overrides)
+    if not key.startswith("hydra."):
+        del node["hydra"]
     for part in key.split("."):
         keys = [str(k) for k in node if k != "_target_"] if isinstance(node, dict) else []
         if part not in keys:
-            return _unknown_key(key, part, keys)
+            more = f"; +{key}=VALUE adds one" if key.startswith(_OPEN) else ""
+            hint = did_you_mean(part, keys)
+            return f"Unknown key {key}; keys there: {', '.join(keys) or 'none'}{more}.{hint}"
         node = node[part]
     return None
 
 
-def _unknown_key(key: str, part: str, keys: Sequence[str]) -> str:
-    return f"Unknown key {key}; keys there: {', '.join(keys) or 'none'}.{did_you_mean(part, keys)}"
+def _of_choices(overrides: Sequence[str]) -> Any:
+    """Compose what the first cell of a command line chooses, Hydra's own part included."""
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    lines = [first_choice(o) for o in parser.parse_overrides(list(overrides))]
+    path = [line for line in lines if line.startswith("hydra.searchpath=")]
+    choices = [line for line in lines if options_of(line.lstrip("+").partition("=")[0], path)]
+    config = compose(CONFIG_NAME, overrides=[*choices, *path], return_hydra_config=True)
+    return OmegaConf.to_container(config, resolve=False)
+
+
+def first_choice(override: Override) -> str:
+    """Return an override with the first of its choices alone, where it has several."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    if override.is_interval_sweep():  # a searching sweeper's
+        interval: Any = override.value()
+        return f"{override.get_key_element()}={interval.start}"
+    return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
+
+
+def _bad_reference(error: OmegaConfBaseException, overrides: Sequence[str]) -> str:
+    """Say which key refers to what there is not, and which override took that away."""
+    reason, key = _first_line(error), error.full_key
+    if not isinstance(error, InterpolationKeyError) or not key:
+        return f"{key} cannot be had: {reason}." if key else _one_line(error)
+    name = reason.split("'")[1]
+    for line in overrides:
+        if line.startswith("~") and f"{name}.".startswith(f"{line[1:].partition('=')[0]}."):
+            return f"{line} takes away {name}, which {key} refers to; set it to another value instead."
+    names = [".".join(path) for path in _paths(_of_choices(overrides)) if path[0] != "hydra"]
+    return f"{key} refers to ${{{name}}}, and there is no such key.{did_you_mean(name, names)}"
+
+
+def _paths(node: object, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of all keys of a mapping of mappings."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield (*path, str(key))
+        yield from _paths(value, (*path, str(key)))
 
 
 def _annotation(key: str) -> Any:
@@ -239,6 +307,10 @@ def _annotation(key: str) -> Any:
         field = getattr(annotation, "model_fields", {}).get(part)
         annotation = None if field is None else field.annotation
     return annotation
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _one_line(error: Exception) -> str:

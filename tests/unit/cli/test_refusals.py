@@ -37,6 +37,11 @@ def refusal(capsys, monkeypatch, tmp_path):
         (["--resolve"], "--resolve says how a configuration is shown"),
         (["--config-dir", "no-such"], "--config-dir no-such is not a folder."),
         (["--run", "experiment=quickstart"], "--run asks for a single cell"),
+        (["--cfg", "jobb"], "--cfg jobb is not allowed: job, hydra, all. Did you mean 'job'?"),
+        (["--package"], "--package/-p: expected one argument."),
+        (["-x"], "-x is not a flag; usual ones are -m, --cfg job"),
+        (["--cfgg", "job"], "Did you mean '--cfg'?"),
+        (["bits=3", "-m", "seed=1"], "seed=1 stands apart from other overrides; write flags before"),
     ],
 )
 def test_a_flag_that_would_not_be_followed_is_refused(arguments, sentence, refusal):
@@ -104,6 +109,85 @@ def test_an_unknown_key_of_hydras_is_answered_with_the_keys_there(refusal):
     assert text.endswith("Did you mean 'n_jobs'?")
     assert "keys there: none." in refusal("hydra.launcher.n_jobs=3")
     assert "Did you mean 'launcher'?" in refusal("hydra.lancher.n_jobs=3")
+
+
+def test_a_key_of_hydras_is_checked_beside_a_sweep_over_choices_too(refusal):
+    sweep = ["-m", "model=tiny-llama", "quant=rtn,awq"]
+    text = refusal(*sweep, "hydra/launcher=joblib", "hydra.launcher.n_job=2")
+    assert text.startswith("Unknown key hydra.launcher.n_job;") and "Did you mean 'n_jobs'?" in text
+    assert refusal(*sweep, "hydra.sweeper.parms=2").endswith("Did you mean 'params'?")
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "sentence"),
+    [
+        ("0", "hydra.launcher.n_jobs=0 is not allowed: how many cells run at once, or -1"),
+        ("x", "hydra.launcher.n_jobs=x is not allowed: Value 'x' of type 'str' could not be"),
+    ],
+)
+def test_a_launcher_that_could_start_nothing_is_refused(n_jobs, sentence, refusal):
+    sweep = ["-m", "model=tiny-llama", "quant=rtn,awq", "hydra/launcher=joblib"]
+    assert sentence in refusal(*sweep, f"hydra.launcher.n_jobs={n_jobs}")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("bits=${nope}", "bits refers to ${nope}, and there is no such key."),
+        ("bits=${sed}", "bits refers to ${sed}, and there is no such key. Did you mean 'seed'?"),
+        ("bits=${nope:1}", "bits cannot be had: Unsupported interpolation type nope."),
+        ("~seed", "~seed takes away seed, which calibration.seed refers to; set it to another value"),
+    ],
+)
+def test_a_reference_to_what_there_is_not_is_one_sentence(line, sentence, refusal):
+    assert refusal("model=tiny-llama", line).startswith(sentence)
+
+
+def test_a_field_of_a_random_model_that_is_misspelt_gets_the_nearest(refusal):
+    text = refusal("model=tiny-llama", "model.random.hiden_size=64")
+    assert "keys there: model_type, seed, " in text and text.endswith("Did you mean 'hidden_size'?")
+    text = refusal("plan", "model=tiny-llama", "+model.random.hiden_size=64")
+    assert "hiden_size=64 is nothing that transformers reads for model_type=llama. Did you" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "calibration.domain=wiki,wikki",
+            "calibration.domain: Unknown domain 'wikki'. Did you mean 'wiki'?",
+        ),
+        ("++calibration.mixture={wikki: 1}", "calibration.mixture: Unknown domain 'wikki'."),
+        ("scenario.domain=wikki", "scenario.domain: Unknown domain 'wikki'."),
+        ("calibration.domain=none.txt", "calibration.domain: Could not read the file 'none.txt': no such"),
+        ("evaluation.protocols=[heldout-wikki-512]", "names the domain 'wikki', not one of"),
+    ],
+)
+def test_a_text_that_there_is_not_is_found_before_any_cell_runs(
+    line, sentence, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    sweep = ["quant=awq,rtn", "tracking=none", line]
+    hub = ["model=qwen3-0.6b", "model.hub_id=nobody/nothing"]  # not here, so that nothing is known of it
+    for model in (["model=tiny-llama"], hub):
+        for verb in (["plan"], []):
+            assert main([*verb, "-m", *model, *sweep]) == 2
+            assert sentence in capsys.readouterr().err
+        assert not any((tmp_path / "runs").glob("*/record.json"))
+
+
+@pytest.mark.parametrize("key", ["path", "hub_id"])
+def test_a_checkpoint_that_is_not_there_is_named_as_it_was_typed(key, refusal):
+    text = refusal("quant=checkpoint", f"model.{key}=no/such", "model.parent=tiny-llama")
+    assert text.startswith(f"model.{key}=no/such ") and "quant.checkpoint" not in text
+    text = refusal("quant=checkpoint", f"model.{key}=no/such", "model.parent=tiny-lama")
+    assert text.startswith("model.parent=tiny-lama is not known")
+
+
+@pytest.mark.parametrize("key", ["path", "hub_id"])
+def test_a_checkpoint_without_its_parent_is_asked_for_it(key, refusal):
+    text = refusal("quant=checkpoint", "model=tiny-llama", f"model.{key}=no/such")
+    assert f"model.{key}=no/such has no model.parent beside it" in text
 
 
 @pytest.mark.parametrize(
