@@ -40,12 +40,34 @@ _REASONS = {
     errno.EPERM: "permission was denied",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a part of the path is a file, not a folder",  # what mkdir says of it
+    errno.ENOENT: "there cannot be one",  # though its parents were to be made: so it is below /proc
+    errno.EISDIR: "a folder has the place of a file",
+    errno.ENOTEMPTY: "a folder that holds something has its place",
     errno.ENAMETOOLONG: "the path is too long",
     errno.ELOOP: "links of the path lead back to themselves",
+    errno.EINVAL: "the file system does not take such a name or such a file",
+    errno.EILSEQ: "the file system does not take such a name",
+    errno.ENOTSUP: "the file system cannot do that",
+    errno.ENOSYS: "the file system cannot do that",
+    errno.EXDEV: "parts of the path lie on different file systems",
+    errno.EMLINK: "the file system holds no more links or folders there",
+    errno.EBUSY: "the file system has it in use",
+    errno.ETXTBSY: "a program that runs has it in use",
+    errno.ENXIO: "there is no device behind it",
+    errno.ENODEV: "there is no device behind it",
     errno.EIO: "the device does not answer as it should",
+    errno.EREMOTEIO: "the device does not answer as it should",
+    errno.ENOTCONN: "the file system has gone",
     errno.ESTALE: "the file system has gone",
+    errno.EHOSTDOWN: "the file system's host does not answer",
     errno.EMFILE: "too many files are open",
+    errno.ENFILE: "too many files are open",
 }
+# What a file that has nothing to do with the path can give as well, as one that a build reads.
+_OF_ANY_FILE = {
+    errno.ENOENT, errno.EISDIR, errno.ENOTEMPTY, errno.EINVAL, errno.ENXIO, errno.ENODEV, errno.ENOTCONN,
+    errno.EHOSTDOWN,
+}  # fmt: skip
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -66,10 +88,12 @@ def explain_os_error(what: str, path: Path, remedy: str) -> Iterator[None]:
     except Exception as error:
         number = _error_number(error)
         reason = _REASONS.get(number or 0)
-        if reason is None:
+        if reason is None or (number in _OF_ANY_FILE and not _is_about(error, path)):
             raise
         if number == errno.ENOSPC and _lacks_inodes(path):
             reason = "the file system has no inodes left for new files, although it has space"
+        if number in (errno.ENOENT, errno.EEXIST):
+            reason = _fault_of_links(path) or reason
         raise UserError(f"Could not {what} at {path}: {reason}; {remedy}.") from error
 
 
@@ -109,6 +133,28 @@ def _lacks_inodes(path: Path) -> bool:
     place = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))
     free = os.statvfs(place)
     return free.f_files > 0 and free.f_favail == 0 and free.f_bavail > 0
+
+
+def _is_about(error: Exception, path: Path) -> bool:
+    """Say whether an error names a path, what is above or below it, or a scratch folder beside it."""
+    named = getattr(error, "filename", None)
+    if not isinstance(named, str | os.PathLike):
+        return False
+    beside, found = Path(path).absolute().parent, Path(named).absolute()
+    return found.is_relative_to(beside) or beside.is_relative_to(found)
+
+
+def _fault_of_links(path: Path) -> str | None:
+    """Say what is wrong with the links of a path; None when they lead somewhere."""
+    for place in (path, *path.absolute().parents):
+        try:
+            if place.is_symlink():
+                place.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return _REASONS[errno.ELOOP]
+            return f"the link {place.name} leads to nothing that is there"
+    return None
 
 
 def _error_number(error: Exception) -> int | None:

@@ -107,12 +107,7 @@ def _make(runs: Path) -> None:
     """
     remedy = "set paths.runs to another folder"
     with explain_os_error("use the folder of runs", runs, remedy):
-        try:
-            runs.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as error:  # though its parents were made: so it is below /proc
-            raise UserError(
-                f"Could not use the folder of runs at {runs}: there cannot be one; {remedy}."
-            ) from error
+        runs.mkdir(parents=True, exist_ok=True)
         (runs / "record.json").exists()  # raises for a folder that cannot be entered
         next(runs.iterdir(), None)  # and for one that cannot be listed
 

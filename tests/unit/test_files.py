@@ -78,6 +78,9 @@ def test_a_write_that_fails_leaves_no_scratch_file(tmp_path):
         (errno.EACCES, "permission was denied"),
         (errno.EPERM, "permission was denied"),
         (errno.ENOTDIR, "a part of the path is a file, not a folder"),
+        (errno.EBUSY, "the file system has it in use"),
+        (errno.ENFILE, "too many files are open"),
+        (errno.ENOTSUP, "the file system cannot do that"),
     ],
 )
 def test_what_a_user_can_mend_is_one_sentence(tmp_path, number, words):
@@ -101,9 +104,45 @@ def test_a_file_where_a_folder_should_be_is_one_sentence(tmp_path, path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("/proc/x", "there cannot be one"),
+        ("/proc/x/deeper", "there cannot be one"),
+        ("dangling/x", "the link dangling leads to nothing that is there"),
+        ("loop/x", "links of the path lead back to themselves"),
+    ],
+)
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path, path, reason):
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    target = tmp_path / path / "target"
+    with (
+        pytest.raises(UserError, match=f"{reason}; set into"),
+        explain_os_error("write the pack", target, "set into"),
+        atomic_directory(target),
+    ):
+        pass
+
+
+def test_a_folder_in_a_files_place_is_one_sentence(tmp_path):
+    (tmp_path / "target").mkdir()
+    with (
+        pytest.raises(UserError, match="a folder has the place of a file; set html"),
+        explain_os_error("write the page", tmp_path / "target", "set html"),
+    ):
+        atomic_write(tmp_path / "target", b"content")
+
+
+def test_another_file_that_is_missing_is_no_fault_of_the_path(tmp_path):
+    target = tmp_path / "cache" / "entry"
+    with pytest.raises(FileNotFoundError), explain_os_error("write", target, "nothing"):
+        (tmp_path / "source" / "none").read_text()
+
+
 def test_other_errors_of_the_system_pass_unchanged(tmp_path):
-    with pytest.raises(FileNotFoundError), explain_os_error("read", tmp_path, "nothing"):
-        (tmp_path / "none").read_text()
+    with pytest.raises(OSError, match="told"), explain_os_error("read", tmp_path, "nothing"):
+        raise OSError(errno.EDEADLK, "told")
 
 
 def test_other_exceptions_pass_unchanged(tmp_path):
