@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def export(arguments: list[str]) -> int:
             f"{into}: {formatting.n_bytes(done.n_bytes)}, {done.bits_per_weight:.3f} bits per weight, "
             f"{done.bits_per_parameter:.3f} per parameter with embeddings"
         )
-        print(f"Verify it: python -m faqbench verify {into}")
+        print(f"Verify it: {shlex.join(['python', '-m', 'faqbench', 'verify', str(into)])}")
     if push is not None:
         print(f"Uploaded: {push_folder(into, push, f'{record.run_id} as {name}, by faqbench')}")
     return 0

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from faqbench.export.fold import Shards, StoredModel
+from faqbench.export.fold import Part, Shards, StoredModel
 from faqbench.quantization import Grid, QuantizedLinear
 from faqbench.stages import library_version
 
@@ -31,6 +31,21 @@ def writer() -> str:
 
 def check(model: StoredModel) -> None:
     """Every grid is held."""
+
+
+def bits_of(part: Part) -> int:
+    """Return the bits of a part in the files; rows of codes and columns of zero points are whole words."""
+    if isinstance(part, Tensor):
+        return 8 * part.nbytes
+    (out_features, in_features), bits = part.qvalue.shape, part.grid.bits
+    n_words = out_features * _n_words(in_features * bits)
+    if part.zero_point is not None:
+        n_words += part.scale.shape[1] * _n_words(out_features * bits)
+    return 32 * n_words + (32 if part.grid.scale_dtype == "float32" else 16) * part.scale.numel()
+
+
+def _n_words(n_bits: int) -> int:
+    return -(-n_bits // 32)
 
 
 def open_sink(folder: Path, model: StoredModel, most_bytes: int) -> Shards:

@@ -84,6 +84,14 @@ def check(model: StoredModel) -> None:
     _cut(model.tokenizer)
 
 
+def bits_of(part: Part) -> int:
+    """Return the bits of a part in the file: of a linear codes and d, with m where there is one."""
+    if isinstance(part, Tensor):
+        return 32 * part.numel() if part.dim() == 1 else 8 * part.nbytes
+    per_block = 16 if part.zero_point is None else 32
+    return part.grid.bits * part.qvalue.numel() + per_block * part.scale.numel()
+
+
 def open_sink(folder: Path, model: StoredModel, most_bytes: int) -> GGUFFile:
     """Begin a file."""
     del most_bytes  # one file, which llama.cpp maps

@@ -14,7 +14,8 @@ AWQ's, as AutoAWQ writes it for its GEMM kernels:
     qweight   int32 [in, out / 8], eight codes of consecutive rows to a word, in the order 0 2 4 6 1 3 5 7
     qzeros    int32 [n_groups, out / 8], zero points in the same order
 
-Symmetric codes are stored from 0 on, their zero point being 8.
+Symmetric codes are stored from 0 on, their zero point being 8, which takes the place of any other: in these
+layouts a symmetric grid is no smaller than an asymmetric one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from faqbench import __version__
 from faqbench.config import UserError
-from faqbench.export.fold import Shards, StoredModel
+from faqbench.export.fold import Part, Shards, StoredModel
 from faqbench.quantization import QuantizedLinear
 
 BITS = 4
@@ -53,6 +54,10 @@ class GPTQ:
     def check(self, model: StoredModel) -> None:
         """Refuse anything but 4 bits, one group size and float16 scales."""
         check_grids(model, self.name)
+
+    def bits_of(self, part: Part) -> int:
+        """Return the bits of a part in the files."""
+        return bits_of(part)
 
     def open_sink(self, folder: Path, model: StoredModel, most_bytes: int) -> Shards:
         """Begin the checkpoint of a model."""
@@ -108,6 +113,10 @@ class AWQ:
     def check(self, model: StoredModel) -> None:
         """Refuse anything but 4 bits, one group size and float16 scales."""
         check_grids(model, "awq")
+
+    def bits_of(self, part: Part) -> int:
+        """Return the bits of a part in the files."""
+        return bits_of(part)
 
     def open_sink(self, folder: Path, model: StoredModel, most_bytes: int) -> Shards:
         """Begin the checkpoint of a model."""
@@ -167,6 +176,13 @@ def check_grids(model: StoredModel, name: str) -> None:
                 f"format={name} packs {_PER_WORD} codes to a word, and {linear} of {out_features} rows and "
                 f"{in_features} columns has no whole number of words; use format=compressed-tensors."
             )
+
+
+def bits_of(part: Part) -> int:
+    """Return the bits of a part in the files; g_idx, which follows from the rest, is not counted."""
+    if isinstance(part, Tensor):
+        return 8 * part.nbytes
+    return BITS * part.qvalue.numel() + (16 + BITS) * part.scale.numel()
 
 
 def from_zero(linear: QuantizedLinear) -> tuple[Tensor, Tensor, Tensor]:

@@ -86,6 +86,9 @@ class Layout(Protocol):
             UserError: with the reason, and the nearest configuration that it can.
         """
 
+    def bits_of(self, part: Part) -> int:
+        """Return the bits of a part in the files, by arithmetic: of a linear all that it is stored as."""
+
     def open_sink(self, folder: Path, model: StoredModel, most_bytes: int) -> Sink:
         """Begin the checkpoint of a model, in files of so many bytes."""
 
@@ -144,7 +147,7 @@ def export_run(request: ExportRequest, progress: Progress) -> Exported:
     with explain_os_error("write the checkpoint", request.into, _REMEDY), _unfinished(request) as folder:
         _write_about(folder, model, generation, checkpoint_folder(pinned(request.experiment.model)))
         sink = layout.open_sink(folder, model, request.shard_bytes)
-        sizes, hashes = _write_weights(sink, model, evidence, progress)
+        sizes, hashes = _write_weights(layout, sink, model, evidence, progress)
         facts = _facts(request, model, layout, sizes, hashes)
         _write_evidence(folder, facts, evidence, request)
         (folder / "README.md").write_text(model_card(facts, request.record))
@@ -247,14 +250,13 @@ class _Sizes:
     def n_bytes(self) -> int:
         return (self.linear_bits + self.other_bits) // 8
 
-    def with_part(self, part: Part) -> _Sizes:
-        """Return the sizes with those of one more part."""
+    def with_part(self, part: Part, layout: Layout) -> _Sizes:
+        """Return the sizes with those of one more part in a layout."""
+        bits = layout.bits_of(part)
         if isinstance(part, QuantizedLinear):
-            bits, n_weights = part.storage_bits(), part.qvalue.numel()
-            return replace(self, linear_bits=self.linear_bits + bits, n_weights=self.n_weights + n_weights)
-        return replace(
-            self, other_bits=self.other_bits + 8 * part.nbytes, n_others=self.n_others + part.numel()
-        )
+            n_weights = self.n_weights + part.qvalue.numel()
+            return replace(self, linear_bits=self.linear_bits + bits, n_weights=n_weights)
+        return replace(self, other_bits=self.other_bits + bits, n_others=self.n_others + part.numel())
 
 
 def _most_bytes(model: StoredModel) -> int:
@@ -291,14 +293,14 @@ def _write_about(folder: Path, model: StoredModel, generation: Any, source: Path
 
 
 def _write_weights(
-    sink: Sink, model: StoredModel, evidence: dict[str, Tensor], progress: Progress
+    layout: Layout, sink: Sink, model: StoredModel, evidence: dict[str, Tensor], progress: Progress
 ) -> tuple[_Sizes, dict[str, str]]:
     """Write all tensors, add probes to the evidence, and return sizes and each linear's weight's hash."""
     sizes, hashes = _Sizes(), dict[str, str]()
     with progress.activity("export", len(model.names)) as advance:
         for name, part in model.parts():
             sink.add(name, part)
-            sizes = sizes.with_part(part)
+            sizes = sizes.with_part(part, layout)
             if isinstance(part, QuantizedLinear):
                 weight = stored_weight(part)
                 hashes[name] = hash_weight(weight)
@@ -348,6 +350,13 @@ def _write_evidence(
 _NORMAL_95 = 1.96
 
 
+def _why_more(facts: Mapping[str, Any]) -> str:
+    """Say why a linear takes other bits in the files than a run counts, by what its grids leave open."""
+    scales = ", with scales of 16 bits; measured and stored they are of 32"
+    is_open = facts["config"]["quant"]["scale_dtype"] is None
+    return scales if is_open else f"; the rest is what `{facts['format']}` stores beyond the run's grid"
+
+
 def model_card(facts: Mapping[str, Any], record: RunRecord) -> str:
     """Return README.md of an exported folder.
 
@@ -365,7 +374,7 @@ def model_card(facts: Mapping[str, Any], record: RunRecord) -> str:
     counted = (
         ""
         if measured is None or abs(measured - stored) < 5e-4
-        else f" The run counted {measured:.3f}, with scales of 16 bits; measured and stored they are of 32."
+        else f" The run counted {measured:.3f}{_why_more(facts)}."
     )
     lines = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",

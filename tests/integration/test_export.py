@@ -4,6 +4,7 @@ import ast
 import importlib
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,9 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from faqbench.cli import main
+from faqbench.export import compressed_tensors, gguf_file
 from faqbench.export.plain import examine
 from faqbench.export.verify import judge
-from faqbench.export.words import GPTQ
+from faqbench.export.words import GPTQ, bits_of
+from faqbench.quantization import Grid, QuantizedLinear
 from faqbench.quantization.checkpoint import StoredLinears
 
 from .conftest import new_workplace
@@ -37,6 +40,7 @@ def exported(tmp_path_factory):
         symmetric = ["quant.scale_dtype=float16", "symmetric=true", "evaluation.kl=false", *cell]
         assert main(["-q", "model=tiny-llama", "quant=awq", "bits=8", *symmetric]) == 0
         assert main(["-q", "model=tiny-gemma3", "quant=rtn", "bits=4", *symmetric]) == 0
+        assert main(["-q", "model=tiny-llama", "quant=rtn", "bits=4", *symmetric]) == 0
         method[-1] = "quant.scale_dtype=null"
         skip = 'quant.skip=["*.0.self_attn.v_proj","*.0.mlp.gate_proj"]'
         mixed = "quant.overrides=[{pattern: '*.1.*', bits: 3, group_size: null}]"
@@ -70,6 +74,46 @@ def test_what_is_exported_is_what_was_measured(exported, family, layout):
         assert checks["loaded"].largest == 0 and checks["logits"].largest < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("layout", "bits_per_weight"),
+    [("compressed-tensors", 4.5), ("gptq", 4.625), ("gptq_v2", 4.625), ("awq", 4.625), ("gguf", 4.5)],
+)
+def test_a_symmetric_grid_has_the_size_of_the_layout_that_it_is_written_in(
+    exported, layout, bits_per_weight
+):
+    place, export = exported
+    folder = export("tiny-llama-rtn-w4", layout)
+    facts = json.loads((folder / "faqbench" / "facts.json").read_text())
+    assert facts["bits_per_weight"] == bits_per_weight and facts["bits_per_weight_measured"] == 4.5
+    checks = judged(folder)
+    assert all(check.passed for check in checks.values()), checks
+    assert checks["size"].largest < 1e-9
+    more = f"The run counted 4.500; the rest is what `{layout}` stores beyond the run's grid."
+    assert (more in (folder / "README.md").read_text()) == (bits_per_weight > 4.5)
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(3, False), (4, True), (4, False), (8, True)])
+def test_the_bits_of_a_layout_are_those_of_what_it_packs(bits, symmetric):
+    grid = Grid(bits=bits, group_size=32, symmetric=symmetric, scale_dtype="float16")
+    kind = torch.int8 if symmetric else torch.uint8
+    zero = None if symmetric else torch.ones(40, 2, dtype=kind)
+    linear = QuantizedLinear(
+        qvalue=torch.ones(40, 64, dtype=kind),
+        scale=torch.ones(40, 2),
+        zero_point=zero,
+        input_scale=None,
+        grid=grid,
+    )
+    packed = compressed_tensors.encode(linear)
+    counted = sum(t.nbytes for name, t in packed.items() if name != "weight_shape")
+    assert compressed_tensors.bits_of(linear) == 8 * counted
+    if bits == 4:
+        parts = GPTQ(name="gptq_v2").encode(linear)
+        assert bits_of(linear) == 8 * sum(t.nbytes for name, t in parts.items() if name != "g_idx")
+    if bits != 3:
+        assert gguf_file.bits_of(linear) == 8 * gguf_file.encode(linear).nbytes
+
+
 @pytest.mark.parametrize("start", ["tiny-llama-awq-w8", "tiny-gemma3-rtn-w4"])
 def test_gguf_read_by_transformers_is_what_was_measured(exported, start):
     _, export = exported
@@ -101,6 +145,15 @@ def test_an_export_holds_all_that_a_loader_and_a_reader_need(exported):
     facts = json.loads((folder / "faqbench" / "facts.json").read_text())
     for told in (facts["run_id"], "4.625 bits per weight", "| wikitext2-64 | perplexity |", "seed: 0"):
         assert told in card
+
+
+def test_the_command_that_verifies_can_be_typed_as_it_is_printed(exported, capsys):
+    place, _ = exported
+    (run,) = [p.name for p in place.runs.glob("tiny-llama-rtn-w4*") if p.is_dir()]
+    into = place.root / "two words"
+    assert main(["-q", "export", run, "format=awq", f"into={into}"]) == 0
+    printed = re.search("Verify it: (.*)", capsys.readouterr().out)
+    assert printed and shlex.split(printed[1])[-2:] == ["verify", str(into)]
 
 
 def test_verify_loads_a_folder_in_a_process_of_its_own(exported, capsys):
