@@ -163,7 +163,7 @@ def _plot(axes: Axes, contest: ContestOfDecision, decision: Decision) -> None:
     axes.plot(places, middle, "o", color=paint, markersize=4)
     widest = max(max(map(abs, (*low[-1:], *high[-1:], *middle))) * 3, 1e-9)
     bottom, top = min(max(min(low), -widest), 0.0), max(min(max(high), widest), 0.0)
-    space = 0.06 * (top - bottom)
+    space = 0.06 * (top - bottom) or 1.0  # all of it may be zero, as of two arms that are one
     axes.set_ylim(bottom - space, top + space)
     every = max(1, math.ceil(len(looks) / 12))
     axes.set_xticks(places[::every], [_tick(looks, i) for i in places[::every]])

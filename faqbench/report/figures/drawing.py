@@ -31,6 +31,7 @@ from faqbench.tables import Table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +133,36 @@ def to_png(drawing: Drawing, dpi: int = 200) -> bytes:
     return out.getvalue()
 
 
+_GROWTH, _MOST_GROWTHS = 1.2, 10  # of a figure in which names leave no room, each way
+
+
 def _settle(figure: Figure) -> None:
-    """Lay a figure out once, for all the formats that it is written in, and without drawing it yet."""
+    """Lay a figure out once, for all the formats that it is written in, and without drawing it yet.
+
+    It grows until names and numbers leave its axes some room; where that does not help, they stay where
+    they were made.
+    """
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
-        engine.execute(figure)
+        for _ in range(_MOST_GROWTHS):
+            if _is_laid_out(figure, engine):
+                break
+            width, height = figure.get_size_inches()
+            figure.set_size_inches(_GROWTH * width, _GROWTH * height)
         figure.set_layout_engine("none")
+
+
+def _is_laid_out(figure: Figure, engine: ConstrainedLayoutEngine) -> bool:
+    """Lay a figure out, and say whether there was room, which matplotlib tells by a warning alone."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "constrained_layout not applied", UserWarning)
+        try:
+            engine.execute(figure)
+        except UserWarning:
+            return False
+    return True
 
 
 @contextmanager

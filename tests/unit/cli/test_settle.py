@@ -24,7 +24,9 @@ from faqbench.records import (
     write_decision,
     write_run,
 )
+from faqbench.records.decisions import ArmOfDecision, ContestOfDecision, Decision, LookOfDecision
 from faqbench.report import write_decision_page
+from faqbench.report.decisions import draw
 
 PROTOCOL = "heldout-wiki-512"
 HYDRA = OmegaConf.create({"launcher": {}})
@@ -91,6 +93,20 @@ def toy(tmp_path, monkeypatch, capsys, compose):
         return read_decision(tmp_path / line.removeprefix("Decision: "))
 
     return run
+
+
+def test_looks_at_which_nothing_differs_are_drawn_between_limits_that_differ():
+    look = LookOfDecision(n_draws=2, n_items=9, mean=0, low=0, high=0, draws_margin=0, items_margin=0)
+    contest = ContestOfDecision(a="faq", b="awq", verdict="undecided", looks=(look,), draws_needed=None)
+    arms = tuple(ArmOfDecision(name=name, is_calibrated=True, run_ids=()) for name in ("faq", "awq"))
+    decision = Decision(
+        schema_version=SCHEMA_VERSION, name="same", question="faq < awq", model="tiny-llama", task=PROTOCOL,
+        metric="perplexity", unit="ratio", higher_is_better=False, margin=None, alpha=0.05, max_draws=4,
+        arms=arms, contests=(contest,), best=None, is_over=False, answer="Not decided.", notes=(),
+        settings=(), updated="2025-01-01T00:00:00+00:00",
+    )  # fmt: skip
+    low, high = draw(decision).figure.axes[0].get_ylim()  # without a warning, which is an error
+    assert low < 0 < high
 
 
 def test_a_clear_difference_is_decided_at_the_first_look(toy, tmp_path):

@@ -13,6 +13,7 @@ from faqbench.report.analysis import analyse
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import FIGURES, draw_figures, style
 from faqbench.report.figures.drawing import (
+    Drawing,
     drawing_rules,
     facets,
     representatives,
@@ -135,6 +136,19 @@ def test_a_legend_of_many_names_leaves_the_axes_their_room(make_run, tmp_path):
     with drawing_rules():
         figure.draw_without_rendering()
     assert min(axes.get_position().height * figure.get_figheight() for axes in figure.axes[:2]) > 0.9
+
+
+@pytest.mark.parametrize(("height", "n_columns"), [(0.3, 1), (1.0, 9)])
+def test_a_figure_that_is_too_small_for_its_names_grows(height, n_columns):
+    figure, all_axes = style.new_figure(2.0, height, 1, n_columns)
+    for axes in all_axes:
+        style.name_rows(axes, ["a name of many words, 4 bits", "another"])
+        axes.set_title("a title")
+        axes.set_xlabel("what is\nmeasured")
+    to_svg(Drawing(figure=figure, caption="", alt="", header=(), rows=()))  # no warning, which is an error
+    room = [axes.get_position() for axes in all_axes]
+    assert figure.get_figheight() > height
+    assert all(place.height > 0.01 and place.width > 0.001 for place in room)
 
 
 def test_names_say_what_is_unlike_most_rows_of_a_method(make_run, tmp_path):
