@@ -10,6 +10,7 @@ from pathlib import Path
 from faqbench.cli.arguments import KeysOfRuns, KeysOfSelection, Number, read_arguments
 from faqbench.cli.console import print_damaged, print_table, print_text
 from faqbench.config import Experiment, UserError, did_you_mean
+from faqbench.files import explain_os_error, scratch_beside
 from faqbench.foreign import is_name
 from faqbench.formatting import n_bytes, seconds
 from faqbench.records import RunRecord, find_heads, read_record, read_sweep, run_folders, sweep_names
@@ -269,6 +270,10 @@ def compare(arguments: list[str]) -> int:
     if keys.html != "none":
         default = keys.reports / "compare" / _name(a.run_id, b.run_id)
         target = Path(keys.html) if keys.html is not None else default
+        remedy = "html to a file" if keys.html is not None else "reports to a folder"
+        what, remedy = "write the comparison", f"free some space, or set {remedy} that can be written"
+        with explain_os_error(what, target, remedy), scratch_beside(target):
+            pass  # so a place that takes nothing is told of by the key that names it
         write_pair(pair, runs, target)
         print(f"Page: {target}")
     return 0

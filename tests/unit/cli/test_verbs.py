@@ -267,6 +267,15 @@ def test_a_page_is_written_where_it_is_wanted_or_not_at_all(pair, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.html"]
 
 
+@pytest.mark.parametrize("key", ["reports", "html"])
+def test_a_page_that_cannot_be_written_is_told_of_by_the_key_that_was_set(pair, tmp_path, capsys, key):
+    (tmp_path / "file").write_text("")
+    command = ["compare", "toy-faq", "toy-awq", f"runs={pair}"]
+    assert main([*command, f"{key}={tmp_path / 'file' / 'x'}"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is a file, not a folder" in said and f"or set {key} to a" in said
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
