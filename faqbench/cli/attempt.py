@@ -123,15 +123,16 @@ def _run(
             )
     except UserError as error:
         raise_if_interrupted()
-        told_to_all = without_paths(str(error))
+        told_to_all = _beyond_limit(experiment, error) or without_paths(str(error))
         if told_to_all != str(error):  # the record is for others too, the sentence for whoever can mend it
             progress.note(f"{run_id(experiment)}: failed: {error}")
         return record_failure(experiment, told_to_all)
     except BaseException as error:  # a failing cell is a failed record, and its sweep goes on
         if must_pass(error):
             raise
+        beyond = _beyond_limit(experiment, error)
         lift_memory_limit()
-        return record_failure(experiment, told(error))
+        return record_failure(experiment, beyond or told(error))
     return _show(experiment, data)
 
 
@@ -194,7 +195,7 @@ def attempt_in_a_process(experiment: Experiment, estimate: Mapping[str, float] |
         if child.returncode - 128 in ENDING:
             interrupt(child.returncode - 128)
         if child.returncode != 0:
-            return record_failure(experiment, _cause_of_death(child.returncode))
+            return record_failure(experiment, _cause_of_death(experiment, child.returncode))
         data = read_run(experiment.paths.runs / run_id(experiment))
         if record_stamp(experiment) != before or is_awaited():
             tracker(experiment.tracking, experiment.paths.runs).log(data)
@@ -243,7 +244,14 @@ def _run_described(cell: Mapping[str, Any]) -> None:
     if experiment.memory_limit_gigabytes is not None:
         limit_memory(int(experiment.memory_limit_gigabytes * 1e9))
     with followed_by(lambda _: True):  # the parent shows it
-        attempt(experiment, cell["estimate"])
+        try:
+            attempt(experiment, cell["estimate"])
+        except Exception as error:  # before or after what `_run` records
+            beyond = _beyond_limit(experiment, error)
+            if must_pass(error) or beyond is None:
+                raise
+            lift_memory_limit()
+            record_failure(experiment, beyond)
 
 
 @contextmanager
@@ -255,12 +263,37 @@ def _blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _cause_of_death(code: int) -> str:
+def _cause_of_death(experiment: Experiment, code: int) -> str:
+    limit = experiment.memory_limit_gigabytes
+    too_little = "" if limit is None else f"; memory_limit_gigabytes={limit:g} may be too little for it"
     if code >= 0:
-        return f"The cell's process ended with code {code} and left no record."
+        return f"The cell's process ended with code {code} and left no record{too_little}."
     name = signal.Signals(-code).name
-    hint = ", as the system does when memory runs out" if name == "SIGKILL" else ""
-    return f"The cell's process was killed by {name}{hint}."
+    if name == "SIGKILL":  # which no limit of ours sends
+        return f"The cell's process was killed by {name}, as the system does when memory runs out."
+    return f"The cell's process was killed by {name}{too_little}."
+
+
+# What the system's and torch's refusals to give memory say where they are no MemoryError.
+_NO_MEMORY = re.compile(
+    r"can't (allocate memory|start new thread)|cannot allocate memory|unable to allocate|bad_alloc"
+    r"|failed to map segment|not enough memory|thread creation failed|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+
+
+def _beyond_limit(experiment: Experiment, error: BaseException) -> str | None:
+    """Return the sentence for an error that a limit on memory brought about; None for any other."""
+    limit = experiment.memory_limit_gigabytes
+    cause: BaseException | None = error
+    while limit is not None and cause is not None:
+        if isinstance(cause, MemoryError) or _NO_MEMORY.search(str(cause)):
+            return (
+                f"The cell needs more memory than memory_limit_gigabytes={limit:g} lets its process have; "
+                "set a higher limit, or null for none."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _import_path() -> str:

@@ -1,6 +1,8 @@
 """How processes share a machine: threads, places, GPUs, the order of cells, limits of memory."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +13,7 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
-from faqbench.cli import attempt, workers
+from faqbench.cli import attempt, composing, workers
 from faqbench.cli.composing import compose_cells, is_search, parse_flags
 from faqbench.cli.launching import check_launcher, in_order
 from faqbench.cli.workers import (
@@ -195,10 +197,42 @@ def test_a_launcher_without_its_plugin_names_the_extra():
         check_launcher(hydra)
 
 
+@pytest.mark.parametrize(
+    ("name", "package"), [("optuna", r"'faqbench\[search\]'"), ("nevergrad", "hydra-nevergrad-sweeper")]
+)
+def test_a_sweeper_without_its_plugin_names_what_installs_it(monkeypatch, name, package):
+    monkeypatch.setattr(composing, "options_of", lambda group, *_: ["basic", "cells"])
+    with pytest.raises(
+        UserError, match=rf"hydra/sweeper={name} is not installed; pip install {package}\.$"
+    ):
+        request("-m", "model=tiny-llama", f"hydra/sweeper={name}", "quant=rtn,fp")
+
+
 def test_a_sweeper_of_the_users_choice_is_a_search():
     assert not is_search(request("-m", "quant=rtn,fp", "model=tiny-llama").hydra)
     other = request("-m", "model=tiny-llama", "hydra.sweeper._target_=hydra_plugins.x.Search")
     assert is_search(other.hydra) and other.kind == "search"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_an_error_for_want_of_memory_names_the_limit_and_its_value(error):
+    cell = request("model=tiny-llama", "isolate=process", "memory_limit_gigabytes=0.5").cells[0].experiment
+    wrapped = ValueError("unreadable")
+    wrapped.__cause__ = error
+    for raised in (error, wrapped):
+        told = attempt._beyond_limit(cell, raised)
+        assert told is not None and "memory_limit_gigabytes=0.5" in told and "\n" not in told
+    assert attempt._beyond_limit(cell, ValueError("another")) is None
+    assert attempt._beyond_limit(request("model=tiny-llama").cells[0].experiment, error) is None
+    assert "memory_limit_gigabytes=0.5" in attempt._cause_of_death(cell, 1)
+    assert "memory_limit_gigabytes=0.5" in attempt._cause_of_death(cell, -signal.SIGABRT)
 
 
 LIMIT = """
