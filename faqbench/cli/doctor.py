@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,7 +44,7 @@ class Finding:
         what: its name.
         found: what it is like here.
         means: what that means for runs.
-        is_fatal: whether no cell could run.
+        is_fatal: whether it would stop a run.
     """
 
     what: str
@@ -143,27 +144,35 @@ def _dtype() -> Iterator[Finding]:
 
 
 def _folder(what: str, folder: Path) -> Iterator[Finding]:
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(place).free
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            writable = True
-    except OSError:
-        writable = False
+    free = _free_bytes(folder)
     remedy = "paths.runs" if what == "runs" else "FAQBENCH_CACHE"
-    means = "" if free > _LITTLE_DISK_BYTES else "little: a sweep of SmolLM2-135M takes gigabytes"
-    if not writable:
+    if free is None:
         means = f"it cannot be written: set {remedy} to another folder"
-    yield Finding(
-        what=what,
-        found=f"{folder}, {n_bytes(free)} free on its disk",
-        means=means,
-        is_fatal=what == "runs" and not writable,
-    )
+        yield Finding(what=what, found=str(folder), means=means, is_fatal=True)
+        return
+    means = "" if free > _LITTLE_DISK_BYTES else "little: a sweep of SmolLM2-135M takes gigabytes"
+    yield Finding(what=what, found=f"{folder}, {n_bytes(free)} free on its disk", means=means)
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """Return the room where a folder is, or would be made; None where nothing can be written."""
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    try:
+        with suppress(FileNotFoundError):  # it can be made, unless its name is too long, say
+            folder.stat()
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"-")
+            file.flush()
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
 
 
 def _cache() -> Iterator[Finding]:
-    entries = list_entries(cache_root())
+    try:
+        entries = list_entries(cache_root())
+    except OSError:  # which is told of where the folder itself is looked at
+        return
     assets = [e.name for e in entries if e.stage == "assets"]
     yield Finding(
         what="cached",

@@ -274,6 +274,21 @@ def test_doctor_fails_when_no_record_could_be_written(runs, cache, monkeypatch, 
     assert "would stop a run: runs" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("place", ["file", "file/x", "dangling", "n" * 300, "/proc/x"])
+def test_doctor_fails_when_the_cache_or_the_runs_cannot_be_written(
+    runs, cache, monkeypatch, capsys, tmp_path, place
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(doctor, "_answers", lambda url: False)
+    assert main(["doctor", f"runs={tmp_path / place}"]) == 1
+    assert "1 thing would stop a run: runs." in capsys.readouterr().out
+    monkeypatch.setenv("FAQBENCH_CACHE", str(tmp_path / place))
+    assert main(["doctor"]) == 1
+    said = capsys.readouterr().out
+    assert "1 thing would stop a run: cache." in said and "set FAQBENCH_CACHE" in " ".join(said.split())
+
+
 def _refuse(**_):
     raise PermissionError
 
