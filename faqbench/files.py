@@ -97,6 +97,14 @@ def explain_os_error(what: str, path: Path, remedy: str) -> Iterator[None]:
         raise UserError(f"Could not {what} at {path}: {reason}; {remedy}.") from error
 
 
+def sentence_of(error: OSError) -> str | None:
+    """Return the sentence for a path that cannot be used; None for what may be a fault of ours."""
+    reason = None if error.errno in _OF_ANY_FILE else _REASONS.get(error.errno or 0)
+    if reason is None or error.filename is None:
+        return None
+    return f"Could not use {error.filename}: {reason}; name another place, or ask for rights to this one."
+
+
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield an empty folder, which takes target's place when the block ends well.

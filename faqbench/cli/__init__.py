@@ -81,6 +81,13 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         sys.stdout = None  # nothing is left to flush at exit
         return 0
+    except OSError as error:  # of a path that was only to be looked at
+        from faqbench.files import sentence_of
+
+        if (sentence := sentence_of(error)) is None:
+            raise
+        print(f"faqbench: {sentence}", file=sys.stderr)
+        return 2
 
 
 def _command(arguments: Sequence[str]) -> int:

@@ -81,7 +81,7 @@ def test_what_is_exported_is_what_was_measured(exported, family, layout):
 def test_a_symmetric_grid_has_the_size_of_the_layout_that_it_is_written_in(
     exported, layout, bits_per_weight
 ):
-    place, export = exported
+    _, export = exported
     folder = export("tiny-llama-rtn-w4", layout)
     facts = json.loads((folder / "faqbench" / "facts.json").read_text())
     assert facts["bits_per_weight"] == bits_per_weight and facts["bits_per_weight_measured"] == 4.5

@@ -267,6 +267,14 @@ def test_a_page_is_written_where_it_is_wanted_or_not_at_all(pair, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.html"]
 
 
+@pytest.mark.parametrize("words", [["watch", "runs=LONG"], ["report", "runs=RUNS", "reports=LONG"]])
+def test_a_path_that_the_system_does_not_take_is_one_sentence(pair, capsys, words):
+    words = [word.replace("LONG", "n" * 300).replace("RUNS", str(pair)) for word in words]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "the path is too long" in said and "Traceback" not in said
+
+
 @pytest.mark.parametrize("key", ["reports", "html"])
 def test_a_page_that_cannot_be_written_is_told_of_by_the_key_that_was_set(pair, tmp_path, capsys, key):
     (tmp_path / "file").write_text("")
