@@ -71,7 +71,10 @@ def test_a_cell_without_memory_or_above_its_limit_has_failed_and_the_sweep_goes_
     by_size = {r.config["model"]["random"]["vocab_size"]: r for r in find_runs(workplace.runs)[0]}
     assert by_size[257].status == "finished" and by_size[4000000].status == "failed"
     error = by_size[4000000].error
-    assert "memory" in error and 1 < len(error.splitlines()) <= 12
+    assert "memory" in error and len(error.splitlines()) <= 12
+    assert ("memory_limit_gigabytes=1.5 lets its process have" in error) == (
+        options[0] == "isolate=process"
+    )
     assert done.output.count("failed cell") == 1
 
 
