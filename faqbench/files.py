@@ -56,7 +56,6 @@ _REASONS = {
     errno.ENXIO: "there is no device behind it",
     errno.ENODEV: "there is no device behind it",
     errno.EIO: "the device does not answer as it should",
-    errno.EREMOTEIO: "the device does not answer as it should",
     errno.ENOTCONN: "the file system has gone",
     errno.ESTALE: "the file system has gone",
     errno.EHOSTDOWN: "the file system's host does not answer",
