@@ -62,9 +62,9 @@ def draw_pareto(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
     style.add_legend(figure, all_axes[: len(shown)])
     return Drawing(
         figure=figure,
-        caption="Bits per weight count codes, scales and zero points of the quantized linears. The "
-        "grey steps are the front, whose methods are named: nothing smaller is better by value, "
-        "significance aside. The dashed line is full precision."
+        caption="Bits per weight count codes, scales and zero points of the quantized linears; a recipe "
+        "that skips linears is left out. The grey steps are the front, whose methods are named: nothing "
+        "smaller is better by value, significance aside. The dashed line is full precision."
         + how_many(len(shown), len(cells), "sets of axes"),
         alt="On the front: "
         + "; ".join(
@@ -78,11 +78,12 @@ def draw_pareto(analysis: Analysis, _store: EvidenceStore) -> Drawing | None:
 
 
 def _points(rows: Sequence[Row], column: Column) -> Points:
+    """Return the rows with a size; linears that a recipe skips have none in it, so it looks too small."""
     scale, _ = metric_scale(column)
     return [
         (row.runs[0].bits_per_weight, e.value * scale, row, e)
         for row, e in estimates.measured(rows, column)
-        if row.runs[0].bits_per_weight is not None
+        if row.runs[0].bits_per_weight is not None and row.keys.get("quant.skip", "[]") == "[]"
     ]
 
 
@@ -156,8 +157,8 @@ def draw_what_to_use(analysis: Analysis, _store: EvidenceStore) -> Drawing | Non
     return Drawing(
         figure=figure,
         caption="Each method at each bit-width in the setting that suits it best, by its bits per weight, "
-        "scales and zero points included. The grey steps are the front, whose methods are named: nothing "
-        "smaller is better by value, significance aside. The dashed line is full precision.",
+        "scales and zero points included; a recipe that skips linears is left out. The grey steps are the "
+        "front, whose methods are named: nothing smaller is better by value, significance aside. The dashed line is full precision.",
         alt="On the front: "
         + "; ".join(
             f"{row.name} at {formatting.number(x, 2)} bits per weight"

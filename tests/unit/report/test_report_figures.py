@@ -21,6 +21,7 @@ from faqbench.report.figures.drawing import (
     to_png,
     to_svg,
 )
+from faqbench.report.figures.pareto import _points
 from faqbench.report.panels import build_panels
 
 
@@ -206,6 +207,15 @@ def test_the_front_holds_no_point_that_a_smaller_one_beats(figures):
                 if r is not point and float(r["bits per weight"]) <= float(point["bits per weight"])
             ]
             assert all(sign * float(point["value"]) <= other for other in others)
+
+
+def test_a_recipe_that_skips_linears_has_no_size_to_be_drawn_by(make_run, tmp_path):
+    for bits in (3, 4):
+        make_run(tmp_path, "awq", bits)
+        make_run(tmp_path, "faq", bits, quant__skip=["*.down_proj"])
+    (panel,) = build_panels(find_runs(tmp_path)[0])
+    points = _points(panel.rows, panel.of_kind("perplexity")[0])
+    assert {row.method for *_, row, _ in points} == {"awq"}
 
 
 def test_spread_over_draws_names_every_draw(figures):
