@@ -158,7 +158,8 @@ def draw_what_to_use(analysis: Analysis, _store: EvidenceStore) -> Drawing | Non
         figure=figure,
         caption="Each method at each bit-width in the setting that suits it best, by its bits per weight, "
         "scales and zero points included; a recipe that skips linears is left out. The grey steps are the "
-        "front, whose methods are named: nothing smaller is better by value, significance aside. The dashed line is full precision.",
+        "front, whose methods are named: nothing smaller is better by value, significance aside. The "
+        "dashed line is full precision.",
         alt="On the front: "
         + "; ".join(
             f"{row.name} at {formatting.number(x, 2)} bits per weight"
