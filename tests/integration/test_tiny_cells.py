@@ -128,6 +128,7 @@ def test_a_failing_cell_is_a_failed_record_and_the_sweep_goes_on(workplace, caps
 
 def test_a_failed_cell_is_tried_again(workplace, capsys):
     path = workplace.root / "later.txt"
+    path.write_text("Too few words.\n")
     arguments = ["quant=awq", *workplace.cell, f"calibration.domain={path}"]
     assert main(arguments) == 2
     assert str(path) in capsys.readouterr().err  # for whoever can mend it; a record is for others too

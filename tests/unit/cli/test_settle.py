@@ -49,7 +49,7 @@ def write_toy(experiment, effect, draw_sd, window_sd, n_there):
         environment={},
         fingerprints={f"protocol/{PROTOCOL}": f"{n}"},
         stages={},
-        metrics=(_metric(PROTOCOL, "perplexity", 20.0, 1.0, n, "perplexity", False),),
+        metrics=(_metric(PROTOCOL, "perplexity", float(np.exp(nll.mean())), 1.0, n, "perplexity", False),),
         bits_per_weight=3.0,
         checkpoint_bytes=1,
         peak_memory_bytes=1,
