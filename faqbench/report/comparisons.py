@@ -26,9 +26,11 @@ from faqbench.report import facts
 from faqbench.report.columns import Column, Row, build_columns
 from faqbench.report.evidence import Array, EvidenceStore
 from faqbench.statistics import (
+    AccuracyDifference,
+    DrawSummary,
     Error,
     Student,
-    accuracy_difference,
+    WindowDifference,
     aggregate_draws,
     block_length_for,
     holm,
@@ -406,22 +408,10 @@ def _compare_windows(
     """Compare two rows by the losses of their windows, in one draw or over several."""
     arrays = [_losses_of(store, a, b, empty.column) for a, b in pairs]
     differences = _window_differences(arrays)
-    n_windows = differences.shape[1]
     if len(arrays) == 1:
         # The logarithm of the ratio is the mean difference of the windows, in any unit.
-        result = mean_difference(*arrays[0], rng=_generator(empty))
-        degrees = math.ceil(n_windows / result.block_length) - 1
-        return replace(
-            empty,
-            effect=result.difference,
-            low=result.low,
-            high=result.high,
-            stderr=result.stderr,
-            p_value=result.p_value,
-            error=Error((Student(stderr=result.stderr, degrees=degrees),)),
-            n=n_windows,
-            n_draws=1,
-        )
+        found = mean_difference(*arrays[0], rng=_generator(empty))
+        return _estimated(empty, found.difference, found, n=found.n_windows, n_draws=1)
     return _over_draws(empty, _in_blocks(differences))
 
 
@@ -460,25 +450,11 @@ def _compare_accuracy(
     """Compare two rows by their items, in one draw or over several."""
     per_draw = [_tasks_of(store, *pair, empty.column) for pair in pairs]
     if len(pairs) == 1:
-        rng = _generator(empty)
-        if len(per_draw[0]) == 1:
-            result = accuracy_difference(*per_draw[0][0], rng=rng)
-        else:
-            result = mean_accuracy_difference(per_draw[0], rng=rng)
-        return replace(
-            empty,
-            effect=result.difference,
-            low=result.low,
-            high=result.high,
-            stderr=result.stderr,
-            p_value=result.p_value,
-            error=result.error,
-            churn=_churn(per_draw),
-            n=result.n,
-            n_draws=1,
-        )
-    difference = _over_draws(empty, _item_differences(per_draw))
-    return replace(difference, churn=_churn(per_draw))
+        found = mean_accuracy_difference(per_draw[0], rng=_generator(empty))
+        compared = _estimated(empty, found.difference, found, n=found.n, n_draws=1)
+    else:
+        compared = _over_draws(empty, _item_differences(per_draw))
+    return replace(compared, churn=_churn(per_draw))
 
 
 def _tasks_of(
@@ -509,15 +485,26 @@ def _over_draws(empty: Comparison, paired: Paired) -> Comparison:
     except ValueError as error:
         raise RefusalError(str(error)) from error
     share = summary.draw_variance / summary.n_draws / summary.stderr**2 if summary.stderr else 0.0
+    compared = _estimated(empty, summary.mean, summary, n=paired.n, n_draws=summary.n_draws)
+    return replace(compared, draw_share=min(share, 1.0))
+
+
+def _estimated(
+    empty: Comparison,
+    effect: float,
+    found: WindowDifference | AccuracyDifference | DrawSummary,
+    *,
+    n: int,
+    n_draws: int,
+) -> Comparison:
     return replace(
         empty,
-        effect=summary.mean,
-        low=summary.low,
-        high=summary.high,
-        stderr=summary.stderr,
-        p_value=summary.p_value,
-        error=summary.error,
-        n=paired.n,
-        n_draws=summary.n_draws,
-        draw_share=min(share, 1.0),
+        effect=effect,
+        low=found.low,
+        high=found.high,
+        stderr=found.stderr,
+        p_value=found.p_value,
+        error=found.error,
+        n=n,
+        n_draws=n_draws,
     )

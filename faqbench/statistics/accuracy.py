@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,10 +85,9 @@ def accuracy_difference(
     confidence: float = 0.95,
 ) -> AccuracyDifference:
     """Compare two runs on one task: paired bootstrap interval, exact McNemar p-value."""
-    result = mean_accuracy_difference(
+    return mean_accuracy_difference(
         [(correct_a, correct_b)], rng=rng, n_resamples=n_resamples, confidence=confidence
     )
-    return replace(result, p_value=mcnemar(correct_a, correct_b).p_value)
 
 
 def mean_accuracy_difference(
@@ -99,6 +98,8 @@ def mean_accuracy_difference(
     confidence: float = 0.95,
 ) -> AccuracyDifference:
     """Compare the unweighted mean accuracy over tasks; items are resampled within each task.
+
+    One task has McNemar's exact p-value, which the items' error only bounds.
 
     Args:
         tasks: per task, the correctness of the same items under run A and run B.
@@ -120,7 +121,7 @@ def mean_accuracy_difference(
         low=estimate - math.hypot(estimate - low, unseen),
         high=estimate + math.hypot(high - estimate, unseen),
         stderr=float(resampled.std()),
-        p_value=error.p_value(estimate),
+        p_value=mcnemar(*tasks[0]).p_value if len(tasks) == 1 else error.p_value(estimate),
         error=error,
         n=len(weights),
     )

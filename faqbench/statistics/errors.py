@@ -175,8 +175,10 @@ class Error:
 
     def _tail(self, distance: float, *, above: bool) -> float:
         """Return the tail whose margin on a side is a distance; at most 0.5."""
-        side = int(above)
-        if not self.stderr > 0:
+        side, stderr = int(above), self.stderr
+        if math.isnan(stderr):
+            return math.nan
+        if stderr == 0.0:
             return 0.5 if distance == 0.0 else 0.0
         if len(self.sources) == 1 and isinstance(source := self.sources[0], Student):
             return min(0.5, _probability(source.degrees, -distance / source.stderr))
@@ -241,10 +243,8 @@ def detectable_difference(
         alpha: level of the two-sided test.
         power: probability of finding the difference.
     """
-    from statsmodels.stats.power import TTestPower
-
-    effect = TTestPower().solve_power(nobs=n, alpha=alpha, power=power)
-    return float(effect) * difference_sd
+    error = Error((Student(stderr=difference_sd / math.sqrt(n), degrees=n - 1),))
+    return error.detectable(alpha=alpha, power=power)
 
 
 def detectable_accuracy_difference(

@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from faqbench.statistics.errors import Error, Student
+
 Array = np.ndarray[Any, np.dtype[Any]]
 _LARGEST = math.log(1e100)
 
@@ -39,6 +41,7 @@ class WindowDifference:
         high: its upper end.
         stderr: standard error of the difference; NaN with fewer than two windows.
         p_value: two-sided, for no difference; NaN with fewer than two windows.
+        error: what interval and p-value are read off.
         n_windows: windows compared.
         block_length: windows per bootstrap block.
     """
@@ -48,6 +51,7 @@ class WindowDifference:
     high: float
     stderr: float
     p_value: float
+    error: Error
     n_windows: int
     block_length: int
 
@@ -99,16 +103,18 @@ def mean_difference(
     n = len(difference)
     length = min(block_length or block_length_for(n), max(n // 2, 1))
     mean = float(difference.mean())
-    stderr, margin, p_value = math.nan, math.nan, math.nan
+    stderr, n_blocks = math.nan, 1
     if n > 1:
         stderr, n_blocks = _block_bootstrap_stderr(difference, length, n_resamples, rng)
-        margin, p_value = student(mean, stderr, n_blocks - 1, confidence)
+    error = Error((Student(stderr=stderr, degrees=n_blocks - 1),))
+    low, high = error.interval(mean, confidence=confidence)
     return WindowDifference(
         difference=mean,
-        low=mean - margin,
-        high=mean + margin,
+        low=low,
+        high=high,
         stderr=stderr,
-        p_value=p_value,
+        p_value=error.p_value(mean),
+        error=error,
         n_windows=n,
         block_length=length,
     )
@@ -144,16 +150,6 @@ def _block_bootstrap_stderr(
     starts = rng.integers(0, n, size=(n_resamples, n_blocks))
     means = sums[starts].sum(axis=1) / (n_blocks * length)
     return float(means.std()) * math.sqrt(n_blocks / (n_blocks - 1)), n_blocks
-
-
-def student(mean: float, stderr: float, degrees: float, confidence: float) -> tuple[float, float]:
-    """Return the interval's half width and the two-sided p-value of mean = 0."""
-    from scipy.special import stdtr, stdtrit
-
-    if stderr == 0.0:
-        return 0.0, 1.0 if mean == 0.0 else 0.0
-    margin = float(stdtrit(degrees, 0.5 + confidence / 2)) * stderr
-    return margin, float(2 * stdtr(degrees, -abs(mean) / stderr))
 
 
 def exp(x: float) -> float:
