@@ -16,7 +16,7 @@ from typing import Any
 from faqbench import assets
 from faqbench.cli.arguments import Flag, Keys, KeysOfRuns, KeysOfSelection, Number, read_arguments
 from faqbench.cli.console import console_progress, print_damaged, print_table
-from faqbench.cli.results import find_name
+from faqbench.cli.results import find_name, misspelt_sweep
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.identity import needs_calibration, quantizes
 from faqbench.files import explain_os_error
@@ -30,8 +30,6 @@ from faqbench.records import (
     find_runs,
     is_packed,
     read_run,
-    read_sweep,
-    sweep_names,
     write_pack,
     write_sweep,
 )
@@ -256,12 +254,8 @@ def compact(arguments: list[str]) -> int:
         raise UserError("compact needs into=FOLDER, such as into=runs/study.")
     runs, into, name = keys.runs, keys.into, keys.name
     keys.check_runs()
-    if (
-        name is not None
-        and read_sweep(runs, name) is None
-        and (near := did_you_mean(name, sweep_names(runs)))
-    ):
-        raise UserError(f"There is no sweep '{name}' in {runs}.{near}")
+    if name is not None and (said := misspelt_sweep(runs, name)):
+        raise UserError(said)
     if into.resolve() == runs.resolve():
         raise UserError(f"into={into} is the folder of runs itself; whole runs are not replaced.")
     if name is not None and not is_name(name):

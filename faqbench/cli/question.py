@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from faqbench.cli.composing import Command, all_overrides, compose_cells, parse_
 from faqbench.config import Experiment, UserError, did_you_mean
 from faqbench.config.identity import deciding_config, identity
 from faqbench.config.section import parse_margin
+from faqbench.config.validation import spelled
 from faqbench.statistics import fewest_draws
 
 Unit = Literal["ratio", "points", "nats"]
@@ -306,7 +306,7 @@ def _texts_of(experiment: Experiment) -> dict[str, str]:
     told = {"paths.runs": str(experiment.paths.runs)}
     for section in ("evaluation", "calibration", "scenario"):
         if section == "evaluation" or experiment.needs_calibration:
-            keys = {f"{section}.{k}": json.dumps(v) for k, v in deciding[section].items()}
+            keys = {f"{section}.{k}": spelled(v) for k, v in deciding[section].items()}
             told |= {k: v for k, v in keys.items() if k not in _NOT_OF_TEXTS}
     return told
 

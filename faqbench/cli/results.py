@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from faqbench.cli.arguments import KeysOfRuns, KeysOfSelection, Number, read_arguments
 from faqbench.cli.console import print_damaged, print_table, print_text
 from faqbench.config import Experiment, UserError, did_you_mean
-from faqbench.files import explain_os_error, scratch_beside
 from faqbench.foreign import is_name
 from faqbench.formatting import n_bytes, seconds
 from faqbench.records import RunRecord, find_heads, read_record, read_sweep, run_folders, sweep_names
@@ -270,11 +269,8 @@ def compare(arguments: list[str]) -> int:
     if keys.html != "none":
         default = keys.reports / "compare" / _name(a.run_id, b.run_id)
         target = Path(keys.html) if keys.html is not None else default
-        remedy = "html to a file" if keys.html is not None else "reports to a folder"
-        what, remedy = "write the comparison", f"free some space, or set {remedy} that can be written"
-        with explain_os_error(what, target, remedy), scratch_beside(target):
-            pass  # so a place that takes nothing is told of by the key that names it
-        write_pair(pair, runs, target)
+        place = "html to a file" if keys.html is not None else "reports to a folder"
+        write_pair(pair, runs, target, f"set {place} that can be written")
         print(f"Page: {target}")
     return 0
 
@@ -310,12 +306,9 @@ def report(arguments: list[str]) -> int:
     _, keys = read_arguments("report", arguments, ReportKeys)
     runs = _runs(keys)
     keys.check_runs()
-    near = did_you_mean(keys.name, [*sweep_names(runs), *sorted(p.name for p in runs.glob("[!._]*/_pack"))])
-    if near and runs == keys.runs and read_sweep(runs, keys.name) is None and not keys.select:
-        raise UserError(
-            f"There is no sweep '{keys.name}' in {runs}.{near} A report over all runs takes a name that is "
-            "unlike theirs, or none."
-        )
+    packed = sorted(path.parent.name for path in runs.glob("[!._]*/_pack"))
+    if runs == keys.runs and not keys.select and (said := misspelt_sweep(runs, keys.name, packed)):
+        raise UserError(f"{said} A report over all runs takes a name that is unlike theirs, or none.")
     paths = write_report(
         ReportRequest(
             runs=runs,
@@ -336,6 +329,14 @@ def report(arguments: list[str]) -> int:
     for sentence in paths.left_out:
         print(f"faqbench: {sentence}", file=sys.stderr)
     return int(bool(paths.left_out))
+
+
+def misspelt_sweep(runs: Path, name: str, others: Iterable[str] = ()) -> str | None:
+    """Say which sweep, or other name, a name may mean; None for a sweep, and for one unlike all of them."""
+    if read_sweep(runs, name) is not None:
+        return None
+    near = did_you_mean(name, [*sweep_names(runs), *others])
+    return f"There is no sweep '{name}' in {runs}.{near}" if near else None
 
 
 def _runs(keys: ReportKeys) -> Path:

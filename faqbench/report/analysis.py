@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from faqbench.config import UserError, did_you_mean
 from faqbench.config.section import Margin
 from faqbench.report import facts
-from faqbench.report.columns import Column, beside, in_words, is_variant
-from faqbench.report.comparisons import Comparison, compare_rows, with_holm
+from faqbench.report.columns import Column, Row, beside, in_words, is_variant
+from faqbench.report.comparisons import Churn, Comparison, churn_of, compare_rows, with_holm
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Panel, fits
 
@@ -129,19 +129,30 @@ def _family(
         if row != contest.baseline and _both(panel, row, contest.baseline, column)
     ]
     corrected = with_holm([comparison for _, comparison in pairs])
-    against_best = {}
-    for contest in contests:
-        for c, column in enumerate(columns):
-            best = best_of(panel, contest, column)
-            for row in contest.rows:
-                if best is not None and row != best and column.estimate(panel.rows[row]):
-                    against_best[row, best, c] = compare(row, best, c)
+    leaders = [
+        (contest, c, best)
+        for contest in contests
+        for c, column in enumerate(columns)
+        if (best := best_of(panel, contest, column)) is not None
+    ]
+    against_best = {
+        (row, best, c): compare(row, best, c)
+        for contest, c, best in leaders
+        for row in contest.rows
+        if row != best and columns[c].estimate(panel.rows[row])
+    }
     judged = dict(zip(against_best, with_holm(list(against_best.values())), strict=True))
     return Family(
         columns=columns,
         comparisons=tuple((k, v) for (k, _), v in zip(pairs, corrected, strict=True)),
-        marks=_marks(panel, contests, columns, judged),
+        marks=_marks(leaders, judged),
     )
+
+
+def churn_from_full(panel: Panel, store: EvidenceStore, row: Row, column: Column) -> Churn | None:
+    """Return the items that changed against full precision; None for itself, and where rows do not pair."""
+    full = None if row.is_baseline else panel.full_precision(row)
+    return None if full is None else churn_of(store, row, full, column)
 
 
 def resolve_baseline(panels: Sequence[Panel], asked: str | None) -> str | None:
@@ -225,24 +236,17 @@ def best_of(panel: Panel, contest: Contest, column: Column) -> int | None:
 
 
 def _marks(
-    panel: Panel,
-    contests: Sequence[Contest],
-    columns: Sequence[Column],
-    judged: dict[tuple[int, int, int], Comparison],
+    leaders: Sequence[tuple[Contest, int, int]], judged: dict[tuple[int, int, int], Comparison]
 ) -> dict[tuple[int, int], str]:
+    """Mark the best of each contest and column, and who cannot be told from it, as `Family` says."""
     marks: dict[tuple[int, int], str] = {}
-    for contest in contests:
-        for c, column in enumerate(columns):
-            best = best_of(panel, contest, column)
-            if best is None:
-                continue
-            rivals = {r: judged[r, best, c] for r in contest.rows if (r, best, c) in judged}
-            if any(
-                v.refused or v.is_of_one_draw or (v.is_significant and v.a_is_better)
-                for v in rivals.values()
-            ):
-                continue
-            ties = [row for row, v in rivals.items() if not v.is_significant]
-            marks[best, c] = BEST if not ties and marks.get((best, c)) != TIED else TIED
-            marks |= {(row, c): TIED for row in ties}
+    for contest, c, best in leaders:
+        rivals = {r: judged[r, best, c] for r in contest.rows if (r, best, c) in judged}
+        if any(
+            v.refused or v.is_of_one_draw or (v.is_significant and v.a_is_better) for v in rivals.values()
+        ):
+            continue
+        ties = [row for row, v in rivals.items() if not v.is_significant]
+        marks[best, c] = BEST if not ties and marks.get((best, c)) != TIED else TIED
+        marks |= {(row, c): TIED for row in ties}
     return marks

@@ -25,11 +25,7 @@ _ADDED_LATER = {"model", "tokenizer"}  # fingerprints that records did not alway
 
 def config_value(config: Mapping[str, Any], key: str) -> str | None:
     """Return a config value as text by dotted key; a group's name stands for the group."""
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return None
-        value = value[part]
+    value = _at(config, key)
     if isinstance(value, Mapping):
         value = value.get("name")
     return None if value is None else as_text(value)
@@ -262,13 +258,11 @@ def repeat_command(record: RunRecord) -> str:
     if is_calibrated(record):
         words["scenario"] = config_value(config, "scenario")
     for group, keys in deciding_config(config).items():
-        if isinstance(keys, Mapping) and group != "data":
+        if isinstance(keys, Mapping):
             chosen = "wiki" if group == "calibration" else str(words.get(group))
             words |= _unlike(preset(group, chosen), keys, config, f"{group}.")
-    words |= {f"data.{k}": as_text(v) for k, v in deciding_config(config)["data"].items()}
-    usual = {"limit": None, "scenario": "matched"}
-    spelled = [f"{k}={v}" for k, v in words.items() if v is not None and (k not in usual or v != usual[k])]
-    return shlex.join(["python", "-m", "faqbench", *spelled])
+    stated = [f"{k}={v}" for k, v in words.items() if v is not None and (k, v) != ("scenario", "matched")]
+    return shlex.join(["python", "-m", "faqbench", *stated])
 
 
 def _unlike(
@@ -286,9 +280,8 @@ def _unlike(
     unlike: dict[str, str | None] = {}
     for key in keys:
         value, usual = section.get(key), settings.get(key)
-        follows = isinstance(usual, str) and usual.startswith("${")
-        if follows:
-            usual = _at(config, str(usual)[2:-1])
+        if isinstance(usual, str) and usual.startswith("${"):
+            usual = _at(config, usual[2:-1])
         if isinstance(value, Mapping) and isinstance(usual, Mapping) and isinstance(keys[key], Mapping):
             unlike |= _unlike(usual, keys[key], config, f"{place}{key}.")
         elif value != usual and key != "name":

@@ -14,13 +14,13 @@ from statistics import fmean
 
 from faqbench import formatting
 from faqbench.report import facts
-from faqbench.report.analysis import TIED, Analysis, Contest, best_of
+from faqbench.report.analysis import TIED, Analysis, Contest, best_of, churn_from_full
 from faqbench.report.columns import Column, Row, estimate_cell, in_words, is_variant, metric_heading
-from faqbench.report.comparisons import Comparison, churn_of
+from faqbench.report.comparisons import Comparison
 from faqbench.report.difference_tables import difference, difference_unit
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures.drawing import key_words
-from faqbench.report.panels import Panel
+from faqbench.report.panels import Panel, full_rows
 from faqbench.report.verdicts import measure
 from faqbench.tables import Heading, Table, TableCell, text_cell
 
@@ -111,13 +111,12 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
     best = {} if column is None else _best_rows(analysis, column)
     if column is None or not best:
         return None
-    full_of = {row.name: panel.full_precision(row) for row, _ in best.values()}
-    full_rows = list({f.name: f for f in full_of.values() if f is not None}.values())
+    full = full_rows(panel, [row for row, _ in best.values()])
     accuracy = next(iter(panel.of_kind("mean_acc") or panel.of_kind("acc")), None)
     divergence = next((c for c in panel.fidelity if c.kind == "kl" and c.task == column.task), None)
     shown = [c for c in dict.fromkeys((column, divergence, accuracy)) if c is not None]
-    rows = [*((full, "") for full in full_rows), *best.values()]
-    flips = "Flips: the items that full precision answers otherwise. " if full_rows and accuracy else ""
+    rows = [*((row, "") for row in full), *best.values()]
+    flips = "Flips: the items that full precision answers otherwise. " if full and accuracy else ""
     return Table(
         name=name,
         caption="Best recipe per bit-width",
@@ -125,7 +124,7 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
             Heading(text="bits"),
             Heading(text="best recipe", numeric=False),
             *(metric_heading(c) for c in shown),
-            *([FLIPS] if full_rows and accuracy else []),
+            *([FLIPS] if full and accuracy else []),
             Heading(text="not told from it", numeric=False),
         ),
         rows=tuple(
@@ -133,7 +132,7 @@ def best_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table | N
                 text_cell(row.widths or formatting.NONE),
                 _recipe_cell(row),
                 *(replace(estimate_cell(c, c.estimate(row)), error="") for c in shown),
-                *([_flips_cell(store, row, panel, accuracy)] if full_rows and accuracy else []),
+                *([_flips_cell(store, row, panel, accuracy)] if full and accuracy else []),
                 text_cell(ties),
             )
             for row, ties in rows
@@ -184,8 +183,7 @@ def _recipe_cell(row: Row) -> TableCell:
 
 
 def _flips_cell(store: EvidenceStore, row: Row, panel: Panel, accuracy: Column) -> TableCell:
-    full = None if row.is_baseline else panel.full_precision(row)
-    churn = None if full is None else churn_of(store, row, full, accuracy)
+    churn = churn_from_full(panel, store, row, accuracy)
     if churn is None:
         return TableCell(text=formatting.NONE)
     text = formatting.percent(churn.lost + churn.gained, 1)

@@ -108,11 +108,16 @@ def _error_row(move: ErrorMove) -> tuple[str, ...]:
     return (move.place, f"{move.a:.4g}", f"{move.b:.4g}", f"{difference}{abs(move.growth):.3g}", ratio)
 
 
-_REMEDY = "free some space, or set html to a file that can be written"
-
-
-def write_pair(pair: RunPair, runs: Path, target: Path) -> None:
+def write_pair(
+    pair: RunPair, runs: Path, target: Path, remedy: str = "set html to a file that can be written"
+) -> None:
     """Write the page of two compared runs.
+
+    Args:
+        pair: compared.
+        runs: their folder.
+        target: the page.
+        remedy: where else it can be written to, beside the sentence on what went wrong.
 
     Raises:
         UserError: when the file cannot be written, or is no page of ours.
@@ -126,7 +131,7 @@ def write_pair(pair: RunPair, runs: Path, target: Path) -> None:
         figures=_figures(pair, EvidenceStore(runs)),
         commands=[repeat_command(row.runs[0]) for row in (pair.a, pair.b)],
     )
-    with explain_os_error("write the comparison", target, _REMEDY):
+    with explain_os_error("write the comparison", target, f"free some space, or {remedy}"):
         atomic_write(target, page.encode())
 
 

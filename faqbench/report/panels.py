@@ -48,6 +48,12 @@ class Panel:
         return None
 
 
+def full_rows(panel: Panel, rows: Iterable[Row]) -> list[Row]:
+    """Return the full precision rows that some rows are measured against, each once."""
+    found = (panel.full_precision(row) for row in rows)
+    return list({full.name: full for full in found if full is not None}.values())
+
+
 def build_panels(records: Sequence[RunRecord]) -> list[Panel]:
     """Return one panel per model, in the order of their names."""
     models: dict[str, dict[str, list[tuple[RunRecord, dict[str, str]]]]] = {}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from faqbench import formatting
 from faqbench.records import RunRecord
 from faqbench.report import facts
-from faqbench.report.analysis import Analysis, Family
+from faqbench.report.analysis import Analysis, Family, churn_from_full
 from faqbench.report.columns import Column, Row, estimate_cell, metric_heading
-from faqbench.report.comparisons import Churn, churn_of
+from faqbench.report.comparisons import Churn
 from faqbench.report.difference_tables import FLIPS, flips_cell
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.panels import Panel, build_panels
@@ -86,11 +86,7 @@ def fidelity_table(analysis: Analysis, store: EvidenceStore, name: str) -> Table
 def _churns(panel: Panel, store: EvidenceStore) -> list[Churn | None]:
     """Return per row the items of all tasks that changed against full precision."""
     tasks = panel.of_kind("mean_acc") or panel.of_kind("acc")
-    full_rows = [None if row.is_baseline else panel.full_precision(row) for row in panel.rows]
-    return [
-        churn_of(store, row, full, tasks[0]) if full is not None and tasks else None
-        for row, full in zip(panel.rows, full_rows, strict=True)
-    ]
+    return [churn_from_full(panel, store, row, tasks[0]) if tasks else None for row in panel.rows]
 
 
 def further_table(analysis: Analysis, name: str) -> Table | None:

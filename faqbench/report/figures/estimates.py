@@ -18,7 +18,7 @@ from faqbench.report.columns import Column, Estimate, Row, estimate_cell, metric
 from faqbench.report.evidence import EvidenceStore
 from faqbench.report.figures import style
 from faqbench.report.figures.drawing import Drawing, Facet, facets, how_many
-from faqbench.report.panels import Panel
+from faqbench.report.panels import Panel, full_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -124,8 +124,7 @@ def measured(rows: Sequence[Row], column: Column) -> list[tuple[Row, Estimate]]:
 
 def baseline_value(panel: Panel, rows: Iterable[Row], column: Column) -> float | None:
     """Return the number of full precision, in the unit of the plot; None where rows have others each."""
-    full_rows = {f.name: f for row in rows if (f := panel.full_precision(row)) is not None}
-    values = {e.value for f in full_rows.values() if (e := column.estimate(f)) is not None}
+    values = {e.value for full in full_rows(panel, rows) if (e := column.estimate(full)) is not None}
     return values.pop() * metric_scale(column)[0] if len(values) == 1 else None
 
 
