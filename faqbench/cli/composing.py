@@ -39,7 +39,6 @@ from faqbench.cli.refusals import (
     explained,
     first_choice,
     is_group,
-    options_of,
     read_flags,
     search_path_override,
 )
@@ -124,7 +123,6 @@ def compose_cells(flags: argparse.Namespace) -> Command:
     overrides = all_overrides(flags)
     with _named_as_typed(flags.overrides), composer(), explained(overrides):
         parsed = _parse(overrides)
-        _check_sweeper(parsed)
         guess = [first_choice(o) for o in parsed]
         check_choices(_parse(guess))
         compose_quickly = QuickComposer()
@@ -550,25 +548,6 @@ def _parse(lines: Sequence[str]) -> list[Override]:
 
 def _compose(overrides: list[str], *, with_hydra: bool = False) -> DictConfig:
     return compose(CONFIG_NAME, overrides=overrides, return_hydra_config=with_hydra)
-
-
-_SWEEPERS = {  # that search, each by its own plugin of Hydra, and what installs it
-    "optuna": "'faqbench[search]'",
-    "ax": "hydra-ax-sweeper",
-    "nevergrad": "hydra-nevergrad-sweeper",
-}
-
-
-def _check_sweeper(overrides: Sequence[Override]) -> None:
-    """Refuse a sweeper whose plugin is not installed, which Hydra does not know then.
-
-    Raises:
-        UserError: with the command that installs it.
-    """
-    for override in overrides:
-        name = override.value() if override.key_or_group == "hydra/sweeper" else None
-        if isinstance(name, str) and name in _SWEEPERS and name not in options_of("hydra/sweeper"):
-            raise UserError(f"hydra/sweeper={name} is not installed; pip install {_SWEEPERS[name]}.")
 
 
 def _check_one_experiment(overrides: Sequence[Override]) -> None:

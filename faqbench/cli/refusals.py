@@ -225,8 +225,17 @@ def _quoted(key: str, value: str) -> str:
     return shlex.quote(f"{key}={quoted}")
 
 
+_SWEEPERS = {  # that search, each by its own plugin of Hydra, and what installs it
+    "optuna": "'faqbench[search]'",
+    "ax": "hydra-ax-sweeper",
+    "nevergrad": "hydra-nevergrad-sweeper",
+}
+
+
 def _missing_choice(error: MissingConfigException) -> str:
     group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if group == "hydra/sweeper" and choice in _SWEEPERS:  # Hydra knows those alone that are installed
+        return f"{group}={choice} is not installed; pip install {_SWEEPERS[choice]}."
     if inner := options_of(f"{group}/{choice}"):
         ways = ", ".join(f"{group}={choice}/{name}" for name in inner)
         return f"{group}={choice} stands for several choices; take one of {ways}."

@@ -16,7 +16,7 @@ that both runs share, and finds what unpaired tests miss.
     before a run    errors.detectable_…: the smallest difference that a given n can show
 
 Arrays in, frozen values out; every random function takes its Generator. numpy is imported at once,
-scipy.stats and statsmodels (about a second each) only inside the functions that need them.
+scipy.stats (about a second) only inside the functions that need it.
 """
 
 from faqbench.statistics.accuracy import (
